@@ -1,0 +1,57 @@
+// Where weights come from: a mapped Hugging Face checkpoint, or deterministic random numbers for a bare config.
+#pragma once
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/tensor/dtype.h"
+
+namespace expertmesh {
+
+// A whole tensor as the checkpoint stores it, row-major. `bytes` stays valid as long as this object and its source
+// live.
+struct StoredTensor {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<std::size_t> shape;
+  std::span<std::byte const> bytes;  // a view of the mapped file, or of `owned`
+  std::vector<std::byte> owned;      // filled by sources that make their numbers up
+};
+
+struct TensorInfo {
+  std::string name;
+  std::vector<std::size_t> shape;
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // The tensor `name`, which must have exactly `shape` and a dtype of f32, bf16 or f16. Only its own byte range of the
+  // file is touched. Thread-safe. Throws ModelError naming file, tensor and what differs.
+  [[nodiscard]] virtual StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const = 0;
+  // Throws ModelError unless the source holds exactly these tensors with these shapes (`optional` ones may be missing):
+  // names a missing, an unexpected or a misshapen one.
+  virtual void verify(std::span<TensorInfo const> expected, std::span<TensorInfo const> optional) const = 0;
+};
+
+enum class LoadFormat : std::uint8_t { automatic, dummy };
+
+// Maps model.safetensors, or the shards named by model.safetensors.index.json. Reads and checks headers only. Throws
+// ModelError (missing shard, truncated file, overlapping or oversized header, unknown dtype, …) or FileError.
+std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir);
+
+// bf16 numbers that are a pure function of (seed, tensor name, element index): matrices [N,K] are normal with standard
+// deviation 1/sqrt(K), vectors 1 + small noise. verify() accepts anything.
+std::unique_ptr<WeightSource> make_dummy_weights(std::uint64_t seed);
+
+// float value of element i of a stored f32, bf16 or f16 tensor, for tests and small tensors.
+float element(StoredTensor const& tensor, std::size_t index);
+
+// All elements as float32.
+std::vector<float> to_floats(StoredTensor const& tensor);
+
+}  // namespace expertmesh

@@ -1,0 +1,37 @@
+// A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
+//   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
+// Packing is deterministic: the same numbers give the same bytes.
+#pragma once
+#include <cstddef>
+
+#include "common/base/aligned_buffer.h"
+#include "common/config/weight_format.h"
+
+namespace expertmesh {
+
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k);
+
+  // Fills rows [first_row, first_row + num_rows) from row-major [num_rows,K] numbers of `type` (f32, bf16 or f16),
+  // rounding to nearest even where the format is narrower. Any first_row: q, k, v or gate, up fuse into one matrix.
+  void set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows);
+
+  [[nodiscard]] WeightFormat const& format() const { return format_; }
+  [[nodiscard]] std::size_t n() const { return n_; }
+  [[nodiscard]] std::size_t k() const { return k_; }
+  [[nodiscard]] std::byte const* data() const { return data_.data(); }
+  [[nodiscard]] std::size_t size_bytes() const { return data_.size_bytes(); }
+
+ private:
+  WeightFormat format_;
+  std::size_t n_ = 0;
+  std::size_t k_ = 0;
+  AlignedBuffer<std::byte> data_;
+};
+
+// Bytes PackedMatrix(format, n, k) will hold: for planning memory before loading.
+std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k);
+
+}  // namespace expertmesh

@@ -1,0 +1,64 @@
+// Attention over a paged KV cache, and the cache itself (one layer's worth). The byte layout is private to this
+// backend.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "common/base/aligned_buffer.h"
+#include "common/kernels/exec.h"
+#include "common/tensor/dtype.h"
+#include "common/tensor/tensor.h"
+
+namespace expertmesh {
+
+constexpr std::size_t kKvBlockTokens = 16;
+
+struct KvLayerShape {
+  std::size_t num_blocks = 0;
+  std::size_t num_kv_heads = 0;  // G
+  std::size_t head_dim = 0;      // D
+  DType dtype = DType::f32;      // f32 or bf16 (rounded to nearest even when written)
+};
+
+class KvLayer {
+ public:
+  explicit KvLayer(KvLayerShape shape);
+  static std::size_t bytes_per_block(KvLayerShape const& shape);
+  [[nodiscard]] KvLayerShape const& shape() const { return shape_; }
+  [[nodiscard]] std::byte* keys() { return keys_.data(); }
+  [[nodiscard]] std::byte const* keys() const { return keys_.data(); }
+  [[nodiscard]] std::byte* values() { return values_.data(); }
+  [[nodiscard]] std::byte const* values() const { return values_.data(); }
+
+ private:
+  KvLayerShape shape_;
+  AlignedBuffer<std::byte> keys_;    // f32/bf16 [num_blocks][G][D][16]: a block's keys transposed
+  AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][D]
+};
+
+// Which token stands where. Position p of sequence b lies in block_tables[table_offsets[b] + p/16], slot p%16.
+struct TokenPlaces {
+  std::span<std::uint32_t const> positions;      // [T]
+  std::span<std::uint32_t const> sequences;      // [T] index into table_offsets
+  std::span<std::uint32_t const> block_tables;   // concatenated
+  std::span<std::uint32_t const> table_offsets;  // [B+1]
+};
+
+// Stores k and v ([T,G*D] each) at the tokens' places.
+void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
+              KvLayer& cache);
+
+struct AttentionShape {
+  std::size_t num_heads = 0;          // Q, a multiple of G; head h reads KV head h / (Q/G)
+  float scale = 1.0F;                 // multiplies q.k
+  std::optional<std::size_t> window;  // sees positions (p - window, p]
+};
+
+// q: [T,Q*D], out: [T,Q*D]. Token t attends to positions 0…p of its sequence, all already written. Online softmax over
+// tiles aligned to absolute positions: out[t] depends on its sequence alone, bit for bit.
+void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces const& places, KvLayer const& cache,
+                     AttentionShape const& shape, MatrixView<float> out);
+
+}  // namespace expertmesh

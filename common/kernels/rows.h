@@ -1,0 +1,24 @@
+// Small row-wise ops around the GEMMs.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "common/base/strong_id.h"
+#include "common/kernels/exec.h"
+#include "common/tensor/dtype.h"
+#include "common/tensor/tensor.h"
+
+namespace expertmesh {
+// x += y; both [T,H].
+void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y);
+// out[t] = table[ids[t]]: table [V,H] of `type` (f32, bf16 or f16), row-major.
+void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
+               MatrixView<float> out);
+// Rows of x rounded to `wire` (f32 or bf16), row t at out + t * H * size_of(wire).
+void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte* out);
+// out[t] = sum over k = 0…K-1 in this order of weights[t*K+k] * rows[t*K+k], each row H elements of `wire`; fp32, one
+// fused multiply-add a term, starting from 0. out: [T,H].
+void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
+             std::size_t experts_per_token, MatrixView<float> out);
+}  // namespace expertmesh

@@ -1,0 +1,83 @@
+// What the HTTP side asks of the engine and what it hears back. Plain data; the engine knows no JSON and no text.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/base/error.h"
+#include "common/base/strong_id.h"
+
+namespace expertmesh {
+
+struct SamplingParams {
+  float temperature = 1.0F;  // 0: greedy (exact argmax, lowest id on ties)
+  float top_p = 1.0F;        // (0, 1]: smallest set of tokens with at least this probability
+  std::uint64_t seed = 0;    // drawn at admission where the client gave none
+};
+
+struct GenerateRequest {
+  std::string request_id;       // "cmpl-…", for logs
+  std::vector<TokenId> prompt;  // at least one token
+  SamplingParams sampling;
+  std::size_t max_tokens = 16;                 // new tokens; 0 only with prompt_logprobs or echo
+  bool ignore_eos = false;                     // go on after an end-of-sequence token
+  std::optional<std::size_t> logprobs;         // per new token: its own and this many of the best
+  std::optional<std::size_t> prompt_logprobs;  // the same per prompt token
+  bool return_routed_experts = false;          // per token and MoE layer the chosen experts
+};
+
+struct TokenLogprob {
+  TokenId token = 0;
+  float logprob = 0;
+};
+
+// Log-probabilities of the raw logits (before temperature) at one position.
+struct TokenLogprobs {
+  TokenLogprob chosen;            // the sampled token, or the prompt's own
+  std::vector<TokenLogprob> top;  // best first, lowest id first among equals
+};
+
+enum class FinishReason : std::uint8_t { stop, length };  // stop: an end-of-sequence token
+
+// The life of a request as its owner sees it: PromptDone?, TokenEvent*, then exactly one FinishEvent or ErrorEvent.
+struct PromptDoneEvent {
+  std::vector<std::optional<TokenLogprobs>> logprobs;  // [prompt length], the first null; empty if not asked for
+};
+struct TokenEvent {
+  TokenId token = 0;  // an end-of-sequence token is delivered too, unless it ends the request
+  std::optional<TokenLogprobs> logprobs;
+};
+struct FinishEvent {
+  FinishReason reason = FinishReason::stop;
+  std::size_t prompt_tokens = 0;
+  std::size_t completion_tokens = 0;  // sampled tokens, an ending end-of-sequence token included
+  // [tokens run through the model][MoE layers][K], empty if not asked for. Tokens: prompt, then all new but the last.
+  std::vector<std::vector<std::vector<std::uint32_t>>> routed_experts;
+};
+struct ErrorEvent {
+  ApiError error;  // status 5xx
+};
+using GenerateEvent = std::variant<PromptDoneEvent, TokenEvent, FinishEvent, ErrorEvent>;
+
+// Called on the engine thread: must not block or throw. Typically posts to the connection's executor.
+using EventSink = std::function<void(GenerateEvent)>;
+
+// The engine as the HTTP side sees it. Thread-safe.
+class Generator {
+ public:
+  virtual ~Generator() = default;
+  // Takes the request into the queue, or says why not: 400 (prompt too long), 429 (queue full), 503 (experts missing,
+  // draining). After an accepted submit the sink hears exactly one terminal event, unless abort() was called first.
+  virtual Result<SequenceId> submit(GenerateRequest request, EventSink sink) = 0;
+  // Ends a request early: the client went away (cancelled), or a stop string was met in its text (finished). No further
+  // event comes after the engine has seen it; events already on their way may still arrive. Unknown ids are ignored.
+  enum class AbortReason : std::uint8_t { cancelled, stop_string };
+  virtual void abort(SequenceId id, AbortReason reason) = 0;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,66 @@
+// The experts as the decoder sees them: rows go out at dispatch, come back combined at combine. Where they run
+// (in this process, in workers over MPI) is not visible here.
+#pragma once
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/base/error.h"
+#include "common/moe/routing.h"
+#include "common/tensor/tensor.h"
+
+namespace expertmesh {
+
+// Rows owed by a worker that died. The step cannot be completed; its sequences end with an error.
+class ExpertsLost : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;  // names worker, layer and what is missing
+};
+
+// Every member runs on the engine thread.
+class Experts {
+ public:
+  virtual ~Experts() = default;
+
+  // One exchange of one micro-batch, between dispatch() and the end of combine().
+  struct Exchange {
+    std::uint32_t slot = 0;  // private to the implementation
+  };
+
+  // Sends the rows of x [T,H] to the workers that hold routing's experts. layer: index in the stack. x and routing must
+  // stay unchanged until the exchange has been combined. Throws ExpertsLost if an expert has no living holder.
+  virtual Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) = 0;
+
+  // `co_await experts.combine(exchange, out)`: suspends until every row is back, then out [T,H] = sum over slots
+  // k = 0…K-1 in order of gate weight x expert row. Throws ExpertsLost.
+  struct Combine {
+    Experts& experts;
+    Exchange exchange;
+    MatrixView<float> out;
+    bool await_ready() { return experts.complete(exchange); }
+    void await_suspend(std::coroutine_handle<> waiter) { experts.wait(exchange, waiter); }
+    void await_resume() { experts.finish(exchange, out); }
+  };
+  [[nodiscard]] Combine combine(Exchange exchange, MatrixView<float> out) { return {*this, exchange, out}; }
+
+  // Moves messages and resumes every waiter whose exchange became complete (or lost). Never blocks; the engine calls it
+  // until its micro-batches are done.
+  virtual void progress() = 0;
+
+  // Before the first step after a pause / when there is nothing to do: workers wake from or go to sleep on their
+  // control socket.
+  virtual void wake() = 0;
+  virtual void idle() = 0;
+
+  // Empty if every expert has a living holder; else one line that says what is missing and why.
+  [[nodiscard]] virtual std::string missing() const = 0;
+
+ protected:
+  virtual bool complete(Exchange exchange) = 0;                              // all rows back, or lost
+  virtual void wait(Exchange exchange, std::coroutine_handle<> waiter) = 0;  // at most one waiter an exchange
+  virtual void finish(Exchange exchange, MatrixView<float> out) = 0;         // combines, frees the slot
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,46 @@
+// Every number of /metrics, in the field's names under the prefix expertmesh:. One registry per process, no globals.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace expertmesh {
+
+// accepted = queued + running + finished + failed + cancelled at every scrape: the owner (the engine thread) changes
+// them under one lock with serialise().
+class Metrics {
+ public:
+  // moe_layers: indices of the MoE layers, for the per-layer series.
+  explicit Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_experts);
+
+  struct Ledger {
+    std::uint64_t accepted = 0, queued = 0, running = 0, finished = 0, failed = 0, cancelled = 0;
+  };
+  void set_ledger(Ledger const& ledger);
+  [[nodiscard]] Ledger ledger() const;
+
+  void count_prompt_tokens(std::size_t count);
+  void count_generation_tokens(std::size_t count);
+  void observe_step(double seconds, std::size_t tokens);
+  void observe_time_to_first_token(double seconds);
+  void observe_inter_token(double seconds);
+  void set_kv_usage(double share);  // 0..1
+  void count_http(int status);
+  void count_unknown_field(std::string const& field);  // bounded number of label values
+  void count_worker_death();
+  void set_workers_serving(std::size_t count);
+  void count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received);
+  // Running sums since start: importance[e] = sum of gate weights, load[e] = number of tokens (Shazeer et al. 2017).
+  void set_balance(std::size_t moe_layer_index, std::vector<double> const& importance, std::vector<double> const& load,
+                   double importance_cv2, double load_cv2);
+  // Prometheus text exposition format 0.0.4.
+  [[nodiscard]] std::string serialise() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace expertmesh

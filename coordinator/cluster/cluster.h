@@ -1,0 +1,103 @@
+// The coordinator's worker processes: spawned, given their experts, watched, and ended.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/checkpoint/weight_source.h"
+#include "common/config/expert_spec.h"
+#include "coordinator/cluster/worker_group.h"
+
+namespace expertmesh {
+
+struct ClusterOptions {
+  std::size_t num_workers = 1;           // N: worker w holds the experts [E*(w-1)/N, E*w/N) of every MoE layer
+  std::filesystem::path worker_program;  // expertmesh-worker
+  std::filesystem::path model_dir;
+  LoadFormat load_format = LoadFormat::automatic;
+  std::uint64_t dummy_seed = 0;
+  ExpertModelSpec experts;
+  std::size_t experts_per_token = 1;    // K
+  std::size_t max_tokens_per_step = 1;  // T
+  std::size_t threads_per_worker = 1;
+  std::string isa;  // as in kernels/exec.h: every worker runs the coordinator's, or refuses
+
+  std::chrono::milliseconds heartbeat_interval{25};
+  std::chrono::milliseconds death_timeout{200};  // without a heartbeat
+  std::chrono::seconds join_timeout{60};         // from spawn to hello
+  std::chrono::seconds load_timeout{24 * 3600};  // from assign to loaded
+  std::chrono::seconds leave_timeout{3};         // from shutdown to the end of the process
+};
+
+enum class WorkerState : std::uint8_t { joining, loading, serving, dead, left };
+char const* name_of(WorkerState state);
+
+struct WorkerStatus {
+  WorkerId id;
+  Incarnation incarnation;
+  WorkerState state = WorkerState::joining;
+  std::int64_t pid = 0;  // 0 until hello
+  std::string host;
+  std::string device;           // "cpu"
+  std::string isa;              // as the worker reported it
+  std::string dtype;            // weights: "float32", "bfloat16"
+  std::string transport;        // "mpi"
+  std::size_t num_experts = 0;  // held, all layers together
+  std::size_t resident_bytes = 0;
+  std::optional<std::chrono::milliseconds> heartbeat_age;  // while it lives
+  std::string death_reason;                                // empty unless dead
+};
+
+struct LoadProgress {
+  std::size_t loaded_bytes = 0;  // of packed experts, all workers together
+  std::size_t total_bytes = 0;
+  double bytes_per_second = 0;
+  double seconds_left = 0;
+};
+
+// A worker could not be started. Names the worker and its reason. (A worker that finds fault with the model directory
+// ends the start with a ModelError instead.)
+class ClusterError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class Cluster final : public WorkerGroup {
+ public:
+  using OnProgress =
+      std::function<void(LoadProgress const&)>;              // on the calling thread of start(), a few times a second
+  using OnDeath = std::function<void(WorkerStatus const&)>;  // on the monitor thread; must not block or throw
+
+  // Spawns the workers, gives them their experts and returns when all serve. MPI must be initialised. Throws
+  // ClusterError, ModelError or NetworkError; nothing is left behind then.
+  static std::unique_ptr<Cluster> start(ClusterOptions options, OnProgress const& on_progress, OnDeath on_death);
+  ~Cluster() override;  // shutdown()
+
+  // Asks the workers to leave, waits at most leave_timeout, kills what is still there.
+  void shutdown();
+
+  [[nodiscard]] std::vector<WorkerStatus> status() const;  // thread-safe
+
+  [[nodiscard]] Transport& transport() override;
+  [[nodiscard]] std::vector<WorkerPeer> const& peers() const override;
+  [[nodiscard]] PlacementEpoch epoch() const override;
+  [[nodiscard]] std::size_t resident_bytes() const override;
+  [[nodiscard]] bool dead(WorkerId worker) const override;
+  [[nodiscard]] std::string death_reason(WorkerId worker) const override;
+  void declare_dead(WorkerId worker, std::string const& reason) override;
+  void idle() override;
+  void wake() override;
+
+ private:
+  class Impl;
+  explicit Cluster(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertmesh

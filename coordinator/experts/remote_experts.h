@@ -1,0 +1,69 @@
+// Experts behind a transport: packs rows for the workers that hold the chosen experts, and combines what comes back in
+// slot order, so that the result has the same bits wherever the experts run.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/checkpoint/weight_source.h"
+#include "common/config/expert_spec.h"
+#include "common/kernels/exec.h"
+#include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/worker_group.h"
+#include "coordinator/experts/experts.h"
+
+namespace expertmesh {
+
+struct RemoteExpertsLimits {
+  std::size_t experts_per_token = 1;  // K
+  std::size_t max_tokens = 1;         // T of one dispatch
+};
+
+class RemoteExperts final : public Experts {
+ public:
+  static constexpr std::size_t kNumSlots = 2;  // exchanges in flight at once: two micro-batches
+
+  // exec: of the engine, for rounding and combining. Every buffer is allocated here.
+  RemoteExperts(ExpertModelSpec const& model, RemoteExpertsLimits limits, Exec const& exec,
+                std::shared_ptr<WorkerGroup> group);
+  ~RemoteExperts() override;
+
+  Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
+  void progress() override;
+  void wake() override;
+  void idle() override;
+  [[nodiscard]] std::string missing() const override;
+
+  struct Traffic {
+    std::size_t bytes_sent = 0;
+    std::size_t bytes_received = 0;
+    std::vector<std::size_t> rows_sent;  // per MoE layer: a token counts once per worker it goes to
+  };
+  [[nodiscard]] Traffic const& traffic() const;  // since start; engine thread
+  [[nodiscard]] WorkerGroup& group();
+
+ protected:
+  bool complete(Exchange exchange) override;
+  void wait(Exchange exchange, std::coroutine_handle<> waiter) override;
+  void finish(Exchange exchange, MatrixView<float> out) override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Experts in worker processes. The cluster must outlive the result.
+std::unique_ptr<RemoteExperts> make_cluster_experts(Cluster& cluster, ExpertModelSpec const& model,
+                                                    RemoteExpertsLimits limits, Exec const& exec);
+
+// Experts in this process, on exec's pool: the same exchange over the in-process transport. Loads every expert.
+// on_bytes(loaded, total): packed bytes so far, from loading threads, one call at a time.
+std::unique_ptr<RemoteExperts> make_local_experts(ExpertModelSpec const& model, WeightSource const& source,
+                                                  RemoteExpertsLimits limits, Exec const& exec,
+                                                  std::function<void(std::size_t, std::size_t)> const& on_bytes);
+
+}  // namespace expertmesh

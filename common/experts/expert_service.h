@@ -1,0 +1,73 @@
+// Serves dispatch messages: rows of all messages present together, grouped by expert, through the experts, and out into
+// the answers. The same code in a worker process and inside the coordinator.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/experts/expert_store.h"
+#include "common/kernels/exec.h"
+#include "common/protocol/dispatch_layout.h"
+
+namespace expertmesh {
+
+struct ExpertServiceOptions {
+  Incarnation incarnation;  // of this worker
+  PlacementEpoch epoch;
+  DType wire = DType::f32;
+  DispatchLimits limits;         // of one message
+  std::size_t max_messages = 1;  // served together
+};
+
+// One message and the buffer for its answer; both 64-byte aligned.
+struct ServiceCall {
+  std::span<std::byte const> request;  // exactly the bytes received
+  std::span<std::byte> answer;         // room for max_answer_bytes()
+  // Filled by serve():
+  std::size_t answer_bytes = 0;  // 0: the message is not one of ours, nobody to answer
+  std::uint32_t attempt = 0;     // tag of the answer
+  WireError error;               // fault none: served; else the answer (if any) carries the fault
+};
+
+class ExpertService {
+ public:
+  // Scratch for the largest calls is allocated here. exec's rows may be fewer: large calls are run in parts.
+  ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options);
+
+  // Of any one message, whatever its layer.
+  [[nodiscard]] std::size_t max_request_bytes() const;
+  [[nodiscard]] std::size_t max_answer_bytes() const;
+
+  // At most max_messages calls. Never throws on a bad message: see ServiceCall::error.
+  void serve(std::span<ServiceCall> calls);
+
+  // Rows that the largest call of grouped_ffn gets: for Exec's limits.
+  static std::size_t exec_rows(DispatchLimits const& limits, std::size_t max_messages);
+
+ private:
+  void count_entries(Request const& request);
+  void place_entries(Request const& request, AnswerWriter const& answer);
+  void run_groups();
+
+  ExpertStore const& store_;
+  Exec const& exec_;
+  ExpertServiceOptions options_;
+
+  // The good messages of a call and their answers.
+  std::vector<Request> requests_;
+  std::vector<AnswerWriter> answers_;
+
+  // Rows grouped by expert. `next_` is indexed by ExpertStore::index: first the count, then the next free place of the
+  // expert's group; all zero between calls.
+  std::vector<std::size_t> next_;
+  std::vector<std::size_t> hit_;  // experts with rows, in the order they were met
+  std::vector<FfnWeights const*> groups_;
+  std::vector<std::size_t> offsets_;  // [groups + 1]
+  std::vector<std::byte const*> in_;
+  std::vector<std::byte*> out_;
+  std::vector<FfnWeights const*> part_groups_;  // what run_groups() hands to one kernel call
+  std::vector<std::size_t> part_offsets_;
+};
+
+}  // namespace expertmesh

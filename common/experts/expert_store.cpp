@@ -1,0 +1,105 @@
+#include "common/experts/expert_store.h"
+
+#include <array>
+#include <exception>
+#include <mutex>
+#include <numeric>
+
+#include "common/base/check.h"
+
+namespace expertmesh {
+namespace {
+
+// One expert to load.
+struct Job {
+  ExpertLayerSpec const* layer;
+  std::uint32_t expert;  // global id
+};
+
+std::vector<Job> jobs_for(ExpertModelSpec const& model, HeldExperts const& held) {
+  EM_CHECK(held.size() == model.layers.size(), held.size()
+                                                   << " layers held, " << model.layers.size() << " in the model");
+  std::vector<Job> jobs;
+  for (std::size_t i = 0; i < held.size(); ++i)
+    for (std::uint32_t const expert : held[i]) {
+      EM_CHECK(expert < model.layers[i].experts.size(), "expert " << expert << " of layer " << model.layers[i].layer);
+      jobs.push_back({&model.layers[i], expert});
+    }
+  return jobs;
+}
+
+std::size_t packed_bytes_of(WeightFormat const& format, ExpertLayerSpec const& layer) {
+  return packed_bytes(format, 2 * layer.intermediate, layer.hidden) +
+         packed_bytes(format, layer.hidden, layer.intermediate);
+}
+
+void set_rows(PackedMatrix& matrix, std::size_t first_row, std::size_t rows, std::string const& name,
+              WeightSource const& source) {
+  std::array const shape{rows, matrix.k()};
+  StoredTensor const tensor = source.load(name, shape);
+  matrix.set_rows(first_row, rows, tensor.dtype, tensor.bytes.data());
+}
+
+FfnWeights load(Job const& job, WeightFormat const& format, WeightSource const& source) {
+  auto const& [layer, expert] = job;
+  ExpertTensors const& names = layer->experts[expert];
+  FfnWeights out{.gate_up = PackedMatrix(format, 2 * layer->intermediate, layer->hidden),
+                 .down = PackedMatrix(format, layer->hidden, layer->intermediate),
+                 .activation = layer->activation};
+  set_rows(out.gate_up, 0, layer->intermediate, names.gate, source);
+  set_rows(out.gate_up, layer->intermediate, layer->intermediate, names.up, source);
+  set_rows(out.down, 0, layer->hidden, names.down, source);
+  return out;
+}
+
+}  // namespace
+
+HeldExperts all_experts(ExpertModelSpec const& model) {
+  HeldExperts held;
+  for (auto const& layer : model.layers) {
+    held.emplace_back(layer.experts.size());
+    std::iota(held.back().begin(), held.back().end(), 0U);
+  }
+  return held;
+}
+
+std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held) {
+  std::size_t bytes = 0;
+  for (Job const& job : jobs_for(model, held)) bytes += packed_bytes_of(model.weights, *job.layer);
+  return bytes;
+}
+
+ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
+                         ThreadPool& pool, OnBytes const& on_bytes) {
+  std::vector<Job> const jobs = jobs_for(model, held);
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    layers_.push_back(
+        {.layer = model.layers[i].layer, .hidden = model.layers[i].hidden, .num_experts = held[i].size()});
+    first_expert_.push_back(first);
+    first += held[i].size();
+  }
+  experts_.resize(jobs.size());
+
+  std::size_t const total_bytes = packed_expert_bytes(model, held);
+  std::mutex mutex;
+  std::exception_ptr failure;
+  pool.parallel_for(jobs.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t i = begin; i < end; ++i) {
+      try {
+        experts_[i] = load(jobs[i], model.weights, source);
+        std::lock_guard lock(mutex);
+        if (failure) return;
+        resident_bytes_ += experts_[i].gate_up.size_bytes() + experts_[i].down.size_bytes();
+        on_bytes(resident_bytes_, total_bytes);
+      } catch (...) {
+        std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+        return;
+      }
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,52 @@
+// The experts a process holds, packed and ready for grouped_ffn.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "common/base/thread_pool.h"
+#include "common/checkpoint/weight_source.h"
+#include "common/config/expert_spec.h"
+#include "common/kernels/grouped_ffn.h"
+#include "common/protocol/dispatch_layout.h"
+
+namespace expertmesh {
+
+// Per layer of an ExpertModelSpec: global expert ids. The position in the list is the local expert index.
+using HeldExperts = std::vector<std::vector<std::uint32_t>>;
+HeldExperts all_experts(ExpertModelSpec const& model);
+
+// Bytes that many experts will take once packed: for planning before loading.
+std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held);
+
+class ExpertStore {
+ public:
+  // (loaded, total) packed bytes; from loading threads, one call at a time.
+  using OnBytes = std::function<void(std::size_t loaded, std::size_t total)>;
+
+  // Reads the held experts' tensors and no others, on all threads of the pool. Throws what the source throws:
+  // ModelError, FileError.
+  ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
+              OnBytes const& on_bytes);
+
+  [[nodiscard]] std::vector<HeldLayer> const& layers() const { return layers_; }  // in the model's order
+  [[nodiscard]] FfnWeights const& expert(std::size_t layer_index, std::size_t local_expert) const {
+    return experts_[index(layer_index, local_expert)];
+  }
+  // Numbers the experts of all layers through: 0…num_experts() - 1.
+  [[nodiscard]] std::size_t index(std::size_t layer_index, std::size_t local_expert) const {
+    return first_expert_[layer_index] + local_expert;
+  }
+  [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return experts_[index]; }
+  [[nodiscard]] std::size_t num_experts() const { return experts_.size(); }
+  [[nodiscard]] std::size_t resident_bytes() const { return resident_bytes_; }
+
+ private:
+  std::vector<HeldLayer> layers_;
+  std::vector<std::size_t> first_expert_;  // [layers]
+  std::vector<FfnWeights> experts_;
+  std::size_t resident_bytes_ = 0;
+};
+
+}  // namespace expertmesh

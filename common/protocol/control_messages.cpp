@@ -1,0 +1,233 @@
+#include "common/protocol/control_messages.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "common/protocol/json_reader.h"
+
+namespace expertmesh::control {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 24;  // of a weight
+constexpr std::uint64_t kMaxMessageRows = std::uint64_t{1} << 24;
+
+// ---- shared parts
+
+json to_json(WeightFormat const& format) {
+  return {{"storage", name_of(format.storage)},
+          {"group_size", format.group_size},
+          {"scale_type", name_of(format.scale_type)},
+          {"has_zero_point", format.has_zero_point},
+          {"activation", format.activation == ActivationRule::none ? "none" : "round_to_bf16"}};
+}
+
+DType dtype_of(JsonReader& in, std::string const& field) {
+  return in.choice<DType>(field, {{"float32", DType::f32}, {"bfloat16", DType::bf16}});
+}
+
+WeightFormat weight_format(json const& object, std::string const& where) {
+  JsonReader in(object, where);
+  WeightFormat out;
+  out.storage = dtype_of(in, "storage");
+  out.group_size = in.number("group_size", kMaxDimension);
+  out.scale_type = dtype_of(in, "scale_type");
+  out.has_zero_point = in.boolean("has_zero_point");
+  out.activation = in.choice<ActivationRule>(
+      "activation", {{"none", ActivationRule::none}, {"round_to_bf16", ActivationRule::round_to_bf16}});
+  in.finish();
+  return out;
+}
+
+json to_json(ExpertModelSpec const& model) {
+  json layers = json::array();
+  for (auto const& layer : model.layers) {
+    json experts = json::array();
+    for (auto const& e : layer.experts) experts.push_back({{"gate", e.gate}, {"up", e.up}, {"down", e.down}});
+    layers.push_back({{"layer", layer.layer},
+                      {"hidden", layer.hidden},
+                      {"intermediate", layer.intermediate},
+                      {"activation", "silu"},
+                      {"experts", std::move(experts)}});
+  }
+  return {{"layers", std::move(layers)}, {"weights", to_json(model.weights)}, {"wire", name_of(model.wire)}};
+}
+
+ExpertLayerSpec layer_spec(json const& object, std::string const& where) {
+  JsonReader in(object, where);
+  ExpertLayerSpec out;
+  out.layer = in.number<std::uint32_t>("layer");
+  out.hidden = in.number("hidden", kMaxDimension);
+  if (out.hidden == 0) in.fail("hidden", "is 0");
+  out.intermediate = in.number("intermediate", kMaxDimension);
+  if (out.intermediate == 0) in.fail("intermediate", "is 0");
+  out.activation = in.choice<Activation>("activation", {{"silu", Activation::silu}});
+  for (auto const& item : in.array("experts")) {
+    JsonReader expert(item, where + ".experts[" + std::to_string(out.experts.size()) + "]");
+    out.experts.push_back({expert.text("gate"), expert.text("up"), expert.text("down")});
+    expert.finish();
+  }
+  in.finish();
+  return out;
+}
+
+ExpertModelSpec model_spec(json const& object, std::string const& where) {
+  JsonReader in(object, where);
+  ExpertModelSpec out;
+  for (auto const& item : in.array("layers")) {
+    out.layers.push_back(layer_spec(item, where + ".layers[" + std::to_string(out.layers.size()) + "]"));
+    if (out.layers.size() > 1 && out.layers.back().layer <= out.layers[out.layers.size() - 2].layer)
+      in.fail("layers", "not in ascending order");
+  }
+  out.weights = weight_format(in.at("weights"), where + ".weights");
+  out.wire = dtype_of(in, "wire");
+  in.finish();
+  return out;
+}
+
+// ---- one pair of functions a message: fields out, fields in
+
+json fields(Hello const& m) {
+  return {{"protocol", m.protocol},
+          {"build", m.build},
+          {"token", m.token},
+          {"worker", m.worker.value()},
+          {"incarnation", m.incarnation.value()},
+          {"pid", m.pid},
+          {"host", m.host},
+          {"device", m.device},
+          {"isa", m.isa},
+          {"dtypes", m.dtypes},
+          {"memory_bytes", m.memory_bytes}};
+}
+void read(JsonReader& in, Hello& m) {
+  m.protocol = in.number<std::uint32_t>("protocol");
+  m.build = in.text("build");
+  m.token = in.text("token");
+  m.worker = in.id<WorkerId>("worker");
+  m.incarnation = in.id<Incarnation>("incarnation");
+  m.pid = in.number<std::int64_t>("pid");
+  m.host = in.text("host");
+  m.device = in.text("device");
+  m.isa = in.text("isa");
+  m.dtypes = in.texts("dtypes");
+  m.memory_bytes = in.number("memory_bytes");
+}
+
+json fields(Refuse const& m) {
+  return {{"reason", m.reason}};
+}
+void read(JsonReader& in, Refuse& m) {
+  m.reason = in.text("reason");
+}
+
+json fields(Assign const& m) {
+  return {{"model_dir", m.model_dir},
+          {"load_format", m.load_format == LoadFormat::dummy ? "dummy" : "auto"},
+          {"dummy_seed", m.dummy_seed},
+          {"model", to_json(m.model)},
+          {"held", m.held},
+          {"epoch", m.epoch.value()},
+          {"max_rows", m.limits.max_rows},
+          {"max_entries", m.limits.max_entries},
+          {"max_requests", m.max_requests},
+          {"heartbeat_ms", m.heartbeat_ms}};
+}
+void read(JsonReader& in, Assign& m) {
+  m.model_dir = in.text("model_dir");
+  m.load_format = in.choice<LoadFormat>("load_format", {{"auto", LoadFormat::automatic}, {"dummy", LoadFormat::dummy}});
+  m.dummy_seed = in.number("dummy_seed");
+  m.model = model_spec(in.at("model"), "assign.model");
+  for (auto const& item : in.array("held")) {
+    std::string const name = "held[" + std::to_string(m.held.size()) + "]";
+    json const layer = {{name, item}};
+    m.held.push_back(JsonReader(layer, "assign").numbers(name));
+    if (m.held.size() > m.model.layers.size()) in.fail("held", "more layers than the model has");
+    std::size_t const num_experts = m.model.layers[m.held.size() - 1].experts.size();
+    auto const& ids = m.held.back();
+    if (std::ranges::adjacent_find(ids, std::greater_equal{}) != ids.end()) in.fail(name, "not in ascending order");
+    if (!ids.empty() && ids.back() >= num_experts)
+      in.fail(name, "expert " + std::to_string(ids.back()) + " of " + std::to_string(num_experts));
+  }
+  if (m.held.size() != m.model.layers.size()) in.fail("held", "fewer layers than the model has");
+  m.epoch = in.id<PlacementEpoch>("epoch");
+  m.limits.max_rows = in.number("max_rows", kMaxMessageRows);
+  m.limits.max_entries = in.number("max_entries", kMaxMessageRows);
+  m.max_requests = in.number<std::uint32_t>("max_requests", 1024);
+  if (m.max_requests == 0) in.fail("max_requests", "is 0");
+  m.heartbeat_ms = in.number<std::uint32_t>("heartbeat_ms", 60000);
+  if (m.heartbeat_ms == 0) in.fail("heartbeat_ms", "is 0");
+}
+
+json fields(Progress const& m) {
+  return {{"loaded_bytes", m.loaded_bytes}, {"total_bytes", m.total_bytes}};
+}
+void read(JsonReader& in, Progress& m) {
+  m.loaded_bytes = in.number("loaded_bytes");
+  m.total_bytes = in.number("total_bytes");
+}
+
+json fields(Loaded const& m) {
+  return {{"resident_bytes", m.resident_bytes}};
+}
+void read(JsonReader& in, Loaded& m) {
+  m.resident_bytes = in.number("resident_bytes");
+}
+
+json fields(Failed const& m) {
+  return {{"kind", m.kind == FailureKind::model ? "model" : "other"}, {"reason", m.reason}};
+}
+void read(JsonReader& in, Failed& m) {
+  m.kind = in.choice<FailureKind>("kind", {{"model", FailureKind::model}, {"other", FailureKind::other}});
+  m.reason = in.text("reason");
+}
+
+template <class Signal>
+requires std::is_empty_v<Signal> json fields(Signal const&) {
+  return json::object();
+}
+template <class Signal>
+requires std::is_empty_v<Signal>
+void read(JsonReader&, Signal&) {}
+
+// In the order of Message's alternatives.
+constexpr char const* kTypes[] = {"hello",     "refuse", "assign", "progress", "loaded",
+                                  "heartbeat", "idle",   "wake",   "shutdown", "failed"};
+static_assert(std::size(kTypes) == std::variant_size_v<Message>);
+
+template <std::size_t I = 0>
+Message decode_as(std::string const& type, JsonReader& in) {
+  if constexpr (I == std::variant_size_v<Message>) {
+    throw MessageError("control message: unknown type '" + type + "'");
+  } else {
+    if (type != kTypes[I]) return decode_as<I + 1>(type, in);
+    std::variant_alternative_t<I, Message> message;
+    read(in, message);
+    in.finish();
+    return message;
+  }
+}
+
+}  // namespace
+
+std::string build_version() {
+  return EM_BUILD_VERSION;
+}
+
+std::string encode(Message const& message) {
+  json object = std::visit([](auto const& m) { return fields(m); }, message);
+  object["type"] = kTypes[message.index()];
+  return object.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+Message decode(std::string_view text) {
+  json const object = json::parse(text, nullptr, false);
+  if (object.is_discarded()) throw MessageError("control message: not JSON");
+  std::string const type = JsonReader(object, "control message").text("type");
+  JsonReader in(object, type);
+  in.at("type");
+  return decode_as(type, in);
+}
+
+}  // namespace expertmesh::control

@@ -1,0 +1,88 @@
+// What coordinator and workers tell each other on the control plane: JSON objects with a "type" field, one per frame.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "common/base/strong_id.h"
+#include "common/checkpoint/weight_source.h"
+#include "common/config/expert_spec.h"
+#include "common/protocol/dispatch_layout.h"
+
+namespace expertmesh::control {
+
+constexpr std::uint32_t kProtocolVersion = 1;
+std::string build_version();  // of the program this is compiled into: both ends must be equal
+
+// worker -> coordinator, first message.
+struct Hello {
+  std::uint32_t protocol = kProtocolVersion;
+  std::string build;
+  std::string token;  // content of the secret file
+  WorkerId worker;
+  Incarnation incarnation;
+  std::int64_t pid = 0;
+  std::string host;
+  std::string device;               // "cpu"
+  std::string isa;                  // as --isa chose it
+  std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
+  std::uint64_t memory_bytes = 0;   // of the host
+};
+
+// coordinator -> worker: there is no place for you. The worker ends.
+struct Refuse {
+  std::string reason;
+};
+
+// coordinator -> worker: load these experts.
+struct Assign {
+  std::string model_dir;
+  LoadFormat load_format = LoadFormat::automatic;
+  std::uint64_t dummy_seed = 0;
+  ExpertModelSpec model;
+  std::vector<std::vector<std::uint32_t>> held;  // per layer of `model`: global expert ids, ascending
+  PlacementEpoch epoch;
+  DispatchLimits limits;           // of one request
+  std::uint32_t max_requests = 1;  // of this coordinator at once
+  std::uint32_t heartbeat_ms = 25;
+};
+
+struct Progress {  // worker -> coordinator while loading, packed bytes
+  std::uint64_t loaded_bytes = 0;
+  std::uint64_t total_bytes = 0;
+};
+struct Loaded {  // worker -> coordinator: serving from now on
+  std::uint64_t resident_bytes = 0;
+};
+struct Heartbeat {};  // worker -> coordinator
+struct Idle {};       // coordinator -> worker: sleep until wake
+struct Wake {};       // coordinator -> worker
+struct Shutdown {};   // coordinator -> worker: leave
+
+enum class FailureKind : std::uint8_t {
+  model,  // the model directory is at fault
+  other,
+};
+struct Failed {  // worker -> coordinator, its last words
+  FailureKind kind = FailureKind::other;
+  std::string reason;
+};
+
+using Message = std::variant<Hello, Refuse, Assign, Progress, Loaded, Heartbeat, Idle, Wake, Shutdown, Failed>;
+
+// Names the message and the field and says what is wrong with it.
+class MessageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+std::string encode(Message const& message);
+// Throws MessageError: not JSON, an unknown type, a missing, unknown or ill-typed field, a value out of range, or parts
+// that contradict each other.
+Message decode(std::string_view json);
+
+}  // namespace expertmesh::control

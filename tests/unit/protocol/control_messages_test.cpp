@@ -1,0 +1,167 @@
+#include "common/protocol/control_messages.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <random>
+
+namespace expertmesh::control {
+namespace {
+
+using nlohmann::json;
+
+Assign sample_assign() {
+  Assign m;
+  m.model_dir = "/models/a \"b\"";
+  m.load_format = LoadFormat::dummy;
+  m.dummy_seed = 0xffffffffffffffffU;
+  for (std::uint32_t layer : {1U, 3U}) {
+    ExpertLayerSpec spec{.layer = layer, .hidden = 8, .intermediate = 4, .activation = Activation::silu, .experts = {}};
+    for (int e = 0; e < 3; ++e) {
+      std::string const at = std::to_string(layer) + "." + std::to_string(e);
+      spec.experts.push_back({"gate" + at, "up" + at, "down" + at});
+    }
+    m.model.layers.push_back(spec);
+  }
+  m.model.weights = kBfloat16Weights;
+  m.model.wire = DType::bf16;
+  m.held = {{0, 2}, {}};
+  m.epoch = PlacementEpoch(3);
+  m.limits = {.max_rows = 16, .max_entries = 32};
+  m.max_requests = 2;
+  m.heartbeat_ms = 25;
+  return m;
+}
+
+Hello sample_hello() {
+  return {.protocol = 1,
+          .build = "0.1.0",
+          .token = "secret",
+          .worker = WorkerId(2),
+          .incarnation = Incarnation(1),
+          .pid = 4711,
+          .host = "box",
+          .device = "cpu",
+          .isa = "avx2",
+          .dtypes = {"float32", "bfloat16"},
+          .memory_bytes = 1ULL << 40};
+}
+
+std::string error_of(std::string const& text) {
+  try {
+    decode(text);
+  } catch (MessageError const& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// The error after `change` has been applied to the JSON of a good message.
+template <class Change>
+std::string error_after(Message const& message, Change change) {
+  json object = json::parse(encode(message));
+  change(object);
+  return error_of(object.dump());
+}
+
+TEST(ControlMessages, RoundTripKeepsEveryField) {
+  auto const hello = std::get<Hello>(decode(encode(sample_hello())));
+  EXPECT_EQ(encode(hello), encode(sample_hello()));
+  EXPECT_EQ(hello.worker, WorkerId(2));
+  EXPECT_EQ(hello.dtypes, (std::vector<std::string>{"float32", "bfloat16"}));
+
+  auto const assign = std::get<Assign>(decode(encode(sample_assign())));
+  EXPECT_EQ(encode(assign), encode(sample_assign()));
+  EXPECT_EQ(assign.model_dir, "/models/a \"b\"");
+  EXPECT_EQ(assign.load_format, LoadFormat::dummy);
+  EXPECT_EQ(assign.dummy_seed, 0xffffffffffffffffU);
+  EXPECT_EQ(assign.model.layers[1].layer, 3U);
+  EXPECT_EQ(assign.model.layers[1].experts[2].down, "down3.2");
+  EXPECT_EQ(assign.model.weights, kBfloat16Weights);
+  EXPECT_EQ(assign.held, (std::vector<std::vector<std::uint32_t>>{{0, 2}, {}}));
+  EXPECT_EQ(assign.limits, (DispatchLimits{.max_rows = 16, .max_entries = 32}));
+
+  auto const failed = std::get<Failed>(decode(encode(Failed{.kind = FailureKind::model, .reason = "no \xff file"})));
+  EXPECT_EQ(failed.kind, FailureKind::model);
+  EXPECT_EQ(failed.reason, "no \xEF\xBF\xBD file");  // what is no UTF-8 arrives as U+FFFD
+
+  EXPECT_EQ(std::get<Progress>(decode(encode(Progress{.loaded_bytes = 3, .total_bytes = 7}))).total_bytes, 7U);
+  EXPECT_EQ(std::get<Loaded>(decode(encode(Loaded{.resident_bytes = 9}))).resident_bytes, 9U);
+  EXPECT_EQ(std::get<Refuse>(decode(encode(Refuse{.reason = "full"}))).reason, "full");
+  EXPECT_TRUE(std::holds_alternative<Heartbeat>(decode(encode(Heartbeat{}))));
+  EXPECT_TRUE(std::holds_alternative<Idle>(decode(encode(Idle{}))));
+  EXPECT_TRUE(std::holds_alternative<Wake>(decode(encode(Wake{}))));
+  EXPECT_TRUE(std::holds_alternative<Shutdown>(decode(encode(Shutdown{}))));
+}
+
+TEST(ControlMessages, WhatIsNoMessageIsRefused) {
+  EXPECT_EQ(error_of(""), "control message: not JSON");
+  EXPECT_EQ(error_of("{"), "control message: not JSON");
+  EXPECT_EQ(error_of("[]"), "control message: not an object");
+  EXPECT_EQ(error_of("{}"), "control message.type: missing");
+  EXPECT_EQ(error_of(R"({"type":1})"), "control message.type: not a string");
+  EXPECT_EQ(error_of(R"({"type":"bye"})"), "control message: unknown type 'bye'");
+  EXPECT_EQ(error_of(std::string(100000, '[')), "control message: not JSON");
+}
+
+TEST(ControlMessages, EachMissingFieldIsNamed) {
+  for (Message const& message : {Message(sample_hello()), Message(sample_assign()), Message(Progress{}),
+                                 Message(Loaded{}), Message(Failed{}), Message(Refuse{})}) {
+    json const good = json::parse(encode(message));
+    for (auto const& [field, value] : good.items()) {
+      if (field == "type") continue;
+      json bad = good;
+      bad.erase(field);
+      EXPECT_EQ(error_of(bad.dump()), good["type"].get<std::string>() + "." + field + ": missing");
+      bad[field] = nullptr;
+      EXPECT_NE(error_of(bad.dump()).find(field), std::string::npos);
+    }
+  }
+}
+
+TEST(ControlMessages, BadValuesAreNamed) {
+  EXPECT_EQ(error_after(sample_hello(), [](json& j) { j["extra"] = 1; }), "hello.extra: unknown field");
+  EXPECT_EQ(error_after(Heartbeat{}, [](json& j) { j["x"] = 1; }), "heartbeat.x: unknown field");
+  EXPECT_EQ(error_after(sample_hello(), [](json& j) { j["worker"] = -1; }), "hello.worker: not an unsigned integer");
+  EXPECT_EQ(error_after(sample_hello(), [](json& j) { j["worker"] = 1.5; }), "hello.worker: not an unsigned integer");
+  EXPECT_EQ(error_after(sample_hello(), [](json& j) { j["worker"] = 4294967296U * 2; }),
+            "hello.worker: 8589934592 is more than 4294967295");
+  EXPECT_EQ(error_after(sample_hello(), [](json& j) { j["dtypes"] = {1}; }),
+            "hello.dtypes: holds something that is not a string");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["load_format"] = "fast"; }),
+            "assign.load_format: unknown value 'fast'");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["model"]["layers"][1]["hidden"] = 0; }),
+            "assign.model.layers[1].hidden: is 0");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["model"]["layers"][1]["layer"] = 1; }),
+            "assign.model.layers: not in ascending order");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["model"]["layers"][0]["experts"][2].erase("up"); }),
+            "assign.model.layers[0].experts[2].up: missing");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["model"]["weights"]["storage"] = "int3"; }),
+            "assign.model.weights.storage: unknown value 'int3'");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["held"][1] = {3}; }), "assign.held[1]: expert 3 of 3");
+  EXPECT_EQ(error_after(sample_assign(),
+                        [](json& j) {
+                          j["held"][0] = {1, 1};
+                        }),
+            "assign.held[0]: not in ascending order");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["held"].erase(1); }),
+            "assign.held: fewer layers than the model has");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["held"].push_back(json::array()); }),
+            "assign.held: more layers than the model has");
+  EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["heartbeat_ms"] = 0; }), "assign.heartbeat_ms: is 0");
+}
+
+TEST(ControlMessages, DamagedTextIsDecodedOrRefused) {
+  std::mt19937 random(2);
+  std::string const good = encode(sample_assign());
+  std::size_t refused = 0;
+  for (int round = 0; round < 2000; ++round) {
+    std::string text = good;
+    for (int flips = 0; flips < 2; ++flips) text[random() % text.size()] = static_cast<char>(random());
+    if (!error_of(text).empty()) ++refused;
+  }
+  EXPECT_GT(refused, 0U);
+}
+
+}  // namespace
+}  // namespace expertmesh::control

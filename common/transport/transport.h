@@ -15,6 +15,9 @@ using OpId = StrongId<struct OpIdTag, std::uint64_t>;
 // Matches a send with a receive. 0…kMaxTag; a tag of a fenced attempt is not used again for the same peer.
 using MessageTag = StrongId<struct MessageTagTag>;
 constexpr std::uint32_t kMaxTag = (1U << 22) - 1;
+// Requests travel with this tag and are taken in the order of their sending; an answer travels with the tag that its
+// request's header names, so answers may come in any order.
+constexpr MessageTag kRequestTag{0};
 
 enum class OpStatus : std::uint8_t {
   ok,         // sent: the buffer may be reused; received: `bytes` are there
@@ -46,10 +49,10 @@ class Transport {
   virtual std::size_t poll(std::span<Completion> completions) = 0;
 
   // Cuts the peer off: its unfinished ops end as cancelled (reported by the next polls), later posts to it are a broken
-  // invariant. A send whose buffer the library cannot give back is held in quarantine and does not complete until it
-  // can.
+  // invariant. An op whose buffer the library cannot give back (a send, or a receive that was half done) is held in
+  // quarantine and does not complete until it can.
   virtual void fence(PeerId peer) = 0;
-  // Bytes of sends to fenced peers that the library still holds.
+  // Bytes of the buffers of fenced peers' ops that the library still holds.
   [[nodiscard]] virtual std::size_t quarantined_bytes() const = 0;
 };
 

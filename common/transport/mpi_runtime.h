@@ -1,0 +1,34 @@
+// MPI as a service of this process: initialised once, spawns worker processes, and ends without MPI_Finalize (which
+// waits for ever once any process of the job has died). mpi.h stays out of this header.
+#pragma once
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+// Open MPI's own declaration of what MPI_Comm points to.
+struct ompi_communicator_t;
+
+namespace expertmesh {
+
+using MpiComm = ompi_communicator_t*;  // an MPI_Comm
+
+// Calls MPI_Init_thread for MPI_THREAD_MULTIPLE; errors of MPI calls are returned from then on. Once, before anything
+// else of this file. The environment comes from launch/mpi_env.sh. Throws MpiError.
+void init_mpi();
+
+// Starts one process of `program` on this host and returns the intercommunicator to it. Returns or throws MpiError
+// before the deadline, whatever becomes of the process: a spawn that has not ended by then is left to a thread of its
+// own for ever, and a process that still turns up has no one to talk to. Thread-safe; one spawn at a time. Never call
+// it from the step path.
+MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
+                     std::chrono::milliseconds deadline);
+
+// In a spawned process: the intercommunicator to the process that spawned it. Throws MpiError if nobody did.
+MpiComm parent_comm();
+
+// How every process that called init_mpi ends, well or badly: flushes the standard streams and leaves. The Open MPI
+// daemon then ends what the process had spawned and removes itself.
+[[noreturn]] void exit_without_finalize(int exit_code);
+
+}  // namespace expertmesh

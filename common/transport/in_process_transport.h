@@ -21,7 +21,7 @@ struct InProcessTransportLimits {
 };
 
 // One thread at a time. Messages are not parsed, so requests and replies pair by order: the n-th send to a peer (always
-// with kRequestTag) is answered into the n-th receive posted for it. Both must be posted; either may come first.
+// with tag 0) is answered into the n-th receive posted for it. Both must be posted; either may come first.
 class InProcessTransport final : public Transport {
  public:
   InProcessTransport(InProcessTransportLimits limits, InProcessHandler handler);

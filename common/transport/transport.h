@@ -15,9 +15,6 @@ using OpId = StrongId<struct OpIdTag, std::uint64_t>;
 // Matches a send with a receive. 0…kMaxTag; a tag of a fenced attempt is not used again for the same peer.
 using MessageTag = StrongId<struct MessageTagTag>;
 constexpr std::uint32_t kMaxTag = (1U << 22) - 1;
-// Requests travel with this tag and are taken in the order of their sending; an answer travels with the tag that its
-// request's header names, so answers may come in any order.
-constexpr MessageTag kRequestTag{0};
 
 enum class OpStatus : std::uint8_t {
   ok,         // sent: the buffer may be reused; received: `bytes` are there

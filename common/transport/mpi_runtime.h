@@ -19,8 +19,9 @@ void init_mpi();
 
 // Starts one process of `program` on this host and returns the intercommunicator to it. Returns or throws MpiError
 // before the deadline, whatever becomes of the process: a spawn that has not ended by then is left to a thread of its
-// own for ever, and a process that still turns up has no one to talk to. Thread-safe; one spawn at a time. Never call
-// it from the step path.
+// own for ever (asleep), and a process that still turns up has no one to talk to. If the process died while it was
+// inside MPI_Init, Open MPI 4.1 may lose the next spawn as well (MpiError at its deadline); the one after that works.
+// Thread-safe; one spawn at a time. Never call it from the step path.
 MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
                      std::chrono::milliseconds deadline);
 

@@ -18,8 +18,12 @@ std::size_t max_hidden(ExpertStore const& store) {
 
 }  // namespace
 
-std::size_t ExpertService::exec_rows(DispatchLimits const& limits, std::size_t max_messages) {
-  return std::min(kMaxKernelRows, limits.max_entries * max_messages);
+ExecLimits ExpertService::exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits,
+                                      std::size_t max_messages) {
+  ExecLimits out{.max_rows = std::min(kMaxKernelRows, limits.max_entries * max_messages), .max_columns = 0};
+  for (auto const& layer : model.layers)
+    out.max_columns = std::max({out.max_columns, layer.hidden, 2 * layer.intermediate});
+  return out;
 }
 
 ExpertService::ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options)

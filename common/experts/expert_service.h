@@ -32,7 +32,7 @@ struct ServiceCall {
 
 class ExpertService {
  public:
-  // Scratch for the largest calls is allocated here. exec's rows may be fewer: large calls are run in parts.
+  // Scratch for the largest calls is allocated here; exec: see exec_limits().
   ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options);
 
   // Of any one message, whatever its layer.
@@ -42,8 +42,8 @@ class ExpertService {
   // At most max_messages calls. Never throws on a bad message: see ServiceCall::error.
   void serve(std::span<ServiceCall> calls);
 
-  // Rows that the largest call of grouped_ffn gets: for Exec's limits.
-  static std::size_t exec_rows(DispatchLimits const& limits, std::size_t max_messages);
+  // What exec needs room for: the largest call of grouped_ffn.
+  static ExecLimits exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits, std::size_t max_messages);
 
  private:
   void count_entries(Request const& request);

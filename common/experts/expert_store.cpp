@@ -1,5 +1,6 @@
 #include "common/experts/expert_store.h"
 
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <mutex>
@@ -61,6 +62,12 @@ HeldExperts all_experts(ExpertModelSpec const& model) {
     std::iota(held.back().begin(), held.back().end(), 0U);
   }
   return held;
+}
+
+DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std::size_t experts_per_token) {
+  std::size_t most_held = 0;
+  for (auto const& layer : held) most_held = std::max(most_held, layer.size());
+  return DispatchLimits::of(tokens, experts_per_token, most_held);
 }
 
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held) {

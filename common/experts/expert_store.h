@@ -17,6 +17,9 @@ namespace expertmesh {
 using HeldExperts = std::vector<std::vector<std::uint32_t>>;
 HeldExperts all_experts(ExpertModelSpec const& model);
 
+// The largest request to whoever holds these, in steps of T tokens with K experts each.
+DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std::size_t experts_per_token);
+
 // Bytes that many experts will take once packed: for planning before loading.
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held);
 

@@ -13,9 +13,13 @@ ControlConnection::ControlConnection(boost::asio::ip::tcp::socket socket) : sock
 }
 
 void ControlConnection::start(Handlers handlers, std::size_t max_frame_bytes) {
+  hand_over(std::move(handlers), max_frame_bytes);
+  read_some();
+}
+
+void ControlConnection::hand_over(Handlers handlers, std::size_t max_frame_bytes) {
   handlers_ = std::move(handlers);
   decoder_.set_max_frame_bytes(max_frame_bytes);
-  read_some();
 }
 
 void ControlConnection::read_some() {

@@ -26,7 +26,8 @@ class ControlConnection : public std::enable_shared_from_this<ControlConnection>
 
   // Starts reading. The handlers are dropped when the connection has closed. max_frame_bytes: of incoming messages.
   void start(Handlers handlers, std::size_t max_frame_bytes);
-  void set_max_frame_bytes(std::size_t bytes) { decoder_.set_max_frame_bytes(bytes); }
+  // Whoever the peer turned out to be, these take over with the next message.
+  void hand_over(Handlers handlers, std::size_t max_frame_bytes);
 
   void send(control::Message const& message);                 // any thread; dropped once the connection has closed
   void close_after_sending(control::Message const& message);  // any thread

@@ -87,7 +87,9 @@ class Cluster final : public WorkerGroup {
   [[nodiscard]] Transport& transport() override;
   [[nodiscard]] std::vector<WorkerPeer> const& peers() const override;
   [[nodiscard]] PlacementEpoch epoch() const override;
+  [[nodiscard]] HeldExperts const& held(WorkerId worker) const override;
   [[nodiscard]] std::size_t resident_bytes() const override;
+  void keep(std::shared_ptr<void const> memory) override;
   [[nodiscard]] bool dead(WorkerId worker) const override;
   [[nodiscard]] std::string death_reason(WorkerId worker) const override;
   void declare_dead(WorkerId worker, std::string const& reason) override;

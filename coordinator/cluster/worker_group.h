@@ -2,10 +2,12 @@
 // and which are gone.
 #pragma once
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "common/base/strong_id.h"
+#include "common/experts/expert_store.h"
 #include "common/transport/transport.h"
 
 namespace expertmesh {
@@ -23,7 +25,10 @@ class WorkerGroup {
   [[nodiscard]] virtual Transport& transport() = 0;
   [[nodiscard]] virtual std::vector<WorkerPeer> const& peers() const = 0;  // [N] worker i + 1 at index i
   [[nodiscard]] virtual PlacementEpoch epoch() const = 0;
+  [[nodiscard]] virtual HeldExperts const& held(WorkerId worker) const = 0;
   [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together
+  // Memory that was registered with the transport: held until the transport is gone.
+  virtual void keep(std::shared_ptr<void const> memory) = 0;
 
   // Thread-safe, cheap enough for every round of the step path.
   [[nodiscard]] virtual bool dead(WorkerId worker) const = 0;

@@ -1,0 +1,358 @@
+#include "coordinator/cluster/control_server.h"
+
+#include <algorithm>
+#include <atomic>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/protocol/control_connection.h"
+#include "coordinator/cluster/heartbeat_monitor.h"
+#include "coordinator/cluster/worker_process.h"
+
+namespace expertmesh {
+namespace {
+
+using boost::asio::ip::tcp;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kHelloTimeout = std::chrono::seconds(5);     // from connect
+constexpr auto kLoadingTimeout = std::chrono::seconds(10);  // of heartbeats while the worker maps and packs weights
+
+std::int64_t in_ms(Clock::duration duration) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(duration).count();
+}
+
+}  // namespace
+
+class ControlServer::Impl {
+ public:
+  explicit Impl(Options options)
+      : options_(std::move(options)),
+        workers_(options_.num_workers),
+        dead_(options_.num_workers),
+        monitor_(options_.num_workers, options_.heartbeat_interval, Clock::now()),
+        acceptor_(io_),
+        check_timer_(io_) {
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      workers_[i].record.status.id = WorkerId(static_cast<std::uint32_t>(i + 1));
+      workers_[i].record.status.incarnation = Incarnation(1);
+    }
+    listen();
+    accept();
+    check_timer_.expires_after(options_.heartbeat_interval);
+    check();
+    thread_ = std::thread([this] { io_.run(); });
+  }
+
+  ~Impl() {
+    io_.stop();
+    thread_.join();
+  }
+
+  std::string address() const { return "127.0.0.1:" + std::to_string(acceptor_port_); }
+  SecretFile const& secret() const { return *secret_; }
+
+  std::vector<WorkerRecord> records() const {
+    std::lock_guard lock(mutex_);
+    return records_locked();
+  }
+
+  bool dead(WorkerId id) const { return dead_[id.value() - 1].load(std::memory_order_acquire); }
+
+  std::string death_reason(WorkerId id) const {
+    std::lock_guard lock(mutex_);
+    return workers_[id.value() - 1].record.status.death_reason;
+  }
+
+  void declare_dead(WorkerId id, std::string const& reason) {
+    boost::asio::post(io_, [this, id, reason] { bury(id.value() - 1, reason); });
+  }
+
+  bool wait_until(Clock::time_point deadline, std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline, [&] { return done(records_locked()); });
+  }
+
+  void send_to_all(control::Message const& message) {
+    std::lock_guard lock(mutex_);
+    for (auto const& worker : workers_)
+      if (worker.connection) worker.connection->send(message);
+  }
+
+  void stop_accepting() {
+    boost::asio::post(io_, [this] {
+      acceptor_.close();
+      secret_.reset();
+    });
+  }
+
+  void expect_leaving() {
+    std::lock_guard lock(mutex_);
+    leaving_ = true;
+  }
+
+  void kill_remaining() {
+    std::lock_guard lock(mutex_);
+    for (auto const& worker : workers_)
+      if (worker.process) worker.process->kill();
+  }
+
+ private:
+  struct Worker {
+    WorkerRecord record;
+    std::shared_ptr<ControlConnection> connection;  // while it lives
+    std::optional<WorkerProcess> process;           // from hello on
+  };
+
+  void listen() {
+    boost::system::error_code error;
+    tcp::endpoint const endpoint(boost::asio::ip::address_v4::loopback(), 0);
+    if (!acceptor_.open(endpoint.protocol(), error) && !acceptor_.bind(endpoint, error))
+      acceptor_.listen(boost::asio::socket_base::max_listen_connections, error);
+    if (error) throw NetworkError("listen", error.value(), error.message(), "127.0.0.1");
+    acceptor_port_ = acceptor_.local_endpoint().port();
+  }
+
+  void accept() {
+    acceptor_.async_accept([this](boost::system::error_code const& error, tcp::socket socket) {
+      if (error == boost::asio::error::operation_aborted) return;
+      if (!error) await_hello(std::make_shared<ControlConnection>(std::move(socket)));
+      accept();
+    });
+  }
+
+  // A stranger has one small message and a few seconds to become a worker.
+  void await_hello(std::shared_ptr<ControlConnection> const& connection) {
+    auto deadline = std::make_shared<boost::asio::steady_timer>(io_, kHelloTimeout);
+    std::weak_ptr<ControlConnection> const weak = connection;  // the connection owns its handlers, not they it
+    deadline->async_wait([weak](boost::system::error_code const& error) {
+      auto const stranger = weak.lock();
+      if (!error && stranger) stranger->close();
+    });
+    connection->start({.on_message =
+                           [this, weak, deadline](control::Message const& message) {
+                             deadline->cancel();
+                             if (auto const stranger = weak.lock()) join(stranger, message);
+                           },
+                       .on_closed = [deadline](std::string const&) { deadline->cancel(); }},
+                      kMaxHelloBytes);
+  }
+
+  void join(std::shared_ptr<ControlConnection> const& connection, control::Message const& message) {
+    auto const* hello = std::get_if<control::Hello>(&message);
+    if (hello == nullptr || !secret_matches(hello->token)) {
+      spdlog::warn("control plane: a connection without the secret was closed");
+      return connection->close();
+    }
+    if (std::string const reason = objection(*hello); !reason.empty()) {
+      connection->close_after_sending(control::Refuse{.reason = reason});
+      std::size_t const index = hello->worker.value() - 1;
+      if (index < workers_.size() && !has_joined(index)) bury(index, "refused: " + reason);
+      return;
+    }
+    std::size_t const index = hello->worker.value() - 1;
+    {
+      std::lock_guard lock(mutex_);
+      Worker& worker = workers_[index];
+      WorkerStatus& status = worker.record.status;
+      status.state = WorkerState::loading;
+      status.pid = hello->pid;
+      status.host = hello->host;
+      status.device = hello->device;
+      status.isa = hello->isa;
+      status.dtype = options_.dtype;
+      worker.connection = connection;
+      worker.process.emplace(hello->pid);
+      monitor_.watch(index, kLoadingTimeout, Clock::now());
+    }
+    connection->hand_over({.on_message = [this, index](control::Message const& m) { hear(index, m); },
+                           .on_closed = [this, index](std::string const& reason) { hung_up(index, reason); }},
+                          kMaxFrameBytes);
+    connection->send(options_.assignment(hello->worker));
+    changed_.notify_all();
+  }
+
+  bool secret_matches(std::string const& token) const { return secret_ && secret_->matches(token); }
+
+  bool has_joined(std::size_t index) const {
+    std::lock_guard lock(mutex_);
+    return workers_[index].connection != nullptr;
+  }
+
+  // Why this worker cannot join; empty if it can.
+  std::string objection(control::Hello const& hello) const {
+    if (hello.protocol != control::kProtocolVersion)
+      return "control protocol " + std::to_string(hello.protocol) + ", the coordinator speaks " +
+             std::to_string(control::kProtocolVersion);
+    if (hello.build != control::build_version())
+      return "build " + hello.build + ", the coordinator is " + control::build_version();
+    if (hello.worker.value() < 1 || hello.worker.value() > workers_.size())
+      return "there is no worker " + std::to_string(hello.worker.value());
+    if (hello.isa != options_.isa) return "runs '" + hello.isa + "', the numerics profile is '" + options_.isa + "'";
+    if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
+      return "cannot run weights in " + options_.dtype;
+    std::lock_guard lock(mutex_);
+    WorkerStatus const& status = workers_[hello.worker.value() - 1].record.status;
+    if (hello.incarnation != status.incarnation)
+      return "incarnation " + std::to_string(hello.incarnation.value()) + ", expected " +
+             std::to_string(status.incarnation.value());
+    if (status.state != WorkerState::joining) return "this worker is already " + std::string(name_of(status.state));
+    return "";
+  }
+
+  void hear(std::size_t index, control::Message const& message) {
+    if (std::holds_alternative<control::Heartbeat>(message)) {
+      std::lock_guard lock(mutex_);
+      auto const gap = monitor_.beat(index, Clock::now());
+      if (2 * gap > options_.death_timeout && workers_[index].record.status.state == WorkerState::serving)
+        spdlog::warn("worker {}: heartbeat after {} ms", index + 1, in_ms(gap));
+    } else if (auto const* progress = std::get_if<control::Progress>(&message)) {
+      std::lock_guard lock(mutex_);
+      workers_[index].record.loaded_bytes = progress->loaded_bytes;
+      workers_[index].record.total_bytes = progress->total_bytes;
+    } else if (auto const* loaded = std::get_if<control::Loaded>(&message)) {
+      std::lock_guard lock(mutex_);
+      workers_[index].record.status.state = WorkerState::serving;
+      workers_[index].record.status.resident_bytes = loaded->resident_bytes;
+      monitor_.watch(index, options_.death_timeout, Clock::now());
+    } else if (auto const* failed = std::get_if<control::Failed>(&message)) {
+      {
+        std::lock_guard lock(mutex_);
+        workers_[index].record.failure_kind = failed->kind;
+      }
+      bury(index, failed->reason);
+    } else {
+      bury(index, "sent a message that is not for coordinators");
+    }
+    changed_.notify_all();
+  }
+
+  void hung_up(std::size_t index, std::string const& reason) {
+    {
+      std::lock_guard lock(mutex_);
+      if (leaving_) {
+        workers_[index].record.status.state = WorkerState::left;
+        workers_[index].connection.reset();
+        monitor_.unwatch(index);
+      }
+    }
+    bury(index, reason);  // no effect on one that left
+    changed_.notify_all();
+  }
+
+  // A worker is dead, for good: it is cut off, and ended in case it is only stuck.
+  void bury(std::size_t index, std::string const& reason) {
+    WorkerStatus status;
+    {
+      std::lock_guard lock(mutex_);
+      Worker& worker = workers_[index];
+      WorkerState& state = worker.record.status.state;
+      if (state == WorkerState::dead || state == WorkerState::left) return;
+      state = WorkerState::dead;
+      worker.record.status.death_reason = reason;
+      dead_[index].store(true, std::memory_order_release);
+      monitor_.unwatch(index);
+      if (worker.connection) worker.connection->close();
+      worker.connection.reset();
+      if (worker.process) worker.process->kill();
+      status = worker.record.status;
+    }
+    spdlog::error("worker {} is dead: {}", index + 1, reason);
+    changed_.notify_all();
+    if (options_.on_death) options_.on_death(status);
+  }
+
+  void check() {
+    check_timer_.async_wait([this](boost::system::error_code const& error) {
+      if (error) return;
+      std::vector<std::size_t> silent;
+      {
+        std::lock_guard lock(mutex_);
+        silent = monitor_.check(Clock::now());
+      }
+      for (std::size_t const index : silent)
+        bury(index, "no heartbeat for " + std::to_string(timeout_ms(index)) + " ms");
+      check_timer_.expires_after(options_.heartbeat_interval);
+      check();
+    });
+  }
+
+  std::int64_t timeout_ms(std::size_t index) const {
+    std::lock_guard lock(mutex_);
+    return in_ms(workers_[index].record.status.state == WorkerState::serving ? Clock::duration(options_.death_timeout)
+                                                                             : Clock::duration(kLoadingTimeout));
+  }
+
+  std::vector<WorkerRecord> records_locked() const {
+    std::vector<WorkerRecord> out;
+    for (std::size_t i = 0; i < workers_.size(); ++i) {
+      out.push_back(workers_[i].record);
+      if (auto const age = monitor_.age(i, Clock::now()))
+        out.back().status.heartbeat_age = std::chrono::milliseconds(in_ms(*age));
+    }
+    return out;
+  }
+
+  Options const options_;
+  boost::asio::io_context io_;                       // before all that uses it
+  std::optional<SecretFile> secret_{std::in_place};  // monitor thread
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Worker> workers_;          // guarded by mutex_, like monitor_ and leaving_
+  std::vector<std::atomic<bool>> dead_;  // [N]
+  HeartbeatMonitor monitor_;
+  bool leaving_ = false;
+
+  tcp::acceptor acceptor_;
+  std::uint16_t acceptor_port_ = 0;
+  boost::asio::steady_timer check_timer_;
+  std::thread thread_;
+};
+
+ControlServer::ControlServer(Options options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+ControlServer::~ControlServer() = default;
+std::string ControlServer::address() const {
+  return impl_->address();
+}
+SecretFile const& ControlServer::secret() const {
+  return impl_->secret();
+}
+std::vector<WorkerRecord> ControlServer::records() const {
+  return impl_->records();
+}
+bool ControlServer::dead(WorkerId worker) const {
+  return impl_->dead(worker);
+}
+std::string ControlServer::death_reason(WorkerId worker) const {
+  return impl_->death_reason(worker);
+}
+void ControlServer::declare_dead(WorkerId worker, std::string const& reason) {
+  impl_->declare_dead(worker, reason);
+}
+bool ControlServer::wait_until(Clock::time_point deadline,
+                               std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
+  return impl_->wait_until(deadline, done);
+}
+void ControlServer::send_to_all(control::Message const& message) {
+  impl_->send_to_all(message);
+}
+void ControlServer::stop_accepting() {
+  impl_->stop_accepting();
+}
+void ControlServer::expect_leaving() {
+  impl_->expect_leaving();
+}
+void ControlServer::kill_remaining() {
+  impl_->kill_remaining();
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,62 @@
+// The coordinator's end of the control plane: takes the workers in, hears them, and watches over them, on a thread of
+// its own (the monitor thread).
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/protocol/control_messages.h"
+#include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/secret_file.h"
+
+namespace expertmesh {
+
+// What one worker has been told to be, and what it says of itself.
+struct WorkerRecord {
+  WorkerStatus status;
+  std::uint64_t loaded_bytes = 0;
+  std::uint64_t total_bytes = 0;                                    // 0 until its first progress message
+  control::FailureKind failure_kind = control::FailureKind::other;  // if dead
+};
+
+class ControlServer {
+ public:
+  struct Options {
+    std::size_t num_workers = 1;
+    std::string isa;
+    std::string dtype;  // of weights, that every worker must be able to run
+    std::chrono::milliseconds heartbeat_interval{25};
+    std::chrono::milliseconds death_timeout{200};
+    std::function<control::Assign(WorkerId)> assignment;  // on the monitor thread
+    Cluster::OnDeath on_death;
+  };
+
+  // Listens on a free port of 127.0.0.1. Throws NetworkError.
+  explicit ControlServer(Options options);
+  ~ControlServer();  // hangs up: workers that are still there end themselves
+
+  [[nodiscard]] std::string address() const;  // "127.0.0.1:port"
+  [[nodiscard]] SecretFile const& secret() const;
+
+  [[nodiscard]] std::vector<WorkerRecord> records() const;  // [N]
+  [[nodiscard]] bool dead(WorkerId worker) const;           // one atomic load
+  [[nodiscard]] std::string death_reason(WorkerId worker) const;
+  void declare_dead(WorkerId worker, std::string const& reason);
+
+  // Until `done(records)` or the deadline; false at the deadline. done is called after every change.
+  bool wait_until(std::chrono::steady_clock::time_point deadline,
+                  std::function<bool(std::vector<WorkerRecord> const&)> const& done);
+
+  void send_to_all(control::Message const& message);  // that live; returns at once
+  void stop_accepting();                              // everyone has joined; the secret goes away
+  void expect_leaving();                              // an end of a connection is no death from now on
+  void kill_remaining();                              // workers of this host that are still there
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,27 @@
+// The shared secret of a coordinator and the workers it starts: a file that only this user can read.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace expertmesh {
+
+class SecretFile {
+ public:
+  // A fresh random token, in a 0600 file in a fresh 0700 directory. Throws FileError.
+  SecretFile();
+  ~SecretFile();  // removes file and directory
+  SecretFile(SecretFile const&) = delete;
+  SecretFile& operator=(SecretFile const&) = delete;
+
+  [[nodiscard]] std::filesystem::path const& path() const { return path_; }
+  // In a time that does not depend on how much of it is right.
+  [[nodiscard]] bool matches(std::string_view token) const;
+
+ private:
+  std::filesystem::path directory_;
+  std::filesystem::path path_;
+  std::string token_;
+};
+
+}  // namespace expertmesh

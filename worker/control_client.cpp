@@ -1,0 +1,135 @@
+#include "worker/control_client.h"
+
+#include <algorithm>
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <future>
+#include <thread>
+
+#include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/protocol/control_connection.h"
+#include "common/transport/mpi_runtime.h"
+
+namespace expertmesh {
+namespace {
+
+[[noreturn]] void end_process(int exit_code) {
+  spdlog::default_logger()->flush();
+  exit_without_finalize(exit_code);
+}
+
+boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string const& address) {
+  std::size_t const colon = address.rfind(':');
+  if (colon == std::string::npos) throw NetworkError("connect", 0, "not HOST:PORT", address);
+  boost::system::error_code error;
+  boost::asio::ip::tcp::resolver resolver(io);
+  auto const endpoints = resolver.resolve(address.substr(0, colon), address.substr(colon + 1), error);
+  if (error) throw NetworkError("resolve", error.value(), error.message(), address);
+  boost::asio::ip::tcp::socket socket(io);
+  boost::asio::connect(socket, endpoints, error);
+  if (error) throw NetworkError("connect", error.value(), error.message(), address);
+  return socket;
+}
+
+}  // namespace
+
+class ControlClient::Impl {
+ public:
+  Impl(std::string const& address, control::Hello const& hello)
+      : connection_(std::make_shared<ControlConnection>(connect(io_, address))), heartbeat_timer_(io_) {
+    boost::asio::post(io_, [this] {
+      connection_->start({.on_message = [this](control::Message message) { receive(std::move(message)); },
+                          .on_closed = [this](std::string const& reason) { closed(reason); }},
+                         kMaxFrameBytes);
+    });
+    connection_->send(hello);
+    thread_ = std::thread([this] { io_.run(); });
+  }
+
+  ~Impl() {
+    io_.stop();
+    thread_.join();
+  }
+
+  control::Assign wait_for_assign() { return assigned_.get_future().get(); }
+  void send(control::Message const& message) { connection_->send(message); }
+  ServingGate& gate() { return gate_; }
+
+  [[noreturn]] void fail(control::FailureKind kind, std::string const& reason, int exit_code) {
+    boost::asio::post(io_, [this, exit_code] { exit_code_ = exit_code; });
+    connection_->send(control::Failed{.kind = kind, .reason = reason});
+    thread_.join();  // until the coordinator hangs up, which ends the process
+    end_process(exit_code);
+  }
+
+ private:
+  void receive(control::Message message) {
+    if (auto* assign = std::get_if<control::Assign>(&message)) {
+      if (assigned_before_) return closed("a second assignment");
+      assigned_before_ = true;
+      heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
+      next_heartbeat_ = std::chrono::steady_clock::now();
+      beat();
+      assigned_.set_value(std::move(*assign));
+    } else if (auto* refuse = std::get_if<control::Refuse>(&message)) {
+      closed("refused by the coordinator: " + refuse->reason);
+    } else if (std::holds_alternative<control::Idle>(message)) {
+      gate_.set(ServingGate::Mode::idle);
+    } else if (std::holds_alternative<control::Wake>(message)) {
+      gate_.set(ServingGate::Mode::serving);
+    } else if (std::holds_alternative<control::Shutdown>(message)) {
+      exit_code_ = 0;
+      if (gate_.mode() == ServingGate::Mode::loading) end_process(0);
+      gate_.set(ServingGate::Mode::stopped);
+    } else {
+      closed("a message that is not for workers");
+    }
+  }
+
+  void beat() {
+    connection_->send(control::Heartbeat{});
+    next_heartbeat_ = std::max(next_heartbeat_ + heartbeat_interval_, std::chrono::steady_clock::now());
+    heartbeat_timer_.expires_at(next_heartbeat_);
+    heartbeat_timer_.async_wait([this](boost::system::error_code const& error) {
+      if (!error) beat();
+    });
+  }
+
+  [[noreturn]] void closed(std::string const& reason) {
+    if (exit_code_ != 0) spdlog::error("control connection: {}", reason);
+    end_process(exit_code_);
+  }
+
+  boost::asio::io_context io_;
+  std::shared_ptr<ControlConnection> connection_;
+  boost::asio::steady_timer heartbeat_timer_;
+  std::chrono::steady_clock::time_point next_heartbeat_;
+  std::chrono::milliseconds heartbeat_interval_{0};
+  std::promise<control::Assign> assigned_;
+  bool assigned_before_ = false;
+  int exit_code_ = 1;  // of an end that nobody asked for
+  ServingGate gate_;
+  std::thread thread_;
+};
+
+ControlClient::ControlClient(std::string const& address, control::Hello const& hello)
+    : impl_(std::make_unique<Impl>(address, hello)) {}
+ControlClient::~ControlClient() = default;
+control::Assign ControlClient::wait_for_assign() {
+  return impl_->wait_for_assign();
+}
+void ControlClient::send(control::Message const& message) {
+  impl_->send(message);
+}
+void ControlClient::fail(control::FailureKind kind, std::string const& reason, int exit_code) {
+  impl_->fail(kind, reason, exit_code);
+}
+ServingGate& ControlClient::gate() {
+  return impl_->gate();
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,32 @@
+// A worker's end of the control plane, on a thread of its own: hello, assignment, heartbeats, idle and wake. When the
+// coordinator is gone the process ends at once: nobody else needs it.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "common/protocol/control_messages.h"
+#include "worker/serving_gate.h"
+
+namespace expertmesh {
+
+class ControlClient {
+ public:
+  // Connects to "host:port", says hello and keeps the connection from then on. Throws NetworkError.
+  ControlClient(std::string const& address, control::Hello const& hello);
+  ~ControlClient();
+
+  // Blocks until the coordinator has said what to load; heartbeats begin. A refusal ends the process.
+  control::Assign wait_for_assign();
+
+  void send(control::Message const& message);  // any thread
+  // Last words: sends them and ends the process with this exit code once they are out.
+  [[noreturn]] void fail(control::FailureKind kind, std::string const& reason, int exit_code);
+
+  [[nodiscard]] ServingGate& gate();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,145 @@
+// expertmesh-worker: holds experts and runs rows through them. Started by a coordinator, never by hand.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <fstream>
+#include <string>
+
+#include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/checkpoint/weight_source.h"
+#include "common/experts/expert_service.h"
+#include "common/experts/expert_store.h"
+#include "common/kernels/exec.h"
+#include "common/transport/mpi_runtime.h"
+#include "common/transport/mpi_transport.h"
+#include "worker/control_client.h"
+#include "worker/worker_loop.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr int kExitModel = 2;  // the model directory is at fault
+constexpr int kExitOther = 1;
+constexpr PeerId kCoordinator{0};
+
+struct Options {
+  std::string control;
+  std::uint32_t worker_id = 0;
+  std::uint32_t incarnation = 0;
+  std::string secret_file;
+  std::size_t threads = 1;
+  std::string isa;
+};
+
+std::string read_secret(std::string const& path) {
+  std::ifstream file(path);
+  std::string token;
+  if (!(file >> token)) throw FileError("read", 0, "no secret there", path);
+  return token;
+}
+
+control::Hello make_hello(Options const& options) {
+  std::array<char, 256> host{};
+  gethostname(host.data(), host.size() - 1);
+  return {.protocol = control::kProtocolVersion,
+          .build = control::build_version(),
+          .token = read_secret(options.secret_file),
+          .worker = WorkerId(options.worker_id),
+          .incarnation = Incarnation(options.incarnation),
+          .pid = getpid(),
+          .host = host.data(),
+          .device = "cpu",
+          .isa = options.isa,
+          .dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))},
+          .memory_bytes =
+              static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE))};
+}
+
+// Tells the coordinator how the load goes, a few times a second.
+class ProgressReporter {
+ public:
+  explicit ProgressReporter(ControlClient& control) : control_(control) {}
+  void operator()(std::size_t loaded, std::size_t total) {
+    auto const now = std::chrono::steady_clock::now();
+    if (loaded < total && now - last_ < std::chrono::milliseconds(200)) return;
+    last_ = now;
+    control_.send(control::Progress{.loaded_bytes = loaded, .total_bytes = total});
+  }
+
+ private:
+  ControlClient& control_;
+  std::chrono::steady_clock::time_point last_;
+};
+
+// From assignment to the end of the process; throws only before the first request.
+[[noreturn]] void serve(Options const& options, Isa isa, ControlClient& control) {
+  control::Assign const assign = control.wait_for_assign();
+  ThreadPool pool(options.threads);
+  auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
+                                                              : open_checkpoint(assign.model_dir);
+  ExpertStore const store(assign.model, assign.held, *source, pool, ProgressReporter(control));
+  Exec const exec(isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
+  ExpertService service(store, exec,
+                        {.incarnation = Incarnation(options.incarnation),
+                         .epoch = assign.epoch,
+                         .wire = assign.model.wire,
+                         .limits = assign.limits,
+                         .max_messages = assign.max_requests});
+  MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
+  transport.add_peer(kCoordinator, parent_comm());
+  WorkerLoop loop(transport, kCoordinator, service, assign.max_requests);
+  control.gate().set(ServingGate::Mode::serving);
+  control.send(control::Loaded{.resident_bytes = store.resident_bytes()});
+  spdlog::info("serving {} experts, {} bytes, {} threads, {}", store.num_experts(), store.resident_bytes(),
+               options.threads, options.isa);
+  try {
+    loop.run(control.gate());
+  } catch (WorkerLoopError const& error) {  // here, where the buffers that MPI may still write to are alive
+    control.fail(control::FailureKind::other, error.what(), kExitOther);
+  }
+  exit_without_finalize(0);
+}
+
+[[noreturn]] void run(Options const& options) {
+  init_log("worker " + std::to_string(options.worker_id));
+  auto const isa = isa_from_name(options.isa);
+  init_mpi();  // first: whoever spawned us waits for it
+  ControlClient control(options.control, make_hello(options));
+  try {
+    if (!isa || !std::ranges::count(runnable_isas(), *isa))
+      control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
+    serve(options, *isa, control);
+  } catch (ModelError const& error) {
+    control.fail(control::FailureKind::model, error.what(), kExitModel);
+  } catch (std::exception const& error) {
+    control.fail(control::FailureKind::other, error.what(), kExitOther);
+  }
+}
+
+}  // namespace
+}  // namespace expertmesh
+
+int main(int argc, char** argv) {
+  std::signal(SIGINT, SIG_IGN);  // Ctrl-C reaches the whole terminal; the coordinator decides when workers leave
+  CLI::App app{"Holds experts of a Mixture-of-Experts model for an ExpertMesh coordinator, which starts it"};
+  expertmesh::Options options;
+  app.add_option("--control", options.control, "HOST:PORT of the coordinator's control plane")->required();
+  app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->required();
+  app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1")->required();
+  app.add_option("--secret-file", options.secret_file, "file with the cluster's secret")->required();
+  app.add_option("--threads", options.threads, "compute threads")->check(CLI::Range(1, 4096));
+  app.add_option("--isa", options.isa, "instruction set of the numerics profile")->required();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    expertmesh::run(options);
+  } catch (std::exception const& error) {
+    spdlog::error("{}", error.what());
+    expertmesh::exit_without_finalize(expertmesh::kExitOther);
+  }
+}

@@ -1,0 +1,51 @@
+// The data plane of a worker: take requests, run them through the experts, send the answers. Keeps no request state.
+#pragma once
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "common/base/aligned_buffer.h"
+#include "common/experts/expert_service.h"
+#include "common/transport/transport.h"
+#include "worker/serving_gate.h"
+
+namespace expertmesh {
+
+// The coordinator sent something that cannot even be refused, or cannot be reached any more.
+class WorkerLoopError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class WorkerLoop {
+ public:
+  // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted.
+  WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests);
+
+  // Serves until the gate says stop; sleeps while it says idle. Throws WorkerLoopError.
+  void run(ServingGate& gate);
+
+ private:
+  enum class Stage : std::uint8_t { receiving, ready, answering };
+  struct Slot {
+    Stage stage = Stage::receiving;
+    OpId op;
+    std::size_t request_bytes = 0;
+    AlignedBuffer<std::byte> request;
+    AlignedBuffer<std::byte> answer;
+  };
+
+  void post_receive(Slot& slot);
+  bool poll();  // whether anything was completed
+  void serve_ready();
+  [[nodiscard]] bool all_receiving() const;
+
+  Transport& transport_;
+  PeerId coordinator_;
+  ExpertService& service_;
+  std::vector<Slot> slots_;
+  std::vector<ServiceCall> calls_;
+  std::vector<Slot*> called_;
+};
+
+}  // namespace expertmesh

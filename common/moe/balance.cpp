@@ -1,0 +1,27 @@
+#include "common/moe/balance.h"
+
+namespace expertmesh {
+
+double squared_cv(std::span<double const> values) {
+  if (values.empty()) return 0;
+  double mean = 0;
+  for (double v : values) mean += v;
+  mean /= static_cast<double>(values.size());
+  if (mean == 0) return 0;
+  double variance = 0;
+  for (double v : values) variance += (v - mean) * (v - mean);
+  return variance / static_cast<double>(values.size()) / (mean * mean);
+}
+
+BalanceStatistics::BalanceStatistics(std::size_t num_moe_layers, std::size_t num_experts)
+    : layers_(num_moe_layers, LayerBalance{std::vector<double>(num_experts), std::vector<double>(num_experts)}) {}
+
+void BalanceStatistics::add(std::size_t moe_layer, RoutingView routing) {
+  LayerBalance& sums = layers_[moe_layer];
+  for (std::size_t slot = 0; slot < routing.experts.size(); ++slot) {
+    sums.importance[routing.experts[slot]] += routing.weights[slot];
+    if (routing.weights[slot] != 0) sums.load[routing.experts[slot]] += 1;
+  }
+}
+
+}  // namespace expertmesh

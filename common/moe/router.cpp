@@ -1,0 +1,96 @@
+#include "common/moe/router.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "common/base/check.h"
+#include "common/base/counter_rng.h"
+
+namespace expertmesh {
+namespace {
+
+// log(1 + e^x) without overflow.
+float softplus(float x) {
+  return x > 20.0F ? x : std::log1p(std::exp(x));
+}
+
+void softmax_in_place(std::span<float> values) {
+  float largest = -std::numeric_limits<float>::infinity();
+  for (float v : values) largest = std::max(largest, v);
+  if (largest == -std::numeric_limits<float>::infinity()) largest = 0;  // every logit is -inf: all terms become 0
+  float sum = 0;
+  for (float& v : values) {
+    v = std::exp(v - largest);
+    sum += v;
+  }
+  if (sum == 0) return;
+  for (float& v : values) v /= sum;
+}
+
+// The K best of scores by insertion: K is small. Slots in order of falling score; an equal score never passes an
+// earlier one, so the lower index stays first.
+void select_top_k(std::span<float const> scores, std::span<std::uint32_t> chosen) {
+  std::size_t filled = 0;
+  for (std::uint32_t e = 0; e < scores.size(); ++e) {
+    if (filled == chosen.size() && !(scores[e] > scores[chosen[filled - 1]])) continue;
+    std::size_t slot = filled == chosen.size() ? filled - 1 : filled++;
+    for (; slot > 0 && scores[e] > scores[chosen[slot - 1]]; --slot) chosen[slot] = chosen[slot - 1];
+    chosen[slot] = e;
+  }
+}
+
+void route_token(RouterSpec const& spec, std::span<float> h, std::span<std::uint32_t> experts,
+                 std::span<float> weights) {
+  for (float& v : h)
+    if (std::isnan(v)) v = -std::numeric_limits<float>::infinity();
+  if (spec.scoring == RouterScoring::softmax) softmax_in_place(h);
+  select_top_k(h, experts);
+  for (std::size_t k = 0; k < experts.size(); ++k) weights[k] = h[experts[k]];
+  switch (spec.normalisation) {
+    case RouterNormalisation::none:
+      break;
+    case RouterNormalisation::sum_to_one: {
+      float sum = 0;
+      for (float w : weights) sum += w;
+      if (sum != 0)
+        for (float& w : weights) w /= sum;
+      break;
+    }
+    case RouterNormalisation::softmax_of_chosen:
+      softmax_in_place(weights);
+      break;
+  }
+  if (spec.scale != 1.0F)
+    for (float& w : weights) w *= spec.scale;
+}
+
+}  // namespace
+
+void route(RouterSpec const& spec, MatrixView<float const> logits, std::optional<RouterNoiseInput> const& noise,
+           std::span<std::uint32_t> experts, std::span<float> weights) {
+  std::size_t const num_experts = spec.num_experts;
+  std::size_t const k = spec.experts_per_token;
+  EM_CHECK(logits.cols == num_experts && num_experts <= kMaxExperts && k >= 1 && k <= num_experts,
+           "E " << num_experts << ", columns " << logits.cols << ", K " << k);
+  EM_CHECK(experts.size() == logits.rows * k && weights.size() == experts.size(),
+           "T " << logits.rows << ", K " << k << ", slots " << experts.size());
+  std::array<float, kMaxExperts> buffer;  // NOLINT(cppcoreguidelines-pro-type-member-init): filled below
+  for (std::size_t t = 0; t < logits.rows; ++t) {
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      buffer[e] = logits.row(t)[e];
+      if (noise) buffer[e] += noise->eps.row(t)[e] * softplus(noise->scale_logits.row(t)[e]);
+    }
+    route_token(spec, std::span(buffer).first(num_experts), experts.subspan(t * k, k), weights.subspan(t * k, k));
+  }
+}
+
+void router_noise(std::uint64_t seed, std::span<std::uint32_t const> positions, std::uint32_t layer,
+                  MatrixView<float> eps) {
+  for (std::size_t t = 0; t < positions.size(); ++t)
+    for (std::uint32_t e = 0; e < eps.cols; ++e)
+      eps.row(t)[e] = static_cast<float>(random_normal(
+          {.seed = seed, .position = positions[t], .purpose = RngPurpose::router_noise, .layer = layer, .expert = e}));
+}
+
+}  // namespace expertmesh

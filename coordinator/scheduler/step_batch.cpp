@@ -1,0 +1,60 @@
+#include "coordinator/scheduler/step_batch.h"
+
+namespace expertmesh {
+
+StepBatch::StepBatch(Limits const& limits) : tables_(limits.num_kv_groups), places_(limits.num_kv_groups) {
+  ids_.reserve(limits.max_tokens);
+  positions_.reserve(limits.max_tokens);
+  sequence_of_.reserve(limits.max_tokens);
+  offsets_.reserve(limits.max_sequences + 1);
+  sequences_.reserve(limits.max_sequences);
+  logit_rows_.reserve(limits.max_tokens);
+  for (auto& table : tables_) {
+    table.blocks.reserve(limits.max_sequences * limits.max_blocks_per_sequence);
+    table.offsets.reserve(limits.max_sequences + 1);
+  }
+  clear();
+}
+
+void StepBatch::clear() {
+  ids_.clear();
+  positions_.clear();
+  sequence_of_.clear();
+  offsets_.assign(1, 0);
+  sequences_.clear();
+  logit_rows_.clear();
+  for (auto& table : tables_) {
+    table.blocks.clear();
+    table.offsets.assign(1, 0);
+  }
+}
+
+void StepBatch::add(Sequence& sequence, std::size_t count) {
+  auto const index = static_cast<std::uint32_t>(sequences_.size());
+  for (std::size_t i = 0; i < count; ++i) {
+    auto const position = static_cast<std::uint32_t>(sequence.num_computed + i);
+    bool const last = position + 1 == sequence.tokens.size();
+    if (last || (sequence.prompt_logits && position + 1 < sequence.prompt_length))
+      logit_rows_.push_back({static_cast<std::uint32_t>(ids_.size()), index, position, last});
+    ids_.push_back(sequence.tokens[position]);
+    positions_.push_back(position);
+    sequence_of_.push_back(index);
+  }
+  offsets_.push_back(static_cast<std::uint32_t>(ids_.size()));
+  sequences_.push_back(&sequence);
+  for (std::size_t g = 0; g < tables_.size(); ++g) {
+    auto const& blocks = sequence.block_tables[g];
+    tables_[g].blocks.insert(tables_[g].blocks.end(), blocks.begin(), blocks.end());
+    tables_[g].offsets.push_back(static_cast<std::uint32_t>(tables_[g].blocks.size()));
+  }
+}
+
+void StepBatch::seal() {
+  for (std::size_t g = 0; g < tables_.size(); ++g)
+    places_[g] = {.positions = positions_,
+                  .sequences = sequence_of_,
+                  .block_tables = tables_[g].blocks,
+                  .table_offsets = tables_[g].offsets};
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,60 @@
+// The ragged arrays of one step, allocated once from the limits. Written by the scheduler, read by the step runner.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/kernels/paged_attention.h"
+#include "coordinator/scheduler/sequence.h"
+
+namespace expertmesh {
+
+// A row of the batch whose logits are needed.
+struct LogitRow {
+  std::uint32_t row = 0;       // in the batch
+  std::uint32_t sequence = 0;  // index into StepBatch::sequences()
+  std::uint32_t position = 0;  // of the row's token: its logits are about position + 1
+  bool sample = false;         // the sequence's next token comes from here
+};
+
+class StepBatch {
+ public:
+  struct Limits {
+    std::size_t max_tokens = 0;               // T
+    std::size_t max_sequences = 0;            // B
+    std::size_t max_blocks_per_sequence = 0;  // of any KV group
+    std::size_t num_kv_groups = 0;
+  };
+  explicit StepBatch(Limits const& limits);
+
+  void clear();
+  // Appends tokens [sequence.num_computed, + count) of the sequence.
+  void add(Sequence& sequence, std::size_t count);
+
+  [[nodiscard]] std::size_t num_tokens() const { return ids_.size(); }
+  [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }                    // [T]
+  [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }  // [T]
+  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }      // [B+1] rows of each sequence
+  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }      // [B]
+  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }       // [KV groups]
+  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }     // ascending rows
+  // Makes places() after the last add().
+  void seal();
+
+ private:
+  struct GroupTables {
+    std::vector<std::uint32_t> blocks;
+    std::vector<std::uint32_t> offsets;  // [B+1]
+  };
+  std::vector<TokenId> ids_;
+  std::vector<std::uint32_t> positions_;
+  std::vector<std::uint32_t> sequence_of_;  // [T]
+  std::vector<std::uint32_t> offsets_;
+  std::vector<Sequence*> sequences_;
+  std::vector<GroupTables> tables_;
+  std::vector<TokenPlaces> places_;
+  std::vector<LogitRow> logit_rows_;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,75 @@
+# Environment of ExpertMesh's MPI processes on one host; source it (bash), then exec the coordinator. No mpirun: the
+# coordinator starts as a singleton, so its own exit code counts and its output is its own; Open MPI starts a daemon
+# (orted) for it at MPI_Init, which spawns the workers and ends them and itself when the coordinator is gone, however
+# that came about. Every variable may be set beforehand to try another value.
+
+em_mpi_default() { # NAME VALUE
+  [[ -n "${!1:-}" ]] || printf -v "$1" '%s' "$2"
+  export "${1?}"
+}
+
+# ---- which fabric carries the rows
+# UCX over TCP: a peer killed in the middle of a message harms nobody else. Open MPI's own TCP livelocks or aborts then,
+# and shared memory between spawned processes leaves the coordinator stuck inside MPI.
+em_mpi_default OMPI_MCA_pml ucx
+em_mpi_default UCX_TLS tcp,self
+# The workers are on this host: nothing of theirs leaves it.
+em_mpi_default UCX_NET_DEVICES lo
+# Without these two, Open MPI takes UCX only where it finds InfiniBand, and stops with "PML ucx cannot be selected".
+em_mpi_default OMPI_MCA_pml_ucx_tls any
+em_mpi_default OMPI_MCA_pml_ucx_devices any
+# Rows go through UCX; other transports would only open ports and shared memory.
+em_mpi_default OMPI_MCA_btl self
+
+# ---- processes and processors
+# Pollers give the core away when there is nothing to do: with more processes than cores a round trip takes
+# milliseconds otherwise.
+em_mpi_default OMPI_MCA_mpi_yield_when_idle 1
+# As many workers as were asked for, whatever the number of cores; each chooses its own threads, so no binding.
+em_mpi_default OMPI_MCA_rmaps_base_oversubscribe 1
+em_mpi_default OMPI_MCA_hwloc_base_binding_policy none
+
+# ---- deaths
+# A worker that dies or ends with an error does not take the others with it.
+em_mpi_default OMPI_MCA_orte_enable_recovery 1
+em_mpi_default OMPI_MCA_orte_abort_on_non_zero_status 0
+
+# ---- Open MPI's daemon
+# Its messages use the loopback interface. (It still listens on every interface, as Open MPI 4.1 always does.)
+em_mpi_default OMPI_MCA_oob_tcp_if_include lo
+# Its files: a folder named after this process (which becomes the coordinator), since a killed coordinator leaves some
+# behind; those of coordinators that are gone are removed at the next start.
+em_mpi_session_base() {
+  local base="${TMPDIR:-/tmp}" old
+  for old in "$base/expertmesh-mpi-$UID".*; do
+    [[ -O "$old" && -d "$old" && ! -L "$old" ]] && ! kill -0 "${old##*.}" 2>/dev/null && rm -rf -- "$old"
+  done
+  OMPI_MCA_orte_tmpdir_base="$base/expertmesh-mpi-$UID.$$"
+  mkdir -p -m 700 -- "$OMPI_MCA_orte_tmpdir_base" || return 1
+  export OMPI_MCA_orte_tmpdir_base
+}
+[[ -n "${OMPI_MCA_orte_tmpdir_base:-}" ]] || em_mpi_session_base || return 1
+
+# ---- root
+# Open MPI refuses to run as root unless told twice. In a container that is the usual user, so allow it and say so.
+if [[ "$(id -u)" == 0 && -z "${OMPI_ALLOW_RUN_AS_ROOT:-}" ]]; then
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  echo "expertmesh: running as root: allowed Open MPI to do so (OMPI_ALLOW_RUN_AS_ROOT, OMPI_ALLOW_RUN_AS_ROOT_CONFIRM)" >&2
+fi
+
+# ---- /dev/shm
+# Open MPI keeps a segment there even when rows travel over TCP; a full or tiny one ends in a bus error much later.
+em_mpi_check_shm() {
+  local wanted_kb=65536 size_kb
+  size_kb="$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 { print $2 }')"
+  if [[ -z "$size_kb" ]]; then
+    echo "expertmesh: /dev/shm is missing: Open MPI needs it (mount -t tmpfs -o size=64m tmpfs /dev/shm)" >&2
+    return 1
+  fi
+  if ((size_kb < wanted_kb)); then
+    echo "expertmesh: /dev/shm has ${size_kb} KiB, Open MPI needs ${wanted_kb} KiB" \
+      "(docker run --shm-size=64m …, or mount -o remount,size=64m /dev/shm)" >&2
+    return 1
+  fi
+}
+em_mpi_check_shm || return 1

@@ -45,7 +45,7 @@ em_mpi_session_base() {
     [[ -O "$old" && -d "$old" && ! -L "$old" ]] && ! kill -0 "${old##*.}" 2>/dev/null && rm -rf -- "$old"
   done
   OMPI_MCA_orte_tmpdir_base="$base/expertmesh-mpi-$UID.$$"
-  mkdir -p -m 700 -- "$OMPI_MCA_orte_tmpdir_base" || return 1
+  (umask 077 && mkdir -- "$OMPI_MCA_orte_tmpdir_base") || return 1
   export OMPI_MCA_orte_tmpdir_base
 }
 [[ -n "${OMPI_MCA_orte_tmpdir_base:-}" ]] || em_mpi_session_base || return 1

@@ -1,0 +1,4 @@
+// A worker that ends before it has anything to do with MPI.
+int main() {
+  return 3;
+}

@@ -1,6 +1,9 @@
 #include "coordinator/cluster/static_split.h"
 
+#include <cstdint>
 #include <numeric>
+
+#include "common/moe/placement.h"
 
 namespace expertmesh {
 
@@ -8,10 +11,9 @@ std::vector<HeldExperts> static_split(ExpertModelSpec const& model, std::size_t 
   std::vector<HeldExperts> held(num_workers);
   for (std::size_t w = 0; w < num_workers; ++w)
     for (auto const& layer : model.layers) {
-      std::size_t const num_experts = layer.experts.size();
-      std::size_t const begin = num_experts * w / num_workers;
-      held[w].emplace_back(num_experts * (w + 1) / num_workers - begin);
-      std::iota(held[w].back().begin(), held[w].back().end(), static_cast<std::uint32_t>(begin));
+      ExpertRange const share = contiguous_share(layer.experts.size(), num_workers, w);
+      held[w].emplace_back(share.end - share.begin);
+      std::iota(held[w].back().begin(), held[w].back().end(), static_cast<std::uint32_t>(share.begin));
     }
   return held;
 }

@@ -1,5 +1,5 @@
-// Who holds which experts when nothing is known of their load: of every layer's E experts, worker w of N (w = 0…N-1)
-// holds [E*w/N, E*(w+1)/N).
+// Who holds which experts when nothing is known of their load: an equal contiguous share of every layer's, as
+// contiguous_share() of common/moe gives it.
 #pragma once
 #include <cstddef>
 #include <vector>

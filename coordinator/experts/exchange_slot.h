@@ -21,14 +21,14 @@ struct Leg {
     answered,  // rows are here
     lost,      // the worker died owing them
   };
+  std::size_t num_rows = 0;
+  std::size_t num_entries = 0;
   State state = State::none;
   bool send_done = false;
   bool recv_done = false;
-  OpId send;
-  OpId recv;
-  ExchangeId id;
-  std::size_t num_rows = 0;
-  std::size_t num_entries = 0;
+  OpId send{};
+  OpId recv{};
+  ExchangeId id{};
 };
 
 struct ExchangeSlot {

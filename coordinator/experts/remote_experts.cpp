@@ -4,11 +4,12 @@
 #include <array>
 #include <cstring>
 #include <random>
+#include <span>
 #include <utility>
 
 #include "common/base/check.h"
-#include "common/base/log.h"
 #include "common/kernels/rows.h"
+#include "common/moe/dispatch_plan.h"
 #include "common/protocol/dispatch_layout.h"
 #include "coordinator/experts/exchange_slot.h"
 
@@ -38,17 +39,13 @@ class RemoteExperts::Impl {
         transport_(group_->transport()),
         peers_(group_->peers()),
         lost_reason_(peers_.size()),
-        requests_(peers_.size()) {
-    for (auto const& layer : model.layers) {
-      layers_.push_back({.layer = layer.layer, .hidden = layer.hidden, .homes = {}});
-      layers_.back().homes.resize(layer.experts.size());
-    }
-    for (std::uint32_t w = 0; w < peers_.size(); ++w) {
-      HeldExperts const& held = group_->held(peers_[w].worker);
-      for (std::size_t i = 0; i < layers_.size(); ++i)
-        for (std::uint32_t local = 0; local < held[i].size(); ++local)
-          layers_[i].homes[held[i][local]] = {.worker_index = w, .local_expert = local};
-    }
+        plan_({.max_tokens = limits.max_tokens,
+               .experts_per_token = limits.experts_per_token,
+               .num_workers = peers_.size()}) {
+    for (std::size_t i = 0; i < model.layers.size(); ++i)
+      layers_.push_back({.layer = model.layers[i].layer,
+                         .hidden = model.layers[i].hidden,
+                         .placement = placement(i, model.layers[i].experts.size())});
     allocate(max_hidden(model));
     traffic_.rows_sent.resize(layers_.size());
   }
@@ -57,30 +54,34 @@ class RemoteExperts::Impl {
     std::size_t const layer_index = index_of(layer);
     auto const free = std::ranges::find(slots_, false, &ExchangeSlot::in_use);
     EM_CHECK(free != slots_.end(), "more than " << kNumSlots << " exchanges in flight");
-    EM_CHECK(x.rows == routing.num_tokens() && x.rows <= limits_.max_tokens && x.cols == layers_[layer_index].hidden,
+    EM_CHECK(x.rows == routing.num_tokens() && x.cols == layers_[layer_index].hidden,
              "x [" << x.rows << "," << x.cols << "], routing of " << routing.num_tokens() << " tokens");
-    EM_CHECK(routing.experts_per_token == limits_.experts_per_token, "K " << routing.experts_per_token);
     ExchangeSlot& slot = *free;
     auto const slot_index = static_cast<std::uint32_t>(free - slots_.begin());
     slot.layer_index = layer_index;
     slot.routing = routing;
+    plan_.build(routing, layers_[layer_index].placement);
+    for (std::size_t w = 0; w < peers_.size(); ++w)
+      slot.legs[w] = {.num_rows = plan_.rows(w).size(), .num_entries = plan_.entries(w).size()};
     notice_deaths();
-    count(slot);
     for (std::size_t w = 0; w < peers_.size(); ++w)
       if (slot.legs[w].num_rows != 0 && is_lost(w)) throw ExpertsLost(loss(slot, w));
     slot.in_use = true;
-    pack(slot, buffers_->at(slot_index), slot_index, x);
-    send(slot, buffers_->at(slot_index));
+    to_wire(exec_, x, wire_, buffers_->at(slot_index).wire_rows.data());
+    attempt_ = attempt_ % kMaxTag + 1;  // 1…kMaxTag
+    ++num_exchanges_;
+    for (std::size_t w = 0; w < peers_.size(); ++w)
+      if (slot.legs[w].num_rows != 0) send(slot_index, w);
     return {.slot = slot_index};
   }
 
   void progress() {
+    notice_deaths();
     std::array<Completion, 32> done;
     for (std::size_t count = done.size(); count == done.size();) {
       count = transport_.poll(done);
       for (std::size_t i = 0; i < count; ++i) take(done[i]);
     }
-    notice_deaths();
     for (std::uint32_t i = 0; i < kNumSlots; ++i)
       if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
   }
@@ -119,25 +120,21 @@ class RemoteExperts::Impl {
   Traffic const& traffic() const { return traffic_; }
 
  private:
-  static constexpr std::size_t kNoToken = SIZE_MAX;
-
-  // Who holds an expert, and as which of his.
-  struct Home {
-    std::uint32_t worker_index = 0;
-    std::uint32_t local_expert = 0;
-  };
   struct Layer {
     std::uint32_t layer = 0;
     std::size_t hidden = 0;
-    std::vector<Home> homes;  // [E]
+    LayerPlacement placement;
   };
-  // A request while it is being written.
-  struct OpenRequest {
-    RequestWriter out;
-    std::size_t rows = 0;
-    std::size_t entries = 0;
-    std::size_t last_token = kNoToken;  // the token of the last row
-  };
+
+  LayerPlacement placement(std::size_t layer_index, std::size_t num_experts) const {
+    std::vector<std::vector<ExpertHolder>> holders(num_experts);
+    for (std::uint32_t w = 0; w < peers_.size(); ++w) {
+      auto const& held = group_->held(peers_[w].worker)[layer_index];
+      for (std::uint32_t local = 0; local < held.size(); ++local)
+        holders[held[local]].push_back({.worker = w, .local_expert = local});
+    }
+    return LayerPlacement(holders);
+  }
 
   void allocate(std::size_t hidden) {
     DispatchLayout const layout(hidden, wire_);
@@ -164,78 +161,42 @@ class RemoteExperts::Impl {
     return static_cast<std::size_t>(found - layers_.begin());
   }
 
-  // Calls visit(token, index into routing.experts, home) for all (token, slot) pairs in order.
-  template <class Visit>
-  void for_each_entry(ExchangeSlot const& slot, Visit visit) const {
-    Layer const& layer = layers_[slot.layer_index];
-    std::size_t const k = limits_.experts_per_token;
-    for (std::size_t i = 0; i < slot.routing.experts.size(); ++i) {
-      std::uint32_t const expert = slot.routing.experts[i];
-      EM_CHECK(expert < layer.homes.size(), "expert " << expert << " of " << layer.homes.size());
-      visit(i / k, i, layer.homes[expert]);
-    }
-  }
-
-  // How many rows and entries go to each worker; a token counts once per worker.
-  void count(ExchangeSlot& slot) {
-    for (std::size_t w = 0; w < peers_.size(); ++w) {
-      slot.legs[w] = {};
-      requests_[w] = {};
-    }
-    for_each_entry(slot, [&](std::size_t token, std::size_t, Home const& home) {
-      Leg& leg = slot.legs[home.worker_index];
-      ++leg.num_entries;
-      if (std::exchange(requests_[home.worker_index].last_token, token) != token) ++leg.num_rows;
-    });
-  }
-
-  // Writes the requests, and notes where each (token, slot)'s row will lie in the answers.
-  void pack(ExchangeSlot& slot, SlotBuffers& buffers, std::uint32_t slot_index, MatrixView<float const> x) {
+  // Writes worker w's request as the plan says, notes where each (token, slot)'s row will lie in the answer, and starts
+  // both messages.
+  void send(std::uint32_t slot_index, std::size_t w) {
+    ExchangeSlot& slot = slots_[slot_index];
+    SlotBuffers& buffers = buffers_->at(slot_index);
     Layer const& layer = layers_[slot.layer_index];
     DispatchLayout const layout(layer.hidden, wire_);
-    attempt_ = attempt_ % kMaxTag + 1;  // 1…kMaxTag
-    for (std::size_t w = 0; w < peers_.size(); ++w) {
-      Leg& leg = slot.legs[w];
-      leg.id = {.coordinator_id = coordinator_id_,
-                .step = num_exchanges_,
-                .coordinator_incarnation = 1,
-                .worker_incarnation = peers_[w].incarnation.value(),
-                .placement_epoch = group_->epoch().value(),
-                .layer = layer.layer,
-                .micro_batch = slot_index,
-                .attempt = attempt_};
-      if (leg.num_rows == 0) continue;
-      requests_[w] = {.out = layout.write_request(buffers.requests[w].span(), leg.id, leg.num_rows, leg.num_entries)};
-    }
-    ++num_exchanges_;
-    to_wire(exec_, x, wire_, buffers.wire_rows.data());
-    for_each_entry(slot, [&](std::size_t token, std::size_t entry, Home const& home) {
-      OpenRequest& request = requests_[home.worker_index];
-      if (std::exchange(request.last_token, token) != token)
-        std::memcpy(request.out.row(request.rows++), buffers.wire_rows.data() + token * layout.row_bytes(),
-                    layout.row_bytes());
-      slot.answer_rows[entry] = buffers.answers[home.worker_index].data() + layout.answer_rows_offset() +
-                                request.entries * layout.row_bytes();
-      request.out.entries[request.entries++] = {.row = static_cast<std::uint32_t>(request.rows - 1),
-                                                .local_expert = home.local_expert};
-    });
-  }
+    std::size_t const row_bytes = layout.row_bytes();
+    auto const rows = plan_.rows(w);
+    auto const entries = plan_.entries(w);
 
-  void send(ExchangeSlot& slot, SlotBuffers& buffers) {
-    Layer const& layer = layers_[slot.layer_index];
-    DispatchLayout const layout(layer.hidden, wire_);
-    for (std::size_t w = 0; w < peers_.size(); ++w) {
-      Leg& leg = slot.legs[w];
-      if (leg.num_rows == 0) continue;
-      leg.recv = transport_.post_recv(peers_[w].peer, MessageTag(leg.id.attempt),
-                                      buffers.answers[w].span().first(layout.answer_bytes(leg.num_entries)));
-      leg.send =
-          transport_.post_send(peers_[w].peer, MessageTag(kRequestTag),
-                               std::span<std::byte const>(buffers.requests[w].span()).first(requests_[w].out.bytes));
-      leg.state = Leg::State::waiting;
-      traffic_.bytes_sent += requests_[w].out.bytes;
-      traffic_.rows_sent[slot.layer_index] += leg.num_rows;
+    Leg& leg = slot.legs[w];
+    leg.id = {.coordinator_id = coordinator_id_,
+              .step = num_exchanges_,
+              .coordinator_incarnation = 1,
+              .worker_incarnation = peers_[w].incarnation.value(),
+              .placement_epoch = group_->epoch().value(),
+              .layer = layer.layer,
+              .micro_batch = slot_index,
+              .attempt = attempt_};
+    RequestWriter request = layout.write_request(buffers.requests[w].span(), leg.id, rows.size(), entries.size());
+    for (std::size_t r = 0; r < rows.size(); ++r)
+      std::memcpy(request.row(r), buffers.wire_rows.data() + rows[r] * row_bytes, row_bytes);
+    std::byte const* answer_row = buffers.answers[w].data() + layout.answer_rows_offset();
+    for (std::size_t i = 0; i < entries.size(); ++i, answer_row += row_bytes) {
+      request.entries[i] = {.row = entries[i].row, .local_expert = entries[i].local_expert};
+      slot.answer_rows[entries[i].slot] = answer_row;
     }
+
+    leg.recv = transport_.post_recv(peers_[w].peer, MessageTag(leg.id.attempt),
+                                    buffers.answers[w].span().first(layout.answer_bytes(entries.size())));
+    leg.send = transport_.post_send(peers_[w].peer, MessageTag(kRequestTag),
+                                    std::span<std::byte const>(buffers.requests[w].span()).first(request.bytes));
+    leg.state = Leg::State::waiting;
+    traffic_.bytes_sent += request.bytes;
+    traffic_.rows_sent[slot.layer_index] += rows.size();
   }
 
   void take(Completion const& completion) {
@@ -294,12 +255,13 @@ class RemoteExperts::Impl {
     std::string text;
     for (std::size_t begin = 0, end = 0; begin < layers_.size(); begin = end) {
       auto const same = [&](std::size_t i) {
-        return held[i].size() == held[begin].size() && layers_[i].homes.size() == layers_[begin].homes.size();
+        return held[i].size() == held[begin].size() &&
+               layers_[i].placement.num_experts() == layers_[begin].placement.num_experts();
       };
       for (end = begin + 1; end < layers_.size() && same(end);) ++end;
       if (held[begin].empty()) continue;
       text += (text.empty() ? "" : ", ") + std::to_string(held[begin].size()) + " of " +
-              std::to_string(layers_[begin].homes.size()) + " in layer" + (end - begin > 1 ? "s " : " ") +
+              std::to_string(layers_[begin].placement.num_experts()) + " in layer" + (end - begin > 1 ? "s " : " ") +
               std::to_string(layers_[begin].layer);
       if (end - begin > 1) text += "-" + std::to_string(layers_[end - 1].layer);
     }
@@ -320,7 +282,7 @@ class RemoteExperts::Impl {
   std::vector<WorkerPeer> const peers_;   // [N]
   std::vector<Layer> layers_;             // as in ExpertModelSpec
   std::vector<std::string> lost_reason_;  // [N] empty while the worker lives
-  std::vector<OpenRequest> requests_;     // [N] of the dispatch under way
+  DispatchPlan plan_;                     // of the dispatch under way
   std::array<ExchangeSlot, kNumSlots> slots_;
   std::shared_ptr<std::array<SlotBuffers, kNumSlots>> buffers_;
   std::uint64_t const coordinator_id_ = random_id();

@@ -1,0 +1,248 @@
+#include "coordinator/cluster/control_server.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/write.hpp>
+#include <fstream>
+#include <mutex>
+#include <optional>
+
+#include "common/protocol/framing.h"
+
+namespace expertmesh {
+namespace {
+
+using namespace std::chrono_literals;
+using boost::asio::ip::tcp;
+
+std::string read_token(ControlServer const& server) {
+  std::string token;
+  std::ifstream(server.secret().path()) >> token;
+  return token;
+}
+
+// A worker's socket, without a worker behind it.
+class FakeWorker {
+ public:
+  explicit FakeWorker(ControlServer const& server) : token_(read_token(server)) {
+    std::string const address = server.address();
+    auto const port = static_cast<unsigned short>(std::stoi(address.substr(address.rfind(':') + 1)));
+    socket_.connect(tcp::endpoint(boost::asio::ip::address_v4::loopback(), port));
+  }
+
+  // No process that the server could kill stands behind the pid.
+  control::Hello hello(std::uint32_t worker) const {
+    return {.protocol = control::kProtocolVersion,
+            .build = control::build_version(),
+            .token = token_,
+            .worker = WorkerId(worker),
+            .incarnation = Incarnation(1),
+            .pid = std::int64_t{1} << 40,
+            .host = "box",
+            .device = "cpu",
+            .isa = "scalar",
+            .dtypes = {"float32"},
+            .memory_bytes = 1};
+  }
+
+  void send(control::Message const& message) { send_raw(encode_frame(control::encode(message))); }
+  void send_raw(std::string const& bytes) { boost::asio::write(socket_, boost::asio::buffer(bytes)); }
+
+  // The next message; none at the end of the stream.
+  std::optional<control::Message> receive() {
+    for (;;) {
+      if (auto payload = decoder_.next()) return control::decode(*payload);
+      std::array<char, 4096> bytes{};
+      boost::system::error_code error;
+      std::size_t const count = socket_.read_some(boost::asio::buffer(bytes), error);
+      if (error) return std::nullopt;
+      decoder_.feed({bytes.data(), count});
+    }
+  }
+  void hang_up() { socket_.close(); }
+
+ private:
+  boost::asio::io_context io_;
+  tcp::socket socket_{io_};
+  FrameDecoder decoder_{kMaxFrameBytes};
+  std::string token_;
+};
+
+struct ControlServerTest : ::testing::Test {
+  std::mutex mutex;
+  std::vector<WorkerStatus> deaths;
+  ControlServer server{{.num_workers = 2,
+                        .isa = "scalar",
+                        .dtype = "float32",
+                        .heartbeat_interval = 25ms,
+                        .death_timeout = 200ms,
+                        .assignment =
+                            [](WorkerId worker) {
+                              control::Assign assign;
+                              assign.model_dir = "/model for worker " + std::to_string(worker.value());
+                              return assign;
+                            },
+                        .on_death =
+                            [this](WorkerStatus const& status) {
+                              std::lock_guard lock(mutex);
+                              deaths.push_back(status);
+                            }}};
+
+  // Waits, as long as it takes, for a worker to get there.
+  void await(std::uint32_t worker, WorkerState state) {
+    ASSERT_TRUE(server.wait_until(
+        std::chrono::steady_clock::now() + 60s,
+        [&](std::vector<WorkerRecord> const& records) { return records[worker - 1].status.state == state; }));
+  }
+  std::string refusal(FakeWorker& worker) {
+    auto const answer = worker.receive();
+    if (!answer) return "hung up";
+    auto const* refuse = std::get_if<control::Refuse>(&*answer);
+    return refuse != nullptr ? refuse->reason : "no refusal";
+  }
+};
+
+TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
+  FakeWorker worker(server);
+  worker.send(worker.hello(2));
+  auto const assign = worker.receive();
+  EXPECT_EQ(std::get<control::Assign>(*assign).model_dir, "/model for worker 2");
+  EXPECT_EQ(server.records()[1].status.state, WorkerState::loading);
+  EXPECT_EQ(server.records()[1].status.isa, "scalar");
+  EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
+
+  worker.send(control::Progress{.loaded_bytes = 3, .total_bytes = 7});
+  worker.send(control::Loaded{.resident_bytes = 7});
+  await(2, WorkerState::serving);
+  EXPECT_EQ(server.records()[1].loaded_bytes, 3U);
+  EXPECT_EQ(server.records()[1].status.resident_bytes, 7U);
+  EXPECT_TRUE(server.records()[1].status.heartbeat_age.has_value());
+
+  server.send_to_all(control::Idle{});
+  EXPECT_TRUE(std::holds_alternative<control::Idle>(*worker.receive()));
+  server.expect_leaving();
+  server.send_to_all(control::Shutdown{});
+  EXPECT_TRUE(std::holds_alternative<control::Shutdown>(*worker.receive()));
+  worker.hang_up();
+  await(2, WorkerState::left);
+  EXPECT_FALSE(server.dead(WorkerId(2)));
+  EXPECT_TRUE(deaths.empty());
+}
+
+TEST_F(ControlServerTest, HangingUpIsDeath) {
+  FakeWorker worker(server);
+  worker.send(worker.hello(1));
+  worker.receive();
+  worker.send(control::Loaded{});
+  await(1, WorkerState::serving);
+  worker.hang_up();
+  await(1, WorkerState::dead);
+  EXPECT_TRUE(server.dead(WorkerId(1)));
+  EXPECT_FALSE(server.dead(WorkerId(2)));
+  EXPECT_EQ(server.death_reason(WorkerId(1)), "connection closed");
+}
+
+TEST_F(ControlServerTest, SilenceIsDeath) {
+  FakeWorker worker(server);
+  worker.send(worker.hello(1));
+  worker.receive();
+  worker.send(control::Loaded{});
+  await(1, WorkerState::dead);
+  EXPECT_EQ(server.death_reason(WorkerId(1)), "no heartbeat for 200 ms");
+  EXPECT_EQ(worker.receive(), std::nullopt);  // cut off
+}
+
+TEST_F(ControlServerTest, LastWordsAreTheReason) {
+  FakeWorker worker(server);
+  worker.send(worker.hello(1));
+  worker.receive();
+  worker.send(control::Failed{.kind = control::FailureKind::model, .reason = "tensor x is missing"});
+  worker.hang_up();
+  await(1, WorkerState::dead);
+  EXPECT_EQ(server.records()[0].status.death_reason, "tensor x is missing");
+  EXPECT_EQ(server.records()[0].failure_kind, control::FailureKind::model);
+}
+
+TEST_F(ControlServerTest, DeathIsDeclaredOnceAndHeardOnce) {
+  FakeWorker worker(server);
+  worker.send(worker.hello(1));
+  worker.receive();
+  server.declare_dead(WorkerId(1), "bad answer");
+  await(1, WorkerState::dead);
+  server.declare_dead(WorkerId(1), "something else");
+  EXPECT_EQ(worker.receive(), std::nullopt);
+  // The second declaration has been seen once worker 2's is.
+  server.declare_dead(WorkerId(2), "never came");
+  await(2, WorkerState::dead);
+  EXPECT_EQ(server.death_reason(WorkerId(1)), "bad answer");
+  std::lock_guard lock(mutex);
+  EXPECT_EQ(deaths[0].id, WorkerId(1));
+}
+
+TEST_F(ControlServerTest, WhoDoesNotKnowTheSecretGetsNothing) {
+  FakeWorker stranger(server);
+  control::Hello hello = stranger.hello(1);
+  hello.token = "guess";
+  stranger.send(hello);
+  EXPECT_EQ(stranger.receive(), std::nullopt);
+
+  FakeWorker impolite(server);
+  impolite.send(control::Loaded{});
+  EXPECT_EQ(impolite.receive(), std::nullopt);
+
+  FakeWorker garbage(server);
+  garbage.send_raw("GET / HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(garbage.receive(), std::nullopt);
+
+  FakeWorker lengthy(server);
+  lengthy.send_raw(std::string("\xff\xff\xff\0", 4));
+  EXPECT_EQ(lengthy.receive(), std::nullopt);
+
+  EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
+}
+
+TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
+  auto const refused = [&](auto change) {
+    FakeWorker worker(server);
+    control::Hello hello = worker.hello(3);  // no such worker, so that none of the two is spoiled
+    change(hello);
+    worker.send(hello);
+    return refusal(worker);
+  };
+  EXPECT_EQ(refused([](control::Hello&) {}), "there is no worker 3");
+  EXPECT_EQ(refused([](control::Hello& h) { h.worker = WorkerId(0); }), "there is no worker 0");
+  EXPECT_NE(refused([](control::Hello& h) { h.protocol = 9; }).find("control protocol 9"), std::string::npos);
+  EXPECT_NE(refused([](control::Hello& h) { h.build = "0.0.1"; }).find("build 0.0.1"), std::string::npos);
+  EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
+
+  FakeWorker other_isa(server);
+  control::Hello hello = other_isa.hello(1);
+  hello.isa = "avx2";
+  other_isa.send(hello);
+  EXPECT_EQ(refusal(other_isa), "runs 'avx2', the numerics profile is 'scalar'");
+  await(1, WorkerState::dead);
+  EXPECT_NE(server.death_reason(WorkerId(1)).find("refused: runs 'avx2'"), std::string::npos);
+}
+
+TEST_F(ControlServerTest, ASecondClaimToThePlaceOfALivingWorkerIsRefused) {
+  FakeWorker first(server);
+  first.send(first.hello(1));
+  first.receive();
+  FakeWorker second(server);
+  second.send(second.hello(1));
+  EXPECT_EQ(refusal(second), "this worker is already loading");
+  EXPECT_EQ(server.records()[0].status.state, WorkerState::loading);
+
+  FakeWorker old(server);
+  control::Hello hello = old.hello(2);
+  hello.incarnation = Incarnation(7);
+  old.send(hello);
+  EXPECT_EQ(refusal(old), "incarnation 7, expected 1");
+}
+
+}  // namespace
+}  // namespace expertmesh

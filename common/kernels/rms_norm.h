@@ -6,7 +6,7 @@
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {
-// x, out: [T,H]; weight: [H].
+// x, out: [T,H]; weight: [H]. out may be x.
 void rms_norm(Exec const& exec, MatrixView<float const> x, std::span<float const> weight, float epsilon,
               MatrixView<float> out);
 // In place on each head of x: [T, num_heads*D] (a column range of a wider matrix is fine); weight: [D].

@@ -1,0 +1,9 @@
+#include "common/kernels/isa/vec_avx2.h"
+// The Vec above decides what the loops below compile to.
+#include "common/kernels/isa/kernels_impl.h"
+
+namespace expertmesh {
+KernelTable const& avx2_kernels() {
+  return kTable;
+}
+}  // namespace expertmesh

@@ -1,0 +1,259 @@
+// The inner loops, written once over Vec (16 floats). Each ISA's .cpp includes its Vec and then this file; everything
+// is in an anonymous namespace, so that no code compiled for one ISA can be linked into another.
+#pragma once
+#include <cstring>
+
+#include "common/kernels/kernel_table.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr std::size_t kLanes = 16;
+constexpr float kNegativeInfinity = -__builtin_huge_valf();
+
+// ---- loads and stores of fewer than 16 elements: the missing lanes are 0
+template <class T>
+Vec load_some(T const* p, std::size_t n) {
+  if (n >= kLanes) return load(p);
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, n * sizeof(T));
+  return load(lanes);
+}
+
+void store_some(float* p, Vec const& v, std::size_t n) {
+  if (n >= kLanes) {
+    store(p, v);
+    return;
+  }
+  float lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, n * sizeof(float));
+}
+
+// Sum of the lanes as a tree of fixed shape.
+float sum_lanes(Vec const& v) {
+  float s[kLanes];
+  store(s, v);
+  for (std::size_t width = kLanes / 2; width > 0; width /= 2)
+    for (std::size_t i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+float max_lanes(Vec const& v) {
+  float s[kLanes];
+  store(s, v);
+  float largest = s[0];
+  for (float x : s) largest = x > largest ? x : largest;
+  return largest;
+}
+
+// e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -87.3, at most
+// e^88.3 above.
+Vec exponential(Vec const& x0) {
+  Vec const x = min(max(x0, broadcast(-87.3F)), broadcast(88.3F));
+  Vec const n = round_to_int(x * broadcast(1.44269504F));
+  Vec r = fma(n, broadcast(-0.693359375F), x);  // ln 2 in two parts, the first exact in few bits
+  r = fma(n, broadcast(2.12194440e-4F), r);
+  Vec p = broadcast(1.0F / 5040);
+  p = fma(p, r, broadcast(1.0F / 720));
+  p = fma(p, r, broadcast(1.0F / 120));
+  p = fma(p, r, broadcast(1.0F / 24));
+  p = fma(p, r, broadcast(1.0F / 6));
+  p = fma(p, r, broadcast(0.5F));
+  p = fma(p, r, broadcast(1.0F));
+  p = fma(p, r, broadcast(1.0F));
+  return zero_below(x0, -87.3F, p * power_of_two(n));
+}
+
+// ---- GEMM: MR rows x NP panels of accumulators, k in order. The tile shape never changes a result.
+template <std::size_t MR, std::size_t NP>
+void store_tile(GemmPart const& g, std::size_t row, std::size_t panel, Vec const (&acc)[MR][NP]) {
+  for (std::size_t i = 0; i < MR; ++i)
+    for (std::size_t j = 0; j < NP; ++j) {
+      std::size_t const column = (panel + j) * kLanes;
+      store_some(g.y[row + i] + column, acc[i][j], g.n - column);
+    }
+}
+
+struct GemmF32 {
+  template <std::size_t MR, std::size_t NP>
+  static void tile(GemmPart const& g, std::size_t row, std::size_t panel) {
+    float const* w[NP];
+    for (std::size_t j = 0; j < NP; ++j) w[j] = reinterpret_cast<float const*>(g.panels) + (panel + j) * g.k * kLanes;
+    float const* x[MR];
+    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<float const*>(g.x[row + i]);
+    Vec acc[MR][NP];
+    for (auto& line : acc)
+      for (auto& a : line) a = zero();
+    for (std::size_t k = 0; k < g.k; ++k) {
+      Vec column[NP];
+      for (std::size_t j = 0; j < NP; ++j) column[j] = load(w[j] + k * kLanes);
+      for (std::size_t i = 0; i < MR; ++i) {
+        Vec const xi = broadcast(x[i][k]);
+        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = fma(xi, column[j], acc[i][j]);
+      }
+    }
+    store_tile<MR, NP>(g, row, panel, acc);
+  }
+};
+
+struct GemmBf16 {
+  template <std::size_t MR, std::size_t NP>
+  static void tile(GemmPart const& g, std::size_t row, std::size_t panel) {
+    std::size_t const pairs = (g.k + 1) / 2;
+    std::uint16_t const* w[NP];
+    for (std::size_t j = 0; j < NP; ++j)
+      w[j] = reinterpret_cast<std::uint16_t const*>(g.panels) + (panel + j) * pairs * 2 * kLanes;
+    std::uint16_t const* x[MR];
+    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<std::uint16_t const*>(g.x[row + i]);
+    Vec acc[MR][NP];
+    for (auto& line : acc)
+      for (auto& a : line) a = zero();
+    for (std::size_t k = 0; k < g.k / 2; ++k)
+      for (std::size_t i = 0; i < MR; ++i) {
+        std::uint32_t pair;
+        std::memcpy(&pair, x[i] + 2 * k, sizeof pair);
+        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + k * 2 * kLanes, pair);
+      }
+    if (g.k % 2 != 0)
+      for (std::size_t i = 0; i < MR; ++i)
+        for (std::size_t j = 0; j < NP; ++j)
+          acc[i][j] = dot_bf16(acc[i][j], w[j] + (pairs - 1) * 2 * kLanes, x[i][g.k - 1]);
+    store_tile<MR, NP>(g, row, panel, acc);
+  }
+};
+
+template <class Kernel, std::size_t NP>
+void gemm_rows(GemmPart const& g, std::size_t panel) {
+  std::size_t row = 0;
+  for (; row + 4 <= g.m; row += 4) Kernel::template tile<4, NP>(g, row, panel);
+  switch (g.m - row) {
+    case 3:
+      return Kernel::template tile<3, NP>(g, row, panel);
+    case 2:
+      return Kernel::template tile<2, NP>(g, row, panel);
+    case 1:
+      return Kernel::template tile<1, NP>(g, row, panel);
+    default:
+      return;
+  }
+}
+
+template <class Kernel>
+void gemm(GemmPart const& g) {
+  std::size_t panel = g.panel_begin;
+  for (; panel + 4 <= g.panel_end; panel += 4) gemm_rows<Kernel, 4>(g, panel);
+  for (; panel < g.panel_end; ++panel) gemm_rows<Kernel, 1>(g, panel);
+}
+
+// ---- attention: online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions
+template <class T>
+void attend(AttendPart const& a) {
+  std::size_t const padded = (a.head_dim + kLanes - 1) / kLanes * kLanes;
+  for (std::size_t h = 0; h < a.heads; ++h) {
+    float const* q = a.q + h * a.head_dim;
+    float* acc = a.accumulator + h * padded;
+    std::memset(acc, 0, padded * sizeof(float));
+    float largest = kNegativeInfinity;
+    float sum = 0;
+    for (std::uint32_t block = a.first / kLanes; block <= a.last / kLanes; ++block) {
+      T const* keys = reinterpret_cast<T const*>(a.keys) + a.blocks[block] * a.block_stride;
+      T const* values = reinterpret_cast<T const*>(a.values) + a.blocks[block] * a.block_stride;
+      Vec dots = zero();
+      for (std::size_t d = 0; d < a.head_dim; ++d) dots = fma(broadcast(q[d]), load(keys + d * kLanes), dots);
+      float scores[kLanes];
+      store(scores, dots * broadcast(a.scale));
+      for (std::size_t j = 0; j < kLanes; ++j) {
+        std::size_t const position = block * kLanes + j;
+        if (position < a.first || position > a.last) scores[j] = kNegativeInfinity;
+      }
+      float const tile_max = max_lanes(load(scores));
+      float const new_max = tile_max > largest ? tile_max : largest;
+      if (!(new_max > kNegativeInfinity)) continue;  // nothing but -inf so far
+      float corrections[kLanes];
+      store(corrections, exponential(broadcast(largest - new_max)));
+      Vec const correction = broadcast(corrections[0]);
+      Vec const weights = exponential(load(scores) - broadcast(new_max));
+      float weight[kLanes];
+      store(weight, weights);
+      sum = sum * corrections[0] + sum_lanes(weights);
+      largest = new_max;
+      for (std::size_t d = 0; d < a.head_dim; d += kLanes) {
+        Vec total = load(acc + d) * correction;
+        for (std::size_t j = 0; j < kLanes; ++j) {
+          std::size_t const position = block * kLanes + j;
+          if (position < a.first || position > a.last) continue;  // may never have been written
+          total = fma(broadcast(weight[j]), load_some(values + j * a.head_dim + d, a.head_dim - d), total);
+        }
+        store(acc + d, total);
+      }
+    }
+    Vec const divisor = broadcast(sum);
+    for (std::size_t d = 0; d < a.head_dim; d += kLanes)
+      store_some(a.out + h * a.head_dim + d, load(acc + d) / divisor, a.head_dim - d);
+  }
+}
+
+// ---- rows
+void round_bf16(float const* x, std::size_t n, std::uint16_t* out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bool const nan = (bits & 0x7fffffffU) > 0x7f800000U;
+    std::uint32_t const rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+    out[i] = static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40U : rounded);
+  }
+}
+
+void widen_bf16(std::uint16_t const* x, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; i += kLanes) store_some(out + i, load_some(x + i, n - i), n - i);
+}
+
+void rms_norm_row(float const* x, float const* weight, std::size_t n, float epsilon, float* out) {
+  Vec squares = zero();
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    Vec const v = load_some(x + i, n - i);
+    squares = fma(v, v, squares);
+  }
+  float const mean = sum_lanes(squares) / static_cast<float>(n);
+  Vec const scale = broadcast(1.0F / __builtin_sqrtf(mean + epsilon));
+  for (std::size_t i = 0; i < n; i += kLanes)
+    store_some(out + i, load_some(x + i, n - i) * scale * load_some(weight + i, n - i), n - i);
+}
+
+void swiglu_row(float const* gate, float const* up, std::size_t n, float* out) {
+  Vec const one = broadcast(1.0F);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    Vec const g = load_some(gate + i, n - i);
+    Vec const silu = g / (one + exponential(zero() - g));
+    store_some(out + i, silu * load_some(up + i, n - i), n - i);
+  }
+}
+
+void add_row(float* x, float const* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kLanes)
+    store_some(x + i, load_some(x + i, n - i) + load_some(y + i, n - i), n - i);
+}
+
+template <class T>
+void axpy(float a, T const* x, std::size_t n, float* y) {
+  for (std::size_t i = 0; i < n; i += kLanes)
+    store_some(y + i, fma(broadcast(a), load_some(x + i, n - i), load_some(y + i, n - i)), n - i);
+}
+
+constexpr KernelTable kTable = {
+    .gemm_f32 = gemm<GemmF32>,
+    .gemm_bf16 = gemm<GemmBf16>,
+    .attend_f32 = attend<float>,
+    .attend_bf16 = attend<std::uint16_t>,
+    .round_bf16 = round_bf16,
+    .widen_bf16 = widen_bf16,
+    .rms_norm = rms_norm_row,
+    .swiglu = swiglu_row,
+    .add = add_row,
+    .axpy_f32 = axpy<float>,
+    .axpy_bf16 = axpy<std::uint16_t>,
+};
+
+}  // namespace
+}  // namespace expertmesh

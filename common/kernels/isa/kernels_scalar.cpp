@@ -1,0 +1,9 @@
+#include "common/kernels/isa/vec_scalar.h"
+// The Vec above decides what the loops below compile to.
+#include "common/kernels/isa/kernels_impl.h"
+
+namespace expertmesh {
+KernelTable const& scalar_kernels() {
+  return kTable;
+}
+}  // namespace expertmesh

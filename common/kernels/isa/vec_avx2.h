@@ -1,0 +1,85 @@
+// 16 floats in two AVX2 registers. Included by one .cpp only, compiled with -mavx2 -mfma.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace expertmesh {
+namespace {
+
+struct Vec {
+  __m256 low;
+  __m256 high;
+};
+
+inline Vec zero() {
+  return {_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+inline Vec broadcast(float x) {
+  return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+inline Vec load(float const* p) {
+  return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+inline void store(float* p, Vec v) {
+  _mm256_storeu_ps(p, v.low);
+  _mm256_storeu_ps(p + 8, v.high);
+}
+inline __m256 widened(std::uint16_t const* p) {
+  __m128i const bits = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline Vec load(std::uint16_t const* p) {
+  return {widened(p), widened(p + 8)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline Vec operator+(Vec a, Vec b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+inline Vec operator-(Vec a, Vec b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+inline Vec operator*(Vec a, Vec b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+inline Vec operator/(Vec a, Vec b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+inline Vec min(Vec a, Vec b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+inline Vec max(Vec a, Vec b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+inline Vec round_to_int(Vec a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
+}
+inline __m256 power_of_two(__m256 n) {
+  __m256i const biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+inline Vec power_of_two(Vec n) {
+  return {power_of_two(n.low), power_of_two(n.high)};
+}
+inline Vec zero_below(Vec x0, float bound, Vec x) {
+  __m256 const b = _mm256_set1_ps(bound);
+  return {_mm256_and_ps(_mm256_cmp_ps(x0.low, b, _CMP_GE_OQ), x.low),
+          _mm256_and_ps(_mm256_cmp_ps(x0.high, b, _CMP_GE_OQ), x.high)};
+}
+inline __m256 dot_bf16(__m256 acc, std::uint16_t const* w, __m256 x0, __m256 x1) {
+  __m256i const pairs = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(w));
+  __m256 const even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  __m256 const odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
+  return _mm256_fmadd_ps(odd, x1, _mm256_fmadd_ps(even, x0, acc));
+}
+inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
+  __m256 const x0 = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(x << 16)));
+  __m256 const x1 = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(x & 0xffff0000U)));
+  return {dot_bf16(acc.low, w, x0, x1), dot_bf16(acc.high, w + 16, x0, x1)};
+}
+
+}  // namespace
+}  // namespace expertmesh

@@ -1,0 +1,54 @@
+// The inner loops of the ops, one table per ISA. Private to common/kernels. Every function is single-threaded and works
+// on the part it is given; the ops divide the work among threads. All fp32 arithmetic has the same order in every ISA.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace expertmesh {
+
+constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
+
+// y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
+struct GemmPart {
+  void const* const* x;  // [M] rows of K elements: float, or bfloat16 bits
+  float* const* y;       // [M] rows of N floats
+  std::size_t m, n, k;
+  std::byte const* panels;  // PackedMatrix::data()
+  std::size_t panel_begin, panel_end;
+};
+
+// One token's query heads that share a KV head, against the blocks of its sequence.
+struct AttendPart {
+  float const* q;  // [heads][D]
+  float* out;      // [heads][D]
+  std::size_t heads, head_dim;
+  std::uint32_t const* blocks;  // block table
+  std::byte const* keys;        // of this KV head in block 0: [D][16]
+  std::byte const* values;      // of this KV head in block 0: [16][D]
+  std::size_t block_stride;     // elements from one block to the next
+  std::uint32_t first, last;    // positions attended to, both included
+  float scale;
+  float* accumulator;  // [heads][D rounded up to 16] scratch
+};
+
+struct KernelTable {
+  void (*gemm_f32)(GemmPart const&);
+  void (*gemm_bf16)(GemmPart const&);
+  void (*attend_f32)(AttendPart const&);
+  void (*attend_bf16)(AttendPart const&);
+  void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
+  void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
+  void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);  // out may be x
+  void (*swiglu)(float const* gate, float const* up, std::size_t n, float* out);
+  void (*add)(float* x, float const* y, std::size_t n);
+  void (*axpy_f32)(float a, float const* x, std::size_t n, float* y);  // y = fma(a, x, y)
+  void (*axpy_bf16)(float a, std::uint16_t const* x, std::size_t n, float* y);
+};
+
+KernelTable const& scalar_kernels();
+#if defined(__x86_64__)
+KernelTable const& avx2_kernels();
+KernelTable const& avx512_bf16_kernels();
+#endif
+
+}  // namespace expertmesh

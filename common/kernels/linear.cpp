@@ -1,0 +1,30 @@
+#include "common/kernels/linear.h"
+
+#include "common/base/check.h"
+#include "common/kernels/exec_scratch.h"
+#include "common/kernels/gemm.h"
+
+namespace expertmesh {
+
+void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, MatrixView<float> y) {
+  EM_CHECK(x.cols == w.k() && y.cols == w.n() && x.rows == y.rows, "x [" << x.rows << "," << x.cols << "], w [" << w.n()
+                                                                         << "," << w.k() << "], y [" << y.rows << ","
+                                                                         << y.cols << "]");
+  EM_CHECK(x.rows <= exec.limits().max_rows && x.cols <= exec.limits().max_columns, "M " << x.rows << ", K " << x.cols);
+  auto& scratch = exec.scratch();
+  bool const rounds = activation_type(w.format()) == DType::bf16;
+  if (rounds)
+    exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t m = begin; m < end; ++m)
+        exec.table().round_bf16(x.row(m), x.cols, reinterpret_cast<std::uint16_t*>(scratch.input_row(m)));
+    });
+  for (std::size_t m = 0; m < x.rows; ++m) {
+    scratch.x_rows[m] = rounds ? static_cast<void const*>(scratch.input_row(m)) : x.row(m);
+    scratch.y_rows[m] = y.row(m);
+  }
+  exec.pool().parallel_for(num_tiles(w), [&](std::size_t begin, std::size_t end, std::size_t) {
+    gemm_tiles(exec, w, scratch.x_rows.data(), scratch.y_rows.data(), x.rows, begin, end);
+  });
+}
+
+}  // namespace expertmesh

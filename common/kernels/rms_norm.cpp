@@ -1,0 +1,31 @@
+#include "common/kernels/rms_norm.h"
+
+#include "common/base/check.h"
+#include "common/kernels/kernel_table.h"
+
+namespace expertmesh {
+
+void rms_norm(Exec const& exec, MatrixView<float const> x, std::span<float const> weight, float epsilon,
+              MatrixView<float> out) {
+  EM_CHECK(x.cols == weight.size() && out.cols == x.cols && out.rows == x.rows,
+           "x [" << x.rows << "," << x.cols << "], weight " << weight.size());
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t)
+      exec.table().rms_norm(x.row(t), weight.data(), x.cols, epsilon, out.row(t));
+  });
+}
+
+void rms_norm_heads(Exec const& exec, MatrixView<float> x, std::size_t num_heads, std::span<float const> weight,
+                    float epsilon) {
+  std::size_t const head_dim = weight.size();
+  EM_CHECK(x.cols == num_heads * head_dim,
+           "x [" << x.rows << "," << x.cols << "], " << num_heads << " heads of " << head_dim);
+  exec.pool().parallel_for(x.rows * num_heads, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t i = begin; i < end; ++i) {
+      float* head = x.row(i / num_heads) + i % num_heads * head_dim;
+      exec.table().rms_norm(head, weight.data(), head_dim, epsilon, head);
+    }
+  });
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,80 @@
+#include "common/kernels/rows.h"
+
+#include <cstring>
+
+#include "common/base/bf16.h"
+#include "common/base/check.h"
+#include "common/kernels/kernel_table.h"
+
+namespace expertmesh {
+
+void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y) {
+  EM_CHECK(x.rows == y.rows && x.cols == y.cols,
+           "x [" << x.rows << "," << x.cols << "], y [" << y.rows << "," << y.cols << "]");
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) exec.table().add(x.row(t), y.row(t), x.cols);
+  });
+}
+
+namespace {
+// Rows of a mapped file need not be aligned.
+template <class T>
+void widen_row(std::byte const* row, MatrixView<float> out, std::size_t t) {
+  for (std::size_t h = 0; h < out.cols; ++h) {
+    T x;
+    std::memcpy(&x, row + h * sizeof(T), sizeof(T));
+    out.row(t)[h] = to_float(x);
+  }
+}
+}  // namespace
+
+void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
+               MatrixView<float> out) {
+  EM_CHECK(type == DType::f32 || type == DType::bf16 || type == DType::f16, "embedding of " << name_of(type));
+  exec.pool().parallel_for(ids.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) {
+      std::byte const* row = table + static_cast<std::size_t>(ids[t]) * out.cols * size_of(type);
+      if (type == DType::f32)
+        std::memcpy(out.row(t), row, out.cols * sizeof(float));
+      else if (type == DType::bf16)
+        widen_row<bf16>(row, out, t);
+      else
+        widen_row<fp16>(row, out, t);
+    }
+  });
+}
+
+void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte* out) {
+  EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
+  std::size_t const row_bytes = x.cols * size_of(wire);
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) {
+      std::byte* row = out + t * row_bytes;
+      if (wire == DType::f32)
+        std::memcpy(row, x.row(t), row_bytes);
+      else
+        exec.table().round_bf16(x.row(t), x.cols, reinterpret_cast<std::uint16_t*>(row));
+    }
+  });
+}
+
+void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
+             std::size_t experts_per_token, MatrixView<float> out) {
+  EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
+  EM_CHECK(rows.size() == out.rows * experts_per_token && weights.size() == rows.size(),
+           "T " << out.rows << ", rows " << rows.size());
+  exec.pool().parallel_for(out.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) {
+      std::memset(out.row(t), 0, out.cols * sizeof(float));
+      for (std::size_t slot = t * experts_per_token; slot < (t + 1) * experts_per_token; ++slot) {
+        if (wire == DType::f32)
+          exec.table().axpy_f32(weights[slot], reinterpret_cast<float const*>(rows[slot]), out.cols, out.row(t));
+        else
+          exec.table().axpy_bf16(weights[slot], reinterpret_cast<std::uint16_t const*>(rows[slot]), out.cols,
+                                 out.row(t));
+      }
+    }
+  });
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,147 @@
+// The Hugging Face checkpoint directory as a WeightSource.
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "common/base/bf16.h"
+#include "common/base/error.h"
+#include "common/checkpoint/safetensors.h"
+#include "common/checkpoint/weight_source.h"
+
+namespace expertmesh {
+namespace {
+
+using Json = nlohmann::json;
+constexpr char const* kSingle = "model.safetensors";
+constexpr char const* kIndex = "model.safetensors.index.json";
+
+std::string shape_text(std::span<std::size_t const> shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// tensor name -> shard file name
+std::map<std::string, std::string> read_index(std::filesystem::path const& path) {
+  std::ifstream in(path);
+  Json const index = Json::parse(in, nullptr, false);
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+    throw ModelError(std::string(kIndex) + ": not a JSON object with a 'weight_map'");
+  std::map<std::string, std::string> files;
+  for (auto const& [tensor, file] : index["weight_map"].items()) {
+    if (!file.is_string())
+      throw ModelError(std::string(kIndex) + ": tensor '" + tensor + "': its file is not a string");
+    auto const name = file.get<std::string>();
+    if (std::filesystem::path(name).filename() != name || name.empty() || name == "." || name == "..")
+      throw ModelError(std::string(kIndex) + ": tensor '" + tensor + "': '" + name +
+                       "' is not a file of the model directory");
+    files.emplace(tensor, name);
+  }
+  return files;
+}
+
+class Checkpoint final : public WeightSource {
+ public:
+  explicit Checkpoint(std::filesystem::path const& dir) {
+    if (std::filesystem::exists(dir / kIndex)) {
+      auto const index = read_index(dir / kIndex);
+      std::map<std::string, SafetensorsFile const*> shards;
+      for (auto const& [tensor, file] : index) {
+        if (!shards.contains(file)) {
+          if (!std::filesystem::exists(dir / file))
+            throw ModelError(file + ": missing shard, named by " + kIndex + " for tensor '" + tensor + "'");
+          shards[file] = &open(dir / file);
+        }
+        if (!shards[file]->entries().contains(tensor))
+          throw ModelError(file + ": tensor '" + tensor + "' is missing, though " + kIndex + " puts it there");
+      }
+      for (auto const& [file, shard] : shards)
+        for (auto const& [tensor, entry] : shard->entries()) {
+          auto const place = index.find(tensor);
+          if (place == index.end())
+            throw ModelError(file + ": unexpected tensor '" + tensor + "': " + kIndex + " does not name it");
+          if (place->second != file) throw ModelError(file + ": tensor '" + tensor + "' is also in " + place->second);
+        }
+    } else if (std::filesystem::exists(dir / kSingle)) {
+      open(dir / kSingle);
+    } else {
+      throw ModelError(dir.string() + ": neither " + kSingle + " nor " + kIndex + " is there");
+    }
+  }
+
+  [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const override {
+    auto const place = tensors_.find(name);
+    if (place == tensors_.end()) throw ModelError("tensor '" + std::string(name) + "' is missing from the checkpoint");
+    auto const& [file, entry] = place->second;
+    std::string const where = file->name() + ": tensor '" + std::string(name) + "': ";
+    if (!std::ranges::equal(entry->shape, shape))
+      throw ModelError(where + "shape " + shape_text(entry->shape) + ", expected " + shape_text(shape));
+    if (entry->dtype != DType::f32 && entry->dtype != DType::bf16 && entry->dtype != DType::f16)
+      throw ModelError(where + "dtype " + std::string(safetensors_name_of(entry->dtype)) +
+                       ", expected F32, BF16 or F16");
+    return {.name = std::string(name),
+            .dtype = entry->dtype,
+            .shape = entry->shape,
+            .bytes = file->bytes_of(*entry),
+            .owned = {}};
+  }
+
+  void verify(std::span<TensorInfo const> expected, std::span<TensorInfo const> optional) const override {
+    std::map<std::string_view, bool> known;
+    for (auto const& tensor : expected) {
+      known[tensor.name] = true;
+      (void)load(tensor.name, tensor.shape);
+    }
+    for (auto const& tensor : optional) {
+      known[tensor.name] = true;
+      if (tensors_.contains(tensor.name)) (void)load(tensor.name, tensor.shape);
+    }
+    for (auto const& [name, place] : tensors_)
+      if (!known.contains(name)) throw ModelError(place.first->name() + ": unexpected tensor '" + name + "'");
+  }
+
+ private:
+  SafetensorsFile const& open(std::filesystem::path const& path) {
+    auto const& file = *files_.emplace_back(std::make_unique<SafetensorsFile>(path));
+    for (auto const& [name, entry] : file.entries()) tensors_.emplace(name, std::pair(&file, &entry));
+    return file;
+  }
+
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, std::pair<SafetensorsFile const*, SafetensorsEntry const*>, std::less<>> tensors_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir) {
+  return std::make_unique<Checkpoint>(model_dir);
+}
+
+float element(StoredTensor const& tensor, std::size_t index) {
+  std::byte const* at = tensor.bytes.data() + index * size_of(tensor.dtype);
+  auto const read = [&](auto x) {
+    std::memcpy(&x, at, sizeof x);
+    return x;
+  };
+  switch (tensor.dtype) {
+    case DType::f32:
+      return read(float{});
+    case DType::bf16:
+      return to_float(read(bf16{}));
+    case DType::f16:
+      return to_float(read(fp16{}));
+    default:
+      EM_CHECK(false, "tensor '" << tensor.name << "' of " << name_of(tensor.dtype));
+  }
+  return 0;
+}
+
+std::vector<float> to_floats(StoredTensor const& tensor) {
+  std::vector<float> values(tensor.bytes.size() / size_of(tensor.dtype));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = element(tensor, i);
+  return values;
+}
+
+}  // namespace expertmesh

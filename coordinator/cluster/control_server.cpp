@@ -154,8 +154,9 @@ class ControlServer::Impl {
     }
     if (std::string const reason = objection(*hello); !reason.empty()) {
       connection->close_after_sending(control::Refuse{.reason = reason});
+      // Whoever has this place stays; it is lost only if this was the one that was to take it.
       std::size_t const index = hello->worker.value() - 1;
-      if (index < workers_.size() && !has_joined(index)) bury(index, "refused: " + reason);
+      if (index < workers_.size() && is_awaited(index, hello->incarnation)) bury(index, "refused: " + reason);
       return;
     }
     std::size_t const index = hello->worker.value() - 1;
@@ -182,9 +183,10 @@ class ControlServer::Impl {
 
   bool secret_matches(std::string const& token) const { return secret_ && secret_->matches(token); }
 
-  bool has_joined(std::size_t index) const {
+  bool is_awaited(std::size_t index, Incarnation incarnation) const {
     std::lock_guard lock(mutex_);
-    return workers_[index].connection != nullptr;
+    WorkerStatus const& status = workers_[index].record.status;
+    return status.state == WorkerState::joining && status.incarnation == incarnation;
   }
 
   // Why this worker cannot join; empty if it can.

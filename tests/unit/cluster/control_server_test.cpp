@@ -242,6 +242,7 @@ TEST_F(ControlServerTest, ASecondClaimToThePlaceOfALivingWorkerIsRefused) {
   hello.incarnation = Incarnation(7);
   old.send(hello);
   EXPECT_EQ(refusal(old), "incarnation 7, expected 1");
+  EXPECT_EQ(server.records()[1].status.state, WorkerState::joining);
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ struct RouterSpec {
   RouterSelection selection = RouterSelection::top_k;
   RouterNormalisation normalisation = RouterNormalisation::sum_to_one;
   float scale = 1.0F;  // multiplies every gate weight
-  std::optional<RouterNoise> noise;
+  std::optional<RouterNoise> noise = std::nullopt;
 };
 
 }  // namespace expertmesh

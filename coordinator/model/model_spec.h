@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <variant>
@@ -21,6 +22,7 @@ enum class RopeKind : std::uint8_t { none, standard };
 struct RopeSpec {
   RopeKind kind = RopeKind::standard;
   double theta = 10000.0;
+  bool operator==(RopeSpec const&) const = default;
 };
 
 // RMS norm: x / sqrt(mean(x^2) + epsilon) * weight.
@@ -86,7 +88,9 @@ struct ModelSpec {
   std::optional<std::string> lm_head;  // [V,H]; none: the embedding is used (tied)
   std::vector<StackSpec> stacks;
   std::vector<TokenId> eos_ids;  // generation_config.json's, else config.json's
-  std::optional<TokenId> bos_id;
+  // What generation_config.json wants for requests that do not say.
+  std::optional<float> default_temperature;
+  std::optional<float> default_top_p;
 };
 
 // Every tensor the checkpoint must hold, with its shape.

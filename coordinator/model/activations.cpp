@@ -1,0 +1,60 @@
+#include "coordinator/model/activations.h"
+
+#include <algorithm>
+
+namespace expertmesh {
+
+LayerMaxima layer_maxima(ModelSpec const& spec) {
+  LayerMaxima m;
+  for (auto const& stack : spec.stacks) {
+    for (auto const& layer : stack.layers) {
+      auto const& a = layer.attention;
+      m.qkv_columns = std::max(m.qkv_columns, (a.num_heads + 2 * a.num_kv_heads) * a.head_dim);
+      m.attention_columns = std::max(m.attention_columns, a.num_heads * a.head_dim);
+      if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
+        m.dense_intermediate = std::max(m.dense_intermediate, dense->intermediate);
+      } else {
+        auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
+        m.expert_intermediate = std::max(m.expert_intermediate, moe.intermediate);
+        m.num_experts = std::max(m.num_experts, moe.router.num_experts);
+        m.experts_per_token = std::max(m.experts_per_token, moe.router.experts_per_token);
+        m.has_noise = m.has_noise || moe.router.noise.has_value();
+      }
+    }
+  }
+  return m;
+}
+
+namespace {
+struct Sizes {
+  std::size_t t, r;
+  LayerMaxima m;
+};
+}  // namespace
+
+Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) {
+  auto const [t, r, m] = Sizes{limits.tokens, limits.logit_rows, layer_maxima(spec)};
+  x = Matrix<float>(t, spec.hidden);
+  normed = Matrix<float>(t, spec.hidden);
+  qkv = Matrix<float>(t, m.qkv_columns);
+  attention = Matrix<float>(t, m.attention_columns);
+  block_out = Matrix<float>(t, spec.hidden);
+  gate_up = Matrix<float>(t, 2 * m.dense_intermediate);
+  ffn_hidden = Matrix<float>(t, m.dense_intermediate);
+  router = Matrix<float>(t, m.num_experts);
+  noise_scale = Matrix<float>(m.has_noise ? t : 0, m.num_experts);
+  noise = Matrix<float>(m.has_noise ? t : 0, m.num_experts);
+  experts = AlignedBuffer<std::uint32_t>(t * m.experts_per_token);
+  gate_weights = AlignedBuffer<float>(t * m.experts_per_token);
+  head_in = Matrix<float>(r, spec.hidden);
+  logits = Matrix<float>(r, spec.vocab);
+}
+
+std::size_t Activations::size_bytes() const {
+  return x.size_bytes() + normed.size_bytes() + qkv.size_bytes() + attention.size_bytes() + block_out.size_bytes() +
+         gate_up.size_bytes() + ffn_hidden.size_bytes() + router.size_bytes() + noise_scale.size_bytes() +
+         noise.size_bytes() + experts.size_bytes() + gate_weights.size_bytes() + head_in.size_bytes() +
+         logits.size_bytes();
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,49 @@
+// Every activation of the decoder, by name and shape, allocated once. T: most tokens of a step, R: most rows of one
+// LM-head call.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "common/tensor/tensor.h"
+#include "coordinator/model/model_spec.h"
+
+namespace expertmesh {
+
+struct ActivationLimits {
+  std::size_t tokens = 0;      // T
+  std::size_t logit_rows = 0;  // R
+};
+
+struct Activations {
+  Activations(ModelSpec const& spec, ActivationLimits const& limits);
+  [[nodiscard]] std::size_t size_bytes() const;
+
+  Matrix<float> x;                       // [T,H] residual stream
+  Matrix<float> normed;                  // [T,H] input of attention, router, experts and FFN
+  Matrix<float> qkv;                     // [T,(Q+2G)*D]
+  Matrix<float> attention;               // [T,Q*D]
+  Matrix<float> block_out;               // [T,H] what a block adds to the residual stream
+  Matrix<float> gate_up;                 // [T,2I] dense layers
+  Matrix<float> ffn_hidden;              // [T,I]
+  Matrix<float> router;                  // [T,E] logits x Wg
+  Matrix<float> noise_scale;             // [T,E] logits x Wn (noisy top-k only)
+  Matrix<float> noise;                   // [T,E] standard normal
+  AlignedBuffer<std::uint32_t> experts;  // [T,K]
+  AlignedBuffer<float> gate_weights;     // [T,K]
+  Matrix<float> head_in;                 // [R,H] final-normed rows that need logits
+  Matrix<float> logits;                  // [R,V]
+};
+
+// The largest value of each dimension over the layers.
+struct LayerMaxima {
+  std::size_t qkv_columns = 0;        // (Q+2G)*D
+  std::size_t attention_columns = 0;  // Q*D
+  std::size_t dense_intermediate = 0;
+  std::size_t expert_intermediate = 0;
+  std::size_t num_experts = 0;
+  std::size_t experts_per_token = 0;
+  bool has_noise = false;
+};
+LayerMaxima layer_maxima(ModelSpec const& spec);
+
+}  // namespace expertmesh

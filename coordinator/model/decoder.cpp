@@ -1,0 +1,68 @@
+#include "coordinator/model/decoder.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "common/kernels/linear.h"
+#include "common/kernels/rms_norm.h"
+#include "common/kernels/rope.h"
+#include "common/kernels/rows.h"
+
+namespace expertmesh {
+
+Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
+    : hidden_(spec.hidden) {
+  WeightLoader const loader(source, options.weights, options.on_bytes_loaded);
+  StackSpec const& stack = spec.stacks.front();
+  embedding_ = loader.stored(spec.embedding, spec.vocab, spec.hidden);
+  std::uint32_t moe_index = 0;
+  for (auto const& layer : stack.layers) {
+    rope_of_layer_.push_back(rope_index(layer.attention, options.max_tokens));
+    layers_.emplace_back(layer, static_cast<std::uint32_t>(layers_.size()), moe_index, hidden_, loader);
+    if (std::holds_alternative<MoeFfnSpec>(layer.ffn)) ++moe_index;
+  }
+  final_norm_ = loader.floats(stack.final_norm.weight, hidden_);
+  final_epsilon_ = stack.final_norm.epsilon;
+  lm_head_ = loader.packed({{spec.lm_head.value_or(spec.embedding), spec.vocab}}, hidden_);
+}
+
+std::size_t Decoder::rope_index(AttentionSpec const& spec, std::size_t max_tokens) {
+  for (std::size_t i = 0; i < ropes_.size(); ++i)
+    if (ropes_[i].head_dim == spec.head_dim && ropes_[i].spec == spec.rope) return i;
+  // theta^(-2i/D) in fp32, as the reference implementations compute it
+  std::vector<float> inverse_frequency(spec.head_dim / 2);
+  for (std::size_t i = 0; i < inverse_frequency.size(); ++i) {
+    float const exponent = static_cast<float>(2 * i) / static_cast<float>(spec.head_dim);
+    inverse_frequency[i] = 1.0F / std::pow(static_cast<float>(spec.rope.theta), exponent);
+  }
+  ropes_.push_back({.spec = spec.rope,
+                    .head_dim = spec.head_dim,
+                    .inverse_frequency = std::move(inverse_frequency),
+                    .cos = Matrix<float>(max_tokens, spec.head_dim / 2),
+                    .sin = Matrix<float>(max_tokens, spec.head_dim / 2)});
+  return ropes_.size() - 1;
+}
+
+Task Decoder::forward(FrameArena& arena, std::span<TokenId const> ids, StepContext const& step, KvCache& kv) {
+  embedding(step.exec, ids, embedding_.dtype, embedding_.bytes.data(), step.act.x.view().first_rows(step.tokens));
+  for (auto& rope : ropes_)
+    rope_angles(step.exec, step.positions, rope.inverse_frequency, rope.cos.view().first_rows(step.tokens),
+                rope.sin.view().first_rows(step.tokens));
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    Rope& rope = ropes_[rope_of_layer_[l]];
+    RopeAngles const angles{rope.cos.view().first_rows(step.tokens), rope.sin.view().first_rows(step.tokens)};
+    co_await layers_[l].forward(arena, step, angles, step.places[kv.group_of(l)], kv.layer(l));
+  }
+}
+
+MatrixView<float> Decoder::logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const {
+  MatrixView<float> const in = act.head_in.view().first_rows(rows.size());  // [R,H]
+  MatrixView<float> const x = act.x.view();
+  for (std::size_t i = 0; i < rows.size(); ++i) std::memcpy(in.row(i), x.row(rows[i]), hidden_ * sizeof(float));
+  rms_norm(exec, in, final_norm_, final_epsilon_, in);
+  MatrixView<float> const out = act.logits.view().first_rows(rows.size());  // [R,V]
+  linear(exec, in, lm_head_, out);
+  return out;
+}
+
+}  // namespace expertmesh

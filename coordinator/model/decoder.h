@@ -1,0 +1,50 @@
+// The decoder stack: token ids of a step -> hidden states, and the LM head over the rows that need logits.
+#pragma once
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "coordinator/model/decoder_layer.h"
+#include "coordinator/model/kv_cache.h"
+
+namespace expertmesh {
+
+struct DecoderOptions {
+  std::size_t max_tokens = 0;                        // T of the largest step
+  WeightFormat weights = kFloat32Weights;            // of every GEMM but the routers'
+  std::function<void(std::size_t)> on_bytes_loaded;  // hears the bytes read since the last call
+};
+
+class Decoder {
+ public:
+  // source must outlive the decoder: the embedding is looked up in the mapped file.
+  Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options);
+
+  // ids: [T], T = step.tokens. Leaves the last layer's output, before the final norm, in step.act.x [T,H].
+  Task forward(FrameArena& arena, std::span<TokenId const> ids, StepContext const& step, KvCache& kv);
+
+  // Final norm and LM head for rows of act.x: act.logits[i] = logits of row rows[i]; at most R rows.
+  MatrixView<float> logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const;
+
+ private:
+  // One RoPE of the model: layers that share it share its angles.
+  struct Rope {
+    RopeSpec spec;
+    std::size_t head_dim;
+    std::vector<float> inverse_frequency;  // [D/2]
+    Matrix<float> cos;                     // [T,D/2]
+    Matrix<float> sin;
+  };
+  std::size_t rope_index(AttentionSpec const& spec, std::size_t max_tokens);
+
+  std::size_t hidden_;
+  StoredTensor embedding_;  // [V,H]
+  std::vector<Rope> ropes_;
+  std::vector<std::size_t> rope_of_layer_;
+  std::vector<DecoderLayer> layers_;
+  std::vector<float> final_norm_;  // [H]
+  float final_epsilon_;
+  PackedMatrix lm_head_;  // [V,H]
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,42 @@
+#include "coordinator/model/kv_cache.h"
+
+#include <algorithm>
+
+namespace expertmesh {
+namespace {
+KvLayerShape shape_of(AttentionSpec const& a, DType dtype, std::size_t blocks) {
+  return {.num_blocks = blocks, .num_kv_heads = a.num_kv_heads, .head_dim = a.head_dim, .dtype = dtype};
+}
+}  // namespace
+
+std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
+  std::vector<KvCacheSpec> groups;
+  auto const& layers = spec.stacks.front().layers;
+  for (std::uint32_t l = 0; l < layers.size(); ++l) {
+    AttentionSpec const& a = layers[l].attention;
+    auto group = std::ranges::find(groups, a.window, &KvCacheSpec::window);
+    if (group == groups.end()) {
+      groups.push_back({.kind = a.window ? KvCacheKind::window : KvCacheKind::full,
+                        .window = a.window,
+                        .block_tokens = kKvBlockTokens,
+                        .dtype = dtype,
+                        .layers = {}});
+      group = groups.end() - 1;
+    }
+    group->bytes_per_block += KvLayer::bytes_per_block(shape_of(a, dtype, 1));
+    group->layers.push_back(l);
+  }
+  return groups;
+}
+
+KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups,
+                 std::vector<std::size_t> const& blocks) {
+  auto const& layers = spec.stacks.front().layers;
+  group_of_.resize(layers.size());
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    for (std::uint32_t l : groups[g].layers) group_of_[l] = g;
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    layers_.emplace_back(shape_of(layers[l].attention, groups[group_of_[l]].dtype, blocks[group_of_[l]]));
+}
+
+}  // namespace expertmesh

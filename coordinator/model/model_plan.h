@@ -1,0 +1,35 @@
+// Parameters and bytes of a model, before any weight is read.
+#pragma once
+#include <cstddef>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/model/model_spec.h"
+
+namespace expertmesh {
+
+struct ModelPlan {
+  std::size_t parameters = 0;
+  std::size_t routed_parameters = 0;  // of all routed experts
+  std::size_t active_parameters = 0;  // a token uses: everything not routed + routed x K/E (embeddings included)
+  std::size_t coordinator_bytes = 0;  // packed weights of the coordinator, without experts
+  std::vector<std::size_t>
+      worker_bytes;  // [N] packed experts of each worker; N = 1 is also what the coordinator holds itself
+  std::size_t kv_bytes_per_token = 0;
+};
+ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers);
+
+// What `expertmesh info` prints.
+struct InfoReport {
+  std::string text;
+  bool servable = false;  // nothing would be refused
+};
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype);
+
+// --dtype auto: float32 for a float32 checkpoint, else bfloat16.
+DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted);
+WeightFormat weight_format_of(DType dtype);
+
+}  // namespace expertmesh

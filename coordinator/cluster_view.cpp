@@ -1,0 +1,68 @@
+#include "coordinator/cluster_view.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <nlohmann/json.hpp>
+
+#include "coordinator/load_progress.h"
+
+namespace expertmesh {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json process_json(WorkerStatus const& w) {
+  Json j = {{"id", w.id.value()},
+            {"pid", w.pid},
+            {"host", w.host},
+            {"state", name_of(w.state)},
+            {"incarnation", w.incarnation.value()},
+            {"device", w.device},
+            {"isa", w.isa},
+            {"dtype", w.dtype},
+            {"transport", w.transport},
+            {"experts", w.num_experts},
+            {"resident_bytes", w.resident_bytes}};
+  if (w.heartbeat_age) j["heartbeat_age_ms"] = w.heartbeat_age->count();
+  if (!w.death_reason.empty()) j["death_reason"] = w.death_reason;
+  return j;
+}
+
+}  // namespace
+
+std::string to_json(ClusterView const& view) {
+  auto const& p = view.profile;
+  auto const& l = view.limits;
+  Json j = {{"model", view.model},
+            {"family", view.family},
+            {"ready", view.not_ready.empty()},
+            {"not_ready_reason", view.not_ready.empty() ? Json(nullptr) : Json(view.not_ready)},
+            {"profile", {{"dtype", p.dtype}, {"wire_dtype", p.wire_dtype}, {"kv_dtype", p.kv_dtype}, {"isa", p.isa}, {"k_order", p.k_order}}},
+            {"limits",
+             {{"max_model_len", l.max_model_len},
+              {"max_num_seqs", l.max_num_seqs},
+              {"max_num_batched_tokens", l.max_num_batched_tokens},
+              {"max_queued_requests", l.max_queued_requests},
+              {"max_logprobs", l.max_logprobs},
+              {"max_connections", l.max_connections},
+              {"max_body_bytes", l.max_body_bytes},
+              {"kv_blocks", l.kv_blocks},
+              {"kv_block_tokens", l.kv_block_tokens},
+              {"kv_cache_bytes", l.kv_cache_bytes},
+              {"activation_bytes", l.activation_bytes}}},
+            {"coordinator", process_json(view.coordinator)},
+            {"workers", Json::array()}};
+  for (auto const& w : view.workers) j["workers"].push_back(process_json(w));
+  return j.dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {
+  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, K-order {}", p.dtype, p.wire_dtype, p.kv_dtype, p.isa, p.k_order),
+          fmt::format("limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities", l.max_model_len,
+                      l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
+          fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
+          fmt::format("memory: KV cache {} blocks of {} tokens, {}; activations {}", l.kv_blocks, l.kv_block_tokens, human_bytes(l.kv_cache_bytes),
+                      human_bytes(l.activation_bytes))};
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,47 @@
+// What /v1/cluster says: model, numerics profile, limits, and every process of the group.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "coordinator/cluster/cluster.h"
+
+namespace expertmesh {
+
+// Fixed at start-up and printed there: the bits of an answer depend on these alone.
+struct NumericsProfile {
+  std::string dtype;       // of weights and activations at the GEMMs: "float32", "bfloat16"
+  std::string wire_dtype;  // rows between coordinator and workers
+  std::string kv_dtype;
+  std::string isa;
+  std::string k_order = "sequential";  // order of every sum over K
+};
+
+struct ServeLimits {
+  std::size_t max_model_len = 0;
+  std::size_t max_num_seqs = 0;
+  std::size_t max_num_batched_tokens = 0;
+  std::size_t max_queued_requests = 0;
+  std::size_t max_logprobs = 0;
+  std::size_t max_connections = 0;
+  std::size_t max_body_bytes = 0;
+  std::size_t kv_blocks = 0;
+  std::size_t kv_block_tokens = 0;
+  std::size_t kv_cache_bytes = 0;
+  std::size_t activation_bytes = 0;
+};
+
+struct ClusterView {
+  std::string model;   // served name
+  std::string family;
+  NumericsProfile profile;
+  ServeLimits limits;
+  WorkerStatus coordinator;           // the same fields as a worker
+  std::vector<WorkerStatus> workers;
+  std::string not_ready;              // empty if requests can be served
+};
+
+std::string to_json(ClusterView const& view);
+// One line each, for the log at start-up.
+std::vector<std::string> describe(NumericsProfile const& profile, ServeLimits const& limits);
+
+}  // namespace expertmesh

@@ -1,0 +1,12 @@
+// What this process may use of the machine.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace expertmesh {
+
+std::size_t usable_cores();            // of this process's affinity mask and cgroup quota, at least 1
+std::size_t available_memory_bytes();  // MemAvailable, bounded by what is left of the cgroup's limit
+std::string host_name();
+
+}  // namespace expertmesh

@@ -263,7 +263,7 @@ class RemoteExperts::Impl {
       text += (text.empty() ? "" : ", ") + std::to_string(held[begin].size()) + " of " +
               std::to_string(layers_[begin].placement.num_experts()) + " in layer" + (end - begin > 1 ? "s " : " ") +
               std::to_string(layers_[begin].layer);
-      if (end - begin > 1) text += "-" + std::to_string(layers_[end - 1].layer);
+      if (end - begin > 1) text.append("-").append(std::to_string(layers_[end - 1].layer));
     }
     return text;
   }

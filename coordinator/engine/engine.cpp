@@ -1,0 +1,296 @@
+#include "coordinator/engine/engine.h"
+
+#include <algorithm>
+
+#include "common/base/check.h"
+#include "common/base/log.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr std::chrono::milliseconds kBalanceInterval{250};  // between updates of the per-expert series
+
+ApiError unavailable(std::string const& reason) {
+  return {.status = 503, .message = reason, .type = "service_unavailable", .param = {}, .code = {}, .retry_after_s = 5};
+}
+
+ApiError bad_request(std::string message, std::string param, std::string code) {
+  return {.status = 400,
+          .message = std::move(message),
+          .type = "invalid_request_error",
+          .param = std::move(param),
+          .code = std::move(code),
+          .retry_after_s = {}};
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, Scheduler& scheduler, StepRunner& runner, Experts& experts, Metrics& metrics,
+               std::function<void()> after_step)
+    : options_(std::move(options)),
+      scheduler_(scheduler),
+      runner_(runner),
+      experts_(experts),
+      metrics_(metrics),
+      after_step_(std::move(after_step)) {}
+
+Engine::~Engine() {
+  drain(Clock::now());
+}
+
+void Engine::start() {
+  thread_ = std::thread([this] { run(); });
+}
+
+Result<SequenceId> Engine::submit(GenerateRequest request, EventSink sink) {
+  std::size_t const prompt_length = request.prompt.size();
+  std::size_t const max_length = prompt_length + request.max_tokens;
+  EM_CHECK(prompt_length > 0, "an empty prompt must be refused before");
+  if (max_length > options_.max_model_len)
+    return bad_request("this model's context is " + std::to_string(options_.max_model_len) +
+                           " tokens, but the prompt has " + std::to_string(prompt_length) + " and max_tokens is " +
+                           std::to_string(request.max_tokens),
+                       "max_tokens", "context_length_exceeded");
+  if (!scheduler_.fits_ever(max_length))
+    return bad_request("the KV cache has no room for " + std::to_string(max_length) + " tokens (prompt and max_tokens)",
+                       "max_tokens", "context_length_exceeded");
+  auto state = std::make_unique<RequestState>();
+  state->sequence.tokens.reserve(max_length);
+  state->sequence.tokens = std::move(request.prompt);
+  state->sequence.prompt_length = prompt_length;
+  state->sequence.max_length = max_length;
+  state->sequence.prompt_logits = request.prompt_logprobs.has_value();
+  if (request.prompt_logprobs) state->prompt_logprobs.resize(prompt_length);
+  state->request = std::move(request);
+  state->sink = std::move(sink);
+  state->submitted = Clock::now();
+
+  std::lock_guard lock(mutex_);
+  if (draining_) return unavailable("the server is shutting down");
+  if (!missing_.empty()) return unavailable(missing_);
+  if (ledger_.queued >= options_.max_queued_requests)
+    return ApiError{.status = 429,
+                    .message = "the queue is full (" + std::to_string(options_.max_queued_requests) + " requests wait)",
+                    .type = "rate_limit_error",
+                    .param = {},
+                    .code = "queue_full",
+                    .retry_after_s = 1};
+  SequenceId const id(++last_id_);
+  state->sequence.id = id;
+  inbox_.submitted.push_back(std::move(state));
+  ++ledger_.accepted;
+  ++ledger_.queued;
+  metrics_.set_ledger(ledger_);
+  inbox_filled_.notify_one();
+  return id;
+}
+
+void Engine::abort(SequenceId id, AbortReason reason) {
+  std::lock_guard lock(mutex_);
+  inbox_.aborted.emplace_back(id, reason);
+  inbox_filled_.notify_one();
+}
+
+void Engine::experts_changed() {
+  std::lock_guard lock(mutex_);
+  inbox_.experts_changed = true;
+  inbox_filled_.notify_one();
+}
+
+std::string Engine::not_ready() const {
+  std::lock_guard lock(mutex_);
+  return draining_ ? "the server is shutting down" : missing_;
+}
+
+void Engine::drain(Clock::time_point deadline) {
+  {
+    std::unique_lock lock(mutex_);
+    draining_ = true;
+    all_ended_.wait_until(lock, deadline,
+                          [&] { return ledger_.accepted == ledger_.finished + ledger_.failed + ledger_.cancelled; });
+    inbox_.stop = true;
+    inbox_filled_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+// ---- engine thread
+
+void Engine::run() {
+  for (;;) {
+    Inbox inbox = wait_for_work();
+    bool const stop = inbox.stop;
+    take(std::move(inbox));
+    if (stop) break;
+    step();
+  }
+  while (!requests_.empty()) end(*requests_.begin()->second, &Metrics::Ledger::cancelled, std::nullopt);
+}
+
+Engine::Inbox Engine::wait_for_work() {
+  std::unique_lock lock(mutex_);
+  auto const filled = [&] { return !inbox_.empty(); };
+  if (scheduler_.empty()) {
+    if (!workers_asleep_ && !inbox_filled_.wait_for(lock, options_.idle_after, filled)) {
+      lock.unlock();
+      publish_balance();
+      experts_.idle();
+      workers_asleep_ = true;
+      lock.lock();
+    }
+    inbox_filled_.wait(lock, filled);
+  }
+  return std::exchange(inbox_, {});
+}
+
+void Engine::take(Inbox inbox) {
+  for (auto& request : inbox.submitted) {
+    scheduler_.submit(request->sequence);
+    requests_.emplace(request->sequence.id, std::move(request));
+  }
+  for (auto const& [id, reason] : inbox.aborted) {
+    auto const place = requests_.find(id);  // unknown ids have ended already
+    if (place == requests_.end()) continue;
+    end(*place->second, reason == AbortReason::cancelled ? &Metrics::Ledger::cancelled : &Metrics::Ledger::finished,
+        std::nullopt);
+  }
+  if (inbox.experts_changed) look_at_experts();
+}
+
+void Engine::look_at_experts() {
+  std::string const missing = experts_.missing();
+  {
+    std::lock_guard lock(mutex_);
+    missing_ = missing;
+  }
+  if (!missing.empty()) fail_all(missing);
+}
+
+void Engine::fail_all(std::string const& reason) {
+  if (!requests_.empty()) spdlog::error("{} requests end with an error: {}", requests_.size(), reason);
+  while (!requests_.empty()) end(*requests_.begin()->second, &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
+}
+
+void Engine::step() {
+  StepBatch const& batch = scheduler_.schedule();
+  update_ledger();
+  if (batch.num_tokens() == 0) return;
+  if (workers_asleep_) {
+    experts_.wake();
+    workers_asleep_ = false;
+  }
+  wishes_.clear();
+  for (LogitRow const& row : batch.logit_rows()) {
+    GenerateRequest const& request = requests_.at(batch.sequences()[row.sequence]->id)->request;
+    wishes_.push_back(
+        {.sampling = request.sampling, .token_logprobs = request.logprobs, .prompt_logprobs = request.prompt_logprobs});
+  }
+  auto const begin = Clock::now();
+  try {
+    deliver(batch, runner_.run(batch, wishes_));
+  } catch (ExpertsLost const& lost) {
+    // Recovery belongs here: the rows of the step are still in the runner's activations.
+    spdlog::error("step failed: {}", lost.what());
+    {
+      std::lock_guard lock(mutex_);
+      missing_ = experts_.missing();
+    }
+    fail_all(lost.what());
+    return;
+  }
+  metrics_.observe_step(std::chrono::duration<double>(Clock::now() - begin).count(), batch.num_tokens());
+  metrics_.set_kv_usage(scheduler_.kv_usage());
+  if (Clock::now() - balance_published_ > kBalanceInterval) publish_balance();
+  after_step_();
+}
+
+void Engine::deliver(StepBatch const& batch, std::span<RowResult const> results) {
+  for (std::size_t s = 0; s < batch.sequences().size(); ++s) {
+    RequestState& request = *requests_.at(batch.sequences()[s]->id);
+    std::size_t const begin = request.sequence.num_computed;
+    std::size_t const count = batch.offsets()[s + 1] - batch.offsets()[s];
+    if (begin < request.sequence.prompt_length)
+      metrics_.count_prompt_tokens(std::min(count, request.sequence.prompt_length - begin));
+    if (request.request.return_routed_experts) record_routing(batch, s, request);
+  }
+  scheduler_.complete_step();
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    LogitRow const& row = batch.logit_rows()[i];
+    deliver_row(*requests_.at(batch.sequences()[row.sequence]->id), row, results[i]);
+  }
+}
+
+void Engine::record_routing(StepBatch const& batch, std::size_t sequence, RequestState& request) const {
+  for (std::uint32_t row = batch.offsets()[sequence]; row < batch.offsets()[sequence + 1]; ++row) {
+    auto& token = request.routed_experts.emplace_back();
+    for (std::size_t m = 0; m < runner_.num_moe_layers(); ++m) {
+      auto const experts = runner_.routed(m, row);
+      token.emplace_back(experts.begin(), experts.end());
+    }
+  }
+}
+
+bool Engine::is_eos(TokenId token) const {
+  return std::ranges::find(options_.eos_ids, token) != options_.eos_ids.end();
+}
+
+void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult const& result) {
+  if (result.prompt_logprobs) request.prompt_logprobs[row.position + 1] = result.prompt_logprobs;
+  if (!row.sample) return;
+  auto const now = Clock::now();
+  auto const finish = [&](FinishReason reason) {
+    end(request, &Metrics::Ledger::finished,
+        FinishEvent{.reason = reason,
+                    .prompt_tokens = request.sequence.prompt_length,
+                    .completion_tokens = request.num_generated,
+                    .routed_experts = std::move(request.routed_experts)});
+  };
+  bool const first = request.num_generated == 0;
+  if (first) request.sink(PromptDoneEvent{std::move(request.prompt_logprobs)});
+  if (request.request.max_tokens == 0) return finish(FinishReason::length);
+
+  TokenId const token = *result.token;
+  ++request.num_generated;
+  metrics_.count_generation_tokens(1);
+  if (first)
+    metrics_.observe_time_to_first_token(std::chrono::duration<double>(now - request.submitted).count());
+  else
+    metrics_.observe_inter_token(std::chrono::duration<double>(now - request.last_token).count());
+  request.last_token = now;
+  if (is_eos(token) && !request.request.ignore_eos) return finish(FinishReason::stop);
+  request.sink(TokenEvent{token, result.token_logprobs});
+  if (request.num_generated == request.request.max_tokens) return finish(FinishReason::length);
+  request.sequence.tokens.push_back(token);
+}
+
+void Engine::end(RequestState& request, Counter counter, std::optional<GenerateEvent> event) {
+  scheduler_.remove(request.sequence);
+  auto const node = requests_.extract(request.sequence.id);
+  {
+    std::lock_guard lock(mutex_);
+    ledger_.*counter += 1;
+    ledger_.queued = inbox_.submitted.size() + scheduler_.num_waiting();
+    ledger_.running = scheduler_.num_running();
+    metrics_.set_ledger(ledger_);
+    all_ended_.notify_all();
+  }
+  metrics_.set_kv_usage(scheduler_.kv_usage());
+  if (event) request.sink(std::move(*event));
+}
+
+void Engine::update_ledger() {
+  std::lock_guard lock(mutex_);
+  ledger_.queued = inbox_.submitted.size() + scheduler_.num_waiting();
+  ledger_.running = scheduler_.num_running();
+  metrics_.set_ledger(ledger_);
+}
+
+void Engine::publish_balance() {
+  balance_published_ = Clock::now();
+  for (std::size_t m = 0; m < runner_.num_moe_layers(); ++m) {
+    LayerBalance const& sums = runner_.balance().layer(m);
+    metrics_.set_balance(m, sums.importance, sums.load, squared_cv(sums.importance), squared_cv(sums.load));
+  }
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,73 @@
+// Runs one step: the decoder over a batch, then logits, sampling and log-probabilities for the rows that need them.
+// Knows no requests, no queue and no clients.
+#pragma once
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "coordinator/engine/generate_request.h"
+#include "coordinator/model/decoder.h"
+#include "coordinator/sampling/sampler.h"
+#include "coordinator/scheduler/step_batch.h"
+
+namespace expertmesh {
+
+struct StepRunnerLimits {
+  std::size_t max_tokens = 0;      // T
+  std::size_t max_logit_rows = 0;  // R rows of one LM-head call; a step that needs more makes several
+  bool record_routing = false;     // keep every token's experts for return_routed_experts
+};
+
+// What the engine wants of one logit row.
+struct RowWish {
+  SamplingParams sampling;
+  std::optional<std::size_t> token_logprobs;   // of the sampled token
+  std::optional<std::size_t> prompt_logprobs;  // of the prompt's next token
+};
+
+// What a logit row gave.
+struct RowResult {
+  std::optional<TokenId> token;  // where LogitRow::sample
+  std::optional<TokenLogprobs> token_logprobs;
+  std::optional<TokenLogprobs> prompt_logprobs;
+};
+
+class StepRunner {
+ public:
+  // All of them must outlive the runner.
+  StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Exec const& exec, Decoder& decoder, KvCache& kv,
+             Experts& experts);
+
+  // wishes: [logit rows]. The results are valid until the next step. Throws ExpertsLost; the step has then no effect
+  // but on KV places that will be written again.
+  std::span<RowResult const> run(StepBatch const& batch, std::span<RowWish const> wishes);
+
+  // Experts of row t of the last step in MoE layer m: [K]. Only with record_routing.
+  [[nodiscard]] std::span<std::uint32_t const> routed(std::size_t moe_layer, std::size_t row) const;
+  [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }
+  [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // indices in the stack
+  [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
+  [[nodiscard]] std::size_t activation_bytes() const { return activations_.size_bytes(); }
+
+ private:
+  void forward(StepBatch const& batch);
+
+  StepRunnerLimits limits_;
+  Exec const& exec_;
+  Decoder& decoder_;
+  KvCache& kv_;
+  Experts& experts_;
+  std::vector<std::uint32_t> moe_layers_;
+  std::size_t experts_per_token_;
+  Activations activations_;
+  BalanceStatistics balance_;
+  FrameArena frames_;
+  Sampler sampler_;
+  std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
+  std::size_t last_tokens_ = 0;
+  std::vector<std::uint32_t> head_rows_;  // [R]
+  std::vector<RowResult> results_;        // [logit rows]
+};
+
+}  // namespace expertmesh

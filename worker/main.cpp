@@ -78,13 +78,16 @@ class ProgressReporter {
 };
 
 // From assignment to the end of the process; throws only before the first request.
-[[noreturn]] void serve(Options const& options, Isa isa, ControlClient& control) {
+[[noreturn]] void serve(Options const& options, ControlClient& control) {
   control::Assign const assign = control.wait_for_assign();
+  auto const isa = isa_from_name(options.isa);
+  if (!isa || !std::ranges::count(runnable_isas(), *isa))
+    control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
   ThreadPool pool(options.threads);
   auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
                                                               : open_checkpoint(assign.model_dir);
   ExpertStore const store(assign.model, assign.held, *source, pool, ProgressReporter(control));
-  Exec const exec(isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
+  Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
   ExpertService service(store, exec,
                         {.incarnation = Incarnation(options.incarnation),
                          .epoch = assign.epoch,
@@ -108,13 +111,10 @@ class ProgressReporter {
 
 [[noreturn]] void run(Options const& options) {
   init_log("worker " + std::to_string(options.worker_id));
-  auto const isa = isa_from_name(options.isa);
   init_mpi();  // first: whoever spawned us waits for it
   ControlClient control(options.control, make_hello(options));
   try {
-    if (!isa || !std::ranges::count(runnable_isas(), *isa))
-      control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
-    serve(options, *isa, control);
+    serve(options, control);
   } catch (ModelError const& error) {
     control.fail(control::FailureKind::model, error.what(), kExitModel);
   } catch (std::exception const& error) {

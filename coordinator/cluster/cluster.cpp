@@ -38,19 +38,14 @@ std::size_t total_held(HeldExperts const& held) {
   return total;
 }
 
-// The start cannot go on: throws for the first worker that died or is not where it should be.
-[[noreturn]] void throw_failure(Records const& records, WorkerState wanted, char const* what) {
+// The start cannot go on without them.
+void throw_for_dead(Records const& records) {
   for (auto const& record : records) {
-    std::string const name = "worker " + std::to_string(record.status.id.value()) + ": ";
-    if (record.status.state == WorkerState::dead) {
-      if (record.failure_kind == control::FailureKind::model) throw ModelError(name + record.status.death_reason);
-      throw ClusterError(name + record.status.death_reason);
-    }
+    if (record.status.state != WorkerState::dead) continue;
+    std::string const text = "worker " + std::to_string(record.status.id.value()) + ": " + record.status.death_reason;
+    if (record.failure_kind == control::FailureKind::model) throw ModelError(text);
+    throw ClusterError(text);
   }
-  for (auto const& record : records)
-    if (record.status.state != wanted)
-      throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": " + what);
-  throw ClusterError(what);
 }
 
 }  // namespace
@@ -82,12 +77,10 @@ class Cluster::Impl {
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
-                  .assignment = [this](WorkerId worker) { return assignment(worker); },
-                  .on_death =
-                      [this, on_death = std::move(on_death)](WorkerStatus status) {
-                        complete(status);
-                        if (on_death) on_death(status);
-                      }}) {
+                  .on_death = [this, on_death = std::move(on_death)](WorkerStatus status) {
+                    complete(status);
+                    if (on_death) on_death(status);
+                  }}) {
     check_message_size();
     for (std::uint32_t i = 0; i < options_.num_workers; ++i)
       peers_.push_back({.worker = WorkerId(i + 1), .incarnation = Incarnation(1), .peer = PeerId(i)});
@@ -95,12 +88,18 @@ class Cluster::Impl {
 
   void start(OnProgress const& on_progress) {
     spawn();
-    if (!control_.wait_until(Clock::now() + options_.join_timeout, [](Records const& records) {
-          return any_dead(records) ||
-                 std::ranges::none_of(records, [](auto const& r) { return r.status.state == WorkerState::joining; });
-        }))
-      throw_failure(control_.records(), WorkerState::loading, "did not say hello in time");
+    bool const all_joined = control_.wait_until(Clock::now() + options_.join_timeout, [](Records const& records) {
+      return any_dead(records) || std::ranges::all_of(records, &WorkerRecord::joined);
+    });
+    Records const joined = control_.records();
+    for (WorkerRecord const& record : joined)
+      if (!all_joined && !record.joined)
+        throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
+    throw_for_dead(joined);
     control_.stop_accepting();
+    // Not before everyone is there: a worker that finds fault with the model ends, and Open MPI may lose a spawn that
+    // meets the end of another process.
+    for (WorkerPeer const& peer : peers_) control_.assign(peer.worker, assignment(peer.worker));
     wait_for_loading(on_progress);
   }
 
@@ -110,7 +109,7 @@ class Cluster::Impl {
     control_.send_to_all(control::Shutdown{});
     bool const all_gone = control_.wait_until(Clock::now() + options_.leave_timeout, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& r) {
-        return r.status.state != WorkerState::loading && r.status.state != WorkerState::serving;
+        return !r.joined || r.status.state == WorkerState::left || r.status.state == WorkerState::dead;
       });
     });
     if (!all_gone) spdlog::warn("workers did not leave within {} s: they are killed", options_.leave_timeout.count());
@@ -143,6 +142,7 @@ class Cluster::Impl {
   void spawn() {
     auto const deadline = Clock::now() + options_.join_timeout;
     for (WorkerPeer const& peer : peers_) {
+      throw_for_dead(control_.records());
       std::vector<std::string> const arguments{"--control",     control_.address(),
                                                "--worker-id",   std::to_string(peer.worker.value()),
                                                "--incarnation", std::to_string(peer.incarnation.value()),
@@ -165,9 +165,10 @@ class Cluster::Impl {
       finished = control_.wait_until(Clock::now() + kProgressInterval, done);
       Records const records = control_.records();
       report(records, begin, on_progress);
-      if (any_dead(records)) throw_failure(records, WorkerState::serving, "died");
+      throw_for_dead(records);
       if (!finished && Clock::now() - begin > options_.load_timeout)
-        throw_failure(records, WorkerState::serving, "did not load its experts in time");
+        throw ClusterError("the workers did not load their experts within " +
+                           std::to_string(options_.load_timeout.count()) + " s");
     }
   }
 

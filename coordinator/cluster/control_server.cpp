@@ -81,6 +81,15 @@ class ControlServer::Impl {
     return changed_.wait_until(lock, deadline, [&] { return done(records_locked()); });
   }
 
+  void assign(WorkerId id, control::Assign const& assignment) {
+    std::lock_guard lock(mutex_);
+    Worker& worker = workers_[id.value() - 1];
+    if (!worker.connection) return;  // it died meanwhile
+    worker.record.status.state = WorkerState::loading;
+    monitor_.watch(id.value() - 1, kLoadingTimeout, Clock::now());
+    worker.connection->send(assignment);
+  }
+
   void send_to_all(control::Message const& message) {
     std::lock_guard lock(mutex_);
     for (auto const& worker : workers_)
@@ -164,7 +173,7 @@ class ControlServer::Impl {
       std::lock_guard lock(mutex_);
       Worker& worker = workers_[index];
       WorkerStatus& status = worker.record.status;
-      status.state = WorkerState::loading;
+      worker.record.joined = true;
       status.pid = hello->pid;
       status.host = hello->host;
       status.device = hello->device;
@@ -172,12 +181,10 @@ class ControlServer::Impl {
       status.dtype = options_.dtype;
       worker.connection = connection;
       worker.process.emplace(hello->pid);
-      monitor_.watch(index, kLoadingTimeout, Clock::now());
     }
     connection->hand_over({.on_message = [this, index](control::Message const& m) { hear(index, m); },
                            .on_closed = [this, index](std::string const& reason) { hung_up(index, reason); }},
                           kMaxFrameBytes);
-    connection->send(options_.assignment(hello->worker));
     changed_.notify_all();
   }
 
@@ -185,8 +192,8 @@ class ControlServer::Impl {
 
   bool is_awaited(std::size_t index, Incarnation incarnation) const {
     std::lock_guard lock(mutex_);
-    WorkerStatus const& status = workers_[index].record.status;
-    return status.state == WorkerState::joining && status.incarnation == incarnation;
+    WorkerRecord const& record = workers_[index].record;
+    return !record.joined && record.status.incarnation == incarnation;
   }
 
   // Why this worker cannot join; empty if it can.
@@ -202,11 +209,11 @@ class ControlServer::Impl {
     if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
       return "cannot run weights in " + options_.dtype;
     std::lock_guard lock(mutex_);
-    WorkerStatus const& status = workers_[hello.worker.value() - 1].record.status;
-    if (hello.incarnation != status.incarnation)
+    WorkerRecord const& record = workers_[hello.worker.value() - 1].record;
+    if (hello.incarnation != record.status.incarnation)
       return "incarnation " + std::to_string(hello.incarnation.value()) + ", expected " +
-             std::to_string(status.incarnation.value());
-    if (status.state != WorkerState::joining) return "this worker is already " + std::string(name_of(status.state));
+             std::to_string(record.status.incarnation.value());
+    if (record.joined) return "this worker has joined already";
     return "";
   }
 
@@ -343,6 +350,9 @@ void ControlServer::declare_dead(WorkerId worker, std::string const& reason) {
 bool ControlServer::wait_until(Clock::time_point deadline,
                                std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
   return impl_->wait_until(deadline, done);
+}
+void ControlServer::assign(WorkerId worker, control::Assign const& assignment) {
+  impl_->assign(worker, assignment);
 }
 void ControlServer::send_to_all(control::Message const& message) {
   impl_->send_to_all(message);

@@ -16,6 +16,7 @@ namespace expertmesh {
 // What one worker has been told to be, and what it says of itself.
 struct WorkerRecord {
   WorkerStatus status;
+  bool joined = false;  // its hello was accepted
   std::uint64_t loaded_bytes = 0;
   std::uint64_t total_bytes = 0;                                    // 0 until its first progress message
   control::FailureKind failure_kind = control::FailureKind::other;  // if dead
@@ -29,7 +30,6 @@ class ControlServer {
     std::string dtype;  // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
-    std::function<control::Assign(WorkerId)> assignment;  // on the monitor thread
     Cluster::OnDeath on_death;
   };
 
@@ -49,10 +49,11 @@ class ControlServer {
   bool wait_until(std::chrono::steady_clock::time_point deadline,
                   std::function<bool(std::vector<WorkerRecord> const&)> const& done);
 
-  void send_to_all(control::Message const& message);  // that live; returns at once
-  void stop_accepting();                              // everyone has joined; the secret goes away
-  void expect_leaving();                              // an end of a connection is no death from now on
-  void kill_remaining();                              // workers of this host that are still there
+  void send_to_all(control::Message const& message);                // that live; returns at once
+  void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
+  void stop_accepting();                                            // everyone has joined; the secret goes away
+  void expect_leaving();                                            // an end of a connection is no death from now on
+  void kill_remaining();                                            // workers of this host that are still there
 
  private:
   class Impl;

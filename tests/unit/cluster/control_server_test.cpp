@@ -80,23 +80,28 @@ struct ControlServerTest : ::testing::Test {
                         .dtype = "float32",
                         .heartbeat_interval = 25ms,
                         .death_timeout = 200ms,
-                        .assignment =
-                            [](WorkerId worker) {
-                              control::Assign assign;
-                              assign.model_dir = "/model for worker " + std::to_string(worker.value());
-                              return assign;
-                            },
-                        .on_death =
-                            [this](WorkerStatus const& status) {
-                              std::lock_guard lock(mutex);
-                              deaths.push_back(status);
-                            }}};
+                        .on_death = [this](WorkerStatus const& status) {
+                          std::lock_guard lock(mutex);
+                          deaths.push_back(status);
+                        }}};
 
   // Waits, as long as it takes, for a worker to get there.
   void await(std::uint32_t worker, WorkerState state) {
     ASSERT_TRUE(server.wait_until(
         std::chrono::steady_clock::now() + 60s,
         [&](std::vector<WorkerRecord> const& records) { return records[worker - 1].status.state == state; }));
+  }
+  // From hello to assignment.
+  void join(FakeWorker& worker, std::uint32_t id) {
+    worker.send(worker.hello(id));
+    ASSERT_TRUE(server.wait_until(std::chrono::steady_clock::now() + 60s,
+                                  [&](auto const& records) { return records[id - 1].joined; }));
+    control::Assign assign;
+    assign.model_dir = "/model";
+    server.assign(WorkerId(id), assign);
+    auto const assignment = worker.receive();
+    ASSERT_TRUE(assignment.has_value());
+    EXPECT_EQ(std::get<control::Assign>(*assignment).model_dir, "/model");
   }
   std::string refusal(FakeWorker& worker) {
     auto const answer = worker.receive();
@@ -108,9 +113,7 @@ struct ControlServerTest : ::testing::Test {
 
 TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
   FakeWorker worker(server);
-  worker.send(worker.hello(2));
-  auto const assign = worker.receive();
-  EXPECT_EQ(std::get<control::Assign>(*assign).model_dir, "/model for worker 2");
+  join(worker, 2);
   EXPECT_EQ(server.records()[1].status.state, WorkerState::loading);
   EXPECT_EQ(server.records()[1].status.isa, "scalar");
   EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
@@ -135,8 +138,7 @@ TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
 
 TEST_F(ControlServerTest, HangingUpIsDeath) {
   FakeWorker worker(server);
-  worker.send(worker.hello(1));
-  worker.receive();
+  join(worker, 1);
   worker.send(control::Loaded{});
   await(1, WorkerState::serving);
   worker.hang_up();
@@ -148,8 +150,7 @@ TEST_F(ControlServerTest, HangingUpIsDeath) {
 
 TEST_F(ControlServerTest, SilenceIsDeath) {
   FakeWorker worker(server);
-  worker.send(worker.hello(1));
-  worker.receive();
+  join(worker, 1);
   worker.send(control::Loaded{});
   await(1, WorkerState::dead);
   EXPECT_EQ(server.death_reason(WorkerId(1)), "no heartbeat for 200 ms");
@@ -158,8 +159,7 @@ TEST_F(ControlServerTest, SilenceIsDeath) {
 
 TEST_F(ControlServerTest, LastWordsAreTheReason) {
   FakeWorker worker(server);
-  worker.send(worker.hello(1));
-  worker.receive();
+  join(worker, 1);
   worker.send(control::Failed{.kind = control::FailureKind::model, .reason = "tensor x is missing"});
   worker.hang_up();
   await(1, WorkerState::dead);
@@ -169,8 +169,7 @@ TEST_F(ControlServerTest, LastWordsAreTheReason) {
 
 TEST_F(ControlServerTest, DeathIsDeclaredOnceAndHeardOnce) {
   FakeWorker worker(server);
-  worker.send(worker.hello(1));
-  worker.receive();
+  join(worker, 1);
   server.declare_dead(WorkerId(1), "bad answer");
   await(1, WorkerState::dead);
   server.declare_dead(WorkerId(1), "something else");
@@ -230,11 +229,10 @@ TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
 
 TEST_F(ControlServerTest, ASecondClaimToThePlaceOfALivingWorkerIsRefused) {
   FakeWorker first(server);
-  first.send(first.hello(1));
-  first.receive();
+  join(first, 1);
   FakeWorker second(server);
   second.send(second.hello(1));
-  EXPECT_EQ(refusal(second), "this worker is already loading");
+  EXPECT_EQ(refusal(second), "this worker has joined already");
   EXPECT_EQ(server.records()[0].status.state, WorkerState::loading);
 
   FakeWorker old(server);

@@ -1,0 +1,23 @@
+// tokenizer.json's `normalizer`: text -> text, before anything is cut.
+#pragma once
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+namespace expertmesh {
+
+class Normalizer {
+ public:
+  explicit Normalizer(nlohmann::json const& spec);  // null: changes nothing. ModelError for an unknown kind.
+  [[nodiscard]] std::string operator()(std::string text) const;
+
+ private:
+  void add(nlohmann::json const& spec);
+  std::vector<std::function<std::string(std::string)>> steps_;
+};
+
+// Literal replacement of every occurrence, left to right.
+std::string replaced(std::string const& text, std::string const& what, std::string const& with);
+
+}  // namespace expertmesh

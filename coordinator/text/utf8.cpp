@@ -1,0 +1,98 @@
+#include "coordinator/text/utf8.h"
+
+#include <utf8proc.h>
+
+namespace expertmesh {
+namespace {
+unsigned char byte_at(std::string_view text, std::size_t i) {
+  return static_cast<unsigned char>(text[i]);
+}
+}  // namespace
+
+std::pair<Utf8Step, std::size_t> utf8_step(std::string_view text) {
+  unsigned char const first = byte_at(text, 0);
+  if (first < 0x80) return {Utf8Step::character, 1};
+  // Bounds of the second byte leave out overlong forms, surrogates and values above U+10FFFF (Unicode table 3-7).
+  unsigned char low = 0x80;
+  unsigned char high = 0xBF;
+  std::size_t length = 0;
+  if (first >= 0xC2 && first <= 0xDF)
+    length = 2;
+  else if (first >= 0xE0 && first <= 0xEF)
+    length = 3;
+  else if (first >= 0xF0 && first <= 0xF4)
+    length = 4;
+  else
+    return {Utf8Step::invalid, 1};
+  if (first == 0xE0) low = 0xA0;
+  if (first == 0xED) high = 0x9F;
+  if (first == 0xF0) low = 0x90;
+  if (first == 0xF4) high = 0x8F;
+  for (std::size_t i = 1; i < length; ++i) {
+    if (i == text.size()) return {Utf8Step::incomplete, i};
+    if (byte_at(text, i) < low || byte_at(text, i) > high) return {Utf8Step::invalid, i};
+    low = 0x80;
+    high = 0xBF;
+  }
+  return {Utf8Step::character, length};
+}
+
+std::string repaired_utf8(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    auto const [step, length] = utf8_step(text);
+    out += step == Utf8Step::character ? text.substr(0, length) : kReplacement;
+    text.remove_prefix(length);
+  }
+  return out;
+}
+
+std::size_t character_length(std::string_view text) {
+  return utf8_step(text).second;
+}
+
+char32_t code_point(std::string_view character) {
+  utf8proc_int32_t c = 0;
+  utf8proc_iterate(reinterpret_cast<utf8proc_uint8_t const*>(character.data()),
+                   static_cast<utf8proc_ssize_t>(character.size()), &c);
+  return static_cast<char32_t>(c);
+}
+
+std::string encode_utf8(char32_t c) {
+  utf8proc_uint8_t bytes[4];
+  auto const length = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), bytes);
+  return {reinterpret_cast<char const*>(bytes), static_cast<std::size_t>(length)};
+}
+
+bool is_word_character(char32_t c) {
+  if (c == U'_') return true;
+  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_PC:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_space(char32_t c) {
+  return (c >= 0x9 && c <= 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+std::size_t previous_character(std::string_view text, std::size_t end) {
+  std::size_t begin = end - 1;
+  while (begin > 0 && (byte_at(text, begin) & 0xC0) == 0x80) --begin;
+  return begin;
+}
+
+}  // namespace expertmesh

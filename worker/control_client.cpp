@@ -1,6 +1,5 @@
 #include "worker/control_client.h"
 
-#include <algorithm>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
@@ -71,16 +70,18 @@ class ControlClient::Impl {
     if (auto* assign = std::get_if<control::Assign>(&message)) {
       if (assigned_before_) return closed("a second assignment");
       assigned_before_ = true;
-      heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
-      next_heartbeat_ = std::chrono::steady_clock::now();
+      awake_interval_ = heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
       beat();
       assigned_.set_value(std::move(*assign));
     } else if (auto* refuse = std::get_if<control::Refuse>(&message)) {
       closed("refused by the coordinator: " + refuse->reason);
     } else if (std::holds_alternative<control::Idle>(message)) {
       gate_.set(ServingGate::Mode::idle);
+      heartbeat_interval_ = control::kIdleHeartbeatFactor * awake_interval_;
     } else if (std::holds_alternative<control::Wake>(message)) {
       gate_.set(ServingGate::Mode::serving);
+      heartbeat_interval_ = awake_interval_;
+      beat();
     } else if (std::holds_alternative<control::Shutdown>(message)) {
       exit_code_ = 0;
       if (gate_.mode() == ServingGate::Mode::loading) end_process(0);
@@ -90,10 +91,10 @@ class ControlClient::Impl {
     }
   }
 
+  // Sends one and sets the clock for the next, in place of the one it was set for.
   void beat() {
     connection_->send(control::Heartbeat{});
-    next_heartbeat_ = std::max(next_heartbeat_ + heartbeat_interval_, std::chrono::steady_clock::now());
-    heartbeat_timer_.expires_at(next_heartbeat_);
+    heartbeat_timer_.expires_after(heartbeat_interval_);
     heartbeat_timer_.async_wait([this](boost::system::error_code const& error) {
       if (!error) beat();
     });
@@ -107,7 +108,7 @@ class ControlClient::Impl {
   boost::asio::io_context io_;
   std::shared_ptr<ControlConnection> connection_;
   boost::asio::steady_timer heartbeat_timer_;
-  std::chrono::steady_clock::time_point next_heartbeat_;
+  std::chrono::milliseconds awake_interval_{0};
   std::chrono::milliseconds heartbeat_interval_{0};
   std::promise<control::Assign> assigned_;
   bool assigned_before_ = false;

@@ -16,6 +16,9 @@
 namespace expertmesh::control {
 
 constexpr std::uint32_t kProtocolVersion = 1;
+// An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
+// costs nothing, processor time would. (A process that ends is noticed at once all the same.)
+constexpr int kIdleHeartbeatFactor = 4;
 std::string build_version();  // of the program this is compiled into: both ends must be equal
 
 // worker -> coordinator, first message.

@@ -105,8 +105,7 @@ class Cluster::Impl {
 
   void shutdown() {
     if (std::exchange(shut_down_, true)) return;
-    control_.expect_leaving();
-    control_.send_to_all(control::Shutdown{});
+    control_.shutdown_workers();
     bool const all_gone = control_.wait_until(Clock::now() + options_.leave_timeout, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& r) {
         return !r.joined || r.status.state == WorkerState::left || r.status.state == WorkerState::dead;
@@ -273,10 +272,10 @@ void Cluster::declare_dead(WorkerId worker, std::string const& reason) {
   impl_->control_.declare_dead(worker, reason);
 }
 void Cluster::idle() {
-  impl_->control_.send_to_all(control::Idle{});
+  impl_->control_.idle();
 }
 void Cluster::wake() {
-  impl_->control_.send_to_all(control::Wake{});
+  impl_->control_.wake();
 }
 
 }  // namespace expertmesh

@@ -38,7 +38,7 @@ class ControlServer::Impl {
       : options_(std::move(options)),
         workers_(options_.num_workers),
         dead_(options_.num_workers),
-        monitor_(options_.num_workers, options_.heartbeat_interval, Clock::now()),
+        monitor_(options_.num_workers),
         acceptor_(io_),
         check_timer_(io_) {
     for (std::size_t i = 0; i < workers_.size(); ++i) {
@@ -47,8 +47,7 @@ class ControlServer::Impl {
     }
     listen();
     accept();
-    check_timer_.expires_after(options_.heartbeat_interval);
-    check();
+    schedule_check();
     thread_ = std::thread([this] { io_.run(); });
   }
 
@@ -90,10 +89,25 @@ class ControlServer::Impl {
     worker.connection->send(assignment);
   }
 
-  void send_to_all(control::Message const& message) {
+  void idle() {
     std::lock_guard lock(mutex_);
-    for (auto const& worker : workers_)
-      if (worker.connection) worker.connection->send(message);
+    idle_ = true;
+    send_to_all(control::Idle{});
+    watch_serving();
+  }
+
+  void wake() {
+    std::lock_guard lock(mutex_);
+    if (!idle_.exchange(false)) return;
+    send_to_all(control::Wake{});
+    watch_serving();
+    boost::asio::post(io_, [this] { schedule_check(); });
+  }
+
+  void shutdown_workers() {
+    std::lock_guard lock(mutex_);
+    leaving_ = true;
+    send_to_all(control::Shutdown{});
   }
 
   void stop_accepting() {
@@ -101,11 +115,6 @@ class ControlServer::Impl {
       acceptor_.close();
       secret_.reset();
     });
-  }
-
-  void expect_leaving() {
-    std::lock_guard lock(mutex_);
-    leaving_ = true;
   }
 
   void kill_remaining() {
@@ -221,7 +230,7 @@ class ControlServer::Impl {
     if (std::holds_alternative<control::Heartbeat>(message)) {
       std::lock_guard lock(mutex_);
       auto const gap = monitor_.beat(index, Clock::now());
-      if (2 * gap > options_.death_timeout && workers_[index].record.status.state == WorkerState::serving)
+      if (2 * gap > paced(options_.death_timeout) && workers_[index].record.status.state == WorkerState::serving)
         spdlog::warn("worker {}: heartbeat after {} ms", index + 1, in_ms(gap));
     } else if (auto const* progress = std::get_if<control::Progress>(&message)) {
       std::lock_guard lock(mutex_);
@@ -231,7 +240,7 @@ class ControlServer::Impl {
       std::lock_guard lock(mutex_);
       workers_[index].record.status.state = WorkerState::serving;
       workers_[index].record.status.resident_bytes = loaded->resident_bytes;
-      monitor_.watch(index, options_.death_timeout, Clock::now());
+      monitor_.watch(index, timeout(WorkerState::serving), Clock::now());
     } else if (auto const* failed = std::get_if<control::Failed>(&message)) {
       {
         std::lock_guard lock(mutex_);
@@ -279,25 +288,50 @@ class ControlServer::Impl {
     if (options_.on_death) options_.on_death(status);
   }
 
-  void check() {
+  // In place of the check that was scheduled before.
+  void schedule_check() {
+    check_timer_.expires_after(paced(options_.heartbeat_interval));
     check_timer_.async_wait([this](boost::system::error_code const& error) {
       if (error) return;
-      std::vector<std::size_t> silent;
-      {
-        std::lock_guard lock(mutex_);
-        silent = monitor_.check(Clock::now());
-      }
-      for (std::size_t const index : silent)
-        bury(index, "no heartbeat for " + std::to_string(timeout_ms(index)) + " ms");
-      check_timer_.expires_after(options_.heartbeat_interval);
       check();
+      schedule_check();
     });
+  }
+
+  void check() {
+    std::vector<std::size_t> silent;
+    {
+      std::lock_guard lock(mutex_);
+      silent = monitor_.check(Clock::now(), check_timer_.expiry());
+    }
+    for (std::size_t const index : silent) bury(index, "no heartbeat for " + std::to_string(timeout_ms(index)) + " ms");
   }
 
   std::int64_t timeout_ms(std::size_t index) const {
     std::lock_guard lock(mutex_);
-    return in_ms(workers_[index].record.status.state == WorkerState::serving ? Clock::duration(options_.death_timeout)
-                                                                             : Clock::duration(kLoadingTimeout));
+    return in_ms(timeout(workers_[index].record.status.state));
+  }
+
+  // ---- with mutex_ held
+
+  Clock::duration timeout(WorkerState state) const {
+    return state == WorkerState::serving ? paced(options_.death_timeout) : kLoadingTimeout;
+  }
+
+  // A duration of heartbeats, stretched while the workers are idle.
+  Clock::duration paced(Clock::duration duration) const {
+    return idle_ ? control::kIdleHeartbeatFactor * duration : duration;
+  }
+
+  void watch_serving() {
+    for (std::size_t i = 0; i < workers_.size(); ++i)
+      if (workers_[i].record.status.state == WorkerState::serving)
+        monitor_.watch(i, timeout(WorkerState::serving), Clock::now());
+  }
+
+  void send_to_all(control::Message const& message) {
+    for (auto const& worker : workers_)
+      if (worker.connection) worker.connection->send(message);
   }
 
   std::vector<WorkerRecord> records_locked() const {
@@ -320,6 +354,7 @@ class ControlServer::Impl {
   std::vector<std::atomic<bool>> dead_;  // [N]
   HeartbeatMonitor monitor_;
   bool leaving_ = false;
+  std::atomic<bool> idle_ = false;
 
   tcp::acceptor acceptor_;
   std::uint16_t acceptor_port_ = 0;
@@ -354,14 +389,17 @@ bool ControlServer::wait_until(Clock::time_point deadline,
 void ControlServer::assign(WorkerId worker, control::Assign const& assignment) {
   impl_->assign(worker, assignment);
 }
-void ControlServer::send_to_all(control::Message const& message) {
-  impl_->send_to_all(message);
+void ControlServer::idle() {
+  impl_->idle();
+}
+void ControlServer::wake() {
+  impl_->wake();
+}
+void ControlServer::shutdown_workers() {
+  impl_->shutdown_workers();
 }
 void ControlServer::stop_accepting() {
   impl_->stop_accepting();
-}
-void ControlServer::expect_leaving() {
-  impl_->expect_leaving();
 }
 void ControlServer::kill_remaining() {
   impl_->kill_remaining();

@@ -49,10 +49,12 @@ class ControlServer {
   bool wait_until(std::chrono::steady_clock::time_point deadline,
                   std::function<bool(std::vector<WorkerRecord> const&)> const& done);
 
-  void send_to_all(control::Message const& message);                // that live; returns at once
+  // To all that live; these return at once.
+  void idle();  // heartbeats get rarer
+  void wake();
+  void shutdown_workers();                                          // an end of a connection is no death from now on
   void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
   void stop_accepting();                                            // everyone has joined; the secret goes away
-  void expect_leaving();                                            // an end of a connection is no death from now on
   void kill_remaining();                                            // workers of this host that are still there
 
  private:

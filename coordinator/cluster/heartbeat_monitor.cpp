@@ -20,9 +20,8 @@ HeartbeatMonitor::Clock::duration HeartbeatMonitor::beat(std::size_t worker_inde
   return now - std::exchange(worker->last_beat, now);
 }
 
-std::vector<std::size_t> HeartbeatMonitor::check(Clock::time_point now) {
-  Clock::duration const own_delay = std::max(Clock::duration{0}, now - last_check_ - check_interval_);
-  last_check_ = now;
+std::vector<std::size_t> HeartbeatMonitor::check(Clock::time_point now, Clock::time_point due) {
+  Clock::duration const own_delay = std::max(Clock::duration{0}, now - due);
   std::vector<std::size_t> silent;
   for (std::size_t i = 0; i < workers_.size(); ++i) {
     if (!workers_[i]) continue;

@@ -125,10 +125,9 @@ TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
   EXPECT_EQ(server.records()[1].status.resident_bytes, 7U);
   EXPECT_TRUE(server.records()[1].status.heartbeat_age.has_value());
 
-  server.send_to_all(control::Idle{});
+  server.idle();
   EXPECT_TRUE(std::holds_alternative<control::Idle>(*worker.receive()));
-  server.expect_leaving();
-  server.send_to_all(control::Shutdown{});
+  server.shutdown_workers();
   EXPECT_TRUE(std::holds_alternative<control::Shutdown>(*worker.receive()));
   worker.hang_up();
   await(2, WorkerState::left);

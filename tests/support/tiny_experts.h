@@ -1,10 +1,12 @@
 // A small MoE model whose weights are made up from their names, for tests of what moves rows to experts and back.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <mutex>
 #include <random>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -82,6 +84,11 @@ inline Routing random_routing(std::mt19937& random, std::size_t tokens, std::siz
     for (std::size_t i = 0; i < k; ++i) out.weights.push_back(static_cast<float>(random() % 1000) / 1000.0F);
   }
   return out;
+}
+
+// Bit for bit: -0.0 differs from 0.0.
+inline bool same_bits(std::span<float const> a, std::span<float const> b) {
+  return std::ranges::equal(a, b, {}, std::bit_cast<std::uint32_t, float>, std::bit_cast<std::uint32_t, float>);
 }
 
 inline std::vector<float> random_floats(std::mt19937& random, std::size_t count) {

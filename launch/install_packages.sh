@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# install_packages.sh [--tests] [--lint]: installs what building and running needs, from the packages of Debian 12 or
+# Ubuntu 24.04. Does nothing, and needs no rights, when all of it is there.
+#   --tests  also what the test suite needs     --lint  also clang-tidy
+set -euo pipefail
+
+packages=(
+  g++ cmake ninja-build ccache pkg-config ca-certificates git curl
+  libopenmpi-dev openmpi-bin
+  libboost-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libpcre2-dev libutf8proc-dev prometheus-cpp-dev
+  python3 python3-jinja2
+)
+for argument in "$@"; do
+  case "$argument" in
+    --tests) packages+=(libgtest-dev libbenchmark-dev clang-format) ;;
+    --lint) packages+=(clang-tidy) ;;
+    *)
+      echo "usage: install_packages.sh [--tests] [--lint]" >&2
+      exit 2
+      ;;
+  esac
+done
+
+by_hand() {
+  echo "install_packages: $1. Install these packages, or what your system calls them, by hand:" >&2
+  echo "  ${packages[*]}" >&2
+  exit 1
+}
+
+command -v dpkg-query apt-get >/dev/null || by_hand "this system has no apt (Debian 12 and Ubuntu 24.04 are supported)"
+
+missing=()
+for package in "${packages[@]}"; do
+  [[ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" == installed ]] || missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+as_root=()
+if [[ "$(id -u)" != 0 ]]; then
+  command -v sudo >/dev/null || by_hand "packages are missing, and this is neither root nor is there sudo"
+  as_root=(sudo)
+fi
+
+echo "install_packages: installing ${missing[*]}" >&2
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null \
+  || by_hand "apt-get could not install ${missing[*]}"

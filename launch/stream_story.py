@@ -6,7 +6,9 @@ import urllib.request
 
 
 def main(url, prompt):
-    body = {"model": "demo-model", "prompt": prompt, "max_tokens": 200, "temperature": 0.7, "top_p": 0.95, "seed": 4, "stream": True}
+    with urllib.request.urlopen(url + "/v1/models", timeout=60) as models:
+        model = json.load(models)["data"][0]["id"]
+    body = {"model": model, "prompt": prompt, "max_tokens": 200, "temperature": 0.7, "top_p": 0.95, "seed": 4, "stream": True}
     request = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     sys.stdout.write(prompt)
     with urllib.request.urlopen(request, timeout=60) as events:

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# run.sh [--long]: installs what it needs, builds, and runs every test: the whole suite in a release build, then the unit
+# tests under AddressSanitizer and UndefinedBehaviorSanitizer. The last line counts the tests of all stages.
+#   --long  also the unit tests under ThreadSanitizer, and clang-tidy over all sources
+set -euo pipefail
+cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
+
+long=false
+case "${1:-}" in
+  "") ;;
+  --long) long=true ;;
+  *)
+    sed -n '2,4s/^# //p' tests/run.sh
+    exit 2
+    ;;
+esac
+
+# Open MPI and the libraries under it keep memory until the process ends.
+export LSAN_OPTIONS="suppressions=$PWD/tests/lsan_suppressions.txt:print_suppressions=0"
+export ASAN_OPTIONS="detect_stack_use_after_return=1"
+export UBSAN_OPTIONS="print_stacktrace=1"
+
+passed=0 failed=0
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+
+# stage NAME COMMAND...: runs it with its time; a failure counts as one failed test and ends nothing.
+stage() {
+  local name="$1" start=$SECONDS status=0
+  shift
+  echo "=== $name"
+  "$@" || status=$?
+  echo "=== $name: $((SECONDS - start)) s$( ((status == 0)) || echo ", FAILED")"
+  return "$status"
+}
+
+build() { # PRESET
+  cmake --preset "$1" -DEM_BUILD_TESTS=ON >/dev/null && cmake --build --preset "$1"
+}
+
+# run_tests PRESET [ctest options]: adds the counts of ctest's summary to the totals.
+run_tests() {
+  local status=0 summary
+  ctest --preset "$@" --no-tests=error | tee "$log" || status=$?
+  summary="$(grep -E '^[0-9]+% tests passed, [0-9]+ tests failed out of [0-9]+$' "$log" || true)"
+  if [[ "$summary" =~ ([0-9]+)\ tests\ failed\ out\ of\ ([0-9]+)$ ]]; then
+    failed=$((failed + BASH_REMATCH[1]))
+    passed=$((passed + BASH_REMATCH[2] - BASH_REMATCH[1]))
+  else
+    failed=$((failed + 1))
+  fi
+  return "$status"
+}
+
+# build_and_test PRESET [ctest options]
+build_and_test() {
+  local preset="$1"
+  if stage "build ($preset)" build "$preset"; then
+    stage "test ($preset)" run_tests "$@" || true
+  else
+    failed=$((failed + 1))
+  fi
+}
+
+# check NAME COMMAND...: a stage that counts as one test.
+check() {
+  if stage "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+}
+
+tidy() {
+  git ls-files '*.cpp' | grep -v '^tests/' | xargs -P "$(nproc)" -n 4 clang-tidy -p build --quiet
+}
+
+packages=(--tests)
+if $long; then packages+=(--lint); fi
+stage packages bash launch/install_packages.sh "${packages[@]}"
+build_and_test release
+build_and_test asan -L unit
+if $long; then
+  build_and_test tsan -L unit
+  check clang-tidy tidy
+fi
+
+echo "=== all stages: $SECONDS s"
+echo "$passed passed, $failed failed"
+((failed == 0))

@@ -1,0 +1,273 @@
+"""The HTTP API on the demo model: what each endpoint answers, what it refuses, and that its books balance."""
+import json
+import socket
+import threading
+import unittest
+from concurrent.futures import ThreadPoolExecutor
+
+from harness import DEMO_MODEL, MODEL_GOLDENS, Server, wait_until
+
+PROMPT = "Once upon a time there was"
+MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+MAX_BODY = 64 << 10
+
+# (path, body, param named by the error)
+BAD_REQUESTS = [
+    (COMPLETIONS, {}, "prompt"),
+    (COMPLETIONS, {"prompt": 5}, "prompt"),
+    (COMPLETIONS, {"prompt": []}, "prompt"),
+    (COMPLETIONS, {"prompt": [4096]}, "prompt"),
+    (COMPLETIONS, {"prompt": [-1]}, "prompt"),
+    (COMPLETIONS, {"prompt": [1, "two"]}, "prompt"),
+    (COMPLETIONS, {"prompt": [5] * 600}, "prompt"),
+    (COMPLETIONS, {"prompt": PROMPT, "max_tokens": -1}, "max_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "max_tokens": 0}, "max_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "max_tokens": "many"}, "max_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "temperature": -0.1}, "temperature"),
+    (COMPLETIONS, {"prompt": PROMPT, "temperature": "hot"}, "temperature"),
+    (COMPLETIONS, {"prompt": PROMPT, "top_p": 0}, "top_p"),
+    (COMPLETIONS, {"prompt": PROMPT, "top_p": 1.5}, "top_p"),
+    (COMPLETIONS, {"prompt": PROMPT, "seed": "x"}, "seed"),
+    (COMPLETIONS, {"prompt": PROMPT, "stop": 5}, "stop"),
+    (COMPLETIONS, {"prompt": PROMPT, "stop": ["a", 1]}, "stop"),
+    (COMPLETIONS, {"prompt": PROMPT, "logprobs": -1}, "logprobs"),
+    (COMPLETIONS, {"prompt": PROMPT, "logprobs": 21}, "logprobs"),
+    (COMPLETIONS, {"prompt": PROMPT, "echo": "yes"}, "echo"),
+    (COMPLETIONS, {"prompt": PROMPT, "n": 2}, "n"),
+    (COMPLETIONS, {"prompt": PROMPT, "stream": "x"}, "stream"),
+    (COMPLETIONS, {"prompt": PROMPT, "ignore_eos": 3}, "ignore_eos"),
+    (COMPLETIONS, {"prompt": PROMPT, "return_routed_experts": True}, "return_routed_experts"),
+    (CHAT, {}, "messages"),
+    (CHAT, {"messages": "hello"}, "messages"),
+    (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    (CHAT, {"messages": MESSAGES, "max_tokens": -1}, "max_tokens"),
+]
+
+
+class ApiTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(DEMO_MODEL, "--max-body-size", MAX_BODY)
+        cls.addClassCleanup(cls.server.close)
+
+    def assert_error(self, status, answer, expected_status, param=None):
+        self.assertEqual(status, expected_status, answer)
+        error = answer["error"]
+        self.assertEqual(set(error), {"message", "type", "param", "code"})
+        self.assertTrue(error["message"])
+        if param:
+            self.assertEqual(error["param"], param, error["message"])
+
+    # ---- what it answers
+
+    def test_models(self):
+        status, answer = self.server.get("/v1/models")
+        self.assertEqual(status, 200)
+        self.assertEqual(answer["object"], "list")
+        self.assertEqual([model["id"] for model in answer["data"]], ["demo-model"])
+
+    def test_completion(self):
+        answer = self.server.complete(model="demo-model", prompt=PROMPT, max_tokens=8, temperature=0)
+        self.assertEqual(answer["object"], "text_completion")
+        self.assertEqual(answer["model"], "demo-model")
+        self.assertTrue(answer["id"].startswith("cmpl-"))
+        choice = answer["choices"][0]
+        self.assertEqual((choice["index"], choice["finish_reason"], choice["logprobs"]), (0, "length", None))
+        self.assertTrue(" a king who had a daughter".startswith(choice["text"][:10]))
+        self.assertEqual(answer["usage"], {**answer["usage"], "prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14})
+
+    def test_chat(self):
+        answer = self.server.chat(model="demo-model", messages=MESSAGES, max_tokens=8, temperature=0)
+        self.assertEqual(answer["object"], "chat.completion")
+        choice = answer["choices"][0]
+        self.assertEqual(choice["message"]["role"], "assistant")
+        self.assertTrue(choice["message"]["content"])
+        self.assertEqual(answer["usage"]["completion_tokens"], 8)
+
+    def test_seed_reproduces_and_another_seed_differs(self):
+        body = {"prompt": PROMPT, "max_tokens": 40, "temperature": 1, "top_p": 0.95}
+        texts = [self.server.complete(seed=seed, **body)["choices"][0]["text"] for seed in (1, 1, 2)]
+        self.assertEqual(texts[0], texts[1])
+        self.assertNotEqual(texts[0], texts[2])
+        unseeded = {self.server.complete(**body)["choices"][0]["text"] for _ in range(3)}
+        self.assertGreater(len(unseeded), 1)
+
+    def test_stop_string_ends_the_text_before_it(self):
+        body = {"prompt": PROMPT, "max_tokens": 64, "temperature": 0}
+        whole = self.server.complete(**body)["choices"][0]["text"]
+        stop = whole[20:26]
+        for stops in (stop, ["no such text", stop]):
+            choice = self.server.complete(stop=stops, **body)["choices"][0]
+            self.assertEqual(choice["text"], whole[:whole.index(stop)])
+            self.assertEqual(choice["finish_reason"], "stop")
+        with self.server.stream(COMPLETIONS, {"stop": stop, **body}) as events:
+            pieces = [choice for event in events for choice in event["choices"]]
+        self.assertEqual("".join(piece["text"] for piece in pieces), whole[:whole.index(stop)])
+        self.assertEqual(pieces[-1]["finish_reason"], "stop")
+
+    def test_logprobs(self):
+        logprobs = self.server.complete(prompt=PROMPT, max_tokens=5, temperature=0, logprobs=3)["choices"][0]["logprobs"]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            self.assertEqual(len(logprobs[name]), 5, name)
+        for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"]):
+            self.assertEqual(len(top), 3)
+            self.assertEqual(top[token], logprob)
+            self.assertEqual(max(top.values()), logprob)
+
+    def test_chat_logprobs(self):
+        answer = self.server.chat(messages=MESSAGES, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3)
+        content = answer["choices"][0]["logprobs"]["content"]
+        self.assertEqual(len(content), 5)
+        for entry in content:
+            self.assertEqual(bytes(entry["bytes"]).decode(errors="replace"), entry["token"])
+            self.assertEqual(len(entry["top_logprobs"]), 3)
+            self.assertEqual(entry["top_logprobs"][0]["logprob"], entry["logprob"])
+
+    def test_echo(self):
+        body = {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+        new = self.server.complete(**body)["choices"][0]["text"]
+        choice = self.server.complete(echo=True, logprobs=1, **body)["choices"][0]
+        self.assertEqual(choice["text"], PROMPT + new)
+        self.assertEqual(len(choice["logprobs"]["tokens"]), 6 + 5)
+        self.assertEqual("".join(choice["logprobs"]["tokens"]), PROMPT + new)
+        self.assertIsNone(choice["logprobs"]["token_logprobs"][0])
+        self.assertEqual(self.server.complete(prompt=PROMPT, max_tokens=0, echo=True)["choices"][0]["text"], PROMPT)
+
+    def test_stream_events(self):
+        body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0, "stream_options": {"include_usage": True}}
+        with self.server.stream(COMPLETIONS, body) as events:
+            events = list(events)
+        self.assertEqual(len({event["id"] for event in events}), 1)
+        self.assertEqual(events[-1]["choices"], [])
+        self.assertEqual(events[-1]["usage"]["completion_tokens"], 6)
+        reasons = [choice["finish_reason"] for event in events[:-1] for choice in event["choices"]]
+        self.assertEqual([reason for reason in reasons if reason], ["length"])
+        self.assertEqual(reasons[-1], "length")
+
+        with self.server.stream(CHAT, {"messages": MESSAGES, "max_tokens": 6, "temperature": 0}) as events:
+            events = list(events)
+        self.assertEqual({event["object"] for event in events}, {"chat.completion.chunk"})
+        self.assertEqual(events[0]["choices"][0]["delta"]["role"], "assistant")
+
+    def test_health_ready_cluster(self):
+        for path in ("/health", "/ready"):
+            self.assertEqual(self.server.request("GET", path)[0], 200, path)
+        status, cluster = self.server.get("/v1/cluster")
+        self.assertEqual(status, 200)
+        self.assertEqual((cluster["model"], cluster["family"], cluster["ready"], cluster["workers"]), ("demo-model", "mixtral", True, []))
+        self.assertEqual(cluster["coordinator"]["pid"], self.server.pid)
+        for name in ("id", "host", "state", "incarnation", "device", "isa", "dtype", "transport", "experts", "resident_bytes"):
+            self.assertIn(name, cluster["coordinator"])
+        for name in ("dtype", "wire_dtype", "kv_dtype", "isa", "k_order"):
+            self.assertTrue(cluster["profile"][name], name)
+        self.assertEqual(cluster["limits"]["max_body_bytes"], MAX_BODY)
+        self.assertEqual(cluster["limits"]["max_model_len"], 512)
+
+    def test_unicode_prompt_survives(self):
+        for prompt in ("Žluťoučký kůň 🐴 漢字", "\u0000\u0001\t", "a" * 300, " "):
+            choice = self.server.complete(prompt=prompt, max_tokens=1, echo=True)["choices"][0]
+            self.assertTrue(choice["text"].startswith(prompt), prompt)
+
+    # ---- what it refuses
+
+    def test_bad_requests(self):
+        for path, body, param in BAD_REQUESTS:
+            with self.subTest(path=path, body=str(body)[:80]):
+                self.assert_error(*self.server.post(path, body), 400, param)
+        for body in (b"", b"{", b"[1]", b"\xff\xfe", b'{"prompt": "\xff"}', b"[" * 50000, b'{"prompt": "a", "max_tokens": 1e999}'):
+            with self.subTest(body=body[:40]):
+                status, _, answer = self.server.request("POST", COMPLETIONS, body)
+                self.assert_error(status, json.loads(answer), 400)
+        self.test_completion()
+
+    def test_unknown_model_and_path(self):
+        self.assert_error(*self.server.post(COMPLETIONS, {"model": "other", "prompt": PROMPT}), 404, "model")
+        self.assert_error(*self.server.post(CHAT, {"model": "other", "messages": MESSAGES}), 404, "model")
+        self.assert_error(*self.server.get("/v1/nothing"), 404)
+
+    def test_wrong_method(self):
+        self.assert_error(*self.server.get(COMPLETIONS), 405)
+        self.assert_error(*self.server.post("/v1/models", {}), 405)
+
+    def test_body_too_large(self):
+        body = {"prompt": "a" * (MAX_BODY + 1)}
+        self.assert_error(*self.server.post(COMPLETIONS, body), 413)
+
+    def test_bytes_that_are_no_http(self):
+        for raw in (b"\x00" * 100, b"GET\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", self.server.port), timeout=20) as connection:
+                connection.sendall(raw)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(4096):  # an answer or nothing, but an end
+                    pass
+        self.test_completion()
+
+    # ---- its books
+
+    def ledger(self):
+        metrics = self.server.metrics()
+        names = ("num_requests_waiting", "num_requests_running", "requests_finished_total", "requests_failed_total",
+                 "requests_cancelled_total")
+        parts = {name: metrics["expertmesh:" + name] for name in names}
+        return metrics["expertmesh:requests_accepted_total"], parts
+
+    def test_ledger_balances_at_every_scrape(self):
+        accepted_before, _ = self.ledger()
+        done = threading.Event()
+        scrapes = []
+
+        def scrape():
+            while not done.is_set():
+                scrapes.append(self.ledger())
+
+        scraper = threading.Thread(target=scrape)
+        scraper.start()
+        try:
+            with ThreadPoolExecutor(16) as pool:
+                bodies = [{"prompt": PROMPT, "max_tokens": 4 + i % 20, "seed": i} for i in range(64)]
+                list(pool.map(lambda body: self.server.complete(**body), bodies))
+        finally:
+            done.set()
+            scraper.join()
+        for accepted, parts in scrapes:
+            self.assertEqual(accepted, sum(parts.values()), parts)
+        self.assertTrue(any(parts["num_requests_running"] for _, parts in scrapes))
+        accepted, parts = self.ledger()
+        self.assertEqual(accepted - accepted_before, 64)
+        self.assertEqual((parts["num_requests_waiting"], parts["num_requests_running"]), (0, 0))
+
+    def test_disconnect_stops_generation(self):
+        before = self.server.metric("requests_cancelled_total")
+        for path, request in ((COMPLETIONS, {"prompt": PROMPT}), (CHAT, {"messages": MESSAGES})):
+            for _ in range(4):
+                with self.server.stream(path, {"max_tokens": 450, "ignore_eos": True, **request}) as events:
+                    next(events)
+        wait_until(lambda: self.server.metric("num_requests_running") == 0, 10, "no request runs")
+        self.assertEqual(self.server.metric("requests_cancelled_total") - before, 8)
+
+
+class NoTokenizerTest(unittest.TestCase):
+    def test_token_ids_only(self):
+        with Server(MODEL_GOLDENS / "mixtral") as server:
+            choice = server.complete(prompt=[1, 2, 3], max_tokens=2, temperature=0, return_token_ids=True)["choices"][0]
+            self.assertEqual(choice["text"], "".join(f"token_id:{token}" for token in choice["token_ids"]))
+            for path, body in ((COMPLETIONS, {"prompt": "text"}), (CHAT, {"messages": MESSAGES})):
+                status, answer = server.post(path, body)
+                self.assertEqual(status, 400, answer)
+
+
+class FullQueueTest(unittest.TestCase):
+    def test_full_queue_is_429_with_retry_after(self):
+        with Server(DEMO_MODEL, "--max-num-seqs", 1, "--max-queued-requests", 1) as server:
+            body = {"prompt": PROMPT, "max_tokens": 500, "ignore_eos": True}
+            with server.stream(COMPLETIONS, body) as first, server.stream(COMPLETIONS, body):
+                next(first)
+                status, headers, answer = server.request("POST", COMPLETIONS, {"prompt": PROMPT})
+                self.assertEqual(status, 429, answer)
+                self.assertIn("Retry-After", headers)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,64 @@
+"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16, and streams that say the same
+as whole answers."""
+import json
+import math
+import unittest
+
+from byte_level_bpe import ByteLevelBpe
+from harness import DEMO_MODEL, Server
+
+GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())
+WINDOW = 256
+PERPLEXITY_TOLERANCE = 0.003
+
+
+class GreedyTest(unittest.TestCase):
+    def test_greedy_texts_in_float32(self):
+        with Server(DEMO_MODEL, "--dtype", "float32") as server:
+            for case in GOLDEN["cases"]:
+                with self.subTest(prompt=case["prompt"]):
+                    options = {"temperature": 0, "max_tokens": len(case["greedy_ids"]), "ignore_eos": True}
+                    choice = server.complete(prompt=case["prompt"], return_token_ids=True, **options)["choices"][0]
+                    self.assertEqual(choice["prompt_token_ids"], case["prompt_ids"])
+                    self.assertEqual(choice["token_ids"], case["greedy_ids"])
+                    self.assertEqual(choice["text"], case["greedy_text"])
+                    if "chat_user" in case:
+                        messages = [{"role": "user", "content": case["chat_user"]}]
+                        answer = server.chat(messages=messages, **options)
+                        self.assertEqual(answer["choices"][0]["message"], {"role": "assistant", "content": case["greedy_text"]})
+                        self.assertEqual(answer["usage"]["prompt_tokens"], len(case["prompt_ids"]))
+
+    def test_streamed_pieces_join_to_the_whole_text(self):
+        with Server(DEMO_MODEL) as server:
+            body = {"prompt": "Once upon a time there was", "max_tokens": 100, "temperature": 0.8, "seed": 11}
+            whole = server.complete(**body)["choices"][0]
+            with server.stream("/v1/completions", body) as events:
+                pieces = [choice["text"] for event in events for choice in event["choices"]]
+            self.assertGreater(len(pieces), 10)
+            self.assertEqual("".join(pieces), whole["text"])
+
+            body = {"messages": [{"role": "user", "content": "Tell me a story about a fox."}], "max_tokens": 100, "temperature": 0}
+            whole = server.chat(**body)["choices"][0]["message"]["content"]
+            with server.stream("/v1/chat/completions", body) as events:
+                pieces = [choice["delta"].get("content") or "" for event in events for choice in event["choices"]]
+            self.assertEqual("".join(pieces), whole)
+
+
+class PerplexityTest(unittest.TestCase):
+    def test_perplexity_in_bfloat16(self):
+        golden = GOLDEN["perplexity"]
+        ids = ByteLevelBpe(DEMO_MODEL / "tokenizer.json").encode((DEMO_MODEL / golden["file"]).read_text())
+        self.assertEqual(len(ids), golden["tokens"])
+        windows = [ids[i:i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]
+        with Server(DEMO_MODEL, "--dtype", "bfloat16") as server:
+            bodies = [{"prompt": window, "max_tokens": 0, "echo": True, "logprobs": 0} for window in windows]
+            answers = [answer for i in range(0, len(bodies), 8) for answer in server.complete_together(bodies[i:i + 8])]
+        scored = [x for answer in answers for x in answer["choices"][0]["logprobs"]["token_logprobs"][1:]]
+        self.assertEqual(len(scored), golden["scored_tokens"])
+        perplexity = math.exp(-sum(scored) / len(scored))
+        print(f"perplexity {perplexity:.4f}, reference {golden['perplexity']}")
+        self.assertLess(abs(perplexity / golden["perplexity"] - 1), PERPLEXITY_TOLERANCE)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,106 @@
+"""Every reference checkpoint through the HTTP API in float32: logits, routing and greedy paths of the reference, and the
+same bits for any number of workers, any batch and any size of the prefill chunks."""
+import json
+import math
+import unittest
+
+from harness import MODEL_GOLDENS, Server, read_safetensors
+
+MOE_CASES = ["mixtral", "mixtral-window", "qwen3_moe", "noisy_topk_moe"]
+DENSE_CASES = ["llama"]
+TOLERANCE = 2e-4  # of max |logit|: stored weights are exact in float32, so only the order of sums differs
+BATCH = 8
+
+
+class Golden:
+    def __init__(self, case):
+        self.dir = MODEL_GOLDENS / case
+        golden = json.loads((self.dir / "golden.json").read_text())
+        self.tensors = read_safetensors(self.dir / "golden.safetensors")
+        self.greedy = [prompt["greedy"] for prompt in golden["prompts"]]
+        self.prompts = [self.tensors[f"prompt{i}.input_ids"] for i in range(len(self.greedy))]
+
+    def logits(self, i):
+        return self.tensors[f"prompt{i}.logits"]
+
+    def routing(self, i):
+        """-> [tokens][moe layers][K]"""
+        prefix, suffix = f"prompt{i}.router.", ".experts"
+        layers = sorted(int(name[len(prefix):-len(suffix)]) for name in self.tensors
+                        if name.startswith(prefix) and name.endswith(suffix))
+        return [list(token) for token in zip(*(self.tensors[f"{prefix}{layer}{suffix}"] for layer in layers))]
+
+
+def body_of(prompt, new_tokens):
+    return {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "ignore_eos": True, "echo": True, "logprobs": 256,
+            "return_token_ids": True, "return_tokens_as_token_ids": True, "return_routed_experts": True}
+
+
+def log_softmax(row):
+    top = max(row)
+    total = top + math.log(sum(math.exp(x - top) for x in row))
+    return [x - total for x in row]
+
+
+class GoldensTest(unittest.TestCase):
+    def serve(self, golden, workers, chunk):
+        return Server(golden.dir, "--dtype", "float32", "--max-logprobs", 256, "--enable-return-routed-experts", "--workers", workers,
+                      "--max-num-batched-tokens", chunk)
+
+    def bodies(self, golden):
+        return [body_of(prompt, len(greedy)) for prompt, greedy in zip(golden.prompts, golden.greedy)]
+
+    def check_against_reference(self, golden, choices, is_moe):
+        for i, choice in enumerate(choices):
+            with self.subTest(prompt=i):
+                self.assertEqual(choice["token_ids"], golden.greedy[i])
+                self.check_logits(golden, i, choice["logprobs"]["top_logprobs"])
+                if is_moe:
+                    expected = golden.routing(i)
+                    self.assertEqual(choice["routed_experts"][:len(expected)], expected)
+                    self.assertEqual(len(choice["routed_experts"]), len(expected) + len(golden.greedy[i]) - 1)
+
+    def check_logits(self, golden, i, positions):
+        logits = golden.logits(i)
+        self.assertIsNone(positions[0])
+        self.assertEqual(len(positions), len(logits) + len(golden.greedy[i]))
+        tolerance = TOLERANCE * max(abs(x) for row in logits for x in row)
+        worst = 0
+        for row, position in zip(logits, positions[1:]):
+            expected = log_softmax(row)
+            self.assertEqual(len(position), min(256, len(row)))
+            for key, logprob in position.items():
+                worst = max(worst, abs(logprob - expected[int(key.removeprefix("token_id:"))]))
+        self.assertLessEqual(worst, tolerance)
+
+    def check_same_bits(self, server, bodies, expected):
+        self.assertEqual([server.complete(**body)["choices"][0] for body in bodies], expected, "alone")
+        n = len(bodies)
+        together = server.complete_together([bodies[i % n] for i in range(BATCH)])
+        for i, answer in enumerate(together):
+            self.assertEqual(answer["choices"][0], expected[i % n], f"request {i} of a batch of {BATCH}")
+
+    def check_case(self, case, settings, is_moe):
+        golden = Golden(case)
+        bodies = self.bodies(golden)
+        expected = None
+        for workers, chunk in settings:
+            with self.subTest(workers=workers, chunk=chunk), self.serve(golden, workers, chunk) as server:
+                if expected is None:
+                    expected = [server.complete(**body)["choices"][0] for body in bodies]
+                    self.check_against_reference(golden, expected, is_moe)
+                self.check_same_bits(server, bodies, expected)
+
+
+def _add_tests():
+    for case in MOE_CASES:
+        settings = [(0, 512), (0, 16), (1, 512), (2, 16), (3, 512)]
+        setattr(GoldensTest, "test_" + case.replace("-", "_"), lambda self, c=case, s=settings: self.check_case(c, s, True))
+    for case in DENSE_CASES:
+        setattr(GoldensTest, "test_" + case, lambda self, c=case: self.check_case(c, [(0, 512), (0, 16)], False))
+
+
+_add_tests()
+
+if __name__ == "__main__":
+    unittest.main()

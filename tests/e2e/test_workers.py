@@ -1,0 +1,96 @@
+"""Worker processes over MPI: what they hold, what they cost when idle, and what happens when one dies."""
+import os
+import signal
+import time
+import unittest
+
+from harness import DEMO_MODEL, STOP_SECONDS, Server, cpu_seconds, descendants, is_alive, wait_until
+
+PROMPT = "Once upon a time there was"
+LONG = {"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True, "temperature": 0}
+
+
+def workers_of(server):
+    status, cluster = server.get("/v1/cluster")
+    if status != 200:
+        raise AssertionError(status)
+    return cluster["workers"]
+
+
+class WorkersTest(unittest.TestCase):
+    def test_each_of_three_workers_holds_a_third_of_the_experts(self):
+        with Server(DEMO_MODEL, "--workers", 3) as server:
+            workers = workers_of(server)
+            self.assertEqual(len(workers), 3)
+            self.assertEqual(len({worker["pid"] for worker in workers}), 3)
+            self.assertNotIn(server.pid, [worker["pid"] for worker in workers])
+            self.assertEqual({worker["state"] for worker in workers}, {"serving"})
+            experts = [worker["experts"] for worker in workers]
+            self.assertEqual(sum(experts), 5 * 8)
+            total = sum(worker["resident_bytes"] for worker in workers)
+            expert_bytes = 5 * 8 * 3 * 192 * 192 * 2
+            self.assertAlmostEqual(total / expert_bytes, 1, delta=0.1)
+            for worker in workers:  # 8 experts a layer on 3 workers: 2 or 3 each
+                self.assertAlmostEqual(worker["resident_bytes"] / expert_bytes, 1 / 3, delta=0.1)
+
+    def test_idle_processes_sleep(self):
+        with Server(DEMO_MODEL, "--workers", 2) as server:
+            server.complete(prompt=PROMPT, max_tokens=4)
+            pids = [server.pid, *(worker["pid"] for worker in workers_of(server))]
+            seconds = 3
+            before = sum(map(cpu_seconds, pids))
+            time.sleep(seconds)  # the window of the measurement
+            used = sum(map(cpu_seconds, pids)) - before
+            self.assertLess(used, 0.05 * seconds)
+
+    def test_killed_worker_ends_the_stream_with_an_error_and_the_server_says_what_is_missing(self):
+        with Server(DEMO_MODEL, "--workers", 2) as server:
+            victim = workers_of(server)[1]
+            with server.stream("/v1/completions", LONG) as events:
+                self.assertNotIn("error", next(events))
+                os.kill(victim["pid"], signal.SIGKILL)
+                start = time.monotonic()
+                error = next(event["error"] for event in events if "error" in event)
+                waited = time.monotonic() - start
+            self.assertTrue(error["message"])
+            self.assertLess(waited, 5)
+            print(f"error event {waited * 1000:.0f} ms after the kill")
+
+            self.assertEqual(server.request("GET", "/health")[0], 200)
+            dead, = (worker for worker in workers_of(server) if worker["id"] == victim["id"])
+            self.assertEqual(dead["state"], "dead")
+            self.assertTrue(dead["death_reason"])
+            self.assertEqual(server.request("GET", "/ready")[0], 503)
+            for path, body in (("/v1/completions", {"prompt": PROMPT}),
+                               ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]})):
+                status, answer = server.post(path, body)
+                self.assertEqual(status, 503)
+                self.assertIn("expert", answer["error"]["message"])
+            metrics = server.metrics()
+            self.assertEqual(metrics["expertmesh:requests_failed_total"], 1)
+            self.assertEqual(metrics["expertmesh:num_requests_running"], 0)
+
+    def test_interrupt_finishes_what_runs_and_leaves_nothing_behind(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=number), Server(DEMO_MODEL, "--workers", 2) as server:
+                pids = [*descendants(server.pid), *(worker["pid"] for worker in workers_of(server))]
+                self.assertGreaterEqual(len(pids), 2)
+                with server.stream("/v1/completions", {**LONG, "max_tokens": 60}) as events:
+                    next(events)
+                    os.kill(server.pid, number)
+                    rest = [choice["finish_reason"] for event in events for choice in event["choices"]]
+                self.assertEqual(rest[-1], "length")
+                self.assertEqual(server.process.wait(STOP_SECONDS), 0)
+                wait_until(lambda: not any(map(is_alive, pids)), 10, "all its processes are gone")
+
+    def test_killed_coordinator_takes_its_workers_along(self):
+        server = Server(DEMO_MODEL, "--workers", 2)
+        pids = [*descendants(server.pid), *(worker["pid"] for worker in workers_of(server))]
+        os.kill(server.pid, signal.SIGKILL)
+        server.process.wait()
+        wait_until(lambda: not any(map(is_alive, pids)), 10, "all its processes are gone")
+        server.process.stdout.close()
+
+
+if __name__ == "__main__":
+    unittest.main()

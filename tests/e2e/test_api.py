@@ -41,6 +41,7 @@ BAD_REQUESTS = [
     (CHAT, {}, "messages"),
     (CHAT, {"messages": "hello"}, "messages"),
     (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
     (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"messages": MESSAGES, "max_tokens": -1}, "max_tokens"),
 ]

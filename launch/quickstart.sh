@@ -39,7 +39,8 @@ else
 fi
 cmake --build build --target expertmesh-coordinator expertmesh-worker
 
-log="$(mktemp "${TMPDIR:-/tmp}/expertmesh-quickstart.XXXXXX.log")"
+scratch="$(mktemp -d "${TMPDIR:-/tmp}/expertmesh-quickstart.XXXXXX")"
+log="$scratch/log"
 fail() {
   echo "quickstart: $1. What the server wrote ($log):" >&2
   cat "$log" >&2
@@ -47,11 +48,12 @@ fail() {
 }
 
 # A process group of its own (job control): Ctrl-C reaches this script, which then asks the server to drain.
+mkfifo "$scratch/ready"
 set -m
-coproc SERVER { exec launch/expertmesh serve launch/demo-model --port "$port" --workers 2 "${serve_options[@]}" 2>"$log"; }
+launch/expertmesh serve launch/demo-model --port "$port" --workers 2 "${serve_options[@]}" >"$scratch/ready" 2>"$log" &
+server_pid=$!
 set +m
-server_pid="$SERVER_PID"
-exec {server_out}<&"${SERVER[0]}"
+exec {server_out}<"$scratch/ready"
 stop_server() { kill -INT "$server_pid" 2>/dev/null || true; }
 trap stop_server EXIT
 trap 'exit 130' INT TERM
@@ -83,4 +85,4 @@ while true; do
 done
 trap - EXIT
 ((status == 0)) || fail "the server ended with exit code $status"
-rm -f "$log"
+rm -rf -- "$scratch"

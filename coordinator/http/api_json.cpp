@@ -1,0 +1,45 @@
+#include "coordinator/http/api_json.h"
+
+#include <nlohmann/json.hpp>
+
+namespace expertmesh {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string dumped(Json const& json) {
+  return json.dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+Json model_json(ApiModel const& model) {
+  return {{"id", model.name},
+          {"object", "model"},
+          {"created", model.created},
+          {"owned_by", "expertmesh"},
+          {"max_model_len", model.max_model_len}};
+}
+
+}  // namespace
+
+std::string error_body(ApiError const& e) {
+  return dumped({{"error",
+                  {{"message", e.message},
+                   {"type", e.type},
+                   {"param", e.param ? Json(*e.param) : Json(nullptr)},
+                   {"code", e.code ? Json(*e.code) : Json(nullptr)}}}});
+}
+
+HttpResponse error_response(ApiError const& error) {
+  HttpResponse response{.status = error.status, .body = error_body(error), .headers = {}};
+  if (error.retry_after_s) response.headers.emplace_back("Retry-After", std::to_string(*error.retry_after_s));
+  return response;
+}
+
+std::string models_body(ApiModel const& model) {
+  return dumped({{"object", "list"}, {"data", Json::array({model_json(model)})}});
+}
+std::string model_body(ApiModel const& model) {
+  return dumped(model_json(model));
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,43 @@
+// The OpenAI-compatible API over one engine.
+#pragma once
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "coordinator/engine/generate_request.h"
+#include "coordinator/http/api_types.h"
+#include "coordinator/http/http_server.h"
+#include "coordinator/observe/metrics.h"
+#include "coordinator/text/chat_template.h"
+#include "coordinator/text/tokenizer.h"
+
+namespace expertmesh {
+
+struct ApiServerOptions {
+  HttpServerOptions http;
+  ApiModel model;
+  std::size_t text_threads = 2;  // that encode prompts, render templates and decode answers
+};
+
+// What others know; called from any thread.
+struct ApiCallbacks {
+  std::function<std::string()> not_ready;     // why requests cannot be served; empty if they can
+  std::function<std::string()> cluster_json;  // body of /v1/cluster
+};
+
+class ApiServer {
+ public:
+  // Listens at once. tokenizer and templates may be null; all others must outlive the server. Throws NetworkError.
+  ApiServer(ApiServerOptions options, Generator& generator, Tokenizer const* tokenizer, ChatTemplates* templates,
+            Metrics& metrics, ApiCallbacks callbacks);
+  ~ApiServer();
+  [[nodiscard]] std::uint16_t port() const;
+  void stop(std::chrono::steady_clock::time_point deadline);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace expertmesh

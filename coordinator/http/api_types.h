@@ -1,0 +1,51 @@
+// What the API server needs to know, and what a parsed request is. Plain data.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/engine/generate_request.h"
+
+namespace expertmesh {
+
+struct ApiModel {
+  std::string name;               // as served
+  std::size_t max_model_len = 0;  // tokens
+  std::size_t vocab_size = 0;     // of the model: token ids must lie below
+  std::size_t max_logprobs = 20;
+  bool return_routed_experts = false;  // may requests ask for it
+  bool has_tokenizer = false;
+  bool has_chat_template = false;
+  float default_temperature = 1.0F;
+  float default_top_p = 1.0F;
+  std::int64_t created = 0;  // seconds since 1970, when the server started
+};
+
+// A request whose fields are known to be good; the prompt may still be text.
+struct ApiRequest {
+  bool chat = false;
+  std::optional<std::string> prompt_text;  // completions: to be encoded
+  std::vector<TokenId> prompt_ids;         // completions: given as ids
+  std::string template_request;            // chat: JSON for ChatTemplates::render
+  bool add_special_tokens = true;
+
+  std::optional<std::size_t> max_tokens;  // none: the default (16; chat: what is left of the context)
+  SamplingParams sampling;
+  bool seed_given = false;
+  bool ignore_eos = false;
+  std::optional<std::size_t> logprobs;
+  bool echo = false;
+  std::vector<std::string> stops;
+  bool include_stop = false;
+  bool skip_special_tokens = true;
+  bool stream = false;
+  bool include_usage = false;
+  bool tokens_as_ids = false;  // return_tokens_as_token_ids
+  bool return_token_ids = false;
+  bool return_routed_experts = false;
+  std::vector<std::string> unknown_fields;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,47 @@
+// Reads the fields of a JSON body: each is used, refused by name, or listed as unknown. Included by .cpp files of this
+// folder only.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/base/error.h"
+
+namespace expertmesh {
+
+using ApiJson = nlohmann::ordered_json;
+
+// Thrown inside a parse function, which turns it into a Result.
+struct BadRequest {
+  ApiError error;
+};
+[[noreturn]] void refuse_field(std::string const& field, std::string const& what, std::optional<std::string> code = {},
+                               int status = 400);
+
+// The body as an object; nesting is bounded.
+ApiJson parse_body(std::string const& body);
+
+class BodyReader {
+ public:
+  explicit BodyReader(ApiJson const& object, std::string prefix = "") : object_(object), prefix_(std::move(prefix)) {}
+
+  // The value, null if the field is absent or null. Marks the field as known.
+  ApiJson const* find(std::string const& field);
+  std::optional<bool> flag(std::string const& field);
+  std::optional<std::string> text(std::string const& field);
+  std::optional<std::int64_t> whole(std::string const& field, std::int64_t least, std::int64_t most);
+  std::optional<double> number(std::string const& field, double least, double most);
+  // A feature that is not built: fine if absent, null, or one of these values.
+  void only(std::string const& field, std::vector<ApiJson> const& neutral);
+  void ignore(std::vector<std::string> const& fields);
+  [[nodiscard]] std::vector<std::string> unknown() const;
+
+ private:
+  ApiJson const& object_;
+  std::string prefix_;
+  std::set<std::string> known_;
+};
+
+}  // namespace expertmesh

@@ -1,0 +1,198 @@
+#include "coordinator/observe/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <mutex>
+#include <set>
+#include <sstream>
+
+#include "common/base/check.h"
+
+namespace expertmesh {
+namespace {
+
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+
+constexpr std::size_t kMaxUnknownFields = 64;  // label values; the rest is counted as "other"
+
+Histogram::BucketBoundaries seconds_buckets() {
+  return {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60};
+}
+
+}  // namespace
+
+struct Metrics::Impl {
+  prometheus::Registry registry;
+  mutable std::mutex ledger_mutex;  // a scrape sees the six ledger numbers of one moment
+  Ledger ledger;
+
+  Gauge& gauge(char const* name, char const* help) {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add({});
+  }
+  Counter& counter(char const* name, char const* help) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add({});
+  }
+  Histogram& seconds(char const* name, char const* help) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, seconds_buckets());
+  }
+
+  Gauge& waiting = gauge("expertmesh:num_requests_waiting", "Requests accepted and not yet running");
+  Gauge& running = gauge("expertmesh:num_requests_running", "Requests in the running batch");
+  Counter& accepted = counter("expertmesh:requests_accepted_total", "Requests taken into the queue");
+  Counter& finished = counter("expertmesh:requests_finished_total", "Requests that ended with a finish reason");
+  Counter& failed = counter("expertmesh:requests_failed_total", "Requests that ended with an error");
+  Counter& cancelled = counter("expertmesh:requests_cancelled_total", "Requests whose client went away");
+  Counter& prompt_tokens = counter("expertmesh:prompt_tokens_total", "Prompt tokens computed");
+  Counter& generation_tokens = counter("expertmesh:generation_tokens_total", "Tokens sampled");
+  Histogram& step = seconds("expertmesh:step_seconds", "Seconds of one engine step");
+  Counter& step_tokens = counter("expertmesh:step_tokens_total", "Tokens run through the model, prompt and new");
+  Histogram& first_token =
+      seconds("expertmesh:time_to_first_token_seconds", "Seconds from acceptance to the first token");
+  Histogram& inter_token = seconds("expertmesh:inter_token_latency_seconds", "Seconds between tokens of a request");
+  Gauge& kv_usage = gauge("expertmesh:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1");
+  Gauge& workers_serving = gauge("expertmesh:workers_serving", "Workers that serve experts");
+  Counter& worker_deaths = counter("expertmesh:worker_deaths_total", "Workers that died");
+  Family<Counter>& http = prometheus::BuildCounter()
+                              .Name("expertmesh:http_requests_total")
+                              .Help("HTTP answers by status")
+                              .Register(registry);
+  Family<Counter>& unknown_fields = prometheus::BuildCounter()
+                                        .Name("expertmesh:unknown_request_fields_total")
+                                        .Help("Request fields this server does not know")
+                                        .Register(registry);
+  std::mutex unknown_mutex;
+  std::set<std::string> unknown_seen;
+  Family<Counter>& transport = prometheus::BuildCounter()
+                                   .Name("expertmesh:transport_bytes_total")
+                                   .Help("Bytes of rows exchanged with workers")
+                                   .Register(registry);
+  struct Layer {
+    std::vector<Gauge*> importance, load;
+    Gauge* importance_cv2 = nullptr;
+    Gauge* load_cv2 = nullptr;
+  };
+  std::vector<Layer> layers;
+};
+
+Metrics::Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_experts)
+    : impl_(std::make_shared<Impl>()) {
+  auto const family = [&](char const* name, char const* help) -> Family<Gauge>& {
+    return prometheus::BuildGauge().Name(name).Help(help).Register(impl_->registry);
+  };
+  auto& importance = family("expertmesh:expert_importance", "Sum of the gate weights of each expert since start");
+  auto& load = family("expertmesh:expert_load", "Tokens routed to each expert since start");
+  auto& importance_cv2 =
+      family("expertmesh:importance_cv2", "Squared coefficient of variation of the experts' importance");
+  auto& load_cv2 = family("expertmesh:load_cv2", "Squared coefficient of variation of the experts' load");
+  for (std::uint32_t layer : moe_layers) {
+    std::string const l = std::to_string(layer);
+    auto& series = impl_->layers.emplace_back();
+    series.importance_cv2 = &importance_cv2.Add({{"layer", l}});
+    series.load_cv2 = &load_cv2.Add({{"layer", l}});
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      series.importance.push_back(&importance.Add({{"layer", l}, {"expert", std::to_string(e)}}));
+      series.load.push_back(&load.Add({{"layer", l}, {"expert", std::to_string(e)}}));
+    }
+  }
+}
+
+void Metrics::set_ledger(Ledger const& ledger) {
+  EM_CHECK(ledger.accepted == ledger.queued + ledger.running + ledger.finished + ledger.failed + ledger.cancelled,
+           "accepted " << ledger.accepted << ", queued " << ledger.queued << ", running " << ledger.running
+                       << ", finished " << ledger.finished << ", failed " << ledger.failed << ", cancelled "
+                       << ledger.cancelled);
+  std::lock_guard lock(impl_->ledger_mutex);
+  auto const raise = [](Counter& counter, std::uint64_t from, std::uint64_t to) {
+    counter.Increment(static_cast<double>(to - from));
+  };
+  raise(impl_->accepted, impl_->ledger.accepted, ledger.accepted);
+  raise(impl_->finished, impl_->ledger.finished, ledger.finished);
+  raise(impl_->failed, impl_->ledger.failed, ledger.failed);
+  raise(impl_->cancelled, impl_->ledger.cancelled, ledger.cancelled);
+  impl_->waiting.Set(static_cast<double>(ledger.queued));
+  impl_->running.Set(static_cast<double>(ledger.running));
+  impl_->ledger = ledger;
+}
+
+Metrics::Ledger Metrics::ledger() const {
+  std::lock_guard lock(impl_->ledger_mutex);
+  return impl_->ledger;
+}
+
+void Metrics::count_prompt_tokens(std::size_t count) {
+  impl_->prompt_tokens.Increment(static_cast<double>(count));
+}
+void Metrics::count_generation_tokens(std::size_t count) {
+  impl_->generation_tokens.Increment(static_cast<double>(count));
+}
+void Metrics::observe_step(double seconds, std::size_t tokens) {
+  impl_->step.Observe(seconds);
+  impl_->step_tokens.Increment(static_cast<double>(tokens));
+}
+void Metrics::observe_time_to_first_token(double seconds) {
+  impl_->first_token.Observe(seconds);
+}
+void Metrics::observe_inter_token(double seconds) {
+  impl_->inter_token.Observe(seconds);
+}
+void Metrics::set_kv_usage(double share) {
+  impl_->kv_usage.Set(share);
+}
+void Metrics::count_http(int status) {
+  impl_->http.Add({{"status", std::to_string(status)}}).Increment();
+}
+
+void Metrics::count_unknown_field(std::string const& field) {
+  std::string label = field.substr(0, 64);
+  {
+    std::lock_guard lock(impl_->unknown_mutex);
+    if (!impl_->unknown_seen.contains(label)) {
+      if (impl_->unknown_seen.size() >= kMaxUnknownFields) label = "other";
+      impl_->unknown_seen.insert(label);
+    }
+  }
+  impl_->unknown_fields.Add({{"field", label}}).Increment();
+}
+
+void Metrics::count_worker_death() {
+  impl_->worker_deaths.Increment();
+}
+void Metrics::set_workers_serving(std::size_t count) {
+  impl_->workers_serving.Set(static_cast<double>(count));
+}
+
+void Metrics::count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received) {
+  impl_->transport.Add({{"transport", transport}, {"direction", "sent"}}).Increment(static_cast<double>(sent));
+  impl_->transport.Add({{"transport", transport}, {"direction", "received"}}).Increment(static_cast<double>(received));
+}
+
+void Metrics::set_balance(std::size_t moe_layer_index, std::vector<double> const& importance,
+                          std::vector<double> const& load, double importance_cv2, double load_cv2) {
+  auto& series = impl_->layers[moe_layer_index];
+  for (std::size_t e = 0; e < series.importance.size(); ++e) {
+    series.importance[e]->Set(importance[e]);
+    series.load[e]->Set(load[e]);
+  }
+  series.importance_cv2->Set(importance_cv2);
+  series.load_cv2->Set(load_cv2);
+}
+
+std::string Metrics::serialise() const {
+  std::vector<prometheus::MetricFamily> families;
+  {
+    std::lock_guard lock(impl_->ledger_mutex);
+    families = impl_->registry.Collect();
+  }
+  std::ostringstream out;
+  prometheus::TextSerializer().Serialize(out, families);
+  return out.str();
+}
+
+}  // namespace expertmesh

@@ -37,7 +37,12 @@ std::string to_json(ClusterView const& view) {
             {"family", view.family},
             {"ready", view.not_ready.empty()},
             {"not_ready_reason", view.not_ready.empty() ? Json(nullptr) : Json(view.not_ready)},
-            {"profile", {{"dtype", p.dtype}, {"wire_dtype", p.wire_dtype}, {"kv_dtype", p.kv_dtype}, {"isa", p.isa}, {"k_order", p.k_order}}},
+            {"profile",
+             {{"dtype", p.dtype},
+              {"wire_dtype", p.wire_dtype},
+              {"kv_dtype", p.kv_dtype},
+              {"isa", p.isa},
+              {"k_order", p.k_order}}},
             {"limits",
              {{"max_model_len", l.max_model_len},
               {"max_num_seqs", l.max_num_seqs},
@@ -57,12 +62,14 @@ std::string to_json(ClusterView const& view) {
 }
 
 std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {
-  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, K-order {}", p.dtype, p.wire_dtype, p.kv_dtype, p.isa, p.k_order),
-          fmt::format("limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities", l.max_model_len,
-                      l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
+  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, K-order {}", p.dtype, p.wire_dtype,
+                      p.kv_dtype, p.isa, p.k_order),
+          fmt::format(
+              "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
+              l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
           fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
-          fmt::format("memory: KV cache {} blocks of {} tokens, {}; activations {}", l.kv_blocks, l.kv_block_tokens, human_bytes(l.kv_cache_bytes),
-                      human_bytes(l.activation_bytes))};
+          fmt::format("memory: KV cache {} blocks of {} tokens, {}; activations {}", l.kv_blocks, l.kv_block_tokens,
+                      human_bytes(l.kv_cache_bytes), human_bytes(l.activation_bytes))};
 }
 
 }  // namespace expertmesh

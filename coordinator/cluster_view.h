@@ -31,13 +31,13 @@ struct ServeLimits {
 };
 
 struct ClusterView {
-  std::string model;   // served name
+  std::string model;  // served name
   std::string family;
   NumericsProfile profile;
   ServeLimits limits;
-  WorkerStatus coordinator;           // the same fields as a worker
+  WorkerStatus coordinator;  // the same fields as a worker
   std::vector<WorkerStatus> workers;
-  std::string not_ready;              // empty if requests can be served
+  std::string not_ready;  // empty if requests can be served
 };
 
 std::string to_json(ClusterView const& view);

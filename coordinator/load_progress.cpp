@@ -16,7 +16,8 @@ std::string human_bytes(std::size_t bytes) {
   return fmt::format("{:.1f} kB", value / 1e3);
 }
 
-LoadProgressPrinter::LoadProgressPrinter(std::string what, std::size_t total_bytes) : what_(std::move(what)), total_(total_bytes) {}
+LoadProgressPrinter::LoadProgressPrinter(std::string what, std::size_t total_bytes)
+    : what_(std::move(what)), total_(total_bytes) {}
 
 void LoadProgressPrinter::add(std::size_t bytes) {
   std::lock_guard lock(mutex_);
@@ -46,7 +47,8 @@ void LoadProgressPrinter::print(bool last) {
     spdlog::info("loaded {}: {} in {:.2f} s, {:.2f} GB/s", what_, human_bytes(loaded_), seconds, rate / 1e9);
   } else {
     double const left = rate > 0 && total_ > loaded_ ? static_cast<double>(total_ - loaded_) / rate : 0;
-    spdlog::info("loading {}: {} of {}, {:.2f} GB/s, {:.0f} s left", what_, human_bytes(loaded_), human_bytes(total_), rate / 1e9, left);
+    spdlog::info("loading {}: {} of {}, {:.2f} GB/s, {:.0f} s left", what_, human_bytes(loaded_), human_bytes(total_),
+                 rate / 1e9, left);
   }
 }
 

@@ -11,9 +11,9 @@ class LoadProgressPrinter {
  public:
   // total_bytes may be 0 when it is not known yet: see update().
   LoadProgressPrinter(std::string what, std::size_t total_bytes);
-  void add(std::size_t bytes);                                       // thread-safe
-  void update(std::size_t loaded_bytes, std::size_t total_bytes);    // thread-safe
-  void finish();                                                     // the last line: bytes, seconds, GB/s
+  void add(std::size_t bytes);                                     // thread-safe
+  void update(std::size_t loaded_bytes, std::size_t total_bytes);  // thread-safe
+  void finish();                                                   // the last line: bytes, seconds, GB/s
 
  private:
   void print(bool last);

@@ -30,7 +30,8 @@ std::size_t usable_cores() {
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // "<quota> <period>" in microseconds, or "max <period>"
   double quota = 0;
   double period = 0;
-  if (quota_file >> quota >> period && period > 0) cores = std::min(cores, static_cast<std::size_t>(std::max(1.0, quota / period)));
+  if (quota_file >> quota >> period && period > 0)
+    cores = std::min(cores, static_cast<std::size_t>(std::max(1.0, quota / period)));
   return std::max<std::size_t>(cores, 1);
 }
 
@@ -46,7 +47,8 @@ std::size_t available_memory_bytes() {
   }
   double const limit = first_number("/sys/fs/cgroup/memory.max", kUnlimited);
   if (limit != kUnlimited) available = std::min(available, limit - first_number("/sys/fs/cgroup/memory.current", 0));
-  return available == kUnlimited ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(std::max(available, 0.0));
+  return available == kUnlimited ? std::numeric_limits<std::size_t>::max()
+                                 : static_cast<std::size_t>(std::max(available, 0.0));
 }
 
 std::string host_name() {

@@ -14,7 +14,8 @@ std::optional<std::size_t> parse_bytes(std::string const& text) {
   for (char& c : unit) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   if (unit.empty() || unit == "B") return value;
   std::size_t const power = std::string("KMGT").find(unit[0]);
-  if (power == std::string::npos || (unit.size() > 1 && unit.substr(1) != "B" && unit.substr(1) != "IB")) return std::nullopt;
+  if (power == std::string::npos || (unit.size() > 1 && unit.substr(1) != "B" && unit.substr(1) != "IB"))
+    return std::nullopt;
   std::size_t const shift = 10 * (power + 1);
   if (value > (std::numeric_limits<std::size_t>::max() >> shift)) return std::nullopt;
   return value << shift;
@@ -49,7 +50,8 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
   s->add_option("--host", serve.host, "Address to listen on")->capture_default_str();
   s->add_option("--port", serve.port, "Port to listen on; 0 takes any free one")->capture_default_str();
-  s->add_option("--workers", serve.workers, "Worker processes that hold the experts, over MPI; 0 keeps the experts in this process")
+  s->add_option("--workers", serve.workers,
+                "Worker processes that hold the experts, over MPI; 0 keeps the experts in this process")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   s->add_option("--threads", serve.threads, "Compute threads of the coordinator; 0 takes every usable core")
@@ -58,7 +60,8 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("--worker-threads", serve.worker_threads, "Compute threads of each worker; 0 shares the usable cores")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  s->add_option("--dtype", serve_dtype, "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16")
+  s->add_option("--dtype", serve_dtype,
+                "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
       ->capture_default_str();
   s->add_option("--load-format", load_format, "dummy: deterministic random weights from config.json alone")
@@ -67,25 +70,36 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("--seed", serve.dummy_seed, "Seed of the dummy weights")->capture_default_str();
   s->add_option("--max-model-len", serve.max_model_len, "Longest sequence, prompt and answer [the checkpoint's]")
       ->check(CLI::Range(1, 1 << 24));
-  s->add_option("--max-num-seqs", serve.max_num_seqs, "Sequences that run at the same time")->check(CLI::Range(1, 65536))->capture_default_str();
-  s->add_option("--max-num-batched-tokens", serve.max_num_batched_tokens, "Tokens of one step, decode and prefill chunks together")
+  s->add_option("--max-num-seqs", serve.max_num_seqs, "Sequences that run at the same time")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  s->add_option("--max-num-batched-tokens", serve.max_num_batched_tokens,
+                "Tokens of one step, decode and prefill chunks together")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   s->add_option("--max-queued-requests", serve.max_queued_requests, "Requests that may wait; more get 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  s->add_option("--kv-cache-memory", kv_bytes, "Bytes of the KV cache, such as 4G [fits max-num-seqs sequences, at most 40% of free memory]")
+  s->add_option("--kv-cache-memory", kv_bytes,
+                "Bytes of the KV cache, such as 4G [fits max-num-seqs sequences, at most 40% of free memory]")
       ->check(check_bytes);
   s->add_option("--served-model-name", serve.served_model_name, "Name of the model in the API [the folder's name]");
   s->add_option("--max-logprobs", serve.max_logprobs, "Most log-probabilities a request may ask for at a position")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
-  s->add_flag("--enable-return-routed-experts", serve.return_routed_experts, "Allow \"return_routed_experts\" in requests");
-  s->add_option("--router-noise", serve.router_noise_seed, "Turn the noise of noisy top-k gating on, with this seed [off]");
-  s->add_option("--isa", isa, "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
+  s->add_flag("--enable-return-routed-experts", serve.return_routed_experts,
+              "Allow \"return_routed_experts\" in requests");
+  s->add_option("--router-noise", serve.router_noise_seed,
+                "Turn the noise of noisy top-k gating on, with this seed [off]");
+  s->add_option("--isa", isa,
+                "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
-  s->add_option("--http-threads", serve.http_threads, "Threads of the HTTP server")->check(CLI::Range(1, 256))->capture_default_str();
-  s->add_option("--max-connections", serve.max_connections, "Open HTTP connections")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  s->add_option("--http-threads", serve.http_threads, "Threads of the HTTP server")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  s->add_option("--max-connections", serve.max_connections, "Open HTTP connections")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   s->add_option("--max-body-size", body_bytes, "Largest request body")->check(check_bytes)->capture_default_str();
   s->add_option("--heartbeat-timeout-ms", serve.heartbeat_timeout_ms, "A worker silent for this long is dead")
       ->check(CLI::Range(50, 600000))
@@ -95,8 +109,12 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   std::string info_dtype = "auto";
   auto* i = app.add_subcommand("info", "Describe a model directory: parameters, memory, what would be refused");
   i->add_option("model", info.model_dir, "Hugging Face model directory")->required();
-  i->add_option("--workers", info.workers, "Workers to divide the experts among")->check(CLI::Range(1, 1024))->capture_default_str();
-  i->add_option("--dtype", info_dtype, "As for serve")->check(CLI::IsMember({"auto", "float32", "bfloat16"}))->capture_default_str();
+  i->add_option("--workers", info.workers, "Workers to divide the experts among")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  i->add_option("--dtype", info_dtype, "As for serve")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
+      ->capture_default_str();
 
   try {
     app.parse(argc, argv);

@@ -15,11 +15,11 @@ namespace expertmesh {
 struct ServeOptions {
   std::filesystem::path model_dir;
   std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;                 // 0: any free one
-  std::size_t workers = 0;                   // 0: experts in this process
-  std::size_t threads = 0;                   // 0: all usable cores
-  std::size_t worker_threads = 0;            // 0: usable cores / workers, at least 1
-  std::optional<DType> dtype;                // none: auto
+  std::uint16_t port = 8000;       // 0: any free one
+  std::size_t workers = 0;         // 0: experts in this process
+  std::size_t threads = 0;         // 0: all usable cores
+  std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
+  std::optional<DType> dtype;      // none: auto
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   std::optional<std::size_t> max_model_len;  // none: the checkpoint's
@@ -27,11 +27,11 @@ struct ServeOptions {
   std::size_t max_num_batched_tokens = 512;
   std::size_t max_queued_requests = 256;
   std::optional<std::size_t> kv_cache_bytes;
-  std::string served_model_name;             // empty: the folder's name
+  std::string served_model_name;  // empty: the folder's name
   std::size_t max_logprobs = 20;
   bool return_routed_experts = false;
   std::optional<std::uint64_t> router_noise_seed;
-  std::optional<Isa> isa;                    // none: the best this processor runs
+  std::optional<Isa> isa;  // none: the best this processor runs
   std::size_t http_threads = 2;
   std::size_t max_connections = 1024;
   std::size_t max_body_bytes = std::size_t{8} << 20;

@@ -1,0 +1,52 @@
+// expertmesh-coordinator: serve a model, or describe one. Exit codes: 0 done; 1 failed while running; 2 a bad command
+// line or model directory.
+#include <iostream>
+
+#include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/transport/mpi_runtime.h"
+#include "coordinator/cluster/cluster.h"
+#include "coordinator/model/model_plan.h"
+#include "coordinator/options.h"
+#include "coordinator/server.h"
+
+namespace expertmesh {
+namespace {
+
+int fail(int code, char const* what) {
+  std::cerr << "expertmesh: " << what << std::endl;
+  return code;
+}
+
+int run_serve(ServeOptions const& options) {
+  init_log("coordinator");
+  try {
+    return serve(options);
+  } catch (ModelError const& error) {
+    return fail(2, error.what());
+  } catch (FileError const& error) {
+    return fail(2, error.what());
+  } catch (std::exception const& error) {
+    return fail(1, error.what());
+  }
+}
+
+int run_info(InfoOptions const& options) {
+  InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype);
+  std::cout << report.text;
+  return report.servable ? 0 : 2;
+}
+
+}  // namespace
+}  // namespace expertmesh
+
+int main(int argc, char** argv) {
+  using namespace expertmesh;
+  auto const command = parse_command_line(argc, argv);
+  if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
+  if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
+  auto const& options = std::get<ServeOptions>(command);
+  int const code = run_serve(options);
+  if (options.workers > 0) exit_without_finalize(code);
+  return code;
+}

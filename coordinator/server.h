@@ -1,0 +1,11 @@
+// The coordinator put together: model, experts, engine and HTTP server, from start to drain.
+#pragma once
+#include "coordinator/options.h"
+
+namespace expertmesh {
+
+// Serves until SIGINT or SIGTERM, then drains. Returns the exit code; throws ModelError, OutsideError or ClusterError
+// if the server cannot be brought up. With workers the process must be left by exit_without_finalize().
+int serve(ServeOptions const& options);
+
+}  // namespace expertmesh

@@ -1,0 +1,15 @@
+// SIGINT and SIGTERM as something to wait for. The second one ends the process at once.
+#pragma once
+
+namespace expertmesh {
+
+class ShutdownSignal {
+ public:
+  ShutdownSignal();  // from now on the signals are caught; one object a process
+  void wait() const;
+
+ private:
+  int event_;
+};
+
+}  // namespace expertmesh

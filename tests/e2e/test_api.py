@@ -253,7 +253,7 @@ class NoTokenizerTest(unittest.TestCase):
     def test_token_ids_only(self):
         with Server(MODEL_GOLDENS / "mixtral") as server:
             choice = server.complete(prompt=[1, 2, 3], max_tokens=2, temperature=0, return_token_ids=True)["choices"][0]
-            self.assertEqual(choice["text"], "".join(f"token_id:{token}" for token in choice["token_ids"]))
+            self.assertEqual(choice["text"], " ".join(f"token_id:{token}" for token in choice["token_ids"]))
             for path, body in ((COMPLETIONS, {"prompt": "text"}), (CHAT, {"messages": MESSAGES})):
                 status, answer = server.post(path, body)
                 self.assertEqual(status, 400, answer)
@@ -263,11 +263,13 @@ class FullQueueTest(unittest.TestCase):
     def test_full_queue_is_429_with_retry_after(self):
         with Server(DEMO_MODEL, "--max-num-seqs", 1, "--max-queued-requests", 1) as server:
             body = {"prompt": PROMPT, "max_tokens": 500, "ignore_eos": True}
-            with server.stream(COMPLETIONS, body) as first, server.stream(COMPLETIONS, body):
-                next(first)
-                status, headers, answer = server.request("POST", COMPLETIONS, {"prompt": PROMPT})
-                self.assertEqual(status, 429, answer)
-                self.assertIn("Retry-After", headers)
+            with ThreadPoolExecutor(6) as pool:  # one runs, one waits
+                answers = list(pool.map(lambda _: server.request("POST", COMPLETIONS, body), range(6)))
+            refused = [headers for status, headers, _ in answers if status == 429]
+            self.assertTrue(refused)
+            self.assertTrue(all(int(headers["Retry-After"]) > 0 for headers in refused))
+            self.assertEqual({status for status, _, _ in answers}, {200, 429})
+
 
 
 if __name__ == "__main__":

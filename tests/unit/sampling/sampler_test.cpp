@@ -1,0 +1,107 @@
+#include "coordinator/sampling/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+namespace expertmesh {
+namespace {
+
+std::vector<float> random_logits(std::size_t n, unsigned seed) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(0, 2);
+  std::vector<float> logits(n);
+  for (float& x : logits) x = normal(rng);
+  return logits;
+}
+
+TEST(Sampler, GreedyIsArgmaxWithTheLowestIdOnTies) {
+  Sampler sampler(5);
+  SamplingParams const greedy{.temperature = 0};
+  EXPECT_EQ(sampler.sample(std::vector<float>{1, 3, 2, 3, 0}, greedy, 0), 1);
+  EXPECT_EQ(sampler.sample(std::vector<float>{0, 0, 0, 0, 0}, greedy, 9), 0);
+}
+
+TEST(Sampler, NaNAndInfinityAreSurvived) {
+  float const nan = std::numeric_limits<float>::quiet_NaN();
+  float const inf = std::numeric_limits<float>::infinity();
+  Sampler sampler(3);
+  for (float temperature : {0.0F, 1.0F}) {
+    SamplingParams const params{.temperature = temperature, .seed = 1};
+    EXPECT_EQ(sampler.sample(std::vector<float>{nan, 2, nan}, params, 0), 1);
+    EXPECT_EQ(sampler.sample(std::vector<float>{-inf, -inf, 0}, params, 0), 2);
+    EXPECT_EQ(sampler.sample(std::vector<float>{0, inf, 0}, params, 0), 1);
+    EXPECT_EQ(sampler.sample(std::vector<float>{nan, nan, nan}, params, 0), 0);
+  }
+}
+
+TEST(Sampler, FrequenciesFollowTheSoftmax) {
+  std::vector<float> const logits{0.0F, 1.0F, 2.0F, -1.0F};
+  Sampler sampler(4);
+  std::vector<double> count(4, 0);
+  constexpr std::uint32_t kDraws = 20000;
+  for (std::uint32_t position = 0; position < kDraws; ++position)
+    ++count[sampler.sample(logits, {.temperature = 0.7F, .seed = 42}, position)];
+  double sum = 0;
+  for (float x : logits) sum += std::exp(static_cast<double>(x) / 0.7);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(count[i] / kDraws, std::exp(static_cast<double>(logits[i]) / 0.7) / sum, 0.015);
+}
+
+TEST(Sampler, TopPKeepsTheSmallestSufficientSet) {
+  // probabilities 0.5, 0.3, 0.2
+  std::vector<float> const logits{std::log(0.3F), std::log(0.5F), std::log(0.2F)};
+  Sampler sampler(3);
+  auto const seen = [&](float top_p) {
+    std::vector<bool> ids(3, false);
+    for (std::uint32_t position = 0; position < 2000; ++position)
+      ids[sampler.sample(logits, {.top_p = top_p, .seed = 3}, position)] = true;
+    return ids;
+  };
+  EXPECT_EQ(seen(0.4F), (std::vector<bool>{false, true, false}));
+  EXPECT_EQ(seen(0.7F), (std::vector<bool>{true, true, false}));
+  EXPECT_EQ(seen(1.0F), (std::vector<bool>{true, true, true}));
+}
+
+TEST(Sampler, LargeVocabulariesAreSampledWhole) {
+  // Flat logits: the 256 tokens that are ranked first are far from enough.
+  std::vector<float> const logits(5000, 0.0F);
+  Sampler sampler(5000);
+  TokenId largest = 0;
+  for (std::uint32_t position = 0; position < 200; ++position)
+    largest = std::max(largest, sampler.sample(logits, {.top_p = 0.99F, .seed = 5}, position));
+  EXPECT_GT(largest, 3000);
+  EXPECT_LT(largest, 4951);
+}
+
+TEST(Sampler, ADrawIsAFunctionOfSeedAndPosition) {
+  auto const logits = random_logits(300, 1);
+  Sampler a(300);
+  Sampler b(300);
+  bool differs = false;
+  for (std::uint32_t position = 0; position < 50; ++position) {
+    (void)b.sample(random_logits(300, position), {.seed = 77}, position);  // what b did before must not matter
+    EXPECT_EQ(a.sample(logits, {.seed = 9}, position), b.sample(logits, {.seed = 9}, position));
+    differs = differs || a.sample(logits, {.seed = 9}, position) != a.sample(logits, {.seed = 10}, position);
+  }
+  EXPECT_TRUE(differs);
+}
+
+TEST(Sampler, LogprobsAreALogSoftmax) {
+  auto const logits = random_logits(100, 2);
+  Sampler sampler(100);
+  auto const all = sampler.logprobs(logits, 17, 100);
+  double sum = 0;
+  for (auto const& entry : all.top) sum += std::exp(static_cast<double>(entry.logprob));
+  EXPECT_NEAR(sum, 1, 1e-5);
+  for (std::size_t i = 1; i < all.top.size(); ++i) EXPECT_GE(all.top[i - 1].logprob, all.top[i].logprob);
+  EXPECT_EQ(all.chosen.token, 17);
+  EXPECT_NEAR(all.chosen.logprob - all.top[0].logprob, logits[17] - logits[all.top[0].token], 1e-5);
+  EXPECT_TRUE(sampler.logprobs(logits, 17, 0).top.empty());
+  EXPECT_EQ(sampler.logprobs(std::vector<float>(100, 1.0F), 3, 2).top[1].token, 1) << "lower ids first among equals";
+}
+
+}  // namespace
+}  // namespace expertmesh

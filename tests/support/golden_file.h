@@ -27,7 +27,9 @@ class GoldenFile {
   [[nodiscard]] bool has(std::string const& name) const { return header_.contains(name); }
   [[nodiscard]] std::vector<std::size_t> shape(std::string const& name) const { return header_.at(name).at("shape"); }
   [[nodiscard]] std::vector<float> floats(std::string const& name) const { return read<float>(name, "F32"); }
-  [[nodiscard]] std::vector<std::int64_t> ints(std::string const& name) const { return read<std::int64_t>(name, "I64"); }
+  [[nodiscard]] std::vector<std::int64_t> ints(std::string const& name) const {
+    return read<std::int64_t>(name, "I64");
+  }
 
  private:
   template <class T>

@@ -2,6 +2,7 @@
 #pragma once
 #include "common/base/aligned_buffer.h"
 #include "common/kernels/exec.h"
+#include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
 
@@ -13,7 +14,8 @@ struct Exec::Scratch {
         output(limits.max_rows * row_bytes),
         x_rows(limits.max_rows),
         y_rows(limits.max_rows),
-        attention(num_threads * row_bytes / sizeof(float)) {}
+        attention_row((limits.max_columns + 15) / 16 * 16 * kHeadsAtOnce),
+        attention(num_threads * attention_row) {}
 
   std::size_t row_bytes;              // of one row of the next three
   AlignedBuffer<std::byte> input;     // [max_rows] inputs in the weight's activation type; the activated FFN rows
@@ -21,7 +23,8 @@ struct Exec::Scratch {
   AlignedBuffer<std::byte> output;    // [max_rows] fp32 FFN outputs before rounding
   AlignedBuffer<void const*> x_rows;  // [max_rows]
   AlignedBuffer<float*> y_rows;       // [max_rows]
-  AlignedBuffer<float> attention;     // [threads][max_columns] attention accumulators
+  std::size_t attention_row;          // floats of one thread in the next
+  AlignedBuffer<float> attention;     // [threads][kHeadsAtOnce][max_columns] attention accumulators
 
   std::byte* input_row(std::size_t r) { return input.data() + r * row_bytes; }
   float* hidden_row(std::size_t r) { return reinterpret_cast<float*>(hidden.data() + r * row_bytes); }

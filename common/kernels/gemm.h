@@ -1,39 +1,69 @@
-// The GEMM of a weight's format over rows that are already in its activation type. Private to common/kernels.
+// The GEMMs of weights over rows that are already in their activation type, shared out among the threads. Private to
+// common/kernels.
 #pragma once
+#include <algorithm>
+
 #include "common/kernels/exec.h"
 #include "common/kernels/kernel_table.h"
 #include "common/kernels/packed_matrix.h"
 
 namespace expertmesh {
 
-// Panels a thread takes at a time: enough independent sums to keep the units busy at M = 1.
-constexpr std::size_t kTilePanels = 4;
-
-inline std::size_t num_panels(PackedMatrix const& w) {
-  return (w.n() + kPanelColumns - 1) / kPanelColumns;
-}
-inline std::size_t num_tiles(PackedMatrix const& w) {
-  return (num_panels(w) + kTilePanels - 1) / kTilePanels;
-}
-
 // Element type of the rows that meet this weight.
 inline DType activation_type(WeightFormat const& format) {
   return format.activation == ActivationRule::round_to_bf16 ? DType::bf16 : DType::f32;
 }
 
-// Tiles [tile_begin, tile_end) of y = x W^T for m rows.
-inline void gemm_tiles(Exec const& exec, PackedMatrix const& w, void const* const* x, float* const* y, std::size_t m,
-                       std::size_t tile_begin, std::size_t tile_end) {
-  std::size_t const panels = num_panels(w);
-  GemmPart const part{.x = x,
-                      .y = y,
-                      .m = m,
-                      .n = w.n(),
-                      .k = w.k(),
-                      .panels = w.data(),
-                      .panel_begin = tile_begin * kTilePanels,
-                      .panel_end = tile_end * kTilePanels < panels ? tile_end * kTilePanels : panels};
-  (activation_type(w.format()) == DType::bf16 ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+// y = x W^T for m rows.
+struct GemmJob {
+  PackedMatrix const& w;  // [N,K]
+  void const* const* x;   // [m] rows of K elements of activation_type(w)
+  float* const* y;        // [m] rows of N
+  std::size_t m;
+};
+
+// A tile is what a thread takes at a time: 64 columns, enough independent sums to keep the units busy at m = 1, of 64
+// rows, so that narrow weights with many rows are shared out too.
+constexpr std::size_t kTilePanels = 4;
+constexpr std::size_t kTileRowsMax = 64;
+
+inline std::size_t divided_up(std::size_t a, std::size_t b) {
+  return (a + b - 1) / b;
+}
+
+inline void gemm_tile(Exec const& exec, GemmJob const& job, std::size_t tile) {
+  std::size_t const row_blocks = divided_up(job.m, kTileRowsMax);
+  std::size_t const panels = divided_up(job.w.n(), kPanelColumns);
+  std::size_t const panel = tile / row_blocks * kTilePanels;  // row blocks inside: the next tile has the same weights
+  std::size_t const row = tile % row_blocks * kTileRowsMax;
+  GemmPart const part{.x = job.x + row,
+                      .y = job.y + row,
+                      .m = std::min(job.m - row, kTileRowsMax),
+                      .n = job.w.n(),
+                      .k = job.w.k(),
+                      .panels = job.w.data(),
+                      .panel_begin = panel,
+                      .panel_end = std::min(panel + kTilePanels, panels)};
+  (activation_type(job.w.format()) == DType::bf16 ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+}
+
+// Runs job(0) … job(num_jobs - 1) with all their tiles in one row, dealt to the threads in turn: no barrier between
+// jobs, and every thread gets its part of a job with many rows.
+template <class JobOf>
+void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
+  std::size_t const num_threads = exec.pool().num_threads();
+  exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t share = begin; share < end; ++share) {
+      std::size_t next = share;  // tile, counted from the first of the job
+      for (std::size_t i = 0; i < num_jobs; ++i) {
+        GemmJob const job = job_of(i);
+        std::size_t const tiles =
+            divided_up(divided_up(job.w.n(), kPanelColumns), kTilePanels) * divided_up(job.m, kTileRowsMax);
+        for (; next < tiles; next += num_threads) gemm_tile(exec, job, next);
+        next -= tiles;
+      }
+    }
+  });
 }
 
 }  // namespace expertmesh

@@ -10,32 +10,14 @@
 namespace expertmesh {
 namespace {
 
-PackedMatrix const& gate_up_of(FfnWeights const& w) {
-  return w.gate_up;
-}
-PackedMatrix const& down_of(FfnWeights const& w) {
-  return w.down;
-}
-
-// One GEMM of every group, all tiles of all groups in one row, so that the threads share them out without a barrier
-// between groups.
-template <class WeightOf>
-void grouped_gemm(Exec const& exec, GroupedRows const& rows, WeightOf weight_of) {
-  std::size_t total = 0;
-  for (FfnWeights const* group : rows.groups) total += num_tiles(weight_of(*group));
-  auto& scratch = exec.scratch();
-  exec.pool().parallel_for(total, [&](std::size_t begin, std::size_t end, std::size_t) {
-    std::size_t first = 0;  // tile index where the group starts
-    for (std::size_t g = 0; g < rows.groups.size() && first < end; ++g) {
-      PackedMatrix const& w = weight_of(*rows.groups[g]);
-      std::size_t const tiles = num_tiles(w);
-      if (first + tiles > begin && rows.offsets[g + 1] > rows.offsets[g]) {
-        std::size_t const row = rows.offsets[g];
-        gemm_tiles(exec, w, scratch.x_rows.data() + row, scratch.y_rows.data() + row, rows.offsets[g + 1] - row,
-                   std::max(begin, first) - first, std::min(end, first + tiles) - first);
-      }
-      first += tiles;
-    }
+// One weight of each group, over the rows that scratch.x_rows and y_rows name.
+void grouped_gemm(Exec const& exec, GroupedRows const& rows, PackedMatrix FfnWeights::*weight) {
+  run_gemms(exec, rows.groups.size(), [&](std::size_t g) {
+    std::size_t const row = rows.offsets[g];
+    return GemmJob{.w = rows.groups[g]->*weight,
+                   .x = exec.scratch().x_rows.data() + row,
+                   .y = exec.scratch().y_rows.data() + row,
+                   .m = rows.offsets[g + 1] - row};
   });
 }
 
@@ -82,7 +64,7 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
     scratch.x_rows[r] = in_place ? rows.in[r] : scratch.input_row(r);
     scratch.y_rows[r] = scratch.hidden_row(r);
   }
-  grouped_gemm(exec, rows, gate_up_of);
+  grouped_gemm(exec, rows, &FfnWeights::gate_up);
 
   // activation: hidden [R,2F] -> input [R,F] in the type that meets `down`
   each_row([&](std::size_t r) {
@@ -97,7 +79,7 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
     scratch.x_rows[r] = scratch.input_row(r);
     scratch.y_rows[r] = scratch.output_row(r);
   }
-  grouped_gemm(exec, rows, down_of);
+  grouped_gemm(exec, rows, &FfnWeights::down);
   each_row(
       [&](std::size_t r) { convert_row(exec, DType::f32, scratch.output_row(r), hidden, rows.wire, rows.out[r]); });
 }

@@ -7,6 +7,7 @@
 namespace expertmesh {
 
 constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
+constexpr std::size_t kHeadsAtOnce = 4;    // query heads that read keys and values together
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
 struct GemmPart {
@@ -28,7 +29,7 @@ struct AttendPart {
   std::size_t block_stride;     // elements from one block to the next
   std::uint32_t first, last;    // positions attended to, both included
   float scale;
-  float* accumulator;  // [heads][D rounded up to 16] scratch
+  float* accumulator;  // [kHeadsAtOnce][D rounded up to 16] scratch
 };
 
 struct KernelTable {

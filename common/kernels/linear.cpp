@@ -22,8 +22,8 @@ void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, 
     scratch.x_rows[m] = rounds ? static_cast<void const*>(scratch.input_row(m)) : x.row(m);
     scratch.y_rows[m] = y.row(m);
   }
-  exec.pool().parallel_for(num_tiles(w), [&](std::size_t begin, std::size_t end, std::size_t) {
-    gemm_tiles(exec, w, scratch.x_rows.data(), scratch.y_rows.data(), x.rows, begin, end);
+  run_gemms(exec, 1, [&](std::size_t) {
+    return GemmJob{.w = w, .x = scratch.x_rows.data(), .y = scratch.y_rows.data(), .m = x.rows};
   });
 }
 

@@ -67,7 +67,7 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
       heads * kv.num_kv_heads == shape.num_heads && q.cols == shape.num_heads * d && out.cols == q.cols &&
           q.rows == places.positions.size(),
       "q [" << q.rows << "," << q.cols << "], " << shape.num_heads << " heads of " << d << " over " << kv.num_kv_heads);
-  EM_CHECK(heads * ((d + 15) / 16 * 16) <= exec.scratch().row_bytes / sizeof(float), "heads " << heads << " of " << d);
+  EM_CHECK(d <= exec.limits().max_columns, "heads of " << d);
   std::size_t const head_bytes = d * kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
   exec.pool().parallel_for(q.rows * kv.num_kv_heads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
@@ -87,7 +87,7 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
               .first = cut ? static_cast<std::uint32_t>(last + 1 - *shape.window) : 0,
               .last = last,
               .scale = shape.scale,
-              .accumulator = exec.scratch().attention.data() + thread * exec.scratch().row_bytes / sizeof(float)});
+              .accumulator = exec.scratch().attention.data() + thread * exec.scratch().attention_row});
     }
   });
 }

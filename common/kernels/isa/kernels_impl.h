@@ -39,18 +39,17 @@ float sum_lanes(Vec const& v) {
   return s[0];
 }
 
-float max_lanes(Vec const& v) {
-  float s[kLanes];
-  store(s, v);
-  float largest = s[0];
-  for (float x : s) largest = x > largest ? x : largest;
+// NaN is passed over.
+float max_lanes(float const (&x)[kLanes]) {
+  float largest = kNegativeInfinity;
+  for (float lane : x) largest = lane > largest ? lane : largest;
   return largest;
 }
 
-// e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -87.3, at most
-// e^88.3 above.
+// e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -86.6 (where
+// e^x < 2.5e-38), infinite where float ends, NaN for NaN.
 Vec exponential(Vec const& x0) {
-  Vec const x = min(max(x0, broadcast(-87.3F)), broadcast(88.3F));
+  Vec const x = min(broadcast(89.0F), max(broadcast(-86.6F), x0));
   Vec const n = round_to_int(x * broadcast(1.44269504F));
   Vec r = fma(n, broadcast(-0.693359375F), x);  // ln 2 in two parts, the first exact in few bits
   r = fma(n, broadcast(2.12194440e-4F), r);
@@ -62,10 +61,10 @@ Vec exponential(Vec const& x0) {
   p = fma(p, r, broadcast(0.5F));
   p = fma(p, r, broadcast(1.0F));
   p = fma(p, r, broadcast(1.0F));
-  return zero_below(x0, -87.3F, p * power_of_two(n));
+  return zero_below(x0, -86.6F, (p + p) * power_of_two(n - broadcast(1.0F)));  // 2^128 is no float
 }
 
-// ---- GEMM: MR rows x NP panels of accumulators, k in order. The tile shape never changes a result.
+// ---- GEMM: register tiles of MR rows x NP panels, k in order. The tile shape never changes a result.
 template <std::size_t MR, std::size_t NP>
 void store_tile(GemmPart const& g, std::size_t row, std::size_t panel, Vec const (&acc)[MR][NP]) {
   for (std::size_t i = 0; i < MR; ++i)
@@ -123,75 +122,97 @@ struct GemmBf16 {
   }
 };
 
-template <class Kernel, std::size_t NP>
-void gemm_rows(GemmPart const& g, std::size_t panel) {
-  std::size_t row = 0;
-  for (; row + 4 <= g.m; row += 4) Kernel::template tile<4, NP>(g, row, panel);
-  switch (g.m - row) {
-    case 3:
-      return Kernel::template tile<3, NP>(g, row, panel);
-    case 2:
-      return Kernel::template tile<2, NP>(g, row, panel);
-    case 1:
-      return Kernel::template tile<1, NP>(g, row, panel);
-    default:
-      return;
-  }
+// MR rows against all panels of the part: as many panels at once as there are registers for, up to 4 (at M = 1 they are
+// the independent sums that hide the latency of a multiply-add).
+template <class Kernel, std::size_t MR>
+void gemm_rows(GemmPart const& g, std::size_t row) {
+  constexpr std::size_t kPanels = kAccumulators / MR < 4 ? kAccumulators / MR : 4;
+  std::size_t panel = g.panel_begin;
+  for (; panel + kPanels <= g.panel_end; panel += kPanels) Kernel::template tile<MR, kPanels>(g, row, panel);
+  for (; panel < g.panel_end; ++panel) Kernel::template tile<MR, 1>(g, row, panel);
+}
+
+// The last, at most MR, rows.
+template <class Kernel, std::size_t MR>
+void gemm_last_rows(GemmPart const& g, std::size_t row) {
+  if (g.m - row == MR) return gemm_rows<Kernel, MR>(g, row);
+  if constexpr (MR > 1) gemm_last_rows<Kernel, MR - 1>(g, row);
 }
 
 template <class Kernel>
 void gemm(GemmPart const& g) {
-  std::size_t panel = g.panel_begin;
-  for (; panel + 4 <= g.panel_end; panel += 4) gemm_rows<Kernel, 4>(g, panel);
-  for (; panel < g.panel_end; ++panel) gemm_rows<Kernel, 1>(g, panel);
+  std::size_t row = 0;
+  for (; row + kTileRows <= g.m; row += kTileRows) gemm_rows<Kernel, kTileRows>(g, row);
+  gemm_last_rows<Kernel, kTileRows>(g, row);
 }
 
-// ---- attention: online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions
+// ---- attention: online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions.
+// HN heads at a time read keys and values once; each head's arithmetic is its own.
+template <class T, std::size_t HN>
+void attend_heads(AttendPart const& a, std::size_t first_head) {
+  std::size_t const padded = (a.head_dim + kLanes - 1) / kLanes * kLanes;
+  std::memset(a.accumulator, 0, HN * padded * sizeof(float));
+  float const* const q = a.q + first_head * a.head_dim;
+  float largest[HN];
+  float sum[HN] = {};
+  for (float& x : largest) x = kNegativeInfinity;
+
+  for (std::uint32_t block = a.first / kLanes; block <= a.last / kLanes; ++block) {
+    T const* keys = reinterpret_cast<T const*>(a.keys) + a.blocks[block] * a.block_stride;
+    T const* values = reinterpret_cast<T const*>(a.values) + a.blocks[block] * a.block_stride;
+    // Lanes [begin, end) are attended to; what lies in the others may never have been written.
+    std::size_t const begin = block == a.first / kLanes ? a.first % kLanes : 0;
+    std::size_t const end = block == a.last / kLanes ? a.last % kLanes + 1 : kLanes;
+
+    Vec dots[HN];
+    for (Vec& dot : dots) dot = zero();
+    for (std::size_t d = 0; d < a.head_dim; ++d) {
+      Vec const key = load(keys + d * kLanes);
+      for (std::size_t h = 0; h < HN; ++h) dots[h] = fma(broadcast(q[h * a.head_dim + d]), key, dots[h]);
+    }
+
+    float weight[HN][kLanes];
+    Vec correction[HN];
+    for (std::size_t h = 0; h < HN; ++h) {
+      float score[kLanes];
+      store(score, dots[h] * broadcast(a.scale));
+      for (std::size_t j = 0; j < kLanes; ++j)
+        if (j < begin || j >= end) score[j] = kNegativeInfinity;
+      float const tile_max = max_lanes(score);
+      float const new_max = tile_max > largest[h] ? tile_max : largest[h];
+      // Subtracting -inf from -inf would spoil what later blocks can still mend.
+      Vec const shift = broadcast(new_max > kNegativeInfinity ? new_max : 0.0F);
+      correction[h] = exponential(broadcast(largest[h]) - shift);
+      Vec const weights = exponential(load(score) - shift);
+      store(weight[h], weights);
+      float corrections[kLanes];
+      store(corrections, correction[h]);
+      sum[h] = sum[h] * corrections[0] + sum_lanes(weights);
+      largest[h] = new_max;
+    }
+
+    for (std::size_t d = 0; d < a.head_dim; d += kLanes) {
+      Vec total[HN];
+      for (std::size_t h = 0; h < HN; ++h) total[h] = load(a.accumulator + h * padded + d) * correction[h];
+      for (std::size_t j = begin; j < end; ++j) {
+        Vec const value = load_some(values + j * a.head_dim + d, a.head_dim - d);
+        for (std::size_t h = 0; h < HN; ++h) total[h] = fma(broadcast(weight[h][j]), value, total[h]);
+      }
+      for (std::size_t h = 0; h < HN; ++h) store(a.accumulator + h * padded + d, total[h]);
+    }
+  }
+
+  for (std::size_t h = 0; h < HN; ++h)
+    for (std::size_t d = 0; d < a.head_dim; d += kLanes)
+      store_some(a.out + (first_head + h) * a.head_dim + d, load(a.accumulator + h * padded + d) / broadcast(sum[h]),
+                 a.head_dim - d);
+}
+
 template <class T>
 void attend(AttendPart const& a) {
-  std::size_t const padded = (a.head_dim + kLanes - 1) / kLanes * kLanes;
-  for (std::size_t h = 0; h < a.heads; ++h) {
-    float const* q = a.q + h * a.head_dim;
-    float* acc = a.accumulator + h * padded;
-    std::memset(acc, 0, padded * sizeof(float));
-    float largest = kNegativeInfinity;
-    float sum = 0;
-    for (std::uint32_t block = a.first / kLanes; block <= a.last / kLanes; ++block) {
-      T const* keys = reinterpret_cast<T const*>(a.keys) + a.blocks[block] * a.block_stride;
-      T const* values = reinterpret_cast<T const*>(a.values) + a.blocks[block] * a.block_stride;
-      Vec dots = zero();
-      for (std::size_t d = 0; d < a.head_dim; ++d) dots = fma(broadcast(q[d]), load(keys + d * kLanes), dots);
-      float scores[kLanes];
-      store(scores, dots * broadcast(a.scale));
-      for (std::size_t j = 0; j < kLanes; ++j) {
-        std::size_t const position = block * kLanes + j;
-        if (position < a.first || position > a.last) scores[j] = kNegativeInfinity;
-      }
-      float const tile_max = max_lanes(load(scores));
-      float const new_max = tile_max > largest ? tile_max : largest;
-      if (!(new_max > kNegativeInfinity)) continue;  // nothing but -inf so far
-      float corrections[kLanes];
-      store(corrections, exponential(broadcast(largest - new_max)));
-      Vec const correction = broadcast(corrections[0]);
-      Vec const weights = exponential(load(scores) - broadcast(new_max));
-      float weight[kLanes];
-      store(weight, weights);
-      sum = sum * corrections[0] + sum_lanes(weights);
-      largest = new_max;
-      for (std::size_t d = 0; d < a.head_dim; d += kLanes) {
-        Vec total = load(acc + d) * correction;
-        for (std::size_t j = 0; j < kLanes; ++j) {
-          std::size_t const position = block * kLanes + j;
-          if (position < a.first || position > a.last) continue;  // may never have been written
-          total = fma(broadcast(weight[j]), load_some(values + j * a.head_dim + d, a.head_dim - d), total);
-        }
-        store(acc + d, total);
-      }
-    }
-    Vec const divisor = broadcast(sum);
-    for (std::size_t d = 0; d < a.head_dim; d += kLanes)
-      store_some(a.out + h * a.head_dim + d, load(acc + d) / divisor, a.head_dim - d);
-  }
+  std::size_t head = 0;
+  for (; head + kHeadsAtOnce <= a.heads; head += kHeadsAtOnce) attend_heads<T, kHeadsAtOnce>(a, head);
+  for (; head < a.heads; ++head) attend_heads<T, 1>(a, head);
 }
 
 // ---- rows

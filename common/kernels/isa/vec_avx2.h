@@ -2,10 +2,14 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace expertmesh {
 namespace {
+
+constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
+constexpr std::size_t kAccumulators = 4;  // vectors in it: of 2 registers each; 16 registers
 
 struct Vec {
   __m256 low;
@@ -66,8 +70,8 @@ inline Vec power_of_two(Vec n) {
 }
 inline Vec zero_below(Vec x0, float bound, Vec x) {
   __m256 const b = _mm256_set1_ps(bound);
-  return {_mm256_and_ps(_mm256_cmp_ps(x0.low, b, _CMP_GE_OQ), x.low),
-          _mm256_and_ps(_mm256_cmp_ps(x0.high, b, _CMP_GE_OQ), x.high)};
+  return {_mm256_and_ps(_mm256_cmp_ps(x0.low, b, _CMP_NLT_UQ), x.low),
+          _mm256_and_ps(_mm256_cmp_ps(x0.high, b, _CMP_NLT_UQ), x.high)};
 }
 inline __m256 dot_bf16(__m256 acc, std::uint16_t const* w, __m256 x0, __m256 x1) {
   __m256i const pairs = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(w));

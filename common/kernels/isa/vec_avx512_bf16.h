@@ -2,10 +2,14 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace expertmesh {
 namespace {
+
+constexpr std::size_t kTileRows = 4;       // of a GEMM's register tile
+constexpr std::size_t kAccumulators = 16;  // vectors in it: of 1 register each; 32 registers
 
 struct Vec {
   __m512 v;
@@ -56,7 +60,7 @@ inline Vec power_of_two(Vec n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
 }
 inline Vec zero_below(Vec x0, float bound, Vec x) {
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x0.v, _mm512_set1_ps(bound), _CMP_GE_OQ), x.v)};
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x0.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
 inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m512i const pairs = _mm512_loadu_si512(w);

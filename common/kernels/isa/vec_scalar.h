@@ -1,11 +1,15 @@
 // 16 floats as a plain array: the portable implementation, and the meaning of the others. Included by one .cpp only.
 #pragma once
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 namespace expertmesh {
 namespace {
+
+constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
+constexpr std::size_t kAccumulators = 4;  // vectors in it
 
 struct Vec {
   float lane[16];
@@ -63,14 +67,16 @@ inline Vec max(Vec const& a, Vec const& b) {
 inline Vec round_to_int(Vec const& a) {
   return Vec::make([&](int i) { return std::nearbyintf(a.lane[i]); });
 }
-// 2^n for whole n in [-126, 127].
+// 2^n for whole n in [-126, 127], 1 for NaN.
 inline Vec power_of_two(Vec const& n) {
-  return Vec::make(
-      [&](int i) { return widened(static_cast<std::uint32_t>(static_cast<std::int32_t>(n.lane[i]) + 127) << 23); });
+  return Vec::make([&](int i) {
+    std::int32_t const exponent = n.lane[i] == n.lane[i] ? static_cast<std::int32_t>(n.lane[i]) : 0;
+    return widened(static_cast<std::uint32_t>(exponent + 127) << 23);
+  });
 }
-// x where x0 >= bound, else 0.
+// 0 where x0 < bound, else x.
 inline Vec zero_below(Vec const& x0, float bound, Vec const& x) {
-  return Vec::make([&](int i) { return x0.lane[i] >= bound ? x.lane[i] : 0.0F; });
+  return Vec::make([&](int i) { return x0.lane[i] < bound ? 0.0F : x.lane[i]; });
 }
 // acc[n] += w[n][0] x0, then w[n][1] x1; w: 16 pairs of bfloat16, x: one pair (low half first).
 inline Vec dot_bf16(Vec const& acc, std::uint16_t const* w, std::uint32_t x) {

@@ -1,0 +1,215 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "common/kernels/rms_norm.h"
+#include "common/kernels/rope.h"
+#include "common/kernels/rows.h"
+#include "common/kernels/swiglu.h"
+#include "tests/unit/kernels/reference.h"
+#include "tests/unit/kernels/rig.h"
+
+namespace expertmesh {
+namespace {
+
+using reference::Bounded;
+using reference::BoundedMatrix;
+using reference::kEpsilonF32;
+using reference::num_wrong;
+using reference::random_matrix;
+using reference::same_bits;
+
+class RowOpsTest : public EachIsa {};
+EM_FOR_EACH_ISA(RowOpsTest);
+
+constexpr std::size_t kSizes[] = {1, 2, 3, 5, 7, 15, 16, 17, 33, 48, 64, 72, 129};
+
+TEST_P(RowOpsTest, RmsNorm) {
+  Rig rig(GetParam(), 2);
+  Rig scalar(Isa::scalar);
+  for (std::size_t n : kSizes) {
+    auto const x = random_matrix(3, n, 1);
+    auto const weight = random_matrix(1, n, 2);
+    std::span<float const> const w(weight.view().data, n);
+    Matrix<float> out(3, n), of_scalar(3, n);
+    rms_norm(rig.exec, x.view(), w, 1e-5F, out.view());
+    rms_norm(scalar.exec, x.view(), w, 1e-5F, of_scalar.view());
+    BoundedMatrix expected;
+    for (std::size_t t = 0; t < 3; ++t)
+      expected.push_back(reference::rms_norm(x.view().row(t), w.data(), n, static_cast<double>(1e-5F)));
+    EXPECT_EQ(num_wrong(out.view(), expected), 0U) << n;
+    EXPECT_TRUE(same_bits(out.view(), of_scalar.view())) << n;
+  }
+}
+
+TEST_P(RowOpsTest, RmsNormOfHeadsIsRmsNormOfEachHeadInPlace) {
+  Rig rig(GetParam(), 3);
+  for (std::size_t d : {1, 7, 16, 24, 72}) {
+    auto wide = random_matrix(4, 3 * d + 5, 1);
+    auto const before = random_matrix(4, 3 * d + 5, 1);
+    auto const weight = random_matrix(1, d, 2);
+    std::span<float const> const w(weight.view().data, d);
+    rms_norm_heads(rig.exec, wide.view().columns(2, 3 * d), 3, w, 1e-6F);
+    for (std::size_t h = 0; h < 3; ++h) {
+      Matrix<float> head(4, d);
+      rms_norm(rig.exec, before.view().columns(2 + h * d, d), w, 1e-6F, head.view());
+      EXPECT_TRUE(same_bits(wide.view().columns(2 + h * d, d), head.view())) << d;
+    }
+    EXPECT_TRUE(same_bits(wide.view().columns(0, 2), before.view().columns(0, 2)));
+    EXPECT_TRUE(same_bits(wide.view().columns(2 + 3 * d, 3), before.view().columns(2 + 3 * d, 3)));
+  }
+}
+
+TEST_P(RowOpsTest, Swiglu) {
+  Rig rig(GetParam(), 2);
+  Rig scalar(Isa::scalar);
+  for (std::size_t n : kSizes) {
+    auto gate_up = random_matrix(3, 2 * n, 1);
+    for (std::size_t i = 0; i < n; ++i) gate_up.view().row(1)[i] *= 80;  // far into both tails
+    Matrix<float> out(3, n), of_scalar(3, n);
+    swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
+    swiglu(scalar.exec, Activation::silu, gate_up.view(), of_scalar.view());
+    BoundedMatrix expected(3);
+    for (std::size_t t = 0; t < 3; ++t)
+      for (std::size_t i = 0; i < n; ++i)
+        expected[t].push_back(reference::swiglu({static_cast<double>(gate_up.view().row(t)[i]), 0},
+                                                {static_cast<double>(gate_up.view().row(t)[n + i]), 0}));
+    EXPECT_EQ(num_wrong(out.view(), expected), 0U) << n;
+    EXPECT_TRUE(same_bits(out.view(), of_scalar.view())) << n;
+  }
+}
+
+TEST_P(RowOpsTest, SiluAtItsLimits) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Rig rig(GetParam());
+  float const gates[] = {kInfinity, 3e38F, 100, 0, -0.0F, -100, -3e38F, std::numeric_limits<float>::quiet_NaN()};
+  Matrix<float> gate_up(1, 16), out(1, 8);
+  for (std::size_t i = 0; i < 8; ++i) {
+    gate_up.view().data[i] = gates[i];
+    gate_up.view().data[8 + i] = 1;
+  }
+  swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
+  float const* y = out.view().data;
+  EXPECT_EQ(y[0], kInfinity);
+  EXPECT_EQ(y[1], 3e38F);
+  EXPECT_EQ(y[2], 100);
+  for (std::size_t i = 3; i < 7; ++i) EXPECT_EQ(y[i], 0) << gates[i];
+  EXPECT_TRUE(std::isnan(y[7]));
+}
+
+// silu(x) / x = 1 / (1 + e^-x) for x much below 0 is e^x (1 + e^x)^-1: the relative error of the exponential shows.
+TEST_P(RowOpsTest, TheExponentialIsGoodToAFewUlpOverItsRange) {
+  Rig rig(GetParam());
+  constexpr std::size_t kCount = 160;
+  Matrix<float> gate_up(1, 2 * kCount), out(1, kCount);
+  for (int part = 0; part < 50; ++part) {
+    for (std::size_t i = 0; i < kCount; ++i) {
+      gate_up.view().data[i] = -20.0F - 0.0083F * static_cast<float>(static_cast<std::size_t>(part) * kCount + i);
+      gate_up.view().data[kCount + i] = 1;
+    }
+    swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
+    for (std::size_t i = 0; i < kCount; ++i) {
+      double const x = static_cast<double>(gate_up.view().data[i]);
+      double const expected = x / (1 + std::exp(-x));
+      EXPECT_NEAR(static_cast<double>(out.view().data[i]) / expected, 1.0, 3 * kEpsilonF32) << x;
+    }
+  }
+}
+
+TEST_P(RowOpsTest, AddAndCombine) {
+  Rig rig(GetParam(), 2);
+  for (std::size_t n : kSizes) {
+    auto x = random_matrix(3, n, 1);
+    auto const before = random_matrix(3, n, 1);
+    auto const y = random_matrix(3, n, 2);
+    add(rig.exec, x.view(), y.view());
+    for (std::size_t i = 0; i < 3 * n; ++i) EXPECT_EQ(x.view().data[i], before.view().data[i] + y.view().data[i]);
+
+    constexpr std::size_t kK = 3;
+    for (DType wire : {DType::f32, DType::bf16}) {
+      auto const slots = random_matrix(3 * kK, n, 3);
+      auto const weights = random_matrix(1, 3 * kK, 4);
+      AlignedBuffer<std::byte> bytes(3 * kK * n * size_of(wire));
+      to_wire(rig.exec, slots.view(), wire, bytes.data());
+      std::vector<std::byte const*> rows;
+      for (std::size_t r = 0; r < 3 * kK; ++r) rows.push_back(bytes.data() + r * n * size_of(wire));
+      Matrix<float> out(3, n);
+      std::fill_n(out.view().data, 3 * n, std::numeric_limits<float>::quiet_NaN());
+      combine(rig.exec, wire, rows, {weights.view().data, 3 * kK}, kK, out.view());
+      for (std::size_t t = 0; t < 3; ++t)
+        for (std::size_t i = 0; i < n; ++i) {
+          float sum = 0;
+          for (std::size_t slot = t * kK; slot < (t + 1) * kK; ++slot)
+            sum = std::fma(weights.view().data[slot], reference::rounded(slots.view().row(slot)[i], wire), sum);
+          EXPECT_EQ(out.view().row(t)[i], sum) << n << " " << name_of(wire);
+        }
+    }
+  }
+}
+
+TEST_P(RowOpsTest, RoundingToBf16IsToNearestEvenAndKeepsNaN) {
+  Rig rig(GetParam());
+  std::uint32_t const bits[] = {0x3f808000U, 0x3f818000U, 0x3f808001U, 0x3f807fffU, 0x7f7fffffU, 0xff800000U,
+                                0x7f800001U, 0x00000001U, 0x80000000U, 0xffffffffU, 0x3f80ffffU};
+  Matrix<float> x(1, std::size(bits));
+  std::memcpy(x.view().data, bits, sizeof bits);
+  std::vector<std::uint16_t> out(std::size(bits));
+  to_wire(rig.exec, x.view(), DType::bf16, reinterpret_cast<std::byte*>(out.data()));
+  EXPECT_EQ(out, (std::vector<std::uint16_t>{0x3f80, 0x3f82, 0x3f81, 0x3f80, 0x7f80, 0xff80, 0x7fc0, 0x0000, 0x8000,
+                                             0xffff, 0x3f81}));
+}
+
+TEST_P(RowOpsTest, EmbeddingWidensEveryType) {
+  Rig rig(GetParam(), 2);
+  std::vector<TokenId> const ids = {2, 0, 2};
+  float const numbers[] = {0, 1, 2, 3, 4, 5};  // [3,2]
+  std::uint16_t const as_fp16[] = {0x0000, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500};
+  for (DType type : {DType::f32, DType::bf16, DType::f16}) {
+    std::byte table[1 + 6 * sizeof(float)];  // a mapped file aligns nothing
+    for (std::size_t i = 0; i < 6; ++i) {
+      bf16 const narrow = to_bf16(numbers[i]);
+      void const* element = type == DType::f32    ? static_cast<void const*>(&numbers[i])
+                            : type == DType::bf16 ? static_cast<void const*>(&narrow)
+                                                  : static_cast<void const*>(&as_fp16[i]);
+      std::memcpy(table + 1 + i * size_of(type), element, size_of(type));
+    }
+    Matrix<float> out(3, 2);
+    embedding(rig.exec, ids, type, table + 1, out.view());
+    EXPECT_EQ(std::vector<float>(out.view().data, out.view().data + 6), (std::vector<float>{4, 5, 0, 1, 4, 5}))
+        << name_of(type);
+  }
+}
+
+TEST(Rope, TurnsPairsOfHalvesByTheAngle) {
+  Rig rig(Isa::scalar, 2);
+  for (std::size_t half : {1, 3, 12, 16, 36}) {
+    std::vector<std::uint32_t> const positions = {0, 1, 77, 131071};
+    std::vector<float> frequencies;
+    for (std::size_t i = 0; i < half; ++i)
+      frequencies.push_back(std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(half)));
+    Matrix<float> cos(4, half), sin(4, half);
+    rope_angles(rig.exec, positions, frequencies, cos.view(), sin.view());
+    auto wide = random_matrix(4, 3 * 2 * half + 1, 1);
+    auto const before = random_matrix(4, 3 * 2 * half + 1, 1);
+    apply_rope(rig.exec, wide.view().columns(1, 3 * 2 * half), 3, cos.view(), sin.view());
+    BoundedMatrix expected(4);
+    for (std::size_t t = 0; t < 4; ++t) {
+      auto const x = [&](std::size_t i) { return static_cast<double>(before.view().row(t)[i]); };
+      expected[t].push_back({x(0), 0});
+      expected[t].resize(1 + 3 * 2 * half);
+      for (std::size_t h = 0; h < 3; ++h)
+        for (std::size_t i = 0; i < half; ++i) {
+          double const angle = static_cast<double>(static_cast<float>(positions[t]) * frequencies[i]);
+          std::size_t const a = 1 + h * 2 * half + i;
+          std::size_t const b = a + half;
+          double const bound = 4 * kEpsilonF32 * (std::abs(x(a)) + std::abs(x(b)));
+          expected[t][a] = {x(a) * std::cos(angle) - x(b) * std::sin(angle), bound};
+          expected[t][b] = {x(b) * std::cos(angle) + x(a) * std::sin(angle), bound};
+        }
+    }
+    EXPECT_EQ(num_wrong(wide.view(), expected), 0U) << half;
+  }
+}
+
+}  // namespace
+}  // namespace expertmesh

@@ -1,5 +1,7 @@
 #include "common/moe/balance.h"
 
+#include "common/base/check.h"
+
 namespace expertmesh {
 
 double squared_cv(std::span<double const> values) {
@@ -17,6 +19,9 @@ BalanceStatistics::BalanceStatistics(std::size_t num_moe_layers, std::size_t num
     : layers_(num_moe_layers, LayerBalance{std::vector<double>(num_experts), std::vector<double>(num_experts)}) {}
 
 void BalanceStatistics::add(std::size_t moe_layer, RoutingView routing) {
+  EM_CHECK(moe_layer < layers_.size() && routing.weights.size() == routing.experts.size(),
+           "MoE layer " << moe_layer << " of " << layers_.size() << ", " << routing.experts.size() << " experts, "
+                        << routing.weights.size() << " weights");
   LayerBalance& sums = layers_[moe_layer];
   for (std::size_t slot = 0; slot < routing.experts.size(); ++slot) {
     sums.importance[routing.experts[slot]] += routing.weights[slot];

@@ -20,7 +20,10 @@ void DispatchPlan::build(RoutingView routing, LayerPlacement const& placement) {
   for (std::uint32_t t = 0; t < tokens; ++t) {
     for (std::size_t k = 0; k < limits_.experts_per_token; ++k) {
       auto const slot = static_cast<std::uint32_t>(t * limits_.experts_per_token + k);
+      EM_CHECK(routing.experts[slot] < placement.num_experts(),
+               "expert " << routing.experts[slot] << " of " << placement.num_experts());
       ExpertHolder const holder = placement.holders(routing.experts[slot]).front();
+      EM_CHECK(holder.worker < workers_.size(), "worker " << holder.worker << " of " << workers_.size());
       PerWorker& worker = workers_[holder.worker];
       if (worker.num_rows == 0 || worker.rows[worker.num_rows - 1] != t) worker.rows[worker.num_rows++] = t;
       worker.entries[worker.num_entries++] = {static_cast<std::uint32_t>(worker.num_rows - 1), holder.local_expert,

@@ -1,5 +1,6 @@
 #include "common/moe/router.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -15,16 +16,19 @@ float softplus(float x) {
   return x > 20.0F ? x : std::log1p(std::exp(x));
 }
 
+// With infinities and NaN brought to finite numbers, a softmax always sums to one.
+float finite(float logit) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  return std::isnan(logit) ? -kLargest : std::clamp(logit, -kLargest, kLargest);
+}
+
 void softmax_in_place(std::span<float> values) {
-  float largest = -std::numeric_limits<float>::infinity();
-  for (float v : values) largest = std::max(largest, v);
-  if (largest == -std::numeric_limits<float>::infinity()) largest = 0;  // every logit is -inf: all terms become 0
-  float sum = 0;
+  float const largest = *std::ranges::max_element(values);
+  float sum = 0;  // at least 1: the term of the largest
   for (float& v : values) {
     v = std::exp(v - largest);
     sum += v;
   }
-  if (sum == 0) return;
   for (float& v : values) v /= sum;
 }
 
@@ -42,8 +46,6 @@ void select_top_k(std::span<float const> scores, std::span<std::uint32_t> chosen
 
 void route_token(RouterSpec const& spec, std::span<float> h, std::span<std::uint32_t> experts,
                  std::span<float> weights) {
-  for (float& v : h)
-    if (std::isnan(v)) v = -std::numeric_limits<float>::infinity();
   if (spec.scoring == RouterScoring::softmax) softmax_in_place(h);
   select_top_k(h, experts);
   for (std::size_t k = 0; k < experts.size(); ++k) weights[k] = h[experts[k]];
@@ -51,10 +53,9 @@ void route_token(RouterSpec const& spec, std::span<float> h, std::span<std::uint
     case RouterNormalisation::none:
       break;
     case RouterNormalisation::sum_to_one: {
-      float sum = 0;
+      float sum = 0;  // at least 1/E: the largest probability is among them
       for (float w : weights) sum += w;
-      if (sum != 0)
-        for (float& w : weights) w /= sum;
+      for (float& w : weights) w /= sum;
       break;
     }
     case RouterNormalisation::softmax_of_chosen:
@@ -75,11 +76,16 @@ void route(RouterSpec const& spec, MatrixView<float const> logits, std::optional
            "E " << num_experts << ", columns " << logits.cols << ", K " << k);
   EM_CHECK(experts.size() == logits.rows * k && weights.size() == experts.size(),
            "T " << logits.rows << ", K " << k << ", slots " << experts.size());
+  EM_CHECK(!noise || (noise->eps.rows == logits.rows && noise->eps.cols == num_experts &&
+                      noise->scale_logits.rows == logits.rows && noise->scale_logits.cols == num_experts),
+           "eps [" << noise->eps.rows << "," << noise->eps.cols << "], noise logits [" << noise->scale_logits.rows
+                   << "," << noise->scale_logits.cols << "] for logits [" << logits.rows << "," << num_experts << "]");
   std::array<float, kMaxExperts> buffer;  // NOLINT(cppcoreguidelines-pro-type-member-init): filled below
   for (std::size_t t = 0; t < logits.rows; ++t) {
     for (std::size_t e = 0; e < num_experts; ++e) {
-      buffer[e] = logits.row(t)[e];
-      if (noise) buffer[e] += noise->eps.row(t)[e] * softplus(noise->scale_logits.row(t)[e]);
+      float h = logits.row(t)[e];
+      if (noise) h += noise->eps.row(t)[e] * softplus(noise->scale_logits.row(t)[e]);
+      buffer[e] = finite(h);
     }
     route_token(spec, std::span(buffer).first(num_experts), experts.subspan(t * k, k), weights.subspan(t * k, k));
   }
@@ -87,6 +93,7 @@ void route(RouterSpec const& spec, MatrixView<float const> logits, std::optional
 
 void router_noise(std::uint64_t seed, std::span<std::uint32_t const> positions, std::uint32_t layer,
                   MatrixView<float> eps) {
+  EM_CHECK(eps.rows == positions.size(), "eps of " << eps.rows << " tokens, " << positions.size() << " positions");
   for (std::size_t t = 0; t < positions.size(); ++t)
     for (std::uint32_t e = 0; e < eps.cols; ++e)
       eps.row(t)[e] = static_cast<float>(random_normal(

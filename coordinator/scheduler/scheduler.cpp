@@ -6,15 +6,27 @@
 
 namespace expertmesh {
 
+namespace {
+// One for all groups: positions of a sequence cross block borders in all of them at once.
+std::size_t common_block_tokens(std::vector<KvCacheSpec> const& groups) {
+  EM_CHECK(!groups.empty(), "no KV group");
+  for (auto const& group : groups)
+    EM_CHECK(group.block_tokens > 0 && group.block_tokens == groups.front().block_tokens,
+             "KV blocks of " << group.block_tokens << " and " << groups.front().block_tokens << " tokens");
+  return groups.front().block_tokens;
+}
+}  // namespace
+
 Scheduler::Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> const& groups,
                      std::vector<std::size_t> const& blocks)
     : limits_(limits),
-      block_tokens_(groups.front().block_tokens),
+      block_tokens_(common_block_tokens(groups)),
       pools_(blocks.begin(), blocks.end()),
       batch_({.max_tokens = limits.max_num_batched_tokens,
               .max_sequences = limits.max_num_seqs,
               .max_blocks_per_sequence = blocks_for(limits.max_model_len),
               .num_kv_groups = groups.size()}) {
+  EM_CHECK(blocks.size() == groups.size(), groups.size() << " KV groups, blocks for " << blocks.size());
   EM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
            "tokens a step " << limits.max_num_batched_tokens << ", sequences " << limits.max_num_seqs);
   running_.reserve(limits.max_num_seqs);
@@ -25,22 +37,27 @@ std::size_t Scheduler::blocks_for(std::size_t tokens) const {
 }
 
 bool Scheduler::fits_ever(std::size_t max_length) const {
-  return std::ranges::all_of(pools_,
-                             [&](KvBlockPool const& pool) { return blocks_for(max_length) <= pool.num_blocks(); });
+  return max_length <= limits_.max_model_len && std::ranges::all_of(pools_, [&](KvBlockPool const& pool) {
+           return blocks_for(max_length) <= pool.num_blocks();
+         });
 }
 
 void Scheduler::submit(Sequence& sequence) {
   EM_CHECK(fits_ever(sequence.max_length) && !sequence.tokens.empty(),
-           "sequence of " << sequence.max_length << " tokens");
+           "sequence of " << sequence.max_length << " tokens, " << sequence.tokens.size() << " of them known");
+  sequence.block_tables.resize(pools_.size());  // here, so that schedule() does not allocate
+  for (auto& table : sequence.block_tables) table.reserve(blocks_for(sequence.max_length));
   waiting_.push_back(&sequence);
 }
 
 void Scheduler::remove(Sequence& sequence) {
+  batch_.forget(sequence);
   if (auto const place = std::ranges::find(running_, &sequence); place != running_.end()) {
     running_.erase(place);
-    for (std::size_t g = 0; g < pools_.size(); ++g)
+    for (std::size_t g = 0; g < pools_.size(); ++g) {
       for (std::uint32_t block : sequence.block_tables[g]) pools_[g].release(block);
-    sequence.block_tables.clear();
+      sequence.block_tables[g].clear();
+    }
     return;
   }
   auto const place = std::ranges::find(waiting_, &sequence);
@@ -51,9 +68,8 @@ void Scheduler::remove(Sequence& sequence) {
 bool Scheduler::reserve_blocks(Sequence& sequence) {
   std::size_t const count = blocks_for(sequence.max_length);
   if (std::ranges::any_of(pools_, [&](KvBlockPool const& pool) { return pool.num_free() < count; })) return false;
-  sequence.block_tables.assign(pools_.size(), std::vector<std::uint32_t>(count));
   for (std::size_t g = 0; g < pools_.size(); ++g)
-    for (std::uint32_t& block : sequence.block_tables[g]) block = pools_[g].take();
+    for (std::size_t b = 0; b < count; ++b) sequence.block_tables[g].push_back(pools_[g].take());
   return true;
 }
 
@@ -82,7 +98,8 @@ StepBatch const& Scheduler::schedule() {
 
 void Scheduler::complete_step() {
   for (std::size_t i = 0; i < batch_.sequences().size(); ++i)
-    batch_.sequences()[i]->num_computed += batch_.offsets()[i + 1] - batch_.offsets()[i];
+    if (Sequence* sequence = batch_.sequences()[i])
+      sequence->num_computed += batch_.offsets()[i + 1] - batch_.offsets()[i];
 }
 
 double Scheduler::kv_usage() const {

@@ -23,20 +23,22 @@ struct SchedulerLimits {
 
 class Scheduler {
  public:
-  // blocks[g]: KV blocks of group g.
+  // blocks[g]: KV blocks of group g. The groups have one block size.
   Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> const& groups,
             std::vector<std::size_t> const& blocks);
 
-  // Whether a sequence of this length can run when it has the cache to itself.
+  // Whether a sequence of this length can run when it has the cache to itself. Any thread.
   [[nodiscard]] bool fits_ever(std::size_t max_length) const;
   [[nodiscard]] SchedulerLimits const& limits() const { return limits_; }
 
   // The sequence must outlive its stay; fits_ever(max_length).
   void submit(Sequence& sequence);
-  // Takes a sequence out, waiting or running, and frees its blocks. It must be here.
+  // Takes a sequence out, waiting or running, and frees its blocks. It must be here. At any time: the batch of a step
+  // that is under way forgets it.
   void remove(Sequence& sequence);
 
-  // The next step's batch; empty if nothing is to be done. Valid until the next call.
+  // The next step's batch; empty if nothing is to be done. Valid until the next call. Does not allocate. A step that
+  // is given up needs no complete_step(): the next batch has its tokens again.
   StepBatch const& schedule();
   // The batch has run: its tokens are in the cache. The caller appends sampled tokens and removes what has ended.
   void complete_step();

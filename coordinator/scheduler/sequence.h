@@ -18,7 +18,7 @@ struct Sequence {
 
   // Filled by the scheduler.
   std::size_t num_computed = 0;                          // tokens whose keys and values are in the cache
-  std::vector<std::vector<std::uint32_t>> block_tables;  // [KV groups][ceil(max_length / 16)]
+  std::vector<std::vector<std::uint32_t>> block_tables;  // [KV groups][ceil(max_length / 16)], empty while it waits
 
   [[nodiscard]] std::size_t num_pending() const { return tokens.size() - num_computed; }
   [[nodiscard]] bool in_prefill() const { return num_computed < prompt_length; }

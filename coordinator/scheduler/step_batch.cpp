@@ -1,5 +1,9 @@
 #include "coordinator/scheduler/step_batch.h"
 
+#include <algorithm>
+
+#include "common/base/check.h"
+
 namespace expertmesh {
 
 StepBatch::StepBatch(Limits const& limits) : tables_(limits.num_kv_groups), places_(limits.num_kv_groups) {
@@ -30,6 +34,9 @@ void StepBatch::clear() {
 }
 
 void StepBatch::add(Sequence& sequence, std::size_t count) {
+  EM_CHECK(ids_.size() + count <= ids_.capacity() && sequences_.size() < sequences_.capacity(),
+           "a batch of " << ids_.size() << " tokens, " << sequences_.size() << " sequences takes no " << count
+                         << " more of one");
   auto const index = static_cast<std::uint32_t>(sequences_.size());
   for (std::size_t i = 0; i < count; ++i) {
     auto const position = static_cast<std::uint32_t>(sequence.num_computed + i);
@@ -47,6 +54,10 @@ void StepBatch::add(Sequence& sequence, std::size_t count) {
     tables_[g].blocks.insert(tables_[g].blocks.end(), blocks.begin(), blocks.end());
     tables_[g].offsets.push_back(static_cast<std::uint32_t>(tables_[g].blocks.size()));
   }
+}
+
+void StepBatch::forget(Sequence& sequence) {
+  std::ranges::replace(sequences_, &sequence, static_cast<Sequence*>(nullptr));
 }
 
 void StepBatch::seal() {

@@ -27,10 +27,14 @@ class StepBatch {
     std::size_t num_kv_groups = 0;
   };
   explicit StepBatch(Limits const& limits);
+  StepBatch(StepBatch const&) = delete;  // places() point into it
+  StepBatch& operator=(StepBatch const&) = delete;
 
   void clear();
   // Appends tokens [sequence.num_computed, + count) of the sequence.
   void add(Sequence& sequence, std::size_t count);
+  // Leaves a null in its place in sequences(), if it is there; its rows stay.
+  void forget(Sequence& sequence);
 
   [[nodiscard]] std::size_t num_tokens() const { return ids_.size(); }
   [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }                    // [T]

@@ -66,7 +66,7 @@ TEST(Sampler, TopPKeepsTheSmallestSufficientSet) {
 }
 
 TEST(Sampler, LargeVocabulariesAreSampledWhole) {
-  // Flat logits: the 256 tokens that are ranked first are far from enough.
+  // Flat logits: nearly every token is needed, the first 4950 ids among equals.
   std::vector<float> const logits(5000, 0.0F);
   Sampler sampler(5000);
   TokenId largest = 0;

@@ -108,7 +108,8 @@ TEST(Scheduler, RandomLifeKeepsItsBooks) {
     std::mt19937 rng(seed);
     SchedulerLimits const limits{
         .max_num_seqs = 1 + rng() % 6, .max_num_batched_tokens = 8 + rng() % 40, .max_model_len = 100};
-    Scheduler scheduler(limits, groups(1 + rng() % 2), {8, 8});
+    std::size_t const num_groups = 1 + rng() % 2;
+    Scheduler scheduler(limits, groups(num_groups), std::vector<std::size_t>(num_groups, 8));
     std::vector<std::unique_ptr<Sequence>> alive;
     std::uint64_t arrived = 0;
     std::uint64_t last_admitted = 0;

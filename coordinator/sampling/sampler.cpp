@@ -114,10 +114,12 @@ TokenLogprobs Sampler::logprobs(std::span<float const> logits, TokenId chosen, s
            "token " << chosen << ", " << logits.size() << " logits for a vocabulary of " << order_.size());
   // Finite, so that every difference is: -inf and NaN as the smallest number.
   auto const logit = [&](TokenId id) { return std::max(usable(logits[static_cast<std::size_t>(id)]), -kLargest); };
-  double const largest = logit(argmax(logits));
-  double sum = 0;
-  for (TokenId id = 0; id < static_cast<TokenId>(logits.size()); ++id) sum += std::exp(logit(id) - largest);
-  double const log_sum = std::log(sum);
+  TokenId const best = argmax(logits);
+  double const largest = logit(best);
+  double others = 0;  // without the best token's 1, in which small terms would be lost
+  for (TokenId id = 0; id < static_cast<TokenId>(logits.size()); ++id)
+    if (id != best) others += std::exp(logit(id) - largest);
+  double const log_sum = std::log1p(others);
   auto const entry = [&](TokenId id) -> TokenLogprob {
     return {id, static_cast<float>(std::max(logit(id) - largest - log_sum, static_cast<double>(-kLargest)))};
   };

@@ -47,6 +47,7 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
                      << rows.out.size());
   EM_CHECK(total <= exec.limits().max_rows && std::max(hidden, 2 * intermediate) <= exec.limits().max_columns,
            "R " << total << ", H " << hidden << ", F " << intermediate);
+  EM_CHECK(any.activation == Activation::silu, "activation " << static_cast<int>(any.activation));
   EM_CHECK(rows.wire == DType::f32 || rows.wire == DType::bf16, "wire " << name_of(rows.wire));
   auto& scratch = exec.scratch();
   auto const each_row = [&](auto body) {

@@ -34,8 +34,8 @@ stage() {
   return "$status"
 }
 
-build() { # PRESET
-  cmake --preset "$1" -DEM_BUILD_TESTS=ON >/dev/null && cmake --build --preset "$1"
+build() { # PRESET TARGET
+  cmake --preset "$1" -DEM_BUILD_TESTS=ON >/dev/null && cmake --build --preset "$1" --target "$2"
 }
 
 # run_tests PRESET [ctest options]: adds the counts of ctest's summary to the totals.
@@ -52,11 +52,12 @@ run_tests() {
   return "$status"
 }
 
-# build_and_test PRESET [ctest options]
+# build_and_test PRESET TARGET [ctest options]
 build_and_test() {
-  local preset="$1"
-  if stage "build ($preset)" build "$preset"; then
-    stage "test ($preset)" run_tests "$@" || true
+  local preset="$1" target="$2"
+  shift 2
+  if stage "build ($preset)" build "$preset" "$target"; then
+    stage "test ($preset)" run_tests "$preset" "$@" || true
   else
     failed=$((failed + 1))
   fi
@@ -74,10 +75,10 @@ tidy() {
 packages=(--tests)
 if $long; then packages+=(--lint); fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
-build_and_test release
-build_and_test asan -L unit
+build_and_test release all
+build_and_test asan unit_tests -L unit
 if $long; then
-  build_and_test tsan -L unit
+  build_and_test tsan unit_tests -L unit
   check clang-tidy tidy
 fi
 

@@ -76,11 +76,22 @@ std::unique_ptr<WeightSource> open_weights(ServeOptions const& options, ModelSpe
 
 ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
   LayerMaxima const m = layer_maxima(spec);
-  std::size_t const heads =
-      m.attention_columns + 16 * (m.qkv_columns / 2 + 1);  // head sizes are rounded up to 16 in scratch
-  return {.max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
-          .max_columns = std::max({spec.hidden, std::min(heads, 2 * m.qkv_columns + 64), m.qkv_columns,
-                                   2 * m.dense_intermediate, 2 * m.expert_intermediate})};
+  return {
+      .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
+      .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate})};
+}
+
+// Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
+void check_memory(ModelPlan const& plan, ServeLimits const& limits) {
+  std::size_t experts = 0;
+  for (std::size_t bytes : plan.worker_bytes) experts += bytes;
+  std::size_t const needed = plan.coordinator_bytes + experts + limits.kv_cache_bytes;
+  std::size_t const available = available_memory_bytes();
+  if (needed > available)
+    throw ModelError("not enough memory: " + human_bytes(plan.coordinator_bytes) + " for the coordinator's weights + " +
+                     human_bytes(experts) + " for experts + " + human_bytes(limits.kv_cache_bytes) +
+                     " for the KV cache = " + human_bytes(needed) + ", but " + human_bytes(available) +
+                     " are available");
 }
 
 // A model without experts asks nothing of anyone.
@@ -149,6 +160,8 @@ class Server {
                 .wire_dtype = std::string(name_of(dtype_)),
                 .kv_dtype = std::string(name_of(dtype_)),
                 .isa = std::string(name_of(isa_))};
+    plan_ = plan_model(spec_, weight_format_of(dtype_), dtype_, std::max<std::size_t>(options.workers, 1));
+    check_memory(plan_, sizes_.limits);
     std::size_t const tokens = sizes_.limits.max_num_batched_tokens;
     RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
                                        .max_tokens = tokens};
@@ -165,7 +178,6 @@ class Server {
     metrics_.set_workers_serving(options.workers);
     Experts& experts = remote_ ? static_cast<Experts&>(*remote_) : no_experts_;
 
-    plan_ = plan_model(spec_, weight_format_of(dtype_), dtype_, 1);
     LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
     decoder_.emplace(spec_, *weights_,
                      DecoderOptions{.max_tokens = tokens,

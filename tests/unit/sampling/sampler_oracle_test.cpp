@@ -84,7 +84,8 @@ TEST(SamplerOracle, MaskedTokensAreNeverDrawnAtAnyTemperature) {
       for (TokenId id : seen(sampler, logits, {.temperature = temperature, .top_p = top_p, .seed = 2}))
         EXPECT_TRUE(id == 1 || id == 3) << id;
   EXPECT_EQ(seen(sampler, logits, {.temperature = 1e-30F}), std::set<TokenId>{1});
-  EXPECT_EQ(seen(sampler, logits, {.temperature = kMax}), (std::set<TokenId>{1, 3}));
+  for (float temperature : {kMax, kInf})
+    EXPECT_EQ(seen(sampler, logits, {.temperature = temperature}), (std::set<TokenId>{1, 3}));
   EXPECT_EQ(seen(sampler, {0, kInf, 3, kInf, kMax, kNaN}, {}), (std::set<TokenId>{1, 3, 4}))
       << "all as large as can be";
 }

@@ -1,13 +1,14 @@
 // The Hugging Face checkpoint directory as a WeightSource.
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "common/base/bf16.h"
 #include "common/base/error.h"
 #include "common/checkpoint/safetensors.h"
+#include "common/checkpoint/strict_json.h"
 #include "common/checkpoint/weight_source.h"
 
 namespace expertmesh {
@@ -23,20 +24,24 @@ std::string shape_text(std::span<std::size_t const> shape) {
   return text + "]";
 }
 
+bool is_there(std::filesystem::path const& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
 // tensor name -> shard file name
 std::map<std::string, std::string> read_index(std::filesystem::path const& path) {
-  std::ifstream in(path);
-  Json const index = Json::parse(in, nullptr, false);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-    throw ModelError(std::string(kIndex) + ": not a JSON object with a 'weight_map'");
+  Json const index = read_strict_json(path);
+  auto const map = index.find("weight_map");
+  if (map == index.end() || !map->is_object()) throw ModelError(std::string(kIndex) + ": no object 'weight_map'");
   std::map<std::string, std::string> files;
-  for (auto const& [tensor, file] : index["weight_map"].items()) {
-    if (!file.is_string())
-      throw ModelError(std::string(kIndex) + ": tensor '" + tensor + "': its file is not a string");
+  for (auto const& [tensor, file] : map->items()) {
+    std::string const where = std::string(kIndex) + ": tensor " + in_quotes(tensor) + ": ";
+    if (!file.is_string()) throw ModelError(where + "its file is not a string");
     auto const name = file.get<std::string>();
-    if (std::filesystem::path(name).filename() != name || name.empty() || name == "." || name == "..")
-      throw ModelError(std::string(kIndex) + ": tensor '" + tensor + "': '" + name +
-                       "' is not a file of the model directory");
+    if (std::filesystem::path(name).filename() != name || name.empty() || name == "." || name == ".." ||
+        name.find('\0') != std::string::npos)
+      throw ModelError(where + in_quotes(name) + " is not a file of the model directory");
     files.emplace(tensor, name);
   }
   return files;
@@ -45,26 +50,11 @@ std::map<std::string, std::string> read_index(std::filesystem::path const& path)
 class Checkpoint final : public WeightSource {
  public:
   explicit Checkpoint(std::filesystem::path const& dir) {
-    if (std::filesystem::exists(dir / kIndex)) {
-      auto const index = read_index(dir / kIndex);
-      std::map<std::string, SafetensorsFile const*> shards;
-      for (auto const& [tensor, file] : index) {
-        if (!shards.contains(file)) {
-          if (!std::filesystem::exists(dir / file))
-            throw ModelError(file + ": missing shard, named by " + kIndex + " for tensor '" + tensor + "'");
-          shards[file] = &open(dir / file);
-        }
-        if (!shards[file]->entries().contains(tensor))
-          throw ModelError(file + ": tensor '" + tensor + "' is missing, though " + kIndex + " puts it there");
-      }
-      for (auto const& [file, shard] : shards)
-        for (auto const& [tensor, entry] : shard->entries()) {
-          auto const place = index.find(tensor);
-          if (place == index.end())
-            throw ModelError(file + ": unexpected tensor '" + tensor + "': " + kIndex + " does not name it");
-          if (place->second != file) throw ModelError(file + ": tensor '" + tensor + "' is also in " + place->second);
-        }
-    } else if (std::filesystem::exists(dir / kSingle)) {
+    if (is_there(dir / kIndex)) {
+      contents_ = kIndex;
+      open_shards(dir, read_index(dir / kIndex));
+    } else if (is_there(dir / kSingle)) {
+      contents_ = kSingle;
       open(dir / kSingle);
     } else {
       throw ModelError(dir.string() + ": neither " + kSingle + " nor " + kIndex + " is there");
@@ -73,9 +63,10 @@ class Checkpoint final : public WeightSource {
 
   [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const override {
     auto const place = tensors_.find(name);
-    if (place == tensors_.end()) throw ModelError("tensor '" + std::string(name) + "' is missing from the checkpoint");
+    if (place == tensors_.end())
+      throw ModelError(std::string(contents_) + ": tensor " + in_quotes(name) + " is missing");
     auto const& [file, entry] = place->second;
-    std::string const where = file->name() + ": tensor '" + std::string(name) + "': ";
+    std::string const where = file->name() + ": tensor " + in_quotes(name) + ": ";
     if (!std::ranges::equal(entry->shape, shape))
       throw ModelError(where + "shape " + shape_text(entry->shape) + ", expected " + shape_text(shape));
     if (entry->dtype != DType::f32 && entry->dtype != DType::bf16 && entry->dtype != DType::f16)
@@ -99,21 +90,54 @@ class Checkpoint final : public WeightSource {
       if (tensors_.contains(tensor.name)) (void)load(tensor.name, tensor.shape);
     }
     for (auto const& [name, place] : tensors_)
-      if (!known.contains(name)) throw ModelError(place.first->name() + ": unexpected tensor '" + name + "'");
+      if (!known.contains(name)) throw ModelError(place.first->name() + ": unexpected tensor " + in_quotes(name));
   }
 
  private:
+  // Index and shards must name the same tensors.
+  void open_shards(std::filesystem::path const& dir, std::map<std::string, std::string> const& index) {
+    std::map<std::string, SafetensorsFile const*> shards;
+    for (auto const& [tensor, file] : index) {
+      if (!shards.contains(file)) {
+        if (!is_there(dir / file))
+          throw ModelError(one_line(file) + ": missing shard, named by " + kIndex + " for tensor " + in_quotes(tensor));
+        shards[file] = &open(dir / file);
+      }
+      if (!shards[file]->entries().contains(tensor))
+        throw ModelError(one_line(file) + ": tensor " + in_quotes(tensor) + " is missing, though " + kIndex +
+                         " puts it there");
+    }
+    for (auto const& [file, shard] : shards)
+      for (auto const& [tensor, entry] : shard->entries()) {
+        std::string const where = one_line(file) + ": tensor " + in_quotes(tensor);
+        auto const place = index.find(tensor);
+        if (place == index.end()) throw ModelError(where + " is unexpected: " + kIndex + " does not name it");
+        if (place->second != file) throw ModelError(where + " is also in " + one_line(place->second));
+      }
+  }
+
   SafetensorsFile const& open(std::filesystem::path const& path) {
     auto const& file = *files_.emplace_back(std::make_unique<SafetensorsFile>(path));
     for (auto const& [name, entry] : file.entries()) tensors_.emplace(name, std::pair(&file, &entry));
     return file;
   }
 
+  char const* contents_ = kSingle;  // the file that lists the tensors, for messages
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, std::pair<SafetensorsFile const*, SafetensorsEntry const*>, std::less<>> tensors_;
 };
 
 }  // namespace
+
+std::vector<std::filesystem::path> checkpoint_files(std::filesystem::path const& model_dir) {
+  if (is_there(model_dir / kIndex)) {
+    std::set<std::filesystem::path> shards;
+    for (auto const& [tensor, file] : read_index(model_dir / kIndex)) shards.insert(model_dir / file);
+    return {shards.begin(), shards.end()};
+  }
+  if (is_there(model_dir / kSingle)) return {model_dir / kSingle};
+  return {};
+}
 
 std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir) {
   return std::make_unique<Checkpoint>(model_dir);

@@ -17,13 +17,17 @@ MappedFile::MappedFile(std::filesystem::path const& path) {
     int const code = errno;
     return {call, code, std::strerror(code), path.string()};
   };
-  int const fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  int const fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO without a writer must not block
   if (fd < 0) throw fail("open");
   struct stat info {};
   if (fstat(fd, &info) != 0) {
     auto const error = fail("fstat");
     close(fd);
     throw error;
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(fd);
+    throw FileError("open", EINVAL, "not a regular file", path.string());
   }
   size_ = static_cast<std::size_t>(info.st_size);
   if (size_ > 0) {

@@ -1,12 +1,11 @@
 #include "common/checkpoint/safetensors.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "common/base/error.h"
+#include "common/checkpoint/strict_json.h"
 
 namespace expertmesh {
 namespace {
@@ -14,31 +13,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t kLengthBytes = 8;
-constexpr std::size_t kMaxHeaderBytes = std::size_t{100} << 20;  // the format's own limit
-constexpr std::size_t kMaxDepth = 8;
-
-// Refuses what a plain parse would let pass: deep nesting (stack) and a key given twice (which one holds?).
-Json parse_header(std::string_view text, std::string const& file) {
-  std::vector<std::set<std::string>> keys;
-  std::string fault;
-  Json::parser_callback_t const watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > static_cast<int>(kMaxDepth)) fault = "the header nests too deeply";
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.empty() && !keys.back().insert(value.get<std::string>()).second)
-      fault = "tensor '" + value.get<std::string>() + "': listed twice in the header";
-    return fault.empty();
-  };
-  Json header;
-  try {
-    header = Json::parse(text, watch);
-  } catch (Json::exception const&) {
-    throw ModelError(file + ": the header is not valid JSON");
-  }
-  if (!fault.empty()) throw ModelError(file + ": " + fault);
-  if (!header.is_object()) throw ModelError(file + ": the header is not a JSON object");
-  return header;
-}
 
 std::size_t unsigned_number(Json const& value, std::string const& what) {
   if (!value.is_number_unsigned()) throw ModelError(what + " is not a whole number");
@@ -47,14 +21,14 @@ std::size_t unsigned_number(Json const& value, std::string const& what) {
 
 SafetensorsEntry parse_entry(std::string const& file, std::string const& name, Json const& json, std::size_t data_begin,
                              std::size_t file_bytes) {
-  std::string const where = file + ": tensor '" + name + "': ";
+  std::string const where = file + ": tensor " + in_quotes(name) + ": ";
   if (!json.is_object()) throw ModelError(where + "its entry is not an object");
   for (char const* field : {"dtype", "shape", "data_offsets"})
     if (!json.contains(field)) throw ModelError(where + "no '" + field + "'");
   SafetensorsEntry entry;
   auto const dtype =
       json["dtype"].is_string() ? dtype_from_safetensors(json["dtype"].get<std::string>()) : std::nullopt;
-  if (!dtype) throw ModelError(where + "unknown dtype " + json["dtype"].dump());
+  if (!dtype) throw ModelError(where + "unknown dtype " + one_line(json["dtype"].dump()));
   entry.dtype = *dtype;
   if (!json["shape"].is_array()) throw ModelError(where + "'shape' is not a list");
   std::size_t bytes = size_of(entry.dtype);
@@ -90,15 +64,15 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path const& path) : file_(path
                      " bytes are too few for a header: the file is truncated");
   std::uint64_t header_bytes = 0;
   for (std::size_t i = 0; i < kLengthBytes; ++i) header_bytes |= static_cast<std::uint64_t>(bytes[i]) << (8 * i);
-  if (header_bytes > kMaxHeaderBytes)
+  if (header_bytes > kMaxJsonBytes)
     throw ModelError(name_ + ": a header of " + std::to_string(header_bytes) + " bytes is oversized (at most " +
-                     std::to_string(kMaxHeaderBytes) + ")");
+                     std::to_string(kMaxJsonBytes) + ")");
   if (header_bytes > bytes.size() - kLengthBytes)
     throw ModelError(name_ + ": the header needs " + std::to_string(header_bytes) + " bytes, " +
                      std::to_string(bytes.size() - kLengthBytes) + " are there: the file is truncated");
 
   auto const* text = reinterpret_cast<char const*>(bytes.data()) + kLengthBytes;
-  Json const header = parse_header({text, header_bytes}, name_);
+  Json const header = parse_strict_json({text, header_bytes}, name_ + ": header");
   std::size_t const data_begin = kLengthBytes + header_bytes;
   for (auto const& [tensor, entry] : header.items())
     if (tensor != "__metadata__") entries_.emplace(tensor, parse_entry(name_, tensor, entry, data_begin, bytes.size()));
@@ -111,9 +85,9 @@ SafetensorsFile::SafetensorsFile(std::filesystem::path const& path) : file_(path
   std::size_t reached = data_begin;
   for (auto const& [entry, tensor] : order) {
     if (entry->begin < reached)
-      throw ModelError(name_ + ": tensor '" + *tensor + "': its data overlaps another tensor's");
+      throw ModelError(name_ + ": tensor " + in_quotes(*tensor) + ": its data overlaps another tensor's");
     if (entry->begin > reached)
-      throw ModelError(name_ + ": tensor '" + *tensor + "': " + std::to_string(entry->begin - reached) +
+      throw ModelError(name_ + ": tensor " + in_quotes(*tensor) + ": " + std::to_string(entry->begin - reached) +
                        " bytes before its data belong to no tensor");
     reached = entry->end;
   }

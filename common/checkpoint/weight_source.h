@@ -40,6 +40,10 @@ class WeightSource {
 
 enum class LoadFormat : std::uint8_t { automatic, dummy };
 
+// The files of a checkpoint: the shards model.safetensors.index.json names, whether they exist or not;
+// else model.safetensors; none if neither is there. Throws ModelError for a bad index.
+std::vector<std::filesystem::path> checkpoint_files(std::filesystem::path const& model_dir);
+
 // Maps model.safetensors, or the shards named by model.safetensors.index.json. Reads and checks headers only. Throws
 // ModelError (missing shard, truncated file, overlapping or oversized header, unknown dtype, …) or FileError.
 std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir);

@@ -47,6 +47,7 @@ struct AnswerBuilder::Impl {
   std::vector<ShownToken> tokens;  // with echo and logprobs the prompt's first
   std::vector<TokenId> new_ids;
   bool role_sent = false;
+  bool chunk_sent = false;
   bool any_token = false;
   std::size_t text_sent = 0;  // bytes of text, tokens and new ids that are in chunks already
   std::size_t tokens_sent = 0;
@@ -131,11 +132,14 @@ struct AnswerBuilder::Impl {
     Json choice = {{"index", 0}};
     choice[request.chat ? "delta" : "text"] = std::move(delta_or_text);
     choice["logprobs"] = tokens.size() > tokens_sent ? logprobs(tokens_sent, tokens.size()) : Json(nullptr);
-    if (request.return_token_ids)
+    if (request.return_token_ids) {
+      if (!chunk_sent) choice["prompt_token_ids"] = prompt_ids;
       choice["token_ids"] =
           std::vector<TokenId>(new_ids.begin() + static_cast<std::ptrdiff_t>(ids_sent), new_ids.end());
+    }
     tokens_sent = tokens.size();
     ids_sent = new_ids.size();
+    chunk_sent = true;
     choice["finish_reason"] = nullptr;
     Json json = head(request.chat ? "chat.completion.chunk" : "text_completion");
     json["choices"] = Json::array({std::move(choice)});
@@ -161,18 +165,22 @@ AnswerBuilder::AnswerBuilder(ApiRequest const& request, ApiModel const& model, T
                      .finish_reason = {},
                      .routed_experts = {}}) {
   if (tokenizer) impl_->detokenizer.emplace(*tokenizer, request.skip_special_tokens);
+  if (!request.echo) return;
+  impl_->text = impl_->prompt_text;
+  impl_->offset = code_points(impl_->text);
 }
 AnswerBuilder::~AnswerBuilder() = default;
 
 void AnswerBuilder::prompt_done(PromptDoneEvent const& event) {
   Impl& a = *impl_;
   if (!a.request.echo) return;
-  a.text = a.prompt_text;
-  for (std::size_t i = 0; i < event.logprobs.size(); ++i) {
-    a.tokens.push_back({a.prompt_ids[i], event.logprobs[i], a.offset});
-    a.offset += code_points(a.shown(a.prompt_ids[i]));
+  std::optional<StreamDetokenizer> prompt_stream;
+  if (a.tokenizer) prompt_stream.emplace(*a.tokenizer, a.request.skip_special_tokens);
+  for (std::size_t i = 0, offset = 0; i < event.logprobs.size(); ++i) {
+    TokenId const token = a.prompt_ids[i];
+    a.tokens.push_back({token, event.logprobs[i], offset});
+    offset += code_points(prompt_stream ? prompt_stream->push(token) : (i > 0 ? " " : "") + a.shown(token));
   }
-  a.offset = code_points(a.text);
 }
 
 void AnswerBuilder::token(TokenEvent const& event) {

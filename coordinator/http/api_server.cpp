@@ -1,7 +1,9 @@
 #include "coordinator/http/api_server.h"
 
-#include <boost/asio/strand.hpp>
+#include <algorithm>
 #include <boost/asio/thread_pool.hpp>
+#include <charconv>
+#include <string_view>
 
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/generation_run.h"
@@ -9,13 +11,34 @@
 namespace expertmesh {
 namespace {
 
-// Path of a target: no query, no doubled or trailing slash.
-std::string path_of(std::string const& target) {
+// "%2F" -> "/". A malformed escape stays as it is.
+std::string percent_decoded(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned char byte = 0;
+    char const* const end = text.data() + std::min(i + 3, text.size());
+    if (text[i] == '%' && end - text.data() == static_cast<std::ptrdiff_t>(i + 3) &&
+        std::from_chars(text.data() + i + 1, end, byte, 16).ptr == end) {
+      out += static_cast<char>(byte);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+// Path of a target: no scheme and host, no query, no doubled or trailing slash; decoded.
+std::string path_of(std::string_view target) {
+  if (target.starts_with("http://") || target.starts_with("https://")) {  // as proxies send it
+    target.remove_prefix(target.find("//") + 2);
+    target.remove_prefix(std::min(target.find('/'), target.size()));
+  }
   std::string path;
   for (char c : target.substr(0, target.find_first_of("?#")))
     if (c != '/' || path.empty() || path.back() != '/') path += c;
   if (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
+  return percent_decoded(path);
 }
 
 }  // namespace
@@ -91,7 +114,7 @@ struct ApiServer::Impl {
       return answer(responder, std::move(response));
     }
     if (reply) return answer(responder, reply());
-    start_generation(context, boost::asio::make_strand(text_threads), chat, std::move(request), std::move(responder));
+    start_generation(context, text_threads, chat, std::move(request), std::move(responder));
   }
 };
 
@@ -112,7 +135,12 @@ ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer c
       },
       [impl = impl_.get()](int status, std::string const& message) {
         impl->context.metrics.count_http(status);
-        return error_response({.status = status, .message = message, .param = {}, .code = {}, .retry_after_s = {}});
+        return error_response({.status = status,
+                               .message = message,
+                               .type = status < 500 ? "invalid_request_error" : "internal_error",
+                               .param = {},
+                               .code = {},
+                               .retry_after_s = {}});
       });
 }
 

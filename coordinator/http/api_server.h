@@ -33,6 +33,8 @@ class ApiServer {
             Metrics& metrics, ApiCallbacks callbacks);
   ~ApiServer();
   [[nodiscard]] std::uint16_t port() const;
+  // Accepts no connection any more, lets answers under way end until the deadline, cancels the rest, and returns when
+  // the generator has let go of every request.
   void stop(std::chrono::steady_clock::time_point deadline);
 
  private:

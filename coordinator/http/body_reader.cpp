@@ -7,6 +7,7 @@ namespace expertmesh {
 namespace {
 
 constexpr int kMaxDepth = 64;
+constexpr std::size_t kMaxFields = 1024;  // of one object: an ordered one looks its fields up one after the other
 
 std::string shown(ApiJson const& value) {
   std::string text = value.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
@@ -38,19 +39,25 @@ ApiJson parse_body(std::string const& body) {
                       .code = "invalid_json",
                       .retry_after_s = {}}};
   };
-  bool too_deep = false;
-  ApiJson object;
+  std::vector<std::size_t> num_fields(kMaxDepth + 2);  // of the open object at each depth
+  auto const bounded = [&](int depth, ApiJson::parse_event_t event, ApiJson&) {
+    if (depth > kMaxDepth) refuse("the body nests more than " + std::to_string(kMaxDepth) + " levels deep");
+    auto const level = static_cast<std::size_t>(depth);
+    if (event == ApiJson::parse_event_t::object_start) num_fields[level + 1] = 0;  // its fields are one level deeper
+    if (event == ApiJson::parse_event_t::key && ++num_fields[level] > kMaxFields)
+      refuse("an object in the body has more than " + std::to_string(kMaxFields) + " fields");
+    return true;
+  };
   try {
-    object = ApiJson::parse(
-        body, [&](int depth, ApiJson::parse_event_t, ApiJson&) { return !(too_deep = too_deep || depth > kMaxDepth); });
+    ApiJson object = ApiJson::parse(body, bounded);
+    if (!object.is_object()) refuse("the body must be a JSON object");
+    return object;
   } catch (nlohmann::json::parse_error const& error) {
     refuse("the body is not valid JSON (at byte " + std::to_string(error.byte) + ")");
   } catch (nlohmann::json::exception const&) {
-    refuse("the body is not valid JSON");
+    refuse("the body is not valid JSON: a number is out of range");
   }
-  if (too_deep) refuse("the body nests more than " + std::to_string(kMaxDepth) + " levels deep");
-  if (!object.is_object()) refuse("the body must be a JSON object");
-  return object;
+  return {};
 }
 
 ApiJson const* BodyReader::find(std::string const& field) {
@@ -105,7 +112,7 @@ void BodyReader::ignore(std::vector<std::string> const& fields) {
 std::vector<std::string> BodyReader::unknown() const {
   std::vector<std::string> fields;
   for (auto const& [field, value] : object_.items())
-    if (!known_.contains(field)) fields.push_back(field);
+    if (!known_.contains(field)) fields.push_back(prefix_ + field);
   return fields;
 }
 

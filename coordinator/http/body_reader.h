@@ -20,7 +20,7 @@ struct BadRequest {
 [[noreturn]] void refuse_field(std::string const& field, std::string const& what, std::optional<std::string> code = {},
                                int status = 400);
 
-// The body as an object; nesting is bounded.
+// The body as an object; nesting and fields per object are bounded. Of a repeated field the last one counts.
 ApiJson parse_body(std::string const& body);
 
 class BodyReader {

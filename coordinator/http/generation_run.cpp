@@ -1,6 +1,8 @@
 #include "coordinator/http/generation_run.h"
 
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
 #include <random>
 
 #include "common/base/log.h"
@@ -20,10 +22,51 @@ std::uint64_t random_seed() {
 
 class Run final : public std::enable_shared_from_this<Run> {
  public:
-  Run(RunContext const& context, boost::asio::any_io_executor strand, std::shared_ptr<HttpResponder> responder)
-      : context_(context), strand_(std::move(strand)), responder_(std::move(responder)) {}
+  Run(RunContext const& context, boost::asio::thread_pool& threads, std::shared_ptr<HttpResponder> responder)
+      : work_(boost::asio::make_work_guard(threads)),
+        context_(context),
+        strand_(boost::asio::make_strand(threads)),
+        responder_(std::move(responder)) {}
+  ~Run() {
+    if (!done_ && !*client_gone_) fail(unfinished());
+  }
+
+  void post_start(bool chat, HttpRequest http) {
+    boost::asio::post(strand_, [self = shared_from_this(), chat, http = std::move(http)] {
+      self->guarded([&] { self->start(chat, http); });
+    });
+  }
+
+ private:
+  // Nobody told the end: the generator let go of the request without a word, as it does with those it cancels.
+  static ApiError unfinished() {
+    return {.status = 503,
+            .message = "the request was cancelled",
+            .type = "service_unavailable",
+            .param = {},
+            .code = {},
+            .retry_after_s = 5};
+  }
+
+  template <class Step>
+  void guarded(Step step) {
+    try {
+      step();
+    } catch (std::exception const& failure) {
+      spdlog::error("request {}: {}", id_, failure.what());
+      if (submitted_) context_.generator.abort(sequence_, Generator::AbortReason::cancelled);
+      if (!done_)
+        fail({.status = 500,
+              .message = "internal error",
+              .type = "internal_error",
+              .param = {},
+              .code = {},
+              .retry_after_s = {}});
+    }
+  }
 
   void start(bool chat, HttpRequest const& http) {
+    id_ = (chat ? "chatcmpl-" : "cmpl-") + http.request_id;
     auto parsed = chat ? parse_chat(http.body, context_.model) : parse_completion(http.body, context_.model);
     if (!parsed) return refuse(parsed.error());
     request_ = std::move(parsed.value());
@@ -33,8 +76,6 @@ class Run final : public std::enable_shared_from_this<Run> {
     auto generate = generate_request(std::move(ids.value()));
     if (!generate) return refuse(generate.error());
 
-    id_ = (chat ? "chatcmpl-" : "cmpl-") +
-          (http.request_id.empty() ? std::to_string(random_seed()) : http.request_id.substr(0, 128));
     generate.value().request_id = id_;
     auto const created =
         std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -43,16 +84,17 @@ class Run final : public std::enable_shared_from_this<Run> {
 
     auto submitted =
         context_.generator.submit(std::move(generate.value()), [self = shared_from_this()](GenerateEvent event) {
-          boost::asio::post(self->strand_, [self, e = std::move(event)] { self->on_event(e); });
+          boost::asio::post(self->strand_, [self, e = std::move(event)] { self->guarded([&] { self->on_event(e); }); });
         });
     if (!submitted) return refuse(submitted.error());
     sequence_ = submitted.value();
-    responder_->on_disconnect([self = shared_from_this()] {
-      self->context_.generator.abort(self->sequence_, Generator::AbortReason::cancelled);
+    submitted_ = true;
+    responder_->on_disconnect([&generator = context_.generator, sequence = sequence_, gone = client_gone_] {
+      *gone = true;
+      generator.abort(sequence, Generator::AbortReason::cancelled);
     });
   }
 
- private:
   void refuse(ApiError const& error) {
     done_ = true;
     context_.metrics.count_http(error.status);
@@ -119,7 +161,7 @@ class Run final : public std::enable_shared_from_this<Run> {
   }
 
   void on_event(GenerateEvent const& event) {
-    if (done_) return;
+    if (done_) return;  // came while the generator was being told
     if (auto const* prompt = std::get_if<PromptDoneEvent>(&event)) builder_->prompt_done(*prompt);
     if (auto const* token = std::get_if<TokenEvent>(&event)) {
       builder_->token(*token);
@@ -139,7 +181,7 @@ class Run final : public std::enable_shared_from_this<Run> {
       if (done_) end_stream();
     } else if (done_) {
       context_.metrics.count_http(200);
-      responder_->respond({.body = builder_->body(), .headers = {{"x-request-id", id_}}});
+      responder_->respond({.body = builder_->body(), .headers = {}});
     }
   }
 
@@ -152,9 +194,8 @@ class Run final : public std::enable_shared_from_this<Run> {
     if (streaming_) return;
     streaming_ = true;
     context_.metrics.count_http(200);
-    responder_->begin_stream({.content_type = "text/event-stream; charset=utf-8",
-                              .body = {},
-                              .headers = {{"Cache-Control", "no-cache"}, {"x-request-id", id_}}});
+    responder_->begin_stream(
+        {.content_type = "text/event-stream; charset=utf-8", .body = {}, .headers = {{"Cache-Control", "no-cache"}}});
   }
   void end_stream() {
     begin_stream();
@@ -168,23 +209,26 @@ class Run final : public std::enable_shared_from_this<Run> {
     end_stream();
   }
 
+  // Let go of last: until then the threads are there.
+  boost::asio::executor_work_guard<boost::asio::thread_pool::executor_type> work_;
   RunContext const& context_;
-  boost::asio::any_io_executor strand_;
+  boost::asio::strand<boost::asio::thread_pool::executor_type> strand_;
   std::shared_ptr<HttpResponder> responder_;
   ApiRequest request_;
   std::string id_;
   SequenceId sequence_;
   std::optional<AnswerBuilder> builder_;
+  std::shared_ptr<std::atomic<bool>> client_gone_ = std::make_shared<std::atomic<bool>>(false);
+  bool submitted_ = false;
   bool streaming_ = false;
   bool done_ = false;
 };
 
 }  // namespace
 
-void start_generation(RunContext const& context, boost::asio::any_io_executor strand, bool chat, HttpRequest request,
+void start_generation(RunContext const& context, boost::asio::thread_pool& threads, bool chat, HttpRequest request,
                       std::shared_ptr<HttpResponder> responder) {
-  auto run = std::make_shared<Run>(context, strand, std::move(responder));
-  boost::asio::post(strand, [run, chat, http = std::move(request)] { run->start(chat, http); });
+  std::make_shared<Run>(context, threads, std::move(responder))->post_start(chat, std::move(request));
 }
 
 }  // namespace expertmesh

@@ -1,6 +1,6 @@
 // One completion or chat request from its body to the last byte of its answer. Private to coordinator/http.
 #pragma once
-#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <memory>
 #include <string>
 
@@ -17,9 +17,9 @@ struct RunContext {
   Metrics& metrics;
 };
 
-// Parses, renders, encodes and submits; then turns events into the answer, all one after the other on `strand`, where
-// waiting is allowed.
-void start_generation(RunContext const& context, boost::asio::any_io_executor strand, bool chat, HttpRequest request,
+// Parses, renders, encodes and submits; then turns events into the answer, all one after the other on `threads`, where
+// waiting is allowed. threads.join() waits until the generator has let go of every run.
+void start_generation(RunContext const& context, boost::asio::thread_pool& threads, bool chat, HttpRequest request,
                       std::shared_ptr<HttpResponder> responder);
 
 }  // namespace expertmesh

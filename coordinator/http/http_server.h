@@ -15,7 +15,7 @@ struct HttpRequest {
   std::string method;  // "GET", "POST", …
   std::string target;  // path and query as sent
   std::string body;
-  std::string request_id;  // the client's x-request-id, may be empty
+  std::string request_id;  // the client's x-request-id or one made here; the answer carries it
 };
 
 struct HttpResponse {
@@ -25,8 +25,8 @@ struct HttpResponse {
   std::vector<std::pair<std::string, std::string>> headers;  // further ones
 };
 
-// The way back to one request's client. Thread-safe; calls after the client has gone do nothing. Either respond() once,
-// or begin_stream(), send() as often as wanted, end_stream().
+// The way back to one request's client. Thread-safe; calls after the client has gone, or the server, do nothing. Either
+// respond() once, or begin_stream(), send() as often as wanted, end_stream().
 class HttpResponder {
  public:
   virtual ~HttpResponder() = default;
@@ -34,8 +34,9 @@ class HttpResponder {
   virtual void begin_stream(HttpResponse head) = 0;  // its body is ignored
   virtual void send(std::string data) = 0;
   virtual void end_stream() = 0;
-  // Called at most once, on any thread, when the client goes away before the answer is complete, or is too slow to take
-  // it; at once if that has happened already.
+  // To be called before the answer. The callback is called at most once, on any thread, when the client goes away (a
+  // half-closed connection counts) before the answer is complete, or is too slow to take it; at once if that has
+  // happened already.
   virtual void on_disconnect(std::function<void()> callback) = 0;
 };
 
@@ -53,9 +54,9 @@ struct HttpServerOptions {
 
 class HttpServer {
  public:
-  // Called on a server thread for each request; must not block.
+  // Called on a server thread for each request; must not block. What it throws is answered with a 500.
   using Handler = std::function<void(HttpRequest, std::shared_ptr<HttpResponder>)>;
-  // What the server itself answers with: 400, 413, 431.
+  // What the server itself answers with: 400, 413, 431, 500.
   using ErrorBody = std::function<HttpResponse(int status, std::string const& message)>;
 
   // Listens at once; throws NetworkError naming the address.

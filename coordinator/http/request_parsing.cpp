@@ -46,6 +46,17 @@ void read_stream(BodyReader& body, ApiRequest& out) {
   BodyReader reader(*options, "stream_options.");
   out.include_usage = reader.flag("include_usage").value_or(false);
   reader.only("continuous_usage_stats", {false});
+  out.unknown_fields = reader.unknown();
+}
+
+// Any integer of 64 bits, signed or not.
+void read_seed(BodyReader& body, ApiRequest& out) {
+  auto const* v = body.find("seed");
+  if (!v) return;
+  if (!v->is_number_integer()) refuse_field("seed", "must be a whole number of at most 64 bits");
+  out.sampling.seed =
+      v->is_number_unsigned() ? v->get<std::uint64_t>() : static_cast<std::uint64_t>(v->get<std::int64_t>());
+  out.seed_given = true;
 }
 
 // Fields both endpoints have.
@@ -56,10 +67,7 @@ void read_common(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   out.sampling.top_p =
       static_cast<float>(body.number("top_p", 0, 1).value_or(static_cast<double>(model.default_top_p)));
   if (out.sampling.top_p <= 0) refuse_field("top_p", "must be greater than 0");
-  if (auto const seed = body.whole("seed", INT64_MIN, INT64_MAX)) {
-    out.sampling.seed = static_cast<std::uint64_t>(*seed);
-    out.seed_given = true;
-  }
+  read_seed(body, out);
   out.stops = read_stops(body, model);
   read_stream(body, out);
   out.ignore_eos = body.flag("ignore_eos").value_or(false);
@@ -126,6 +134,11 @@ void read_prompt(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   }
 }
 
+bool is_text_part(ApiJson const& part) {
+  return part.is_object() && part.contains("type") && part["type"] == "text" && part.contains("text") &&
+         part["text"].is_string();
+}
+
 void check_messages(ApiJson const& messages) {
   if (!messages.is_array() || messages.empty()) refuse_field("messages", "must be a list with at least one message");
   for (std::size_t i = 0; i < messages.size(); ++i) {
@@ -136,7 +149,7 @@ void check_messages(ApiJson const& messages) {
     if (!message.contains("content") || message["content"].is_null() || message["content"].is_string()) continue;
     if (!message["content"].is_array()) refuse_field(where + ".content", "must be a string or a list of parts");
     for (auto const& part : message["content"])
-      if (!part.is_object() || part.value("type", "") != "text" || !part.contains("text") || !part["text"].is_string())
+      if (!is_text_part(part))
         refuse_field(where + ".content", "parts must be {\"type\": \"text\", \"text\": \"...\"}");
   }
 }
@@ -146,16 +159,25 @@ ApiJson with_joined_parts(ApiJson messages) {
   for (auto& message : messages) {
     if (!message.contains("content") || !message["content"].is_array()) continue;
     std::string text;
-    for (auto const& part : message["content"]) text += (text.empty() ? "" : "\n") + part["text"].get<std::string>();
+    for (char const* separator = ""; auto const& part : message["content"]) {
+      text += separator + part["text"].get<std::string>();
+      separator = "\n";
+    }
     message["content"] = text;
   }
   return messages;
 }
 
 template <class Parse>
-Result<ApiRequest> parsed(Parse parse) {
+Result<ApiRequest> parsed(std::string const& text, Parse parse) {
   try {
-    return parse();
+    ApiJson const json = parse_body(text);
+    BodyReader body(json);
+    ApiRequest out;
+    parse(body, out);
+    auto const unknown = body.unknown();
+    out.unknown_fields.insert(out.unknown_fields.end(), unknown.begin(), unknown.end());
+    return out;
   } catch (BadRequest const& bad) {
     return bad.error;
   }
@@ -164,10 +186,7 @@ Result<ApiRequest> parsed(Parse parse) {
 }  // namespace
 
 Result<ApiRequest> parse_completion(std::string const& text, ApiModel const& model) {
-  return parsed([&] {
-    ApiJson const json = parse_body(text);
-    BodyReader body(json);
-    ApiRequest out;
+  return parsed(text, [&](BodyReader& body, ApiRequest& out) {
     read_common(body, model, out);
     read_prompt(body, model, out);
     out.echo = body.flag("echo").value_or(false);
@@ -176,16 +195,11 @@ Result<ApiRequest> parse_completion(std::string const& text, ApiModel const& mod
     if (auto const most = body.whole("max_tokens", 0, INT32_MAX)) out.max_tokens = static_cast<std::size_t>(*most);
     if (out.max_tokens == 0 && !out.echo) refuse_field("max_tokens", "0 is only for \"echo\": true");
     body.only("suffix", {""});
-    out.unknown_fields = body.unknown();
-    return out;
   });
 }
 
 Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
-  return parsed([&] {
-    ApiJson const json = parse_body(text);
-    BodyReader body(json);
-    ApiRequest out;
+  return parsed(text, [&](BodyReader& body, ApiRequest& out) {
     out.chat = true;
     read_common(body, model, out);
     if (!model.has_tokenizer)
@@ -195,10 +209,10 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
     if (!messages) refuse_field("messages", "is required");
     check_messages(*messages);
 
-    bool const top = body.find("top_logprobs") != nullptr;
+    std::size_t const num_top = read_logprob_count(body, "top_logprobs", model);
     if (body.flag("logprobs").value_or(false))
-      out.logprobs = read_logprob_count(body, "top_logprobs", model);
-    else if (top)
+      out.logprobs = num_top;
+    else if (num_top > 0)
       refuse_field("top_logprobs", "needs \"logprobs\": true");
     auto const most = body.whole("max_completion_tokens", 1, INT32_MAX);
     auto const older = body.whole("max_tokens", 1, INT32_MAX);
@@ -228,8 +242,6 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
     body.only("modalities", {ApiJson::array({"text"})});
     body.only("audio", {});
     body.ignore({"parallel_tool_calls", "reasoning_effort", "verbosity"});
-    out.unknown_fields = body.unknown();
-    return out;
   });
 }
 

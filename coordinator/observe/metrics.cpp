@@ -6,6 +6,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -21,9 +22,18 @@ using prometheus::Gauge;
 using prometheus::Histogram;
 
 constexpr std::size_t kMaxUnknownFields = 64;  // label values; the rest is counted as "other"
+constexpr std::size_t kMaxLabelLength = 64;
 
 Histogram::BucketBoundaries seconds_buckets() {
   return {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60};
+}
+
+// What may stand in a label as it is.
+bool is_plain_name(std::string const& name) {
+  return !name.empty() && name.size() <= kMaxLabelLength && std::ranges::all_of(name, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' ||
+           c == '-';
+  });
 }
 
 }  // namespace
@@ -150,13 +160,11 @@ void Metrics::count_http(int status) {
 }
 
 void Metrics::count_unknown_field(std::string const& field) {
-  std::string label = field.substr(0, 64);
+  std::string label = is_plain_name(field) ? field : "other";
   {
     std::lock_guard lock(impl_->unknown_mutex);
-    if (!impl_->unknown_seen.contains(label)) {
-      if (impl_->unknown_seen.size() >= kMaxUnknownFields) label = "other";
-      impl_->unknown_seen.insert(label);
-    }
+    if (!impl_->unknown_seen.contains(label) && impl_->unknown_seen.size() >= kMaxUnknownFields) label = "other";
+    impl_->unknown_seen.insert(label);
   }
   impl_->unknown_fields.Add({{"field", label}}).Increment();
 }
@@ -175,7 +183,9 @@ void Metrics::count_transport_bytes(std::string const& transport, std::size_t se
 
 void Metrics::set_balance(std::size_t moe_layer_index, std::vector<double> const& importance,
                           std::vector<double> const& load, double importance_cv2, double load_cv2) {
-  auto& series = impl_->layers[moe_layer_index];
+  auto& series = impl_->layers.at(moe_layer_index);
+  EM_CHECK(importance.size() == series.importance.size() && load.size() == series.load.size(),
+           importance.size() << " importances and " << load.size() << " loads of " << series.load.size() << " experts");
   for (std::size_t e = 0; e < series.importance.size(); ++e) {
     series.importance[e]->Set(importance[e]);
     series.load[e]->Set(load[e]);

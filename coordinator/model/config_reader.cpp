@@ -1,11 +1,11 @@
 #include "coordinator/model/config_reader.h"
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "common/base/error.h"
+#include "common/checkpoint/strict_json.h"
 
 namespace expertmesh {
 namespace {
@@ -13,7 +13,7 @@ namespace {
 using Json = nlohmann::json;
 
 std::string shown(Json const& value) {
-  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);  // escaped: pure ASCII
   return text.size() > 60 ? text.substr(0, 60) + "…" : text;
 }
 
@@ -35,15 +35,16 @@ struct ConfigReader::Impl {
     return place == json.end() || place->is_null() ? nullptr : &*place;
   }
   [[noreturn]] void refuse(std::string_view field, std::string const& why) const {
-    throw ModelError(where + ": field '" + std::string(field) + "': " + why);
+    throw ModelError(where + ": field " + in_quotes(field) + ": " + one_line(why));
   }
   [[noreturn]] void wrong(std::string_view field, char const* expected, Json const& got) const {
     refuse(field, std::string("expected ") + expected + ", got " + shown(got));
   }
-  std::size_t whole(std::string_view field, Json const& v, std::size_t least, char const* expected) const {
-    // 32 bits are more than any count of a model and keep every product of a few of them in range.
-    if (!v.is_number_unsigned() || v.get<std::uint64_t>() < least || v.get<std::uint64_t>() > 0x7fffffffU)
-      wrong(field, expected, v);
+  std::size_t whole(std::string_view field, Json const& v, std::size_t least, std::size_t most,
+                    char const* expected) const {
+    if (!v.is_number_unsigned() || v.get<std::uint64_t>() < least) wrong(field, expected, v);
+    if (v.get<std::uint64_t>() > most)
+      refuse(field, shown(v) + " is more than the " + std::to_string(most) + " supported here");
     return v.get<std::size_t>();
   }
 };
@@ -54,21 +55,17 @@ ConfigReader::~ConfigReader() = default;
 
 ConfigReader::ConfigReader(std::filesystem::path const& file) : impl_(std::make_unique<Impl>()) {
   impl_->where = file.filename().string();
-  std::ifstream in(file);
-  if (!in) throw ModelError(file.string() + ": no such file, or it cannot be read");
-  impl_->json = Json::parse(in, nullptr, false);
-  if (impl_->json.is_discarded()) throw ModelError(file.string() + ": not valid JSON");
-  if (!impl_->json.is_object()) throw ModelError(file.string() + ": not a JSON object");
+  impl_->json = read_strict_json(file);
 }
 
 bool ConfigReader::has(std::string_view field) const {
   return impl_->find(field) != nullptr;
 }
 
-std::size_t ConfigReader::count(std::string_view field) {
+std::size_t ConfigReader::count(std::string_view field, std::size_t most) {
   Json const* v = impl_->find(field);
   if (!v) refuse(field, "missing");
-  return impl_->whole(field, *v, 1, "a whole number of at least 1");
+  return impl_->whole(field, *v, 1, most, "a whole number of at least 1");
 }
 
 std::size_t ConfigReader::count_or(std::string_view field, std::size_t fallback) {
@@ -109,7 +106,7 @@ std::vector<std::size_t> ConfigReader::indices(std::string_view field) {
   Json const* v = impl_->find(field);
   if (!v) return list;
   if (!v->is_array()) impl_->wrong(field, "a list", *v);
-  for (auto const& item : *v) list.push_back(impl_->whole(field, item, 0, "a list of whole numbers"));
+  for (auto const& item : *v) list.push_back(impl_->whole(field, item, 0, kMostCount, "a list of whole numbers"));
   return list;
 }
 
@@ -118,7 +115,7 @@ std::vector<TokenId> ConfigReader::token_ids(std::string_view field) {
   Json const* v = impl_->find(field);
   if (!v) return list;
   auto const add = [&](Json const& item) {
-    list.push_back(static_cast<TokenId>(impl_->whole(field, item, 0, "a token id or a list of them")));
+    list.push_back(static_cast<TokenId>(impl_->whole(field, item, 0, kMostCount, "a token id or a list of them")));
   };
   if (v->is_array())
     for (auto const& item : *v) add(item);

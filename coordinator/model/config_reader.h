@@ -13,6 +13,8 @@
 
 namespace expertmesh {
 
+constexpr std::size_t kMostCount = 0x7fffffff;  // more than any count of a model; ids and products of two fit 64 bits
+
 // Every getter marks its field as used and throws ModelError naming file and field if the value is not of its kind. A
 // null counts as absent.
 class ConfigReader {
@@ -22,7 +24,7 @@ class ConfigReader {
   ConfigReader(ConfigReader&&) noexcept;
 
   [[nodiscard]] bool has(std::string_view field) const;
-  std::size_t count(std::string_view field);  // a whole number >= 1
+  std::size_t count(std::string_view field, std::size_t most = kMostCount);  // a whole number from 1 to `most`
   std::size_t count_or(std::string_view field, std::size_t fallback);
   std::optional<std::size_t> optional_count(std::string_view field);
   double number_or(std::string_view field, double fallback);

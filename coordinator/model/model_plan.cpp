@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include "common/base/error.h"
+#include "common/checkpoint/strict_json.h"
 #include "common/kernels/packed_matrix.h"
 #include "common/moe/placement.h"
 
@@ -15,10 +16,21 @@ std::size_t elements(TensorInfo const& tensor) {
   return n;
 }
 
-// The coordinator keeps matrices packed and vectors as fp32; the embedding is looked up in the mapped file.
-std::size_t coordinator_bytes_of(TensorInfo const& tensor, WeightFormat weights) {
-  return tensor.shape.size() == 1 ? tensor.shape[0] * sizeof(float)
-                                  : packed_bytes(weights, tensor.shape[0], tensor.shape[1]);
+std::size_t ffn_bytes(std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
+  return packed_bytes(weights, 2 * intermediate, hidden) + packed_bytes(weights, hidden, intermediate);
+}
+
+// What the decoder keeps of a layer, the routed experts left out. q, k, v and gate, up are fused before packing.
+std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
+  AttentionSpec const& a = layer.attention;
+  std::size_t const q_rows = a.num_heads * a.head_dim;
+  std::size_t const norms = 2 * hidden + (a.q_norm ? a.head_dim : 0) + (a.k_norm ? a.head_dim : 0);
+  std::size_t const attention = packed_bytes(weights, q_rows + 2 * a.num_kv_heads * a.head_dim, hidden) +
+                                packed_bytes(weights, hidden, q_rows) + norms * sizeof(float);
+  if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
+    return attention + ffn_bytes(hidden, dense->intermediate, weights);
+  RouterSpec const& router = std::get<MoeFfnSpec>(layer.ffn).router;
+  return attention + (router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, router.num_experts, hidden);
 }
 
 std::string bytes_text(std::size_t bytes) {
@@ -44,89 +56,127 @@ WeightFormat weight_format_of(DType dtype) {
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers) {
   ModelPlan plan{.worker_bytes = std::vector<std::size_t>(num_workers)};
   for (auto const& tensor : required_tensors(spec)) plan.parameters += elements(tensor);
+  plan.coordinator_bytes =
+      spec.vocab * spec.hidden * size_of(spec.stored_dtype) + packed_bytes(weights, spec.vocab, spec.hidden);
   std::size_t routed_active = 0;
-  std::size_t routed_bytes = 0;  // as if the coordinator packed them
-  for (auto const& stack : spec.stacks)
+  for (auto const& stack : spec.stacks) {
+    plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
+      plan.coordinator_bytes += coordinator_bytes_of(layer, spec.hidden, weights);
       plan.kv_bytes_per_token += 2 * layer.attention.num_kv_heads * layer.attention.head_dim * size_of(kv_dtype);
       auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
       if (!moe) continue;
       std::size_t const per_expert = 3 * spec.hidden * moe->intermediate;
       plan.routed_parameters += per_expert * moe->router.num_experts;
       routed_active += per_expert * moe->router.experts_per_token;
-      std::size_t const expert_bytes = packed_bytes(weights, 2 * moe->intermediate, spec.hidden) +
-                                       packed_bytes(weights, spec.hidden, moe->intermediate);
-      routed_bytes += moe->router.num_experts * (2 * packed_bytes(weights, moe->intermediate, spec.hidden) +
-                                                 packed_bytes(weights, spec.hidden, moe->intermediate));
       for (std::size_t w = 0; w < num_workers; ++w) {
         ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
-        plan.worker_bytes[w] += (share.end - share.begin) * expert_bytes;
+        plan.worker_bytes[w] += (share.end - share.begin) * ffn_bytes(spec.hidden, moe->intermediate, weights);
       }
     }
+  }
   plan.active_parameters = plan.parameters - plan.routed_parameters + routed_active;
-  for (auto const& tensor : required_tensors(spec)) plan.coordinator_bytes += coordinator_bytes_of(tensor, weights);
-  plan.coordinator_bytes -= routed_bytes;
   return plan;
 }
 
-InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers,
-                          std::optional<DType> wanted) {
-  InfoReport report;
-  ModelSpec spec;
-  try {
-    spec = read_model_spec(model_dir, {});
-  } catch (std::exception const& error) {
-    report.text = fmt::format("model             {}\nwould be refused  {}\n", model_dir.string(), error.what());
-    return report;
-  }
-  DType const dtype = numerics_dtype(spec, wanted);
-  ModelPlan const plan = plan_model(spec, weight_format_of(dtype), dtype, num_workers);
+namespace {
+
+// The lines of a report: a name, a value.
+class Lines {
+ public:
+  void add(std::string_view name, std::string const& value) { text_ += fmt::format("{:<18}{}\n", name, value); }
+  [[nodiscard]] std::string const& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
+void describe_layers(ModelSpec const& spec, Lines& lines) {
   auto const& layers = spec.stacks.front().layers;
-  MoeFfnSpec const* moe = nullptr;
+  MoeFfnSpec const* moe = nullptr;  // families here have one kind of mixture
   std::size_t moe_layers = 0;
   for (auto const& layer : layers)
     if (auto const* m = std::get_if<MoeFfnSpec>(&layer.ffn)) {
       moe = m;
       ++moe_layers;
     }
-  auto const line = [&](char const* name, std::string const& value) {
-    report.text += fmt::format("{:<18}{}\n", name, value);
-  };
-  line("model", model_dir.string());
-  line("family", spec.family);
-  line("layers", fmt::format("{} ({} with experts, {} dense)", layers.size(), moe_layers, layers.size() - moe_layers));
+  lines.add("layers",
+            fmt::format("{} ({} with experts, {} dense)", layers.size(), moe_layers, layers.size() - moe_layers));
   if (moe)
-    line("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
-                                moe->router.experts_per_token, moe->intermediate));
+    lines.add("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
+                                     moe->router.experts_per_token, moe->intermediate));
   auto const& a = layers.front().attention;
-  line("attention", fmt::format("{} heads, {} key/value heads of {}{}", a.num_heads, a.num_kv_heads, a.head_dim,
-                                a.window ? fmt::format(", window {}", *a.window) : ""));
-  line("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
-  line("context", fmt::format("{} tokens", spec.max_position));
-  line("parameters",
-       fmt::format("{} in all, {} active", parameters_text(plan.parameters), parameters_text(plan.active_parameters)));
-  line("stored as", std::string(name_of(spec.stored_dtype)));
-  line("served as", std::string(name_of(dtype)));
-  line("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
-  for (std::size_t w = 0; w < num_workers && moe; ++w)
-    line(fmt::format("worker {}", w + 1).c_str(), bytes_text(plan.worker_bytes[w]) + " of experts");
-  line("KV cache", fmt::format("{} bytes a token", plan.kv_bytes_per_token));
-  try {
-    bool const has_weights = std::filesystem::exists(model_dir / "model.safetensors") ||
-                             std::filesystem::exists(model_dir / "model.safetensors.index.json");
-    if (has_weights) {
-      open_checkpoint(model_dir)->verify(required_tensors(spec), optional_tensors(spec));
-      report.servable = true;
-      line("would be refused", "nothing");
-    } else {
-      line("would be refused",
-           "no weights here (neither model.safetensors nor an index): only --load-format dummy can serve this "
-           "directory");
-    }
-  } catch (std::exception const& error) {
-    line("would be refused", error.what());
+  lines.add("attention", fmt::format("{} heads, {} key/value heads of {}{}", a.num_heads, a.num_kv_heads, a.head_dim,
+                                     a.window ? fmt::format(", window {}", *a.window) : ""));
+}
+
+void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted, Lines& lines) {
+  DType const dtype = numerics_dtype(spec, wanted);
+  ModelPlan const plan = plan_model(spec, weight_format_of(dtype), dtype, num_workers);
+  lines.add("family", spec.family);
+  describe_layers(spec, lines);
+  lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
+  lines.add("context", fmt::format("{} tokens", spec.max_position));
+  lines.add("parameters", fmt::format("{} in all, {} active", parameters_text(plan.parameters),
+                                      parameters_text(plan.active_parameters)));
+  lines.add("stored as", std::string(name_of(spec.stored_dtype)));
+  lines.add("served as", std::string(name_of(dtype)));
+  lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
+  for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
+    lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
+  lines.add("KV cache", fmt::format("{} bytes a token", plan.kv_bytes_per_token));
+}
+
+// spec: none if config.json was refused; the files are checked for themselves then.
+void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<ModelSpec> const& spec, Lines& lines,
+                         std::vector<std::string>& problems) {
+  auto const files = checkpoint_files(model_dir);
+  if (files.empty()) {
+    problems.emplace_back(
+        "no weights here (neither model.safetensors nor an index): only --load-format dummy can serve this directory");
+    return;
   }
-  return report;
+  std::size_t bytes = 0;
+  bool missing = false;
+  for (auto const& file : files) {
+    std::error_code error;
+    std::size_t const size = std::filesystem::file_size(file, error);
+    if (error) {
+      missing = true;
+      problems.push_back(one_line(file.filename().string()) + ": missing shard (" + error.message() + ")");
+    } else {
+      bytes += size;
+    }
+  }
+  lines.add("checkpoint", fmt::format("{} file{}, {}", files.size(), files.size() == 1 ? "" : "s", bytes_text(bytes)));
+  if (missing) return;
+  auto const checkpoint = open_checkpoint(model_dir);
+  if (spec) checkpoint->verify(required_tensors(*spec), optional_tensors(*spec));
+}
+
+}  // namespace
+
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers,
+                          std::optional<DType> wanted) {
+  Lines lines;
+  std::vector<std::string> problems;
+  auto const collect = [&problems](auto const& step) {
+    try {
+      step();
+    } catch (std::exception const& error) {
+      problems.emplace_back(error.what());
+    }
+  };
+  lines.add("model", model_dir.string());
+  std::optional<ModelSpec> spec;
+  collect([&] { spec = read_model_spec(model_dir, {}); });
+  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, lines); });
+  std::error_code error;
+  if (std::filesystem::is_directory(model_dir, error))
+    collect([&] { describe_checkpoint(model_dir, spec, lines, problems); });
+  for (auto const& problem : problems) lines.add("would be refused", problem);
+  if (problems.empty()) lines.add("would be refused", "nothing");
+  return {.text = lines.text(), .servable = problems.empty()};
 }
 
 }  // namespace expertmesh

@@ -14,14 +14,16 @@ struct ModelPlan {
   std::size_t parameters = 0;
   std::size_t routed_parameters = 0;  // of all routed experts
   std::size_t active_parameters = 0;  // a token uses: everything not routed + routed x K/E (embeddings included)
-  std::size_t coordinator_bytes = 0;  // packed weights of the coordinator, without experts
+  std::size_t coordinator_bytes =
+      0;  // weights of the coordinator without experts: the embedding as stored, the rest packed
   std::vector<std::size_t>
       worker_bytes;  // [N] packed experts of each worker; N = 1 is also what the coordinator holds itself
   std::size_t kv_bytes_per_token = 0;
 };
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers);
 
-// What `expertmesh info` prints.
+// What `expertmesh info` prints: sizes, memory, files, and one line "would be refused  …" for each thing that is wrong.
+// Never throws for a bad directory.
 struct InfoReport {
   std::string text;
   bool servable = false;  // nothing would be refused

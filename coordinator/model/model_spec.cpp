@@ -1,5 +1,8 @@
 #include "coordinator/model/model_spec.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "common/base/error.h"
 #include "coordinator/model/config_reader.h"
 #include "coordinator/model/families/families.h"
@@ -26,6 +29,8 @@ void add_ffn(std::string const& gate, std::string const& up, std::string const& 
 DType read_stored_dtype(ConfigReader& config) {
   char const* field = config.has("torch_dtype") ? "torch_dtype" : "dtype";
   std::string const name = config.text_or(field, "float32");
+  if (std::string const other = config.text_or("dtype", name); other != name)
+    config.refuse("dtype", "'" + other + "' differs from torch_dtype '" + name + "'");
   for (DType type : {DType::f32, DType::bf16, DType::f16})
     if (name == name_of(type)) return type;
   config.refuse(field, "unknown type '" + name + "'");
@@ -40,10 +45,24 @@ void check_token_ids(ModelSpec const& spec, ConfigReader& config) {
 void read_generation_config(std::filesystem::path const& file, ModelSpec& spec) {
   ConfigReader config(file);
   if (config.has("eos_token_id")) spec.eos_ids = config.token_ids("eos_token_id");
-  if (config.has("temperature")) spec.default_temperature = static_cast<float>(config.number_or("temperature", 1));
-  if (config.has("top_p")) spec.default_top_p = static_cast<float>(config.number_or("top_p", 1));
+  if (config.has("temperature")) {
+    spec.default_temperature = static_cast<float>(config.number_or("temperature", 1));
+    if (!(*spec.default_temperature >= 0 && std::isfinite(*spec.default_temperature)))
+      config.refuse("temperature", "must not be negative");
+  }
+  if (config.has("top_p")) {
+    spec.default_top_p = static_cast<float>(config.number_or("top_p", 1));
+    if (!(*spec.default_top_p > 0 && *spec.default_top_p <= 1)) config.refuse("top_p", "must be above 0 and at most 1");
+  }
   check_token_ids(spec, config);
   // Anything else there is a wish for how to sample, not a fact about the model.
+}
+
+bool has_router_noise(ModelSpec const& spec) {
+  return std::ranges::any_of(spec.stacks.front().layers, [](LayerSpec const& layer) {
+    auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
+    return moe && moe->router.noise;
+  });
 }
 
 }  // namespace
@@ -94,19 +113,22 @@ ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, D
 }
 
 ModelSpec read_model_spec(std::filesystem::path const& model_dir, ModelOptions const& options) {
-  if (!std::filesystem::is_directory(model_dir)) throw ModelError(model_dir.string() + ": no such directory");
+  std::error_code error;
+  if (!std::filesystem::is_directory(model_dir, error)) throw ModelError(model_dir.string() + ": no such directory");
   ConfigReader config(model_dir / "config.json");
   std::string const type = config.text("model_type");
   for (Family const& family : families()) {
     if (family.model_type != type) continue;
     ModelSpec spec = family.build(config, options);
+    if (options.router_noise_seed && !has_router_noise(spec))
+      config.refuse("model_type", "family '" + type + "' has no router noise to turn on (--router-noise)");
     spec.family = type;
     spec.stored_dtype = read_stored_dtype(config);
     spec.eos_ids = config.token_ids("eos_token_id");
     check_token_ids(spec, config);
     config.finish();
     auto const generation = model_dir / "generation_config.json";
-    if (std::filesystem::exists(generation)) read_generation_config(generation, spec);
+    if (std::filesystem::exists(generation, error)) read_generation_config(generation, spec);
     return spec;
   }
   std::string known;

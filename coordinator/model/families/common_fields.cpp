@@ -5,29 +5,36 @@
 namespace expertmesh {
 namespace {
 
-// Type of a rope_scaling or rope_parameters object; only the plain one is known.
-void check_rope_type(ConfigReader& rope) {
-  std::string const type = rope.has("rope_type") ? rope.text("rope_type") : rope.text_or("type", "default");
-  rope.without_effect({"type", "rope_type"});
-  if (type != "default") rope.refuse("rope_type", "RoPE of type '" + type + "' is not supported");
+// What a model may have, so that sizes, name lists and sums of parameters stay in range whatever a config says.
+constexpr std::size_t kMostLayers = 1024;
+constexpr std::size_t kMostExperts = 1024;  // in a layer
+constexpr std::size_t kMostVocabulary = std::size_t{1} << 24;
+
+// A rope_scaling or rope_parameters object: only the plain kind is known. Returns its rope_theta, if it has one.
+std::optional<double> read_rope_object(ConfigReader rope) {
+  for (char const* field : {"rope_type", "type"})
+    if (std::string const type = rope.text_or(field, "default"); type != "default")
+      rope.refuse(field, "RoPE of type '" + type + "' is not supported");
+  if (rope.number_or("partial_rotary_factor", 1.0) != 1.0)
+    rope.refuse("partial_rotary_factor", "a partial rotation is not supported");
+  std::optional<double> const theta =
+      rope.has("rope_theta") ? std::optional(rope.number_or("rope_theta", 0)) : std::nullopt;
+  rope.finish();
+  return theta;
 }
 
 // `rope_theta` and `rope_scaling` beside each other, or both inside `rope_parameters`.
 RopeSpec read_rope(ConfigReader& config, double default_theta) {
   RopeSpec spec{.theta = config.number_or("rope_theta", default_theta)};
-  if (auto scaling = config.object("rope_scaling")) {
-    check_rope_type(*scaling);
-    scaling->finish();
-  }
-  if (auto parameters = config.object("rope_parameters")) {
-    check_rope_type(*parameters);
-    double const theta = parameters->number_or("rope_theta", spec.theta);
-    if (config.has("rope_theta") && theta != spec.theta)
-      config.refuse("rope_theta", "differs from rope_parameters.rope_theta");
-    spec.theta = theta;
-    if (parameters->number_or("partial_rotary_factor", 1.0) != 1.0)
-      parameters->refuse("partial_rotary_factor", "a partial rotation is not supported");
-    parameters->finish();
+  bool known = config.has("rope_theta");
+  for (char const* field : {"rope_scaling", "rope_parameters"}) {
+    auto rope = config.object(field);
+    if (!rope) continue;
+    auto const theta = read_rope_object(std::move(*rope));
+    if (!theta) continue;
+    if (known && *theta != spec.theta) config.refuse(field, "its rope_theta differs from the one beside it");
+    spec.theta = *theta;
+    known = true;
   }
   if (config.number_or("partial_rotary_factor", 1.0) != 1.0)
     config.refuse("partial_rotary_factor", "a partial rotation is not supported");
@@ -35,24 +42,120 @@ RopeSpec read_rope(ConfigReader& config, double default_theta) {
   return spec;
 }
 
-std::optional<std::size_t> read_window(ConfigReader& config) {
-  auto const window = config.optional_count("sliding_window");
-  // Families with `use_sliding_window` leave a width behind when it is off.
-  if (config.has("use_sliding_window") && !config.flag_or("use_sliding_window", false)) return std::nullopt;
-  if (window && config.has("max_window_layers") && config.has("use_sliding_window"))
-    config.refuse("use_sliding_window", "a window on some of the layers is not supported");
-  return window;
+std::optional<std::size_t> read_window(ConfigReader& config, WindowRule rule) {
+  switch (rule) {
+    case WindowRule::none:
+      config.must_be_off("sliding_window");
+      config.must_be_off("use_sliding_window");
+      break;
+    case WindowRule::in_every_layer:
+      if (config.has("sliding_window") && !config.flag_or("use_sliding_window", true))
+        config.refuse("use_sliding_window", "false contradicts sliding_window");
+      return config.optional_count("sliding_window");
+    case WindowRule::switched_off:
+      if (config.flag_or("use_sliding_window", false) && config.has("sliding_window"))
+        config.refuse("use_sliding_window", "a window on some of the layers is not supported");
+      config.without_effect({"sliding_window", "max_window_layers"});
+      break;
+  }
+  return std::nullopt;
+}
+
+void read_layer_types(ConfigReader& config, CommonFields const& f) {
+  auto const types = config.texts("layer_types");
+  if (!types.empty() && types.size() != f.layers)
+    config.refuse("layer_types", std::to_string(types.size()) + " types for " + std::to_string(f.layers) + " layers");
+  for (auto const& type : types)
+    if (type != (f.window ? "sliding_attention" : "full_attention"))
+      config.refuse("layer_types", "layers of type '" + type + "' are not supported here");
+}
+
+// Fields of training, bookkeeping and sampling that published configs carry and that change no logit.
+void skip_what_has_no_effect(ConfigReader& config) {
+  config.without_effect({
+      "architectures",
+      "auto_map",
+      "finetuning_task",
+      "model_type",
+      "_name_or_path",
+      "_commit_hash",
+      "name_or_path",
+      "tokenizer_class",
+      "transformers_version",
+      "transformers.js_config",
+      "unsloth_fixed",
+      "unsloth_version",
+      // training
+      "attention_dropout",
+      "attention_probs_dropout_prob",
+      "classifier_dropout",
+      "embd_pdrop",
+      "ffn_dropout",
+      "gradient_checkpointing",
+      "hidden_dropout",
+      "hidden_dropout_prob",
+      "initializer_range",
+      "neftune_noise_alpha",
+      "resid_pdrop",
+      "router_aux_loss_coef",
+      "router_z_loss_coef",
+      "tf_legacy_loss",
+      "use_bfloat16",
+      // how the reference implementation runs
+      "_attn_implementation",
+      "_attn_implementation_autoset",
+      "attn_implementation",
+      "_flash_attn_2_enabled",
+      "cache_implementation",
+      "chunk_size_feed_forward",
+      "is_decoder",
+      "output_attentions",
+      "output_hidden_states",
+      "output_router_logits",
+      "pretraining_tp",
+      "return_dict",
+      "return_dict_in_generate",
+      "torchscript",
+      "use_cache",
+      // labels and special tokens
+      "bos_token_id",
+      "id2label",
+      "label2id",
+      "pad_token_id",
+      "problem_type",
+      "sep_token_id",
+      "unk_token_id",
+      // how to sample, as old versions of transformers kept it
+      "diversity_penalty",
+      "do_sample",
+      "early_stopping",
+      "length_penalty",
+      "max_length",
+      "max_new_tokens",
+      "min_length",
+      "num_beam_groups",
+      "num_beams",
+      "num_return_sequences",
+      "repetition_penalty",
+      "temperature",
+      "top_k",
+      "top_p",
+      "typical_p",
+      // the length the tokenizer was made for; max_position_embeddings holds
+      "max_sequence_length",
+      "model_max_length",
+  });
 }
 
 }  // namespace
 
 CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defaults) {
   CommonFields f{};
-  f.layers = config.count("num_hidden_layers");
-  f.hidden = config.count("hidden_size");
-  f.vocab = config.count("vocab_size");
+  f.layers = config.count("num_hidden_layers", kMostLayers);
+  f.hidden = config.count("hidden_size", kMostColumns);
+  f.vocab = config.count("vocab_size", kMostVocabulary);
   f.max_position = config.count("max_position_embeddings");
-  f.num_heads = config.count("num_attention_heads");
+  f.num_heads = config.count("num_attention_heads", kMostColumns);
   f.num_kv_heads = config.count_or("num_key_value_heads", f.num_heads);
   if (f.num_heads % f.num_kv_heads != 0)
     config.refuse("num_key_value_heads", std::to_string(f.num_kv_heads) + " does not divide num_attention_heads " +
@@ -64,63 +167,31 @@ CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defa
   if (f.head_dim % 2 != 0)
     config.refuse(config.has("head_dim") ? "head_dim" : "hidden_size",
                   "RoPE needs an even head size, got " + std::to_string(f.head_dim));
+  if (f.head_dim > kMostColumns / f.num_heads)
+    config.refuse("head_dim", std::to_string(f.head_dim) + " for each of " + std::to_string(f.num_heads) +
+                                  " heads is more than supported here");
   f.rope = read_rope(config, defaults.rope_theta);
-  f.window = read_window(config);
+  f.window = read_window(config, defaults.window);
   f.epsilon = static_cast<float>(config.number_or("rms_norm_eps", static_cast<double>(defaults.rms_norm_eps)));
-  if (!(f.epsilon >= 0)) config.refuse("rms_norm_eps", "must not be negative");
+  if (!(f.epsilon >= 0 && f.epsilon < 1)) config.refuse("rms_norm_eps", "must be at least 0 and below 1");
   f.tied = config.flag_or("tie_word_embeddings", false);
   if (std::string const act = config.text_or("hidden_act", "silu"); act != "silu")
     config.refuse("hidden_act", "activation '" + act + "' is not supported");
-  for (auto const& type : config.texts("layer_types"))
-    if (type != (f.window ? "sliding_attention" : "full_attention"))
-      config.refuse("layer_types", "layers of type '" + type + "' are not supported here");
-  for (char const* field : {"attention_bias", "mlp_bias", "qkv_bias", "quantization_config", "attn_logit_softcapping",
-                            "final_logit_softcapping"})
+  read_layer_types(config, f);
+  for (char const* field :
+       {"attention_bias", "mlp_bias", "qkv_bias", "rope_interleaved", "quantization_config", "attn_logit_softcapping",
+        "final_logit_softcapping", "is_encoder_decoder", "add_cross_attention"})
     config.must_be_off(field);
-  config.without_effect({"architectures",
-                         "attention_dropout",
-                         "auto_map",
-                         "bos_token_id",
-                         "chunk_size_feed_forward",
-                         "classifier_dropout",
-                         "dtype",
-                         "embd_pdrop",
-                         "eos_token_id",
-                         "gradient_checkpointing",
-                         "hidden_dropout",
-                         "id2label",
-                         "initializer_range",
-                         "is_decoder",
-                         "label2id",
-                         "max_window_layers",
-                         "model_type",
-                         "_name_or_path",
-                         "output_attentions",
-                         "output_hidden_states",
-                         "output_router_logits",
-                         "pad_token_id",
-                         "pretraining_tp",
-                         "problem_type",
-                         "resid_pdrop",
-                         "return_dict",
-                         "rope_interleaved",
-                         "router_aux_loss_coef",
-                         "sep_token_id",
-                         "torch_dtype",
-                         "torchscript",
-                         "transformers_version",
-                         "unsloth_fixed",
-                         "use_cache",
-                         "_attn_implementation"});
+  skip_what_has_no_effect(config);
   return f;
 }
 
 RouterSpec read_router_size(ConfigReader& config) {
   char const* field = config.has("num_local_experts") ? "num_local_experts" : "num_experts";
-  RouterSpec router{.num_experts = config.count(field), .experts_per_token = config.count("num_experts_per_tok")};
+  RouterSpec router{.num_experts = config.count(field, kMostExperts),
+                    .experts_per_token = config.count("num_experts_per_tok")};
   if (config.has("num_local_experts") && config.has("num_experts") && config.count("num_experts") != router.num_experts)
     config.refuse("num_experts", "differs from num_local_experts");
-  if (router.num_experts > 1024) config.refuse(field, "more than 1024 experts a layer are not supported");
   if (router.experts_per_token > router.num_experts)
     config.refuse("num_experts_per_tok", std::to_string(router.experts_per_token) + " is more than the " +
                                              std::to_string(router.num_experts) + " experts there are");

@@ -1,17 +1,31 @@
 // What most families' configs and tensor names have in common.
 #pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "coordinator/model/config_reader.h"
 #include "coordinator/model/model_spec.h"
 
 namespace expertmesh {
 
-// Values that families default differently.
+// What `sliding_window` means.
+enum class WindowRule : std::uint8_t {
+  none,            // the family has no window
+  in_every_layer,  // where it is set
+  switched_off,    // nothing unless `use_sliding_window` is on, which is refused
+};
+
+// What families default differently.
 struct FamilyDefaults {
   double rope_theta = 10000.0;
   float rms_norm_eps = 1e-6F;
+  WindowRule window = WindowRule::none;
 };
+
+constexpr std::size_t kMostColumns = std::size_t{1} << 20;  // of a hidden state, an FFN, all heads together
 
 // The fields of every decoder-only family here: sizes, norms, RoPE in both spellings, window, activation.
 struct CommonFields {

@@ -6,7 +6,7 @@ namespace expertmesh {
 
 ModelSpec build_llama(ConfigReader& config, ModelOptions const& /*options*/) {
   CommonFields const f = read_common_fields(config, {.rope_theta = 10000.0, .rms_norm_eps = 1e-6F});
-  std::size_t const intermediate = config.count("intermediate_size");
+  std::size_t const intermediate = config.count("intermediate_size", kMostColumns);
   ModelSpec spec = model_of(f);
   for (std::size_t l = 0; l < f.layers; ++l) {
     LayerSpec layer = layer_of(f, l, {});

@@ -5,9 +5,10 @@
 namespace expertmesh {
 
 ModelSpec build_mixtral(ConfigReader& config, ModelOptions const& /*options*/) {
-  CommonFields const f = read_common_fields(config, {.rope_theta = 1e6, .rms_norm_eps = 1e-5F});
+  CommonFields const f =
+      read_common_fields(config, {.rope_theta = 1e6, .rms_norm_eps = 1e-5F, .window = WindowRule::in_every_layer});
   RouterSpec const router = read_router_size(config);
-  std::size_t const intermediate = config.count("intermediate_size");
+  std::size_t const intermediate = config.count("intermediate_size", kMostColumns);
   config.without_effect({"router_jitter_noise"});  // multiplies the input in training only
   ModelSpec spec = model_of(f);
   for (std::size_t l = 0; l < f.layers; ++l) {

@@ -12,7 +12,7 @@ ModelSpec build_noisy_topk_moe(ConfigReader& config, ModelOptions const& options
   router.normalisation = RouterNormalisation::softmax_of_chosen;
   if (config.flag_or("router_noise", false)) router.noise = RouterNoise{};
   if (options.router_noise_seed) router.noise = RouterNoise{*options.router_noise_seed};
-  std::size_t const intermediate = config.count("intermediate_size");
+  std::size_t const intermediate = config.count("intermediate_size", kMostColumns);
   std::size_t const interval = config.count_or("moe_layer_interval", 1);
   if (interval > f.layers)
     config.refuse("moe_layer_interval", "no layer of " + std::to_string(f.layers) + " would hold experts");

@@ -7,12 +7,13 @@
 namespace expertmesh {
 
 ModelSpec build_qwen3_moe(ConfigReader& config, ModelOptions const& /*options*/) {
-  CommonFields const f = read_common_fields(config, {.rope_theta = 10000.0, .rms_norm_eps = 1e-6F});
+  CommonFields const f =
+      read_common_fields(config, {.rope_theta = 10000.0, .rms_norm_eps = 1e-6F, .window = WindowRule::switched_off});
   RouterSpec router = read_router_size(config);
   router.normalisation =
       config.flag_or("norm_topk_prob", false) ? RouterNormalisation::sum_to_one : RouterNormalisation::none;
-  std::size_t const dense_intermediate = config.count("intermediate_size");
-  std::size_t const intermediate = config.count("moe_intermediate_size");
+  std::size_t const dense_intermediate = config.count("intermediate_size", kMostColumns);
+  std::size_t const intermediate = config.count("moe_intermediate_size", kMostColumns);
   std::size_t const step = config.count_or("decoder_sparse_step", 1);
   auto const dense_layers = config.indices("mlp_only_layers");
   for (std::size_t l : dense_layers)

@@ -1,0 +1,332 @@
+// From a model directory to its ModelSpec: what every family yields, and how a wrong config or checkpoint is refused.
+#include "coordinator/model/model_spec.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/support/model_copy.h"
+#include "tests/unit/model/published_configs.h"
+
+namespace expertmesh {
+namespace {
+
+using nlohmann::json;
+using test::expect_words;
+using test::ModelCopy;
+using test::refusal;
+using test::ScratchDir;
+using test::write_file;
+
+ModelSpec spec_of(char const* golden_case, ModelOptions const& options = {}) {
+  return read_model_spec(ModelCopy::source(golden_case), options);
+}
+std::vector<LayerSpec> const& layers_of(ModelSpec const& spec) {
+  return spec.stacks.front().layers;
+}
+MoeFfnSpec const* moe_of(ModelSpec const& spec, std::size_t layer) {
+  return std::get_if<MoeFfnSpec>(&layers_of(spec).at(layer).ffn);
+}
+
+class GoldenModel : public testing::TestWithParam<char const*> {};
+
+TEST_P(GoldenModel, NamesExactlyTheTensorsOfItsCheckpoint) {
+  ModelSpec const spec = spec_of(GetParam());
+  open_checkpoint(ModelCopy::source(GetParam()))->verify(required_tensors(spec), optional_tensors(spec));
+  EXPECT_EQ(spec.stored_dtype, DType::bf16);
+  EXPECT_EQ(spec.hidden, 64U);
+  EXPECT_EQ(spec.vocab, 256U);
+  EXPECT_EQ(spec.max_position, 512U);
+}
+INSTANTIATE_TEST_SUITE_P(Models, GoldenModel,
+                         testing::Values("llama", "mixtral", "mixtral-window", "noisy_topk_moe", "qwen3_moe"));
+
+TEST(ModelSpec, Mixtral) {
+  ModelSpec const spec = spec_of("mixtral");
+  ASSERT_EQ(layers_of(spec).size(), 3U);
+  AttentionSpec const& a = layers_of(spec)[2].attention;
+  EXPECT_EQ(a.num_heads, 4U);
+  EXPECT_EQ(a.num_kv_heads, 2U);
+  EXPECT_EQ(a.head_dim, 16U);
+  EXPECT_EQ(a.softmax_scale, 0.25F);
+  EXPECT_EQ(a.window, std::nullopt);
+  EXPECT_EQ(a.rope.theta, 1e6);
+  EXPECT_EQ(a.k, "model.layers.2.self_attn.k_proj.weight");
+  EXPECT_FALSE(a.q_norm);
+  MoeFfnSpec const* moe = moe_of(spec, 1);
+  ASSERT_TRUE(moe);
+  EXPECT_EQ(moe->router.num_experts, 8U);
+  EXPECT_EQ(moe->router.experts_per_token, 2U);
+  EXPECT_EQ(moe->router.scoring, RouterScoring::softmax);
+  EXPECT_EQ(moe->router.normalisation, RouterNormalisation::sum_to_one);
+  EXPECT_EQ(moe->experts[7].down, "model.layers.1.block_sparse_moe.experts.7.w2.weight");
+  EXPECT_EQ(spec.lm_head, "lm_head.weight");
+  EXPECT_EQ(spec.eos_ids, std::vector<TokenId>{2});
+}
+
+TEST(ModelSpec, MixtralWindowInTheNewerSpelling) {
+  ModelSpec const spec = spec_of("mixtral-window");
+  for (auto const& layer : layers_of(spec)) {
+    EXPECT_EQ(layer.attention.window, 16U);
+    EXPECT_EQ(layer.attention.rope.theta, 1e6);
+  }
+}
+
+TEST(ModelSpec, Qwen3Moe) {
+  ModelSpec const spec = spec_of("qwen3_moe");
+  EXPECT_FALSE(moe_of(spec, 0));  // mlp_only_layers
+  EXPECT_EQ(std::get<DenseFfnSpec>(layers_of(spec)[0].ffn).intermediate, 48U);
+  ASSERT_TRUE(moe_of(spec, 1));
+  EXPECT_EQ(moe_of(spec, 1)->intermediate, 32U);
+  EXPECT_EQ(moe_of(spec, 1)->router.experts_per_token, 3U);
+  EXPECT_EQ(moe_of(spec, 1)->router.normalisation, RouterNormalisation::sum_to_one);
+  AttentionSpec const& a = layers_of(spec)[1].attention;
+  EXPECT_EQ(a.head_dim, 24U);
+  ASSERT_TRUE(a.q_norm);
+  EXPECT_EQ(a.q_norm->weight, "model.layers.1.self_attn.q_norm.weight");
+  EXPECT_EQ(a.q_norm->epsilon, 1e-6F);
+  EXPECT_TRUE(spec.eos_ids.empty());
+}
+
+TEST(ModelSpec, Qwen3MoeMixesEverySecondLayerAndMayLeaveWeightsAsTheyAre) {
+  ModelCopy const copy("qwen3_moe");
+  copy.edit_config([](json& c) {
+    c["mlp_only_layers"] = json::array();
+    c["decoder_sparse_step"] = 2;
+    c["norm_topk_prob"] = false;
+    c["sliding_window"] = 4096;  // left behind: use_sliding_window is off
+  });
+  ModelSpec const spec = read_model_spec(copy.path(), {});
+  EXPECT_FALSE(moe_of(spec, 0));
+  ASSERT_TRUE(moe_of(spec, 1));
+  EXPECT_FALSE(moe_of(spec, 2));
+  EXPECT_EQ(moe_of(spec, 1)->router.normalisation, RouterNormalisation::none);
+  EXPECT_EQ(layers_of(spec)[0].attention.window, std::nullopt);
+}
+
+TEST(ModelSpec, LlamaIsDenseAndTied) {
+  ModelSpec const spec = spec_of("llama");
+  EXPECT_FALSE(moe_of(spec, 0));
+  EXPECT_EQ(std::get<DenseFfnSpec>(layers_of(spec)[0].ffn).down, "model.layers.0.mlp.down_proj.weight");
+  EXPECT_EQ(spec.lm_head, std::nullopt);
+  EXPECT_TRUE(expert_model_spec(spec, kFloat32Weights, DType::f32).layers.empty());
+}
+
+TEST(ModelSpec, NoisyTopKHasNoiseOnlyWhereItIsAskedFor) {
+  ModelSpec const quiet = spec_of("noisy_topk_moe");
+  EXPECT_FALSE(moe_of(quiet, 0));  // a mixture in every second layer
+  ASSERT_TRUE(moe_of(quiet, 1));
+  EXPECT_FALSE(moe_of(quiet, 2));
+  ASSERT_TRUE(moe_of(quiet, 3));
+  EXPECT_EQ(moe_of(quiet, 3)->router.scoring, RouterScoring::none);
+  EXPECT_EQ(moe_of(quiet, 3)->router.normalisation, RouterNormalisation::softmax_of_chosen);
+  EXPECT_EQ(moe_of(quiet, 3)->router_noise_weight, "model.layers.3.block_sparse_moe.noise.weight");
+  EXPECT_FALSE(moe_of(quiet, 3)->router.noise);
+
+  ModelSpec const by_option = spec_of("noisy_topk_moe", {.router_noise_seed = 9});
+  ASSERT_TRUE(moe_of(by_option, 1)->router.noise);
+  EXPECT_EQ(moe_of(by_option, 1)->router.noise->seed, 9U);
+
+  ModelCopy const copy("noisy_topk_moe");
+  copy.edit_config([](json& c) { c["router_noise"] = true; });
+  ModelSpec const by_config = read_model_spec(copy.path(), {});
+  ASSERT_TRUE(moe_of(by_config, 1)->router.noise);
+  EXPECT_EQ(moe_of(by_config, 1)->router.noise->seed, 0U);
+  EXPECT_EQ(moe_of(read_model_spec(copy.path(), {.router_noise_seed = 5}), 1)->router.noise->seed, 5U);
+
+  expect_words(refusal([] { (void)spec_of("mixtral", {.router_noise_seed = 1}); }), {"mixtral", "--router-noise"});
+}
+
+TEST(ModelSpec, ExpertsForTheWorkers) {
+  ExpertModelSpec const experts = expert_model_spec(spec_of("noisy_topk_moe"), kBfloat16Weights, DType::bf16);
+  ASSERT_EQ(experts.layers.size(), 2U);
+  EXPECT_EQ(experts.layers[0].layer, 1U);
+  EXPECT_EQ(experts.layers[1].layer, 3U);
+  EXPECT_EQ(experts.layers[1].hidden, 64U);
+  EXPECT_EQ(experts.layers[1].intermediate, 48U);
+  EXPECT_EQ(experts.layers[1].experts.size(), 8U);
+  EXPECT_EQ(experts.layers[1].experts[5].gate, "model.layers.3.block_sparse_moe.experts.5.w1.weight");
+  EXPECT_EQ(experts.weights, kBfloat16Weights);
+  EXPECT_EQ(experts.wire, DType::bf16);
+}
+
+TEST(ModelSpec, GenerationConfigGivesDefaults) {
+  ModelCopy const copy("mixtral");
+  auto const read_with = [&](char const* generation) {
+    write_file(copy.path() / "generation_config.json", generation);
+    return read_model_spec(copy.path(), {});
+  };
+  ModelSpec const spec = read_with(R"({"eos_token_id":[5,2],"temperature":0.6,"top_p":0.95,"do_sample":true})");
+  EXPECT_EQ(spec.eos_ids, (std::vector<TokenId>{5, 2}));
+  EXPECT_EQ(spec.default_temperature, 0.6F);
+  EXPECT_EQ(spec.default_top_p, 0.95F);
+  ModelSpec const bare = read_with("{}");
+  EXPECT_EQ(bare.eos_ids, std::vector<TokenId>{2});
+  EXPECT_EQ(bare.default_temperature, std::nullopt);
+  for (auto const& [generation, field] :
+       {std::pair(R"({"temperature":-1})", "temperature"), std::pair(R"({"top_p":0})", "top_p"),
+        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"eos_token_id":256})", "eos_token_id"),
+        std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"), std::pair("[]", "not a JSON object")})
+    expect_words(refusal([&, text = generation] { (void)read_with(text); }), {"generation_config.json", field});
+}
+
+TEST(ModelSpec, PublishedConfigsAreAccepted) {
+  for (auto const& published : test::kPublishedConfigs) {
+    ScratchDir const dir;
+    write_file(dir.path() / "config.json", published.json);
+    EXPECT_NO_THROW({ EXPECT_FALSE(required_tensors(read_model_spec(dir.path(), {})).empty()); }) << published.name;
+  }
+}
+
+// ---- refused configs
+struct ConfigCase {
+  char const* name;
+  char const* model;
+  json fields;                     // merged into config.json
+  std::vector<std::string> words;  // of the message, beside "config.json"
+};
+void PrintTo(ConfigCase const& c, std::ostream* out) {
+  *out << c.name;
+}
+class BadConfig : public testing::TestWithParam<ConfigCase> {};
+
+TEST_P(BadConfig, IsRefusedByField) {
+  ModelCopy const copy(GetParam().model);
+  copy.edit_config([](json& config) { config.update(GetParam().fields); });
+  std::string const message = refusal([&] { (void)read_model_spec(copy.path(), {}); });
+  expect_words(message, {"config.json"});
+  expect_words(message, GetParam().words);
+}
+json const kYarn = {{"rope_type", "yarn"}, {"factor", 4.0}};
+INSTANTIATE_TEST_SUITE_P(
+    ModelSpec, BadConfig,
+    testing::Values(
+        ConfigCase{"family", "mixtral", {{"model_type", "perceptron"}}, {"'model_type'", "'perceptron'", "qwen3_moe"}},
+        ConfigCase{"no_family", "mixtral", {{"model_type", nullptr}}, {"'model_type'", "missing"}},
+        ConfigCase{"number_family", "mixtral", {{"model_type", 7}}, {"'model_type'", "a string", "7"}},
+        ConfigCase{"control", "mixtral", {{"model_type", "a\nb"}}, {"'model_type'", "a?b"}},
+        ConfigCase{"scoring", "mixtral", {{"scoring_func", "dice"}}, {"'scoring_func'", "dice"}},
+        ConfigCase{"scoring_qwen", "qwen3_moe", {{"scoring_func", "sigmoid"}}, {"'scoring_func'", "sigmoid"}},
+        ConfigCase{"scoring_dense", "llama", {{"scoring_func", "softmax"}}, {"'scoring_func'"}},
+        ConfigCase{"text_size", "mixtral", {{"hidden_size", "x"}}, {"'hidden_size'", "whole number", "\"x\""}},
+        ConfigCase{"negative", "mixtral", {{"num_hidden_layers", -3}}, {"'num_hidden_layers'", "-3"}},
+        ConfigCase{"fraction", "mixtral", {{"vocab_size", 1.5}}, {"'vocab_size'", "1.5"}},
+        ConfigCase{"zero", "mixtral", {{"num_attention_heads", 0}}, {"'num_attention_heads'", "0"}},
+        ConfigCase{"missing", "mixtral", {{"intermediate_size", nullptr}}, {"'intermediate_size'", "missing"}},
+        ConfigCase{"layers", "mixtral", {{"num_hidden_layers", 2000000000}}, {"'num_hidden_layers'", "1024"}},
+        ConfigCase{"wide", "mixtral", {{"hidden_size", 1ULL << 40}}, {"'hidden_size'", "1099511627776"}},
+        ConfigCase{"heads", "mixtral", {{"num_attention_heads", 6}}, {"'hidden_size'", "64", "6"}},
+        ConfigCase{"kv_heads", "mixtral", {{"num_key_value_heads", 3}}, {"'num_key_value_heads'", "3", "4"}},
+        ConfigCase{"odd_head", "qwen3_moe", {{"head_dim", 15}}, {"'head_dim'", "15"}},
+        ConfigCase{"many_heads", "qwen3_moe", {{"head_dim", 1000000}}, {"'head_dim'", "1000000"}},
+        ConfigCase{"k_over_e", "mixtral", {{"num_experts_per_tok", 9}}, {"'num_experts_per_tok'", "9", "8"}},
+        ConfigCase{"experts", "mixtral", {{"num_local_experts", 5000}}, {"'num_local_experts'", "5000"}},
+        ConfigCase{"two_counts", "mixtral", {{"num_experts", 4}}, {"'num_experts'", "num_local_experts"}},
+        ConfigCase{"act", "mixtral", {{"hidden_act", "gelu"}}, {"'hidden_act'", "gelu"}},
+        ConfigCase{"bias", "llama", {{"attention_bias", true}}, {"'attention_bias'", "true"}},
+        ConfigCase{"mlp_bias", "llama", {{"mlp_bias", true}}, {"'mlp_bias'"}},
+        ConfigCase{"quantised", "llama", {{"quantization_config", {{"bits", 4}}}}, {"'quantization_config'"}},
+        ConfigCase{"rope_scaling", "llama", {{"rope_scaling", kYarn}}, {"rope_scaling", "'rope_type'", "yarn"}},
+        ConfigCase{"rope_old", "llama", {{"rope_scaling", {{"type", "linear"}}}}, {"rope_scaling", "'type'", "linear"}},
+        ConfigCase{"rope_new", "llama", {{"rope_parameters", kYarn}}, {"rope_parameters", "'rope_type'", "yarn"}},
+        ConfigCase{"rope_extra", "llama", {{"rope_parameters", {{"factor", 2}}}}, {"rope_parameters", "'factor'"}},
+        ConfigCase{"rope_twice", "llama", {{"rope_parameters", {{"rope_theta", 5}}}}, {"'rope_parameters'", "differs"}},
+        ConfigCase{"rope_text", "llama", {{"rope_scaling", "yarn"}}, {"'rope_scaling'", "an object"}},
+        ConfigCase{"theta", "llama", {{"rope_theta", 0}}, {"'rope_theta'", "positive"}},
+        ConfigCase{"theta_text", "llama", {{"rope_theta", "big"}}, {"'rope_theta'", "a number"}},
+        ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.5}}, {"'partial_rotary_factor'"}},
+        ConfigCase{"epsilon", "llama", {{"rms_norm_eps", -1e-5}}, {"'rms_norm_eps'"}},
+        ConfigCase{"window", "llama", {{"sliding_window", 16}}, {"'sliding_window'", "16"}},
+        ConfigCase{"window_switch",
+                   "qwen3_moe",
+                   {{"use_sliding_window", true}, {"sliding_window", 16}},
+                   {"'use_sliding_window'"}},
+        ConfigCase{"window_off",
+                   "mixtral-window",
+                   {{"use_sliding_window", false}},
+                   {"'use_sliding_window'", "sliding_window"}},
+        ConfigCase{"layer_types", "llama", {{"layer_types", {"a", "b", "c"}}}, {"'layer_types'", "'a'"}},
+        ConfigCase{"layer_count", "llama", {{"layer_types", {"full_attention"}}}, {"'layer_types'", "1", "3"}},
+        ConfigCase{"dtype", "llama", {{"torch_dtype", "int4"}}, {"'torch_dtype'", "int4"}},
+        ConfigCase{"two_dtypes", "llama", {{"dtype", "float32"}}, {"'dtype'", "torch_dtype"}},
+        ConfigCase{"tied", "llama", {{"tie_word_embeddings", "yes"}}, {"'tie_word_embeddings'", "true or false"}},
+        ConfigCase{"eos", "llama", {{"eos_token_id", 256}}, {"'eos_token_id'", "256"}},
+        ConfigCase{"eos_list", "llama", {{"eos_token_id", {2, "x"}}}, {"'eos_token_id'", "\"x\""}},
+        ConfigCase{"dense_layer", "qwen3_moe", {{"mlp_only_layers", {3}}}, {"'mlp_only_layers'", "3"}},
+        ConfigCase{"interval", "noisy_topk_moe", {{"moe_layer_interval", 5}}, {"'moe_layer_interval'", "4"}},
+        ConfigCase{"unknown", "mixtral", {{"shared_expert_size", 64}}, {"'shared_expert_size'", "unknown", "64"}},
+        ConfigCase{"encoder", "llama", {{"is_encoder_decoder", true}}, {"'is_encoder_decoder'"}}),
+    [](auto const& test_case) { return std::string(test_case.param.name); });
+
+TEST(ModelSpec, UnknownFieldsThatSayOffAreAccepted) {
+  ModelCopy const copy("mixtral");
+  copy.edit_config([](json& c) {
+    c.update({{"a", nullptr}, {"b", false}, {"c", 0}, {"d", ""}, {"e", json::array()}, {"f", json::object()}});
+  });
+  EXPECT_NO_THROW((void)read_model_spec(copy.path(), {}));
+}
+
+TEST(ModelSpec, DirectoriesWithoutASoundConfigAreRefused) {
+  ScratchDir const dir;
+  auto const message = [&](std::filesystem::path const& path) {
+    return refusal([&] { (void)read_model_spec(path, {}); });
+  };
+  expect_words(message(dir.path() / "nowhere"), {"nowhere", "no such directory"});
+  expect_words(message(dir.path()), {"config.json", "no such file"});
+  for (auto const& [text, why] : {std::pair("", "not valid JSON"), std::pair("{\"model_type\": ", "not valid JSON"),
+                                  std::pair("[1]", "not a JSON object"), std::pair("{\"a\":1,\"a\":2}", "'a'")}) {
+    write_file(dir.path() / "config.json", text);
+    expect_words(message(dir.path()), {"config.json", why});
+  }
+  write_file(dir.path() / "config.json", "{\"model_type\":" + std::string(1000000, '['));
+  expect_words(message(dir.path()), {"config.json", "nests"});
+}
+
+// ---- checkpoints that do not fit their config
+TEST(ModelSpec, CheckpointsThatDoNotFitAreRefusedByFileAndTensor) {
+  std::string const w2 = "model.layers.1.block_sparse_moe.experts.3.w2.weight";
+  struct {
+    std::function<void(json&, std::string&)> edit;
+    std::vector<std::string> words;
+  } const cases[] = {
+      {[&](json& h, std::string&) { std::swap(h[w2]["shape"][0], h[w2]["shape"][1]); }, {w2, "[48,64]", "[64,48]"}},
+      {[&](json& h, std::string&) {
+         h["renamed"] = h[w2];
+         h.erase(w2);
+       },
+       {w2, "missing"}},
+      {[&](json& h, std::string& data) {
+         h["mystery"] = {{"dtype", "F32"}, {"shape", {1}}, {"data_offsets", {data.size(), data.size() + 4}}};
+         data += "abcd";
+       },
+       {"'mystery'", "unexpected"}},
+      {[&](json& h, std::string&) { h[w2]["dtype"] = "I16"; }, {w2, "I16"}},
+  };
+  for (auto const& c : cases) {
+    ModelCopy const copy("mixtral");
+    copy.edit_tensors("model.safetensors", c.edit);
+    ModelSpec const spec = read_model_spec(copy.path(), {});
+    auto const message =
+        refusal([&] { open_checkpoint(copy.path())->verify(required_tensors(spec), optional_tensors(spec)); });
+    expect_words(message, {"model.safetensors"});
+    expect_words(message, c.words);
+  }
+}
+
+TEST(ModelSpec, ATiedHeadsCopyAndRotaryBuffersMayBeThere) {
+  ModelCopy const copy("llama");
+  copy.edit_tensors("model.safetensors", [](json& header, std::string& data) {
+    auto const add = [&](char const* name, char const* dtype, std::vector<std::size_t> const& shape,
+                         std::size_t bytes) {
+      header[name] = {{"dtype", dtype}, {"shape", shape}, {"data_offsets", {data.size(), data.size() + bytes}}};
+      data += std::string(bytes, '\0');
+    };
+    add("lm_head.weight", "BF16", {256, 64}, std::size_t{2} * 256 * 64);
+    add("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {8}, 32);
+  });
+  ModelSpec const spec = read_model_spec(copy.path(), {});
+  EXPECT_NO_THROW(open_checkpoint(copy.path())->verify(required_tensors(spec), optional_tensors(spec)));
+}
+
+}  // namespace
+}  // namespace expertmesh

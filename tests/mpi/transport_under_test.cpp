@@ -2,10 +2,20 @@
 
 #include <signal.h>
 
+#include <chrono>
+#include <thread>
+
 namespace expertmesh {
+
+void wait_until_gone(pid_t pid) {
+  auto const deadline = std::chrono::steady_clock::now() + kDeadline;
+  while (::kill(pid, 0) == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  EXPECT_NE(::kill(pid, 0), 0) << "process " << pid << " is still there";
+}
 
 MpiUnderTest::~MpiUnderTest() {
   for (auto const& [peer, pid] : pids_) ::kill(pid, SIGKILL);
+  for (auto const& [peer, pid] : pids_) wait_until_gone(pid);
 }
 
 PeerId MpiUnderTest::add_peer() {

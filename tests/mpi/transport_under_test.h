@@ -124,10 +124,13 @@ class InProcessUnderTest final : public TransportUnderTest {
   std::uint32_t num_peers_ = 0;
 };
 
+void wait_until_gone(pid_t pid);
+
 inline std::filesystem::path echo_peer_program() {
   return executable_dir() / "mpi_echo_peer";
 }
 
+// Its processes end with it: a death that Open MPI's daemon meets in the middle of a spawn may cost it that spawn.
 class MpiUnderTest final : public TransportUnderTest {
  public:
   ~MpiUnderTest() override;

@@ -31,13 +31,18 @@ Bpe::Bpe(Json const& model) {
   byte_fallback_ = json_field_or(model, "byte_fallback", false, where);
   fuse_unknown_ = json_field_or(model, "fuse_unk", false, where);
   ignore_merges_ = json_field_or(model, "ignore_merges", false, where);
-  ids_ = json_field<std::unordered_map<std::string, TokenId>>(model, "vocab", where);
-  for (auto const& [token, id] : ids_)
-    if (id < 0) tokenizer_error(where, "token '" + token + "' has a negative id");
+  auto const& vocabulary = json_part(model, "vocab", where);
+  if (!vocabulary.is_object()) tokenizer_error(where, "field 'vocab' has the wrong type");
+  ids_.reserve(vocabulary.size());
+  for (auto const& [token, id] : vocabulary.items()) {
+    auto const value = json_value<TokenId>(id, "vocab/" + token, where);
+    if (value < 0) tokenizer_error(where, "token '" + token + "' has a negative id");
+    ids_.emplace(token, value);
+  }
   if (auto const unknown = json_field_or<std::string>(model, "unk_token", "", where); !unknown.empty())
     unknown_ = id_of(unknown);
 
-  auto const merges = json_field<Json>(model, "merges", where);
+  auto const& merges = json_part(model, "merges", where);
   if (!merges.is_array()) tokenizer_error(where, "field 'merges' is not a list");
   merges_.reserve(merges.size());
   std::uint32_t rank = 0;

@@ -146,6 +146,7 @@ bool ChatTemplates::has_template() const {
 }
 
 Result<std::string> ChatTemplates::render(std::string const& request) {
+  if (!has_template()) return template_error("this model has none");  // and no child to wait for
   Json message = Json::parse(request);
   bool const tools = message.contains("tools") && !message["tools"].is_null() && !impl_->templates.with_tools.empty();
   if (!message.contains("template"))

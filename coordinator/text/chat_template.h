@@ -34,7 +34,7 @@ class ChatTemplates {
   // request: a JSON object with messages and, where wanted, tools, documents, add_generation_prompt,
   // continue_final_message, kwargs, now, template (instead of the model's). The text is to be encoded without special
   // tokens: the template writes its own. 400 with the template's own message if it fails. Thread-safe; waits for a free
-  // child.
+  // child. A model without a template renders nothing, also not a request's own template.
   [[nodiscard]] Result<std::string> render(std::string const& request);
 
   [[nodiscard]] std::vector<int> child_pids() const;  // of the children that are not rendering just now

@@ -81,7 +81,7 @@ void Normalizer::add(Json const& spec) {
   std::string const where = "normalizer";
   auto const type = json_field<std::string>(spec, "type", where);
   if (type == "Sequence") {
-    for (auto const& step : json_field<Json>(spec, "normalizers", where)) add(step);
+    for (auto const& step : json_part(spec, "normalizers", where)) add(step);
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
     steps_.emplace_back([options = form_options(type)](std::string text) { return unicode_form(text, options); });
   } else if (type == "Lowercase") {
@@ -95,7 +95,7 @@ void Normalizer::add(Json const& spec) {
       return text.empty() ? text : prefix + text;
     });
   } else if (type == "Replace") {
-    auto const pattern = json_field<Json>(spec, "pattern", where);
+    auto const& pattern = json_part(spec, "pattern", where);
     auto const content = json_field<std::string>(spec, "content", where);
     if (pattern.contains("String")) {
       steps_.emplace_back([what = json_field<std::string>(pattern, "String", where), content](std::string text) {

@@ -99,9 +99,9 @@ void PreTokenizer::add(Json const& spec) {
     });
   };
   if (type == "Sequence") {
-    for (auto const& step : json_field<Json>(spec, "pretokenizers", where)) add(step);
+    for (auto const& step : json_part(spec, "pretokenizers", where)) add(step);
   } else if (type == "Split") {
-    auto const pattern = json_field<Json>(spec, "pattern", where);
+    auto const& pattern = json_part(spec, "pattern", where);
     SplitBehavior const behavior = behavior_of(json_field<std::string>(spec, "behavior", where));
     bool const invert = json_field_or(spec, "invert", false, where);
     if (pattern.contains("Regex")) {
@@ -130,6 +130,8 @@ void PreTokenizer::add(Json const& spec) {
     auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", where);
     if (scheme != "always" && scheme != "first" && scheme != "never")
       tokenizer_error(where, "prepend_scheme '" + scheme + "' is not supported");
+    if (!json_field_or(spec, "add_prefix_space", scheme != "never", where) && scheme != "never")  // the older spelling
+      tokenizer_error(where, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
     bool const cut = json_field_or(spec, "split", true, where);
     steps_.emplace_back([mark, scheme, cut](std::string piece, bool at_start, Pieces& out) {
       std::string text = replaced(piece, " ", mark);

@@ -14,6 +14,12 @@ namespace {
 constexpr char const* kSpaces =
     R"(\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 
+std::string error_text(int code) {
+  std::array<unsigned char, 200> message{};
+  pcre2_get_error_message(code, message.data(), message.size());
+  return reinterpret_cast<char const*>(message.data());
+}
+
 // \s and \S spelt out; everything else means the same in both engines.
 std::string translated(std::string const& pattern) {
   std::string out;
@@ -66,9 +72,7 @@ RegexPattern::RegexPattern(std::string const& pattern) {
   code->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr);
   if (!code->code) {
-    std::array<unsigned char, 200> message{};
-    pcre2_get_error_message(error, message.data(), message.size());
-    throw ModelError("tokenizer.json: pattern '" + pattern + "': " + reinterpret_cast<char const*>(message.data()));
+    throw ModelError("tokenizer.json: pattern '" + pattern + "': " + error_text(error));
   }
   pcre2_jit_compile(code->code, PCRE2_JIT_COMPLETE);  // without a JIT the interpreter serves
   code_ = std::move(code);
@@ -85,7 +89,8 @@ std::vector<std::pair<std::size_t, std::size_t>> RegexPattern::matches(std::stri
     if (result == PCRE2_ERROR_JIT_STACKLIMIT)  // a very long match: the interpreter keeps its state on the heap
       result =
           pcre2_match(code_->code, subject, text.size(), at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data.get(), nullptr);
-    if (result < 0) break;  // no further match
+    if (result == PCRE2_ERROR_NOMATCH) break;
+    if (result < 0) throw OutsideError("pcre2_match", result, error_text(result), {});
     PCRE2_SIZE const* bounds = pcre2_get_ovector_pointer(data.get());
     if (bounds[1] > bounds[0]) found.emplace_back(bounds[0], bounds[1]);
     at = bounds[1];

@@ -12,13 +12,15 @@ TokenDecoder::TokenDecoder(Json const& spec) {
     joins_with_spaces_ = true;
   else
     add(spec);
+  if (byte_level_ && (byte_fallback_ || !replacements_.empty() || strip_start_ > 0))
+    tokenizer_error("decoder", "ByteLevel together with other steps is not supported");
 }
 
 void TokenDecoder::add(Json const& spec) {
   std::string const where = "decoder";
   auto const type = json_field<std::string>(spec, "type", where);
   if (type == "Sequence") {
-    for (auto const& step : json_field<Json>(spec, "decoders", where)) add(step);
+    for (auto const& step : json_part(spec, "decoders", where)) add(step);
   } else if (type == "ByteLevel") {
     byte_level_ = true;
   } else if (type == "ByteFallback") {
@@ -26,7 +28,7 @@ void TokenDecoder::add(Json const& spec) {
   } else if (type == "Fuse") {
     fused_ = true;
   } else if (type == "Replace") {
-    auto const pattern = json_field<Json>(spec, "pattern", where);
+    auto const& pattern = json_part(spec, "pattern", where);
     if (!pattern.contains("String") || byte_fallback_ || fused_)
       tokenizer_error(where, "only a literal Replace before the other steps is supported");
     replacements_.emplace_back(json_field<std::string>(pattern, "String", where),
@@ -35,6 +37,7 @@ void TokenDecoder::add(Json const& spec) {
     if (!fused_ || json_field_or<std::size_t>(spec, "stop", 0, where) != 0)
       tokenizer_error(where, "only a Strip of the start after Fuse is supported");
     strip_content_ = json_field<std::string>(spec, "content", where);
+    if (strip_content_.empty()) tokenizer_error(where, "Strip of an empty string");
     strip_start_ = json_field_or<std::size_t>(spec, "start", 0, where);
   } else if (type == "Metaspace") {
     replacements_.emplace_back(json_field<std::string>(spec, "replacement", where), " ");

@@ -20,18 +20,18 @@ struct Surrounding {
 
 void read_template(Json const& spec, Surrounding& out) {
   std::string const where = "post_processor";
-  auto const tokens = json_field<Json>(spec, "special_tokens", where);
+  auto const& tokens = json_part(spec, "special_tokens", where);
   bool seen_text = false;
-  for (auto const& item : json_field<Json>(spec, "single", where)) {
+  for (auto const& item : json_part(spec, "single", where)) {
     if (item.is_object() && item.contains("Sequence")) {
       if (seen_text) tokenizer_error(where, "the text stands twice in the template");
       seen_text = true;
       continue;
     }
-    auto const name = json_field<std::string>(json_field<Json>(item, "SpecialToken", where), "id", where);
-    auto const ids = json_field<std::vector<TokenId>>(json_field<Json>(tokens, name.c_str(), where), "ids", where);
+    auto const name = json_field<std::string>(json_part(item, "SpecialToken", where), "id", where);
     auto& side = seen_text ? out.after : out.before;
-    side.insert(side.end(), ids.begin(), ids.end());
+    for (auto const& id : json_part(json_part(tokens, name.c_str(), where), "ids", where))
+      side.push_back(json_value<TokenId>(id, "ids", where));
   }
   if (!seen_text) tokenizer_error(where, "the template leaves out the text");
 }
@@ -41,7 +41,7 @@ void read_post_processor(Json const& spec, Surrounding& out) {
   std::string const where = "post_processor";
   auto const type = json_field<std::string>(spec, "type", where);
   if (type == "Sequence") {
-    for (auto const& step : json_field<Json>(spec, "processors", where)) read_post_processor(step, out);
+    for (auto const& step : json_part(spec, "processors", where)) read_post_processor(step, out);
   } else if (type == "TemplateProcessing") {
     read_template(spec, out);
   } else if (type != "ByteLevel") {  // ByteLevel moves offsets only
@@ -49,8 +49,23 @@ void read_post_processor(Json const& spec, Surrounding& out) {
   }
 }
 
-Json part(Json const& file, char const* field) {
-  return file.contains(field) ? file[field] : Json();
+Json const& part(Json const& file, char const* field) {
+  static Json const none;
+  return file.contains(field) ? file[field] : none;
+}
+
+// No tokenizer nests its parts deeper; what reads them may recurse.
+constexpr int kMaxDepth = 32;
+
+Json parse(std::filesystem::path const& path) {
+  std::ifstream in(path);
+  auto const check_depth = [](int depth, Json::parse_event_t, Json&) {
+    if (depth > kMaxDepth) tokenizer_error("top level", "nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    return true;
+  };
+  Json file = Json::parse(in, check_depth, false);
+  if (!file.is_object()) throw ModelError("tokenizer.json: not a JSON object");
+  return file;
 }
 
 }  // namespace
@@ -59,7 +74,7 @@ struct Tokenizer::Impl {
   explicit Impl(Json const& file)
       : normalizer(part(file, "normalizer")),
         pre_tokenizer(part(file, "pre_tokenizer")),
-        model(json_field<Json>(file, "model", "top level")),
+        model(json_part(file, "model", "top level")),
         added(part(file, "added_tokens"), normalizer),
         decoder(part(file, "decoder")) {
     read_post_processor(part(file, "post_processor"), surrounding);
@@ -71,6 +86,10 @@ struct Tokenizer::Impl {
     strings.resize(static_cast<std::size_t>(largest + 1));
     for (auto const& [token, id] : model.vocabulary()) strings[id] = &token;
     for (auto const& token : added.all()) strings[token.id] = &token.content;
+    for (auto const* side : {&surrounding.before, &surrounding.after})
+      for (TokenId id : *side)
+        if (id < 0 || id > largest || !strings[id])
+          tokenizer_error("post_processor", "token id " + std::to_string(id) + " is not in the vocabulary");
   }
 
   Normalizer normalizer;
@@ -85,10 +104,7 @@ struct Tokenizer::Impl {
 std::unique_ptr<Tokenizer> Tokenizer::load(std::filesystem::path const& model_dir) {
   auto const path = model_dir / "tokenizer.json";
   if (!std::filesystem::exists(path)) return nullptr;
-  std::ifstream in(path);
-  Json const file = Json::parse(in, nullptr, false);
-  if (!file.is_object()) throw ModelError("tokenizer.json: not a JSON object");
-  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(file)));
+  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(parse(path))));
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl const> impl) : impl_(std::move(impl)) {}

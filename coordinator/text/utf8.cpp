@@ -66,7 +66,11 @@ std::string encode_utf8(char32_t c) {
 }
 
 bool is_word_character(char32_t c) {
-  if (c == U'_') return true;
+  if (c == 0x200C || c == 0x200D) return true;  // joiners
+  // Other_Alphabetic among the symbols: letters in circles and squares.
+  if ((c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
+      (c >= 0x1F170 && c <= 0x1F189))
+    return true;
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
@@ -77,6 +81,7 @@ bool is_word_character(char32_t c) {
     case UTF8PROC_CATEGORY_MC:
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC:
       return true;
     default:

@@ -22,7 +22,7 @@ std::string repaired_utf8(std::string_view text);
 std::size_t character_length(std::string_view text);  // bytes of the first character
 char32_t code_point(std::string_view character);
 std::string encode_utf8(char32_t code_point);
-bool is_word_character(char32_t c);  // letter, digit or underscore
+bool is_word_character(char32_t c);  // \w of Unicode Technical Standard 18, annex C
 bool is_space(char32_t c);           // Unicode White_Space
 // Bounds of the character that ends right before `end`.
 std::size_t previous_character(std::string_view text, std::size_t end);

@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <thread>
+#include <vector>
 
 namespace expertmesh {
 namespace {
@@ -78,6 +81,47 @@ TEST(ChatTemplates, EndlessTemplateIsCutAndTheNextRenders) {
   auto const result = templates.render(good.dump());
   ASSERT_TRUE(result.ok()) << result.error().message;
   EXPECT_EQ(result.value(), "<s>hi</s>");
+}
+
+TEST(ChatTemplates, AModelWithoutATemplateRefuses) {
+  ChatTemplates templates(fs::path(EM_GOLDENS_DIR) / "text/stop_strings", options(std::chrono::seconds(20)));
+  EXPECT_FALSE(templates.has_template());
+  auto const result = templates.render(R"({"template": "x", "messages": []})");
+  ASSERT_FALSE(result.ok());
+  EXPECT_EQ(result.error().status, 400);
+}
+
+// More callers than children: each waits for its turn and gets its own answer.
+TEST(ChatTemplates, RendersForSeveralThreadsAtOnce) {
+  TemplateDir const model("{{ messages[0].content }}");
+  auto two_children = options(std::chrono::seconds(20));
+  two_children.processes = 2;
+  ChatTemplates templates(model.path, two_children);
+  std::array<std::string, 6> answers;
+  std::vector<std::thread> callers;
+  for (std::size_t i = 0; i < answers.size(); ++i)
+    callers.emplace_back([&, i] {
+      for (int round = 0; round < 10; ++round) {
+        Json const request = {{"messages", {{{"role", "user"}, {"content", std::to_string(i)}}}}};
+        auto const result = templates.render(request.dump());
+        answers[i] += result.ok() ? result.value() : result.error().message;
+      }
+    });
+  for (auto& caller : callers) caller.join();
+  for (std::size_t i = 0; i < answers.size(); ++i) EXPECT_EQ(answers[i], std::string(10, static_cast<char>('0' + i)));
+}
+
+TEST(ChatTemplates, PicksTheTemplateForToolsFromAList) {
+  TemplateDir const model("unused");
+  fs::remove(model.path / "chat_template.jinja");
+  std::ofstream(model.path / "tokenizer_config.json") << R"({"chat_template": [
+      {"name": "tool_use", "template": "tools {{ messages[0].content }}"},
+      {"name": "default", "template": "plain {{ messages[0].content }}"}]})";
+  ChatTemplates templates(model.path, options(std::chrono::seconds(20)));
+  Json request = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+  EXPECT_EQ(templates.render(request.dump()).value(), "plain hi");
+  request["tools"] = {{{"type", "function"}}};
+  EXPECT_EQ(templates.render(request.dump()).value(), "tools hi");
 }
 
 TEST(ChatTemplates, KilledChildIsReplaced) {

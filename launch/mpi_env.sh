@@ -38,6 +38,13 @@ em_mpi_default OMPI_MCA_orte_enable_recovery 1
 em_mpi_default OMPI_MCA_orte_abort_on_non_zero_status 0
 
 # ---- Open MPI's daemon
+# After a death the daemon loses about every twentieth spawn with epoll: PMIx closes the dead worker's socket while it is
+# still registered, so the next connection with that number is never watched (openpmix pull request 4279). libevent
+# with poll watches it.
+em_mpi_default EVENT_NOEPOLL 1
+# Job data by message instead of shared memory: a worker killed inside MPI_Init may hold the lock of the shared one for
+# ever (openpmix issue 1233), and the segments need space in the temporary folder.
+em_mpi_default PMIX_MCA_gds hash
 # Its messages use the loopback interface. (It still listens on every interface, as Open MPI 4.1 always does.)
 em_mpi_default OMPI_MCA_oob_tcp_if_include lo
 # Its files: a folder named after this process (which becomes the coordinator), since a killed coordinator leaves some

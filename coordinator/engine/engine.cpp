@@ -1,6 +1,7 @@
 #include "coordinator/engine/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/log.h"
@@ -32,7 +33,8 @@ Engine::Engine(EngineOptions options, Scheduler& scheduler, StepRunner& runner, 
       runner_(runner),
       experts_(experts),
       metrics_(metrics),
-      after_step_(std::move(after_step)) {}
+      after_step_(std::move(after_step)),
+      prefill_budget_(std::chrono::duration<double>(options_.step_budget).count()) {}
 
 Engine::~Engine() {
   drain(Clock::now());
@@ -42,7 +44,7 @@ void Engine::start() {
   thread_ = std::thread([this] { run(); });
 }
 
-Result<SequenceId> Engine::submit(GenerateRequest request, EventSink sink) {
+std::optional<ApiError> Engine::check(GenerateRequest const& request) const {
   std::size_t const prompt_length = request.prompt.size();
   std::size_t const max_length = prompt_length + request.max_tokens;
   EM_CHECK(prompt_length > 0, "an empty prompt must be refused before");
@@ -54,35 +56,62 @@ Result<SequenceId> Engine::submit(GenerateRequest request, EventSink sink) {
   if (!scheduler_.fits_ever(max_length))
     return bad_request("the KV cache has no room for " + std::to_string(max_length) + " tokens (prompt and max_tokens)",
                        "max_tokens", "context_length_exceeded");
+  return std::nullopt;
+}
+
+std::unique_ptr<RequestState> Engine::make_state(Submission submission) const {
   auto state = std::make_unique<RequestState>();
-  state->sequence.tokens.reserve(max_length);
-  state->sequence.tokens = std::move(request.prompt);
-  state->sequence.prompt_length = prompt_length;
-  state->sequence.max_length = max_length;
-  state->sequence.prompt_logits = request.prompt_logprobs.has_value();
-  if (request.prompt_logprobs) state->prompt_logprobs.resize(prompt_length);
+  GenerateRequest& request = submission.request;
+  Sequence& sequence = state->sequence;
+  sequence.prompt_length = request.prompt.size();
+  sequence.max_length = sequence.prompt_length + request.max_tokens;
+  sequence.tokens = std::move(request.prompt);
+  sequence.tokens.reserve(sequence.max_length);
+  sequence.prompt_logits = request.prompt_logprobs.has_value();
+  if (request.prompt_logprobs) state->prompt_logprobs.resize(sequence.prompt_length);
   state->request = std::move(request);
-  state->sink = std::move(sink);
+  state->sink = std::move(submission.sink);
   state->submitted = Clock::now();
+  auto const after = [&](std::chrono::milliseconds timeout) {
+    return timeout.count() == 0 ? Clock::time_point::max() : state->submitted + timeout;
+  };
+  state->deadline = after(options_.request_timeout);
+  state->start_deadline = after(options_.queue_timeout);
+  return state;
+}
+
+Result<std::vector<SequenceId>> Engine::submit(std::vector<Submission> submissions) {
+  if (submissions.size() > options_.max_queued_requests)
+    return bad_request("asks for " + std::to_string(submissions.size()) + " answers at once, but the queue holds " +
+                           std::to_string(options_.max_queued_requests),
+                       "n", "too_many_answers");
+  std::vector<std::unique_ptr<RequestState>> states;
+  for (auto& submission : submissions) {
+    if (auto error = check(submission.request)) return std::move(*error);
+    states.push_back(make_state(std::move(submission)));
+  }
 
   std::lock_guard lock(mutex_);
   if (draining_) return unavailable("the server is shutting down");
   if (!missing_.empty()) return unavailable(missing_);
-  if (ledger_.queued >= options_.max_queued_requests)
+  if (ledger_.queued + states.size() > options_.max_queued_requests)
     return ApiError{.status = 429,
-                    .message = "the queue is full (" + std::to_string(options_.max_queued_requests) + " requests wait)",
+                    .message = "the queue is full (" + std::to_string(ledger_.queued) + " of " +
+                               std::to_string(options_.max_queued_requests) + " places are taken)",
                     .type = "rate_limit_error",
                     .param = {},
                     .code = "queue_full",
                     .retry_after_s = 1};
-  SequenceId const id(++last_id_);
-  state->sequence.id = id;
-  inbox_.submitted.push_back(std::move(state));
-  ++ledger_.accepted;
-  ++ledger_.queued;
+  std::vector<SequenceId> ids;
+  for (auto& state : states) {
+    state->sequence.id = ids.emplace_back(++last_id_);
+    inbox_.submitted.push_back(std::move(state));
+  }
+  ledger_.accepted += ids.size();
+  ledger_.queued += ids.size();
   metrics_.set_ledger(ledger_);
   inbox_filled_.notify_one();
-  return id;
+  return ids;
 }
 
 void Engine::abort(SequenceId id, AbortReason reason) {
@@ -171,8 +200,36 @@ void Engine::fail_all(std::string const& reason) {
   while (!requests_.empty()) end(*requests_.begin()->second, &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
 }
 
+// A request that ran out of time: one that never started may be tried again, a cut answer is an error of this server.
+void Engine::end_late_requests() {
+  auto const now = Clock::now();
+  std::vector<RequestState*> late;
+  for (auto const& [id, request] : requests_)
+    if (now > request->deadline || (!request->started && now > request->start_deadline)) late.push_back(request.get());
+  for (RequestState* request : late) {
+    spdlog::warn("request {}: out of time {}", request->request.request_id,
+                 request->started ? "while it ran" : "in the queue");
+    if (!request->started) {
+      end(*request, &Metrics::Ledger::failed,
+          ErrorEvent{unavailable("the request waited longer than this server lets one wait")});
+      continue;
+    }
+    end(*request, &Metrics::Ledger::failed,
+        ErrorEvent{{.status = 504,
+                    .message = "the request took longer than this server's limit of " +
+                               std::to_string(options_.request_timeout.count() / 1000) + " s",
+                    .type = "timeout_error",
+                    .param = {},
+                    .code = "request_timeout",
+                    .retry_after_s = {}}});
+  }
+}
+
 void Engine::step() {
-  StepBatch const& batch = scheduler_.schedule();
+  end_late_requests();
+  std::size_t const preemptions = scheduler_.num_preemptions();
+  StepBatch const& batch = scheduler_.schedule(prefill_budget_.tokens());
+  metrics_.count_preemptions(scheduler_.num_preemptions() - preemptions);
   update_ledger();
   if (batch.num_tokens() == 0) return;
   if (workers_asleep_) {
@@ -182,10 +239,13 @@ void Engine::step() {
   wishes_.clear();
   for (LogitRow const& row : batch.logit_rows()) {
     GenerateRequest const& request = requests_.at(batch.sequences()[row.sequence]->id)->request;
-    wishes_.push_back(
-        {.sampling = request.sampling, .token_logprobs = request.logprobs, .prompt_logprobs = request.prompt_logprobs});
+    wishes_.push_back({.sampling = &request.sampling,
+                       .token_logprobs = request.logprobs,
+                       .prompt_logprobs = request.prompt_logprobs});
   }
+  std::size_t const num_decodes = batch.num_decodes();
   auto const begin = Clock::now();
+  for (Sequence* sequence : batch.sequences()) count_start(*requests_.at(sequence->id), begin);
   try {
     deliver(batch, runner_.run(batch, wishes_));
   } catch (ExpertsLost const& lost) {
@@ -198,10 +258,18 @@ void Engine::step() {
     fail_all(lost.what());
     return;
   }
-  metrics_.observe_step(std::chrono::duration<double>(Clock::now() - begin).count(), batch.num_tokens());
+  double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  if (num_decodes > 0) prefill_budget_.observe(batch.num_tokens() - num_decodes, seconds);
+  metrics_.observe_step(seconds, batch.num_tokens());
+  metrics_.count_stages(runner_.stages());
   metrics_.set_kv_usage(scheduler_.kv_usage());
   if (Clock::now() - balance_published_ > kBalanceInterval) publish_balance();
   after_step_();
+}
+
+void Engine::count_start(RequestState& request, Clock::time_point now) {
+  if (std::exchange(request.started, true)) return;
+  metrics_.observe_queue_time(std::chrono::duration<double>(now - request.submitted).count());
 }
 
 void Engine::deliver(StepBatch const& batch, std::span<RowResult const> results) {
@@ -209,8 +277,9 @@ void Engine::deliver(StepBatch const& batch, std::span<RowResult const> results)
     RequestState& request = *requests_.at(batch.sequences()[s]->id);
     std::size_t const begin = request.sequence.num_computed;
     std::size_t const count = batch.offsets()[s + 1] - batch.offsets()[s];
-    if (begin < request.sequence.prompt_length)
-      metrics_.count_prompt_tokens(std::min(count, request.sequence.prompt_length - begin));
+    std::size_t const reached = std::min(begin + count, request.sequence.prompt_length);
+    if (reached > request.prompt_tokens_counted)
+      metrics_.count_prompt_tokens(reached - std::exchange(request.prompt_tokens_counted, reached));
     if (request.request.return_routed_experts) record_routing(batch, s, request);
   }
   scheduler_.complete_step();
@@ -222,6 +291,7 @@ void Engine::deliver(StepBatch const& batch, std::span<RowResult const> results)
 
 void Engine::record_routing(StepBatch const& batch, std::size_t sequence, RequestState& request) const {
   for (std::uint32_t row = batch.offsets()[sequence]; row < batch.offsets()[sequence + 1]; ++row) {
+    if (batch.positions()[row] < request.routed_experts.size()) continue;  // known from before a preemption
     auto& token = request.routed_experts.emplace_back();
     for (std::size_t m = 0; m < runner_.num_moe_layers(); ++m) {
       auto const experts = runner_.routed(m, row);
@@ -238,15 +308,20 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   if (result.prompt_logprobs) request.prompt_logprobs[row.position + 1] = result.prompt_logprobs;
   if (!row.sample) return;
   auto const now = Clock::now();
-  auto const finish = [&](FinishReason reason) {
+  auto const finish = [&](FinishReason reason, std::optional<TokenId> stop_token = std::nullopt) {
+    metrics_.observe_request(std::chrono::duration<double>(now - request.submitted).count());
     end(request, &Metrics::Ledger::finished,
         FinishEvent{.reason = reason,
+                    .stop_token = stop_token,
                     .prompt_tokens = request.sequence.prompt_length,
                     .completion_tokens = request.num_generated,
                     .routed_experts = std::move(request.routed_experts)});
   };
   bool const first = request.num_generated == 0;
-  if (first) request.sink(PromptDoneEvent{std::move(request.prompt_logprobs)});
+  if (first) {
+    request.sink(PromptDoneEvent{std::move(request.prompt_logprobs)});
+    request.sequence.prompt_logits = false;  // given out: not needed when it runs again after a preemption
+  }
   if (request.request.max_tokens == 0) return finish(FinishReason::length);
 
   TokenId const token = *result.token;
@@ -258,6 +333,9 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
     metrics_.observe_inter_token(std::chrono::duration<double>(now - request.last_token).count());
   request.last_token = now;
   if (is_eos(token) && !request.request.ignore_eos) return finish(FinishReason::stop);
+  if (std::ranges::find(request.request.sampling.stop_token_ids, token) !=
+      request.request.sampling.stop_token_ids.end())
+    return finish(FinishReason::stop, token);
   request.sink(TokenEvent{token, result.token_logprobs});
   if (request.num_generated == request.request.max_tokens) return finish(FinishReason::length);
   request.sequence.tokens.push_back(token);

@@ -15,13 +15,17 @@
 #include "coordinator/engine/request_state.h"
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/observe/metrics.h"
+#include "coordinator/scheduler/prefill_budget.h"
 #include "coordinator/scheduler/scheduler.h"
 
 namespace expertmesh {
 
 struct EngineOptions {
-  std::size_t max_model_len = 0;        // tokens of prompt and answer together
-  std::size_t max_queued_requests = 0;  // waiting for admission; more are refused with 429
+  std::size_t max_model_len = 0;                 // tokens of prompt and answer together
+  std::size_t max_queued_requests = 0;           // waiting for admission; more are refused with 429
+  std::chrono::milliseconds request_timeout{0};  // from submission to the last token; 0: none
+  std::chrono::milliseconds queue_timeout{0};    // from submission to the first step; 0: none
+  std::chrono::milliseconds step_budget{0};      // prompt chunks are cut to keep a step with decodes within; 0: not cut
   std::vector<TokenId> eos_ids;
   std::chrono::milliseconds idle_after{20};  // workers are sent to sleep after this long without work
 };
@@ -34,7 +38,7 @@ class Engine final : public Generator {
   ~Engine() override;  // cancels what is left
 
   void start();
-  Result<SequenceId> submit(GenerateRequest request, EventSink sink) override;
+  Result<std::vector<SequenceId>> submit(std::vector<Submission> submissions) override;
   void abort(SequenceId id, AbortReason reason) override;
 
   // Any thread: the set of living workers changed. The engine looks at Experts::missing() before its next step.
@@ -56,14 +60,19 @@ class Engine final : public Generator {
     [[nodiscard]] bool empty() const { return submitted.empty() && aborted.empty() && !experts_changed && !stop; }
   };
 
+  [[nodiscard]] std::optional<ApiError> check(GenerateRequest const& request) const;
+  [[nodiscard]] std::unique_ptr<RequestState> make_state(Submission submission) const;
+
   void run();
   Inbox wait_for_work();
   void take(Inbox inbox);
   void step();
   void deliver(StepBatch const& batch, std::span<RowResult const> results);
+  void count_start(RequestState& request, Clock::time_point now);
   void record_routing(StepBatch const& batch, std::size_t sequence, RequestState& request) const;
   void deliver_row(RequestState& request, LogitRow const& row, RowResult const& result);
-  bool is_eos(TokenId token) const;
+  [[nodiscard]] bool is_eos(TokenId token) const;
+  void end_late_requests();
   // Counts the request as `counter`, frees what it holds and, where there is one, sends its last event.
   void end(RequestState& request, Counter counter, std::optional<GenerateEvent> event);
   void fail_all(std::string const& reason);
@@ -81,6 +90,7 @@ class Engine final : public Generator {
   // Engine thread only.
   std::unordered_map<SequenceId, std::unique_ptr<RequestState>> requests_;
   std::vector<RowWish> wishes_;
+  PrefillBudget prefill_budget_;
   bool workers_asleep_ = true;
   Clock::time_point balance_published_{};
 

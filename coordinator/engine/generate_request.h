@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "common/base/error.h"
@@ -14,10 +16,20 @@
 
 namespace expertmesh {
 
+// In the order in which they act on the logits of one position (the order of the field's servers).
 struct SamplingParams {
-  float temperature = 1.0F;  // 0: greedy (exact argmax, lowest id on ties)
-  float top_p = 1.0F;        // (0, 1]: smallest set of tokens with at least this probability
-  std::uint64_t seed = 0;    // drawn at admission where the client gave none
+  std::vector<std::pair<TokenId, float>> logit_bias{};  // added; each token once
+  std::size_t min_tokens = 0;             // new tokens before an end-of-sequence or stop token may be drawn
+  std::vector<TokenId> stop_token_ids{};  // end the answer as an end-of-sequence token does
+  float repetition_penalty = 1.0F;  // > 0: positive logits of tokens seen (prompt too) are divided, others times it
+  float frequency_penalty = 0.0F;   // subtracted for each time the token is in the answer
+  float presence_penalty = 0.0F;    // subtracted once if it is in the answer
+  float temperature = 1.0F;         // 0: greedy (exact argmax, lowest id on ties)
+  float min_p = 0.0F;               // [0, 1]: tokens less probable than this share of the best are dropped
+  std::size_t top_k = 0;            // 0: all; else the k best, lowest id first among equals
+  float top_p = 1.0F;               // (0, 1]: smallest set of tokens with at least this probability
+  std::uint64_t seed = 0;           // drawn at admission where the client gave none
+  std::uint32_t choice = 0;         // index among the answers to one prompt: each has random numbers of its own
 };
 
 struct GenerateRequest {
@@ -25,7 +37,7 @@ struct GenerateRequest {
   std::vector<TokenId> prompt;  // at least one token
   SamplingParams sampling;
   std::size_t max_tokens = 16;                 // new tokens; 0 only with prompt_logprobs or echo
-  bool ignore_eos = false;                     // go on after an end-of-sequence token
+  bool ignore_eos = false;                     // go on after an end-of-sequence token (not after a stop token)
   std::optional<std::size_t> logprobs;         // per new token: its own and this many of the best
   std::optional<std::size_t> prompt_logprobs;  // the same per prompt token
   bool return_routed_experts = false;          // per token and MoE layer the chosen experts
@@ -42,7 +54,7 @@ struct TokenLogprobs {
   std::vector<TokenLogprob> top;  // best first, lowest id first among equals
 };
 
-enum class FinishReason : std::uint8_t { stop, length };  // stop: an end-of-sequence token
+enum class FinishReason : std::uint8_t { stop, length };  // stop: an end-of-sequence or stop token
 
 // The life of a request as its owner sees it: PromptDone?, TokenEvent*, then exactly one FinishEvent or ErrorEvent.
 struct PromptDoneEvent {
@@ -54,6 +66,7 @@ struct TokenEvent {
 };
 struct FinishEvent {
   FinishReason reason = FinishReason::stop;
+  std::optional<TokenId> stop_token{};  // the one of stop_token_ids that ended it
   std::size_t prompt_tokens = 0;
   std::size_t completion_tokens = 0;  // sampled tokens, an ending end-of-sequence token included
   // [tokens run through the model][MoE layers][K], empty if not asked for. Tokens: prompt, then all new but the last.
@@ -71,9 +84,14 @@ using EventSink = std::function<void(GenerateEvent)>;
 class Generator {
  public:
   virtual ~Generator() = default;
-  // Takes the request into the queue, or says why not: 400 (prompt too long), 429 (queue full), 503 (experts missing,
-  // draining). After an accepted submit the sink hears exactly one terminal event, unless abort() was called first.
-  virtual Result<SequenceId> submit(GenerateRequest request, EventSink sink) = 0;
+  struct Submission {
+    GenerateRequest request;
+    EventSink sink;
+  };
+  // Takes all requests into the queue, or none and says why: 400 (prompt too long), 429 (queue full), 503 (experts
+  // missing, draining). After an accepted submit each sink hears exactly one terminal event, unless abort() was called
+  // first.
+  virtual Result<std::vector<SequenceId>> submit(std::vector<Submission> submissions) = 0;
   // Ends a request early: the client went away (cancelled), or a stop string was met in its text (finished). No further
   // event comes after the engine has seen it; events already on their way may still arrive. Unknown ids are ignored.
   enum class AbortReason : std::uint8_t { cancelled, stop_string };

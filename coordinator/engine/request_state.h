@@ -14,8 +14,12 @@ struct RequestState {
   GenerateRequest request;  // its prompt has moved into the sequence
   EventSink sink;
   std::chrono::steady_clock::time_point submitted;
+  std::chrono::steady_clock::time_point deadline;        // of the whole answer
+  std::chrono::steady_clock::time_point start_deadline;  // of the first step
 
   // Filled step by step.
+  bool started = false;
+  std::size_t prompt_tokens_counted = 0;  // on the metrics; a preempted prompt runs again, but counts once
   std::size_t num_generated = 0;
   std::chrono::steady_clock::time_point last_token;
   std::vector<std::optional<TokenLogprobs>> prompt_logprobs;            // [prompt length], the first null

@@ -1,7 +1,5 @@
 #include "coordinator/engine/step_runner.h"
 
-#include <sched.h>
-
 #include <algorithm>
 
 namespace expertmesh {
@@ -32,16 +30,19 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
       sampler_(spec.vocab),
+      eos_ids_(spec.eos_ids),
       routed_(limits.record_routing ? moe_layers_.size() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
 }
 
 void StepRunner::forward(StepBatch const& batch) {
+  stages_.begin();
   StepContext const step{.exec = exec_,
                          .act = activations_,
                          .experts = experts_,
                          .balance = balance_,
+                         .stages = stages_,
                          .tokens = batch.num_tokens(),
                          .positions = batch.positions(),
                          .places = batch.places(),
@@ -50,7 +51,7 @@ void StepRunner::forward(StepBatch const& batch) {
   task.start();
   while (!task.done()) {
     experts_.progress();
-    if (!task.done()) sched_yield();  // the workers may need this core
+    if (!task.done()) pause_polling(limits_.pause);
   }
   task.rethrow();
   last_tokens_ = batch.num_tokens();
@@ -65,6 +66,7 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
     head_rows_.clear();
     for (std::size_t i = begin; i < end; ++i) head_rows_.push_back(rows[i].row);
     MatrixView<float const> const logits = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
+    stages_.end(Stage::lm_head);
     for (std::size_t i = begin; i < end; ++i) {
       std::span<float const> const row(logits.row(i - begin), logits.cols);
       Sequence const& sequence = *batch.sequences()[rows[i].sequence];
@@ -72,10 +74,13 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
       if (wishes[i].prompt_logprobs && next < sequence.prompt_length)
         results_[i].prompt_logprobs = sampler_.logprobs(row, sequence.tokens[next], *wishes[i].prompt_logprobs);
       if (!rows[i].sample) continue;
-      results_[i].token = sampler_.sample(row, wishes[i].sampling, static_cast<std::uint32_t>(next));
+      results_[i].token =
+          sampler_.sample(row, *wishes[i].sampling,
+                          {.tokens = sequence.tokens, .prompt_length = sequence.prompt_length, .eos_ids = eos_ids_});
       if (wishes[i].token_logprobs)
         results_[i].token_logprobs = sampler_.logprobs(row, *results_[i].token, *wishes[i].token_logprobs);
     }
+    stages_.end(Stage::sampling);
   }
   return results_;
 }

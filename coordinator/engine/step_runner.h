@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "common/base/cores.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/sampling/sampler.h"
@@ -14,14 +15,15 @@
 namespace expertmesh {
 
 struct StepRunnerLimits {
-  std::size_t max_tokens = 0;      // T
-  std::size_t max_logit_rows = 0;  // R rows of one LM-head call; a step that needs more makes several
-  bool record_routing = false;     // keep every token's experts for return_routed_experts
+  std::size_t max_tokens = 0;          // T
+  std::size_t max_logit_rows = 0;      // R rows of one LM-head call; a step that needs more makes several
+  bool record_routing = false;         // keep every token's experts for return_routed_experts
+  PollPause pause = PollPause::yield;  // while workers compute
 };
 
 // What the engine wants of one logit row.
 struct RowWish {
-  SamplingParams sampling;
+  SamplingParams const* sampling = nullptr;    // outlives the step
   std::optional<std::size_t> token_logprobs;   // of the sampled token
   std::optional<std::size_t> prompt_logprobs;  // of the prompt's next token
 };
@@ -48,6 +50,7 @@ class StepRunner {
   [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }
   [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // indices in the stack
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
+  [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
   [[nodiscard]] std::size_t activation_bytes() const { return activations_.size_bytes(); }
 
  private:
@@ -62,8 +65,10 @@ class StepRunner {
   std::size_t experts_per_token_;
   Activations activations_;
   BalanceStatistics balance_;
+  StageTimes stages_;
   FrameArena frames_;
   Sampler sampler_;
+  std::vector<TokenId> const eos_ids_;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
   std::size_t last_tokens_ = 0;
   std::vector<std::uint32_t> head_rows_;  // [R]

@@ -63,9 +63,14 @@ struct Metrics::Impl {
   Counter& generation_tokens = counter("expertmesh:generation_tokens_total", "Tokens sampled");
   Histogram& step = seconds("expertmesh:step_seconds", "Seconds of one engine step");
   Counter& step_tokens = counter("expertmesh:step_tokens_total", "Tokens run through the model, prompt and new");
+  Histogram& queue_time = seconds("expertmesh:request_queue_time_seconds", "Seconds from acceptance to the first step");
   Histogram& first_token =
       seconds("expertmesh:time_to_first_token_seconds", "Seconds from acceptance to the first token");
   Histogram& inter_token = seconds("expertmesh:inter_token_latency_seconds", "Seconds between tokens of a request");
+  Histogram& request_latency =
+      seconds("expertmesh:e2e_request_latency_seconds", "Seconds from acceptance to the last token");
+  Counter& preemptions =
+      counter("expertmesh:num_preemptions_total", "Times a sequence gave its KV blocks back, to be computed again");
   Gauge& kv_usage = gauge("expertmesh:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1");
   Gauge& workers_serving = gauge("expertmesh:workers_serving", "Workers that serve experts");
   Counter& worker_deaths = counter("expertmesh:worker_deaths_total", "Workers that died");
@@ -83,6 +88,7 @@ struct Metrics::Impl {
                                    .Name("expertmesh:transport_bytes_total")
                                    .Help("Bytes of rows exchanged with workers")
                                    .Register(registry);
+  std::vector<Counter*> stages;  // in the order of Stage
   struct Layer {
     std::vector<Gauge*> importance, load;
     Gauge* importance_cv2 = nullptr;
@@ -93,6 +99,11 @@ struct Metrics::Impl {
 
 Metrics::Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_experts)
     : impl_(std::make_shared<Impl>()) {
+  auto& stages = prometheus::BuildCounter()
+                     .Name("expertmesh:stage_seconds_total")
+                     .Help("Seconds of the stages of all steps")
+                     .Register(impl_->registry);
+  for (std::string_view stage : kStageNames) impl_->stages.push_back(&stages.Add({{"stage", std::string(stage)}}));
   auto const family = [&](char const* name, char const* help) -> Family<Gauge>& {
     return prometheus::BuildGauge().Name(name).Help(help).Register(impl_->registry);
   };
@@ -145,6 +156,18 @@ void Metrics::count_generation_tokens(std::size_t count) {
 void Metrics::observe_step(double seconds, std::size_t tokens) {
   impl_->step.Observe(seconds);
   impl_->step_tokens.Increment(static_cast<double>(tokens));
+}
+void Metrics::count_stages(StageTimes const& step) {
+  for (std::size_t s = 0; s < kNumStages; ++s) impl_->stages[s]->Increment(step.seconds()[s]);
+}
+void Metrics::observe_queue_time(double seconds) {
+  impl_->queue_time.Observe(seconds);
+}
+void Metrics::observe_request(double seconds) {
+  impl_->request_latency.Observe(seconds);
+}
+void Metrics::count_preemptions(std::size_t count) {
+  impl_->preemptions.Increment(static_cast<double>(count));
 }
 void Metrics::observe_time_to_first_token(double seconds) {
   impl_->first_token.Observe(seconds);

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/model/stage_times.h"
+
 namespace expertmesh {
 
 // accepted = queued + running + finished + failed + cancelled at every scrape: the owner (the engine thread) changes
@@ -24,8 +26,12 @@ class Metrics {
   void count_prompt_tokens(std::size_t count);
   void count_generation_tokens(std::size_t count);
   void observe_step(double seconds, std::size_t tokens);
+  void count_stages(StageTimes const& step);
+  void observe_queue_time(double seconds);
   void observe_time_to_first_token(double seconds);
   void observe_inter_token(double seconds);
+  void observe_request(double seconds);  // from acceptance to the last token, of those that finish
+  void count_preemptions(std::size_t count);
   void set_kv_usage(double share);  // 0..1
   void count_http(int status);
   void count_unknown_field(std::string const& field);  // bounded number of label values

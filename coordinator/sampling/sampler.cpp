@@ -5,6 +5,7 @@
 #include <iterator>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/counter_rng.h"
@@ -47,7 +48,7 @@ auto by_rank(auto const& value) {
 
 }  // namespace
 
-Sampler::Sampler(std::size_t vocab) : order_(vocab), weight_(vocab) {
+Sampler::Sampler(std::size_t vocab) : order_(vocab), weight_(vocab), adjusted_(vocab), counts_(vocab) {
   EM_CHECK(vocab > 0, "an empty vocabulary");
 }
 
@@ -80,8 +81,56 @@ Sampler::Nucleus Sampler::nucleus(double total, float top_p) {
   return {.last = *begin, .mass = mass + weight(*begin)};
 }
 
-TokenId Sampler::sample(std::span<float const> logits, SamplingParams const& params, std::uint32_t position) {
-  EM_CHECK(logits.size() == weight_.size(), logits.size() << " logits for a vocabulary of " << weight_.size());
+std::span<float const> Sampler::adjusted(std::span<float const> logits, SamplingParams const& params,
+                                         SampledAfter const& after) {
+  bool const too_short = after.tokens.size() - after.prompt_length < params.min_tokens;
+  bool const penalised =
+      params.repetition_penalty != 1.0F || params.frequency_penalty != 0.0F || params.presence_penalty != 0.0F;
+  if (params.logit_bias.empty() && !too_short && !penalised) return logits;
+  std::ranges::copy(logits, adjusted_.begin());
+  auto const logit = [&](TokenId id) -> float& { return adjusted_.at(static_cast<std::size_t>(id)); };
+  for (auto const& [token, bias] : params.logit_bias) logit(token) += bias;
+  if (too_short)
+    for (auto const ids : {after.eos_ids, std::span<TokenId const>(params.stop_token_ids)})
+      for (TokenId id : ids) logit(id) = kNever;
+  if (penalised) penalise(params, after);
+  return adjusted_;
+}
+
+void Sampler::penalise(SamplingParams const& params, SampledAfter const& after) {
+  auto const index = [](TokenId id) { return static_cast<std::size_t>(id); };
+  // Each token seen, once: the first visit takes its count away.
+  auto const each_once = [&](std::span<TokenId const> tokens, auto action) {
+    for (TokenId id : tokens) ++counts_.at(index(id));
+    for (TokenId id : tokens)
+      if (auto const count = std::exchange(counts_[index(id)], 0)) action(adjusted_[index(id)], count);
+  };
+  if (params.repetition_penalty != 1.0F)
+    each_once(after.tokens, [&](float& logit, std::uint32_t) {
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    });
+  each_once(after.tokens.subspan(after.prompt_length), [&](float& logit, std::uint32_t count) {
+    logit -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
+  });
+}
+
+// Sets all weights but the `count` best to 0; returns the sum of those.
+double Sampler::keep_best(std::size_t count) {
+  auto const weight = [&](TokenId id) { return weight_[static_cast<std::size_t>(id)]; };
+  auto end = order_.begin();
+  for (std::size_t id = 0; id < weight_.size(); ++id)
+    if (weight_[id] > 0) *end++ = static_cast<TokenId>(id);
+  if (static_cast<std::size_t>(end - order_.begin()) > count) {
+    auto const cut = order_.begin() + static_cast<std::ptrdiff_t>(count);
+    std::nth_element(order_.begin(), cut, end, by_rank(weight));
+    std::for_each(cut, end, [&](TokenId id) { weight_[static_cast<std::size_t>(id)] = 0; });
+  }
+  return std::accumulate(weight_.begin(), weight_.end(), 0.0);
+}
+
+TokenId Sampler::sample(std::span<float const> raw, SamplingParams const& params, SampledAfter const& after) {
+  EM_CHECK(raw.size() == weight_.size(), raw.size() << " logits for a vocabulary of " << weight_.size());
+  std::span<float const> const logits = adjusted(raw, params, after);
   TokenId const best = argmax(logits);
   double const largest = usable(logits[static_cast<std::size_t>(best)]);
   if (params.temperature == 0 || largest == kNever) return best;
@@ -90,16 +139,20 @@ TokenId Sampler::sample(std::span<float const> logits, SamplingParams const& par
   for (std::size_t id = 0; id < logits.size(); ++id) {
     float const logit = usable(logits[id]);
     weight_[id] = logit == kNever ? 0 : std::exp((logit - largest) / params.temperature);
+    if (weight_[id] < static_cast<double>(params.min_p)) weight_[id] = 0;  // the best weighs 1
     total += weight_[id];
   }
+  if (params.top_k != 0 && params.top_k < logits.size()) total = keep_best(params.top_k);
   bool const cut = params.top_p < 1.0F;
   Nucleus const kept = cut ? nucleus(total, params.top_p) : Nucleus{.last = best, .mass = total};
   double const least = weight_[static_cast<std::size_t>(kept.last)];
   auto const is_kept = [&](std::size_t id) {
     return !cut || weight_[id] > least || (weight_[id] == least && static_cast<TokenId>(id) <= kept.last);
   };
-  double const target =
-      kept.mass * random_uniform({.seed = params.seed, .position = position, .purpose = RngPurpose::sample});
+  double const target = kept.mass * random_uniform({.seed = params.seed,
+                                                    .choice = params.choice,
+                                                    .position = static_cast<std::uint32_t>(after.tokens.size()),
+                                                    .purpose = RngPurpose::sample});
   double cumulative = 0;
   for (std::size_t id = 0; id < logits.size(); ++id) {
     if (!is_kept(id)) continue;

@@ -30,6 +30,7 @@ Scheduler::Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> con
   EM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
            "tokens a step " << limits.max_num_batched_tokens << ", sequences " << limits.max_num_seqs);
   running_.reserve(limits.max_num_seqs);
+  preempted_.reserve(limits.max_num_seqs);  // they ran together
 }
 
 std::size_t Scheduler::blocks_for(std::size_t tokens) const {
@@ -54,10 +55,10 @@ void Scheduler::remove(Sequence& sequence) {
   batch_.forget(sequence);
   if (auto const place = std::ranges::find(running_, &sequence); place != running_.end()) {
     running_.erase(place);
-    for (std::size_t g = 0; g < pools_.size(); ++g) {
-      for (std::uint32_t block : sequence.block_tables[g]) pools_[g].release(block);
-      sequence.block_tables[g].clear();
-    }
+    return free_blocks(sequence);
+  }
+  if (auto const place = std::ranges::find(preempted_, &sequence); place != preempted_.end()) {
+    preempted_.erase(place);
     return;
   }
   auto const place = std::ranges::find(waiting_, &sequence);
@@ -65,32 +66,80 @@ void Scheduler::remove(Sequence& sequence) {
   waiting_.erase(place);
 }
 
-bool Scheduler::reserve_blocks(Sequence& sequence) {
-  std::size_t const count = blocks_for(sequence.max_length);
-  if (std::ranges::any_of(pools_, [&](KvBlockPool const& pool) { return pool.num_free() < count; })) return false;
+bool Scheduler::has_free_blocks(std::size_t count) const {
+  return std::ranges::all_of(pools_, [&](KvBlockPool const& pool) { return pool.num_free() >= count; });
+}
+
+void Scheduler::grow(Sequence& sequence, std::size_t blocks) {
   for (std::size_t g = 0; g < pools_.size(); ++g)
-    for (std::size_t b = 0; b < count; ++b) sequence.block_tables[g].push_back(pools_[g].take());
+    while (sequence.block_tables[g].size() < blocks) sequence.block_tables[g].push_back(pools_[g].take());
+}
+
+void Scheduler::free_blocks(Sequence& sequence) {
+  for (std::size_t g = 0; g < pools_.size(); ++g) {
+    for (std::uint32_t block : sequence.block_tables[g]) pools_[g].release(block);
+    sequence.block_tables[g].clear();
+  }
+}
+
+void Scheduler::preempt_last() {
+  Sequence& last = *running_.back();
+  running_.pop_back();
+  free_blocks(last);
+  last.num_computed = 0;
+  preempted_.push_back(&last);
+  ++num_preemptions_;
+}
+
+// Blocks for all tokens of running_[index]; false if it had to give way itself.
+bool Scheduler::make_room(std::size_t index) {
+  Sequence& sequence = *running_[index];
+  std::size_t const blocks = blocks_for(sequence.tokens.size());
+  std::size_t const held = sequence.block_tables.front().size();
+  while (blocks > held && !has_free_blocks(blocks - held)) {
+    preempt_last();
+    if (index == running_.size()) return false;
+  }
+  grow(sequence, blocks);
   return true;
 }
 
-StepBatch const& Scheduler::schedule() {
+Sequence* Scheduler::next_to_admit() const {
+  if (!preempted_.empty()) return preempted_.back();
+  return waiting_.empty() ? nullptr : waiting_.front();
+}
+
+void Scheduler::admit_next() {
+  running_.push_back(next_to_admit());
+  if (!preempted_.empty())
+    preempted_.pop_back();
+  else
+    waiting_.pop_front();
+  grow(*running_.back(), blocks_for(running_.back()->tokens.size()));
+}
+
+StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
   batch_.clear();
-  std::size_t budget = limits_.max_num_batched_tokens;
-  auto const run = [&](Sequence& sequence) {
+  // First all who decode: a victim of theirs arrived later, so it is not yet in the batch.
+  for (std::size_t i = 0; i < running_.size(); ++i)
+    if (running_[i]->num_pending() == 1 && make_room(i)) batch_.add(*running_[i], 1);
+
+  std::size_t budget = limits_.max_num_batched_tokens - batch_.num_tokens();
+  if (batch_.num_tokens() > 0) budget = std::min(budget, max_prefill_tokens);
+  auto const prefill = [&](Sequence& sequence) {
     std::size_t const count = std::min(sequence.num_pending(), budget);
     if (count == 0) return;
     batch_.add(sequence, count);
     budget -= count;
   };
   for (Sequence* s : running_)
-    if (!s->in_prefill()) run(*s);
-  for (Sequence* s : running_)
-    if (s->in_prefill()) run(*s);
-  while (budget > 0 && !waiting_.empty() && running_.size() < limits_.max_num_seqs &&
-         reserve_blocks(*waiting_.front())) {
-    running_.push_back(waiting_.front());
-    waiting_.pop_front();
-    run(*running_.back());
+    if (s->num_pending() > 1) prefill(*s);
+  while (budget > 0 && running_.size() < limits_.max_num_seqs) {
+    Sequence* const next = next_to_admit();
+    // One block more for each that runs: who starts now should not have to give way at once.
+    if (!next || !has_free_blocks(blocks_for(next->tokens.size()) + running_.size())) break;
+    admit_next();
+    prefill(*next);
   }
   batch_.seal();
   return batch_;

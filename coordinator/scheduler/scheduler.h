@@ -1,12 +1,17 @@
 // Continuous batching, first come first served: which tokens of which sequences run in a step.
 //
 // A step holds at most max_num_batched_tokens tokens: first one token of every sequence that decodes, then chunks of
-// the prompts being computed, then new sequences as long as places and KV blocks last. There is no preemption: a
-// sequence starts only when blocks for its full length can be reserved, and none overtakes an earlier one.
+// the prompts being computed, then new sequences as long as places and KV blocks last. A sequence starts when there are
+// blocks for the tokens it has; it takes further ones as it grows. When none is free, the sequence that arrived last
+// gives all of its own back and waits to be computed again from its first token: the same bits, since a token's logits
+// depend on its sequence alone.
+//
+// Fairness: none overtakes an earlier one, and the earliest is never preempted, so each ends after at most the work of
+// those before it.
 #pragma once
 #include <cstddef>
 #include <deque>
-#include <memory>
+#include <limits>
 #include <vector>
 
 #include "coordinator/scheduler/kv_block_pool.h"
@@ -31,34 +36,45 @@ class Scheduler {
   [[nodiscard]] bool fits_ever(std::size_t max_length) const;
   [[nodiscard]] SchedulerLimits const& limits() const { return limits_; }
 
-  // The sequence must outlive its stay; fits_ever(max_length).
+  // The sequence must outlive its stay; fits_ever(max_length). Each arrives after the ones before.
   void submit(Sequence& sequence);
   // Takes a sequence out, waiting or running, and frees its blocks. It must be here. At any time: the batch of a step
   // that is under way forgets it.
   void remove(Sequence& sequence);
 
   // The next step's batch; empty if nothing is to be done. Valid until the next call. Does not allocate. A step that
-  // is given up needs no complete_step(): the next batch has its tokens again.
-  StepBatch const& schedule();
+  // is given up needs no complete_step(): the next batch has its tokens again. max_prefill_tokens (at least 1): of
+  // prompt chunks, in a step in which others decode.
+  StepBatch const& schedule(std::size_t max_prefill_tokens = std::numeric_limits<std::size_t>::max());
   // The batch has run: its tokens are in the cache. The caller appends sampled tokens and removes what has ended.
   void complete_step();
 
-  [[nodiscard]] std::size_t num_waiting() const { return waiting_.size(); }
+  [[nodiscard]] std::size_t num_waiting() const { return waiting_.size() + preempted_.size(); }
   [[nodiscard]] std::size_t num_running() const { return running_.size(); }
-  [[nodiscard]] bool empty() const { return waiting_.empty() && running_.empty(); }
+  [[nodiscard]] bool empty() const { return num_waiting() == 0 && running_.empty(); }
+  [[nodiscard]] std::size_t num_preemptions() const { return num_preemptions_; }  // since start
   [[nodiscard]] double kv_usage() const;  // share of blocks in use, 0…1, of the fullest group
   // Aborts unless blocks in use are exactly those of running sequences.
   void check_integrity() const;
 
  private:
   [[nodiscard]] std::size_t blocks_for(std::size_t tokens) const;
-  bool reserve_blocks(Sequence& sequence);
+  [[nodiscard]] bool has_free_blocks(std::size_t count) const;  // in every group
+  void grow(Sequence& sequence, std::size_t blocks);
+  void free_blocks(Sequence& sequence);
+  bool make_room(std::size_t running_index);
+  void preempt_last();
+  [[nodiscard]] Sequence* next_to_admit() const;
+  void admit_next();
 
   SchedulerLimits limits_;
   std::size_t block_tokens_;
   std::vector<KvBlockPool> pools_;  // [KV groups]
-  std::deque<Sequence*> waiting_;   // in order of arrival
-  std::vector<Sequence*> running_;  // in order of admission
+  // Every running sequence arrived before every preempted one, and that before every waiting one.
+  std::vector<Sequence*> running_;    // in order of arrival
+  std::vector<Sequence*> preempted_;  // the earliest last
+  std::deque<Sequence*> waiting_;     // in order of arrival, never run
+  std::size_t num_preemptions_ = 0;
   StepBatch batch_;
 };
 

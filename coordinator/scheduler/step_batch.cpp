@@ -27,6 +27,7 @@ void StepBatch::clear() {
   offsets_.assign(1, 0);
   sequences_.clear();
   logit_rows_.clear();
+  num_decodes_ = 0;
   for (auto& table : tables_) {
     table.blocks.clear();
     table.offsets.assign(1, 0);
@@ -38,6 +39,7 @@ void StepBatch::add(Sequence& sequence, std::size_t count) {
            "a batch of " << ids_.size() << " tokens, " << sequences_.size() << " sequences takes no " << count
                          << " more of one");
   auto const index = static_cast<std::uint32_t>(sequences_.size());
+  if (sequence.num_pending() == 1) ++num_decodes_;
   for (std::size_t i = 0; i < count; ++i) {
     auto const position = static_cast<std::uint32_t>(sequence.num_computed + i);
     bool const last = position + 1 == sequence.tokens.size();

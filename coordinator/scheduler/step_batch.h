@@ -37,7 +37,8 @@ class StepBatch {
   void forget(Sequence& sequence);
 
   [[nodiscard]] std::size_t num_tokens() const { return ids_.size(); }
-  [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }                    // [T]
+  [[nodiscard]] std::size_t num_decodes() const { return num_decodes_; }  // sequences that run their only missing token
+  [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }     // [T]
   [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }  // [T]
   [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }      // [B+1] rows of each sequence
   [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }      // [B]
@@ -59,6 +60,7 @@ class StepBatch {
   std::vector<GroupTables> tables_;
   std::vector<TokenPlaces> places_;
   std::vector<LogitRow> logit_rows_;
+  std::size_t num_decodes_ = 0;
 };
 
 }  // namespace expertmesh

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <filesystem>
 
@@ -68,7 +69,11 @@ struct Listener {
 
 class EngineTest : public testing::Test {
  protected:
-  EngineTest() { engine.start(); }
+  explicit EngineTest(std::size_t kv_blocks = 64,
+                      EngineOptions engine_options = {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}})
+      : blocks(kv_blocks), options(std::move(engine_options)) {
+    engine.start();
+  }
   static constexpr std::size_t kTokens = 64;
 
   GenerateRequest request(std::vector<TokenId> prompt, std::size_t max_tokens) {
@@ -80,6 +85,16 @@ class EngineTest : public testing::Test {
     return r;
   }
 
+  Result<SequenceId> submit(GenerateRequest r, EventSink sink) {
+    std::vector<Generator::Submission> one;
+    one.push_back({std::move(r), std::move(sink)});
+    auto ids = engine.submit(std::move(one));
+    if (!ids) return ids.error();
+    return ids.value().front();
+  }
+
+  std::size_t const blocks;
+  EngineOptions const options;
   fs::path const dir = fs::path(EM_GOLDENS_DIR) / "models/mixtral";
   ModelSpec const spec = read_model_spec(dir, {});
   std::unique_ptr<WeightSource> weights = open_checkpoint(dir);
@@ -89,20 +104,19 @@ class EngineTest : public testing::Test {
                                            {.experts_per_token = 2, .max_tokens = kTokens}, exec, [](auto, auto) {})};
   Decoder decoder{spec, *weights, {.max_tokens = kTokens, .weights = kFloat32Weights, .on_bytes_loaded = [](auto) {}}};
   std::vector<KvCacheSpec> groups = kv_cache_specs(spec, DType::f32);
-  KvCache kv{spec, groups, {64}};
+  KvCache kv{spec, groups, {blocks}};
   StepRunner runner{spec, {.max_tokens = kTokens, .max_logit_rows = 8}, exec, decoder, kv, experts};
-  Scheduler scheduler{{.max_num_seqs = 4, .max_num_batched_tokens = kTokens, .max_model_len = 512}, groups, {64}};
+  Scheduler scheduler{{.max_num_seqs = 4, .max_num_batched_tokens = kTokens, .max_model_len = 512}, groups, {blocks}};
   Metrics metrics{{0, 1, 2}, 8};
-  Engine engine{
-      {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}}, scheduler, runner, experts, metrics, [] {}};
+  Engine engine{options, scheduler, runner, experts, metrics, [] {}};
 };
 
 TEST_F(EngineTest, ManyRequestsGetTheTokensOfALoneOne) {
   Listener alone;
-  ASSERT_TRUE(engine.submit(request({5, 6, 7}, 12), alone.sink()).ok());
+  ASSERT_TRUE(submit(request({5, 6, 7}, 12), alone.sink()).ok());
   alone.wait();
   std::vector<Listener> crowd(6);
-  for (auto& listener : crowd) ASSERT_TRUE(engine.submit(request({5, 6, 7}, 12), listener.sink()).ok());
+  for (auto& listener : crowd) ASSERT_TRUE(submit(request({5, 6, 7}, 12), listener.sink()).ok());
   for (auto& listener : crowd) {
     auto const event = listener.wait();
     ASSERT_TRUE(std::holds_alternative<FinishEvent>(event));
@@ -117,7 +131,7 @@ TEST_F(EngineTest, ManyRequestsGetTheTokensOfALoneOne) {
 
 TEST_F(EngineTest, TooLongIsRefusedByName) {
   Listener listener;
-  auto const result = engine.submit(request(std::vector<TokenId>(500, 1), 13), listener.sink());
+  auto const result = submit(request(std::vector<TokenId>(500, 1), 13), listener.sink());
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.error().status, 400);
   EXPECT_EQ(result.error().code, "context_length_exceeded");
@@ -127,8 +141,8 @@ TEST_F(EngineTest, TooLongIsRefusedByName) {
 TEST_F(EngineTest, AbortCountsAsWhatItWas) {
   Listener cancelled;
   Listener stopped;
-  auto const a = engine.submit(request({1}, 500), cancelled.sink());
-  auto const b = engine.submit(request({1}, 500), stopped.sink());
+  auto const a = submit(request({1}, 500), cancelled.sink());
+  auto const b = submit(request({1}, 500), stopped.sink());
   cancelled.wait_for_tokens(2);
   engine.abort(a.value(), Generator::AbortReason::cancelled);
   engine.abort(b.value(), Generator::AbortReason::stop_string);
@@ -142,7 +156,7 @@ TEST_F(EngineTest, AbortCountsAsWhatItWas) {
 
 TEST_F(EngineTest, LostExpertsEndEveryRequestWithAnErrorAndRefuseNewOnes) {
   std::vector<Listener> listeners(3);
-  for (auto& listener : listeners) ASSERT_TRUE(engine.submit(request({1, 2}, 500), listener.sink()).ok());
+  for (auto& listener : listeners) ASSERT_TRUE(submit(request({1, 2}, 500), listener.sink()).ok());
   listeners[0].wait_for_tokens(1);
   experts.dead = true;
   for (auto& listener : listeners) {
@@ -152,7 +166,7 @@ TEST_F(EngineTest, LostExpertsEndEveryRequestWithAnErrorAndRefuseNewOnes) {
   }
   EXPECT_EQ(engine.not_ready(), "worker 1 is dead");
   Listener late;
-  auto const refused = engine.submit(request({1}, 1), late.sink());
+  auto const refused = submit(request({1}, 1), late.sink());
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.error().status, 503);
   EXPECT_EQ(metrics.ledger().failed, 3U);
@@ -163,7 +177,7 @@ TEST_F(EngineTest, ADeathWhileIdleIsNoticed) {
   engine.experts_changed();
   // submit() refuses as soon as the engine has looked; before that the request itself meets the death.
   Listener listener;
-  auto const result = engine.submit(request({1}, 4), listener.sink());
+  auto const result = submit(request({1}, 4), listener.sink());
   if (result.ok()) {
     EXPECT_TRUE(std::holds_alternative<ErrorEvent>(listener.wait()));
   } else {
@@ -173,11 +187,11 @@ TEST_F(EngineTest, ADeathWhileIdleIsNoticed) {
 
 TEST_F(EngineTest, DrainWithoutTimeCancelsAndRefuses) {
   Listener listener;
-  ASSERT_TRUE(engine.submit(request({1}, 500), listener.sink()).ok());
+  ASSERT_TRUE(submit(request({1}, 500), listener.sink()).ok());
   engine.drain(std::chrono::steady_clock::now());
   auto const ledger = metrics.ledger();
   EXPECT_EQ(ledger.accepted, ledger.finished + ledger.cancelled);
-  EXPECT_EQ(engine.submit(request({1}, 1), listener.sink()).error().status, 503);
+  EXPECT_EQ(submit(request({1}, 1), listener.sink()).error().status, 503);
 }
 
 TEST_F(EngineTest, PromptLogprobsComeBeforeTheFirstToken) {
@@ -186,14 +200,11 @@ TEST_F(EngineTest, PromptLogprobsComeBeforeTheFirstToken) {
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<GenerateEvent> events;
-  ASSERT_TRUE(engine
-                  .submit(std::move(r),
-                          [&](GenerateEvent event) {
-                            std::lock_guard lock(mutex);
-                            events.push_back(std::move(event));
-                            changed.notify_all();
-                          })
-                  .ok());
+  ASSERT_TRUE(submit(std::move(r), [&](GenerateEvent event) {
+                std::lock_guard lock(mutex);
+                events.push_back(std::move(event));
+                changed.notify_all();
+              }).ok());
   std::unique_lock lock(mutex);
   changed.wait(lock, [&] { return events.size() == 2; });
   auto const& prompt = std::get<PromptDoneEvent>(events[0]);
@@ -202,6 +213,136 @@ TEST_F(EngineTest, PromptLogprobsComeBeforeTheFirstToken) {
   EXPECT_EQ(prompt.logprobs[1]->chosen.token, 8);
   EXPECT_EQ(prompt.logprobs[3]->top.size(), 3U);
   EXPECT_EQ(std::get<FinishEvent>(events[1]).completion_tokens, 0U);
+}
+
+// ---- a KV cache too small for all
+
+class SmallCacheTest : public EngineTest {
+ protected:
+  SmallCacheTest() : EngineTest(9) {}
+};
+
+TEST_F(SmallCacheTest, PreemptedRequestsGetTheTokensOfALoneOne) {
+  std::vector<std::vector<TokenId>> const prompts{{5, 6, 7}, {8, 9}, {10, 11, 12, 13}, {14}};
+  auto const sampled = [&](std::size_t i) {
+    GenerateRequest r = request(prompts[i], 60);
+    r.sampling = {.repetition_penalty = 1.2F, .temperature = 0.8F, .seed = 40 + i};
+    r.logprobs = 2;
+    r.return_routed_experts = false;
+    return r;
+  };
+  std::vector<std::vector<TokenId>> alone;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    Listener listener;
+    ASSERT_TRUE(submit(sampled(i), listener.sink()).ok());
+    listener.wait();
+    alone.push_back(listener.tokens);
+  }
+  ASSERT_EQ(scheduler.num_preemptions(), 0U);
+  std::vector<Listener> crowd(prompts.size());
+  std::vector<Generator::Submission> together;
+  for (std::size_t i = 0; i < prompts.size(); ++i) together.push_back({sampled(i), crowd[i].sink()});
+  ASSERT_TRUE(engine.submit(std::move(together)).ok());
+  for (std::size_t i = 0; i < crowd.size(); ++i) {
+    EXPECT_TRUE(std::holds_alternative<FinishEvent>(crowd[i].wait()));
+    EXPECT_EQ(crowd[i].tokens, alone[i]) << "request " << i;
+    EXPECT_EQ(crowd[i].tokens.size(), 60U);
+  }
+  engine.drain(std::chrono::steady_clock::now() + std::chrono::seconds(30));
+  EXPECT_GT(scheduler.num_preemptions(), 0U) << "the cache was not small enough";
+  scheduler.check_integrity();
+  EXPECT_EQ(scheduler.kv_usage(), 0);
+  EXPECT_NE(metrics.serialise().find("expertmesh:prompt_tokens_total 20"), std::string::npos)
+      << "a prompt that runs twice counts once";
+}
+
+TEST_F(EngineTest, SubmitsAllOrNone) {
+  std::vector<Listener> listeners(7);
+  auto const group = [&](std::size_t count, std::size_t bad) {
+    std::vector<Generator::Submission> submissions;
+    for (std::size_t i = 0; i < count; ++i)
+      submissions.push_back({request({1, 2}, i == bad ? 600 : 400), listeners[i].sink()});
+    return submissions;
+  };
+  EXPECT_EQ(engine.submit(group(7, 9)).error().code, "too_many_answers");
+  EXPECT_EQ(engine.submit(group(3, 2)).error().code, "context_length_exceeded");
+  EXPECT_EQ(metrics.ledger().accepted, 0U);
+  auto const ids = engine.submit(group(6, 9));
+  ASSERT_TRUE(ids.ok());
+  EXPECT_EQ(ids.value().size(), 6U);
+  EXPECT_EQ(metrics.ledger().accepted, 6U);
+  for (SequenceId id : ids.value()) engine.abort(id, Generator::AbortReason::cancelled);
+}
+
+TEST_F(EngineTest, StopTokensEndTheAnswerButNotBeforeMinTokens) {
+  Listener plain;
+  ASSERT_TRUE(submit(request({5, 6, 7}, 12), plain.sink()).ok());
+  plain.wait();
+  GenerateRequest stopping = request({5, 6, 7}, 12);
+  stopping.sampling.stop_token_ids = {plain.tokens[3]};
+  Listener stopped;
+  ASSERT_TRUE(submit(stopping, stopped.sink()).ok());
+  auto const finish = std::get<FinishEvent>(stopped.wait());
+  auto const first = std::ranges::find(plain.tokens, plain.tokens[3]) - plain.tokens.begin();
+  EXPECT_EQ(finish.reason, FinishReason::stop);
+  EXPECT_EQ(finish.stop_token, plain.tokens[3]);
+  EXPECT_EQ(finish.completion_tokens, static_cast<std::size_t>(first) + 1);
+  EXPECT_EQ(stopped.tokens.size(), static_cast<std::size_t>(first)) << "the stop token is not part of the text";
+  stopping.sampling.min_tokens = 12;
+  Listener longer;
+  ASSERT_TRUE(submit(stopping, longer.sink()).ok());
+  EXPECT_EQ(std::get<FinishEvent>(longer.wait()).reason, FinishReason::length);
+  EXPECT_EQ(std::ranges::find(longer.tokens, plain.tokens[3]), longer.tokens.end());
+}
+
+// ---- deadlines
+
+class HurriedTest : public EngineTest {
+ protected:
+  HurriedTest()
+      : EngineTest(64, {.max_model_len = 512,
+                        .max_queued_requests = 6,
+                        .request_timeout = std::chrono::milliseconds(1),
+                        .eos_ids = {2}}) {}
+};
+
+TEST_F(HurriedTest, ARequestOutOfTimeEndsWithOneError) {
+  Listener listener;
+  ASSERT_TRUE(submit(request({1, 2}, 500), listener.sink()).ok());
+  auto const event = listener.wait();
+  ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+  EXPECT_GE(std::get<ErrorEvent>(event).error.status, 503);
+  engine.drain(std::chrono::steady_clock::now() + std::chrono::seconds(30));
+  EXPECT_EQ(listener.terminal.size(), 1U);
+  EXPECT_EQ(metrics.ledger().failed, 1U);
+  scheduler.check_integrity();
+}
+
+class CrowdedTest : public EngineTest {
+ protected:
+  CrowdedTest()
+      : EngineTest(64, {.max_model_len = 512,
+                        .max_queued_requests = 6,
+                        .queue_timeout = std::chrono::milliseconds(1),
+                        .eos_ids = {2}}) {}
+};
+
+TEST_F(CrowdedTest, OnlyWhoNeverStartedIsSentAway) {
+  std::vector<Listener> listeners(6);  // 4 run, 2 wait far longer than a millisecond
+  for (auto& listener : listeners) ASSERT_TRUE(submit(request({1, 2}, 400), listener.sink()).ok());
+  std::size_t sent_away = 0;
+  for (auto& listener : listeners) {
+    auto const event = listener.wait();
+    if (auto const* error = std::get_if<ErrorEvent>(&event)) {
+      EXPECT_EQ(error->error.status, 503);
+      EXPECT_TRUE(error->error.retry_after_s.has_value());
+      EXPECT_TRUE(listener.tokens.empty());
+      ++sent_away;
+    } else {
+      EXPECT_EQ(listener.tokens.size(), 400U);
+    }
+  }
+  EXPECT_GE(sent_away, 2U);
 }
 
 }  // namespace

@@ -75,12 +75,13 @@ struct Model {
       sequences[i].prompt_logits = true;
       scheduler.submit(sequences[i]);
     }
+    SamplingParams const greedy{.temperature = 0};
     for (;;) {
       StepBatch const& batch = scheduler.schedule();
       if (batch.num_tokens() == 0) break;
       std::vector<RowWish> const wishes(
           batch.logit_rows().size(),
-          RowWish{.sampling = {.temperature = 0}, .token_logprobs = spec.vocab, .prompt_logprobs = spec.vocab});
+          RowWish{.sampling = &greedy, .token_logprobs = spec.vocab, .prompt_logprobs = spec.vocab});
       auto const results = runner->run(batch, wishes);
       for (std::size_t i = 0; i < results.size(); ++i) {
         LogitRow const& row = batch.logit_rows()[i];
@@ -186,8 +187,8 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   sequence.prompt_length = prompts[2].size();
   sequence.max_length = sequence.prompt_length + 16;
   scheduler.submit(sequence);
-  std::vector<RowWish> const wishes(
-      1, RowWish{.sampling = {.temperature = 0}, .token_logprobs = {}, .prompt_logprobs = {}});
+  SamplingParams const greedy{.temperature = 0};
+  std::vector<RowWish> const wishes(1, RowWish{.sampling = &greedy, .token_logprobs = {}, .prompt_logprobs = {}});
   for (int step = 0; step < 8; ++step) {
     std::size_t const before = test::allocations_so_far();
     StepBatch const& batch = scheduler.schedule();

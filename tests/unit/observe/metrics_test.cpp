@@ -35,6 +35,11 @@ TEST(Metrics, CountsUnderTheirNames) {
   metrics.observe_step(0.5, 4);
   metrics.observe_time_to_first_token(0.25);
   metrics.observe_inter_token(0.125);
+  StageTimes stages;
+  stages.begin();
+  stages.end(Stage::router);
+  metrics.count_stages(stages);
+  metrics.count_stages(stages);
   metrics.set_balance(1, {0.5, 1.5}, {3, 4}, 0.25, 0.125);
   auto const values = scrape(metrics);
   for (auto const& [name, value] : std::map<std::string, double>{
@@ -50,6 +55,8 @@ TEST(Metrics, CountsUnderTheirNames) {
            {"step_tokens_total", 4},
            {"time_to_first_token_seconds_sum", 0.25},
            {"inter_token_latency_seconds_sum", 0.125},
+           {"stage_seconds_total{stage=\"router\"}", 2 * stages[Stage::router]},
+           {"stage_seconds_total{stage=\"lm_head\"}", 0},
            {"importance_cv2{layer=\"3\"}", 0.25},
            {"load_cv2{layer=\"3\"}", 0.125},
            {"load_cv2{layer=\"1\"}", 0},

@@ -6,6 +6,8 @@
 #include <limits>
 #include <random>
 
+#include "sampled_after.h"
+
 namespace expertmesh {
 namespace {
 
@@ -20,8 +22,8 @@ std::vector<float> random_logits(std::size_t n, unsigned seed) {
 TEST(Sampler, GreedyIsArgmaxWithTheLowestIdOnTies) {
   Sampler sampler(5);
   SamplingParams const greedy{.temperature = 0};
-  EXPECT_EQ(sampler.sample(std::vector<float>{1, 3, 2, 3, 0}, greedy, 0), 1);
-  EXPECT_EQ(sampler.sample(std::vector<float>{0, 0, 0, 0, 0}, greedy, 9), 0);
+  EXPECT_EQ(sampler.sample(std::vector<float>{1, 3, 2, 3, 0}, greedy, test::after(0)), 1);
+  EXPECT_EQ(sampler.sample(std::vector<float>{0, 0, 0, 0, 0}, greedy, test::after(9)), 0);
 }
 
 TEST(Sampler, NaNAndInfinityAreSurvived) {
@@ -30,10 +32,10 @@ TEST(Sampler, NaNAndInfinityAreSurvived) {
   Sampler sampler(3);
   for (float temperature : {0.0F, 1.0F}) {
     SamplingParams const params{.temperature = temperature, .seed = 1};
-    EXPECT_EQ(sampler.sample(std::vector<float>{nan, 2, nan}, params, 0), 1);
-    EXPECT_EQ(sampler.sample(std::vector<float>{-inf, -inf, 0}, params, 0), 2);
-    EXPECT_EQ(sampler.sample(std::vector<float>{0, inf, 0}, params, 0), 1);
-    EXPECT_EQ(sampler.sample(std::vector<float>{nan, nan, nan}, params, 0), 0);
+    EXPECT_EQ(sampler.sample(std::vector<float>{nan, 2, nan}, params, test::after(0)), 1);
+    EXPECT_EQ(sampler.sample(std::vector<float>{-inf, -inf, 0}, params, test::after(0)), 2);
+    EXPECT_EQ(sampler.sample(std::vector<float>{0, inf, 0}, params, test::after(0)), 1);
+    EXPECT_EQ(sampler.sample(std::vector<float>{nan, nan, nan}, params, test::after(0)), 0);
   }
 }
 
@@ -43,7 +45,7 @@ TEST(Sampler, FrequenciesFollowTheSoftmax) {
   std::vector<double> count(4, 0);
   constexpr std::uint32_t kDraws = 20000;
   for (std::uint32_t position = 0; position < kDraws; ++position)
-    ++count[sampler.sample(logits, {.temperature = 0.7F, .seed = 42}, position)];
+    ++count[sampler.sample(logits, {.temperature = 0.7F, .seed = 42}, test::after(position))];
   double sum = 0;
   for (float x : logits) sum += std::exp(static_cast<double>(x) / 0.7);
   for (std::size_t i = 0; i < 4; ++i)
@@ -57,7 +59,7 @@ TEST(Sampler, TopPKeepsTheSmallestSufficientSet) {
   auto const seen = [&](float top_p) {
     std::vector<bool> ids(3, false);
     for (std::uint32_t position = 0; position < 2000; ++position)
-      ids[sampler.sample(logits, {.top_p = top_p, .seed = 3}, position)] = true;
+      ids[sampler.sample(logits, {.top_p = top_p, .seed = 3}, test::after(position))] = true;
     return ids;
   };
   EXPECT_EQ(seen(0.4F), (std::vector<bool>{false, true, false}));
@@ -71,7 +73,7 @@ TEST(Sampler, LargeVocabulariesAreSampledWhole) {
   Sampler sampler(5000);
   TokenId largest = 0;
   for (std::uint32_t position = 0; position < 200; ++position)
-    largest = std::max(largest, sampler.sample(logits, {.top_p = 0.99F, .seed = 5}, position));
+    largest = std::max(largest, sampler.sample(logits, {.top_p = 0.99F, .seed = 5}, test::after(position)));
   EXPECT_GT(largest, 3000);
   EXPECT_LT(largest, 4951);
 }
@@ -82,9 +84,12 @@ TEST(Sampler, ADrawIsAFunctionOfSeedAndPosition) {
   Sampler b(300);
   bool differs = false;
   for (std::uint32_t position = 0; position < 50; ++position) {
-    (void)b.sample(random_logits(300, position), {.seed = 77}, position);  // what b did before must not matter
-    EXPECT_EQ(a.sample(logits, {.seed = 9}, position), b.sample(logits, {.seed = 9}, position));
-    differs = differs || a.sample(logits, {.seed = 9}, position) != a.sample(logits, {.seed = 10}, position);
+    (void)b.sample(random_logits(300, position), {.seed = 77},
+                   test::after(position));  // what b did before must not matter
+    EXPECT_EQ(a.sample(logits, {.seed = 9}, test::after(position)),
+              b.sample(logits, {.seed = 9}, test::after(position)));
+    differs = differs || a.sample(logits, {.seed = 9}, test::after(position)) !=
+                             a.sample(logits, {.seed = 10}, test::after(position));
   }
   EXPECT_TRUE(differs);
 }

@@ -20,12 +20,12 @@ std::unique_ptr<Sequence> sequence(std::uint64_t id, std::size_t prompt, std::si
   return s;
 }
 
-// Blocks of the batch's sequences: enough for their full length, each block in one table only.
+// Blocks of the batch's sequences: enough for the tokens they have, each block in one table only.
 void expect_own_blocks(StepBatch const& batch, std::size_t group) {
   TokenPlaces const& places = batch.places()[group];
   ASSERT_EQ(places.table_offsets.size(), batch.sequences().size() + 1);
   for (std::size_t s = 0; s < batch.sequences().size(); ++s)
-    EXPECT_EQ(places.table_offsets[s + 1] - places.table_offsets[s], (batch.sequences()[s]->max_length + 15) / 16);
+    EXPECT_EQ(places.table_offsets[s + 1] - places.table_offsets[s], (batch.sequences()[s]->tokens.size() + 15) / 16);
   EXPECT_EQ(std::set(places.block_tables.begin(), places.block_tables.end()).size(), places.block_tables.size());
 }
 
@@ -55,8 +55,9 @@ TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
         std::uint32_t const begin = batch.offsets()[s];
         std::uint32_t const end = batch.offsets()[s + 1];
         ASSERT_LT(begin, end);
-        ASSERT_FALSE(prefill_seen && !sequence.in_prefill()) << "decodes go first";
-        prefill_seen = prefill_seen || sequence.in_prefill();
+        bool const decodes = sequence.num_pending() == 1 && sequence.tokens.size() > sequence.prompt_length;
+        ASSERT_FALSE(prefill_seen && decodes) << "decodes go first";
+        prefill_seen = prefill_seen || sequence.num_pending() > 1;
         for (std::uint32_t row = begin; row < end; ++row) {
           ASSERT_EQ(batch.positions()[row], sequence.num_computed + (row - begin));
           ASSERT_EQ(batch.ids()[row], sequence.tokens[batch.positions()[row]]);
@@ -122,7 +123,7 @@ TEST(SchedulerContract, AStepThatIsGivenUpIsScheduledAgain) {
 
 TEST(SchedulerContract, BatchesOfAnySizeLieAtTheSamePlace) {
   SchedulerLimits const limits{.max_num_seqs = 8, .max_num_batched_tokens = 64, .max_model_len = 64};
-  Scheduler scheduler(limits, std::vector<KvCacheSpec>(1), {32});
+  Scheduler scheduler(limits, std::vector<KvCacheSpec>(1), {40});
   auto const addresses = [](StepBatch const& b) {
     return std::vector<void const*>{b.ids().data(),       b.positions().data(),  b.offsets().data(),
                                     b.sequences().data(), b.logit_rows().data(), b.places()[0].block_tables.data()};

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <map>
 #include <random>
+#include <set>
+
+#include "coordinator/scheduler/prefill_budget.h"
 
 namespace expertmesh {
 namespace {
@@ -56,10 +59,10 @@ TEST(Scheduler, DecodesGoBeforePrefill) {
 }
 
 TEST(Scheduler, WaitsForBlocksAndNeverOvertakes) {
-  Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 64, .max_model_len = 64}, groups(2), {4, 4});
+  Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 96, .max_model_len = 64}, groups(2), {4, 4});
   EXPECT_FALSE(scheduler.fits_ever(65));
-  Sequence a = sequence(1, 30, 18);  // 3 blocks
-  Sequence b = sequence(2, 20, 12);  // 2 blocks: has to wait
+  Sequence a = sequence(1, 30, 18);  // 2 blocks
+  Sequence b = sequence(2, 40, 12);  // 3 blocks: has to wait
   Sequence c = sequence(3, 4, 4);    // 1 block: would fit, but b was first
   for (Sequence* s : {&a, &b, &c}) scheduler.submit(*s);
   (void)scheduler.schedule();
@@ -68,8 +71,89 @@ TEST(Scheduler, WaitsForBlocksAndNeverOvertakes) {
   scheduler.complete_step();
   scheduler.remove(a);
   (void)scheduler.schedule();
-  EXPECT_EQ(scheduler.num_running(), 2U);
+  EXPECT_EQ(scheduler.num_running(), 1U) << "one block stays free for b to grow";
   scheduler.check_integrity();
+}
+
+// Runs a step; every sequence whose next token is due gets one.
+void step(Scheduler& scheduler) {
+  StepBatch const& batch = scheduler.schedule();
+  std::vector<Sequence*> sampled;
+  for (LogitRow const& row : batch.logit_rows())
+    if (row.sample) sampled.push_back(batch.sequences()[row.sequence]);
+  scheduler.complete_step();
+  for (Sequence* s : sampled) s->tokens.push_back(static_cast<TokenId>(s->tokens.size()));
+  scheduler.check_integrity();
+}
+
+TEST(Scheduler, TheLatestGivesWayAndComesBackWithAllItsTokens) {
+  Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 64, .max_model_len = 64}, groups(1), {4});
+  Sequence a = sequence(1, 16, 48);
+  Sequence b = sequence(2, 10, 30);
+  Sequence late = sequence(3, 1, 1);
+  scheduler.submit(a);
+  scheduler.submit(b);
+  step(scheduler);
+  ASSERT_EQ(scheduler.num_running(), 2U);
+  scheduler.submit(late);
+  while (scheduler.num_preemptions() == 0) step(scheduler);
+  EXPECT_EQ(b.num_computed, 0U);
+  EXPECT_TRUE(b.block_tables[0].empty());
+  std::vector<TokenId> const kept = b.tokens;
+  EXPECT_GT(kept.size(), 10U) << "what was sampled is not forgotten";
+  EXPECT_GT(a.tokens.size(), 16U);
+  EXPECT_EQ(scheduler.num_waiting(), 2U) << "the late one must not overtake";
+  while (a.tokens.size() < a.max_length) {
+    step(scheduler);
+    EXPECT_GT(a.num_computed, 0U) << "the earliest is never preempted";
+  }
+  scheduler.remove(a);
+  StepBatch const& batch = scheduler.schedule();
+  ASSERT_GE(batch.sequences().size(), 1U);
+  EXPECT_EQ(batch.sequences()[0], &b);
+  EXPECT_EQ(batch.offsets()[1], kept.size()) << "prompt and answer are computed again";
+  EXPECT_EQ(batch.logit_rows()[0].position + 1, kept.size());
+}
+
+TEST(Scheduler, APreemptedSequenceCanBeRemoved) {
+  Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 64, .max_model_len = 64}, groups(1), {4});
+  Sequence a = sequence(1, 16, 48);
+  Sequence b = sequence(2, 10, 30);
+  scheduler.submit(a);
+  scheduler.submit(b);
+  while (scheduler.num_preemptions() == 0) step(scheduler);
+  scheduler.remove(b);
+  EXPECT_EQ(scheduler.num_waiting(), 0U);
+  scheduler.remove(a);
+  EXPECT_TRUE(scheduler.empty());
+  scheduler.check_integrity();
+}
+
+TEST(Scheduler, PromptsBesideDecodesAreCutToTheirBudget) {
+  Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = 64, .max_model_len = 64}, groups(1), {16});
+  Sequence a = sequence(1, 4, 8);
+  Sequence b = sequence(2, 50, 2);
+  scheduler.submit(a);
+  step(scheduler);
+  scheduler.submit(b);
+  StepBatch const& batch = scheduler.schedule(5);
+  EXPECT_EQ(batch.num_decodes(), 1U);
+  EXPECT_EQ(batch.num_tokens(), 6U);
+  scheduler.remove(a);
+  EXPECT_EQ(scheduler.schedule(5).num_tokens(), 50U) << "nobody waits for a token: no cut";
+}
+
+TEST(PrefillBudget, LearnsWhatFitsIntoAStep) {
+  EXPECT_GT(PrefillBudget(0).tokens(), 1000000U);
+  PrefillBudget budget(0.1);
+  EXPECT_EQ(budget.tokens(), PrefillBudget::kLeastTokens) << "nothing is known yet";
+  for (int i = 0; i < 100; ++i) {
+    budget.observe(0, 0.02);
+    budget.observe(100, 0.02 + 100 * 0.0005);
+  }
+  EXPECT_NEAR(static_cast<double>(budget.tokens()), 160, 2) << "(0.1 - 0.02) / 0.0005";
+  for (int i = 0; i < 100; ++i) budget.observe(0, 0.5);
+  EXPECT_EQ(budget.tokens(), PrefillBudget::kLeastTokens) << "prompts go on, whatever decodes take";
 }
 
 TEST(Scheduler, BlockTablesReachEveryPositionAndNoBlockIsShared) {
@@ -112,7 +196,7 @@ TEST(Scheduler, RandomLifeKeepsItsBooks) {
     Scheduler scheduler(limits, groups(num_groups), std::vector<std::size_t>(num_groups, 8));
     std::vector<std::unique_ptr<Sequence>> alive;
     std::uint64_t arrived = 0;
-    std::uint64_t last_admitted = 0;
+    std::set<std::uint64_t> started;
     for (int step = 0; step < 400; ++step) {
       if (arrived < 60 && rng() % 3 == 0) {
         alive.push_back(std::make_unique<Sequence>(sequence(++arrived, 1 + rng() % 60, 1 + rng() % 40)));
@@ -121,10 +205,14 @@ TEST(Scheduler, RandomLifeKeepsItsBooks) {
       StepBatch const& batch = scheduler.schedule();
       EXPECT_LE(batch.num_tokens(), limits.max_num_batched_tokens);
       EXPECT_LE(scheduler.num_running(), limits.max_num_seqs);
-      for (Sequence* s : batch.sequences())
-        if (s->num_computed == 0) {
-          EXPECT_GT(s->id.value(), last_admitted) << "first come, first served";
-          last_admitted = s->id.value();
+      std::uint64_t latest_running = 0;
+      for (Sequence* s : batch.sequences()) {
+        started.insert(s->id.value());
+        latest_running = std::max(latest_running, s->id.value());
+      }
+      for (auto const& s : alive)
+        if (!started.contains(s->id.value())) {
+          EXPECT_GT(s->id.value(), latest_running) << "overtaken";
         }
       std::vector<Sequence*> sampled;
       for (LogitRow const& row : batch.logit_rows()) sampled.push_back(batch.sequences()[row.sequence]);

@@ -1,8 +1,14 @@
 #include "coordinator/options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
+#include <fstream>
+#include <iostream>
 #include <limits>
+
+#include "common/base/error.h"
+#include "coordinator/runtime_flags.h"
 
 namespace expertmesh {
 
@@ -27,10 +33,44 @@ std::string check_bytes(std::string const& text) {
   return parse_bytes(text) ? "" : "expected a number of bytes such as 512M or 4G, got '" + text + "'";
 }
 
-std::optional<DType> dtype_option(std::string const& name) {
-  if (name == "float32") return DType::f32;
-  if (name == "bfloat16") return DType::bf16;
-  return std::nullopt;
+std::string trimmed(std::string const& text) {
+  std::size_t const begin = text.find_first_not_of(" \t\r");
+  if (begin == std::string::npos) return {};
+  return text.substr(begin, text.find_last_not_of(" \t\r") - begin + 1);
+}
+
+// Puts the options of the file named by "serve … --config FILE" before those of the command line, so that these win.
+void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve) {
+  if (arguments.empty() || arguments.front() != "serve") return;
+  std::string file;
+  for (std::size_t a = 1; a < arguments.size(); ++a) {
+    if (arguments[a] == "--config" && a + 1 < arguments.size()) file = arguments[a + 1];
+    if (arguments[a].starts_with("--config=")) file = arguments[a].substr(std::string("--config=").size());
+  }
+  if (file.empty()) return;
+  std::ifstream in(file);
+  if (!in) throw ModelError("--config " + file + ": cannot be read");
+  std::vector<std::string> added;
+  std::size_t number = 0;
+  for (std::string line; std::getline(in, line);) {
+    std::string const where = file + ":" + std::to_string(++number) + ": ";
+    line = trimmed(line);
+    if (line.empty() || line.front() == '#') continue;
+    std::size_t const equals = line.find('=');
+    std::string const name = trimmed(line.substr(0, equals));
+    if (equals == std::string::npos || name.empty()) throw ModelError(where + "expected 'name = value'");
+    CLI::Option const* option = name == "config" ? nullptr : serve.get_option_no_throw("--" + name);
+    if (!option || name == "help") throw ModelError(where + "no such option: '" + name + "'");
+    std::string const value = trimmed(line.substr(equals + 1));
+    if (option->get_expected_min() > 0) {
+      added.push_back("--" + name + "=" + value);
+    } else if (value == "true") {
+      added.push_back("--" + name);
+    } else if (value != "false") {
+      throw ModelError(where + "'" + name + "' is true or false, got '" + value + "'");
+    }
+  }
+  arguments.insert(arguments.begin() + 1, added.begin(), added.end());
 }
 
 }  // namespace
@@ -41,33 +81,17 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   app.require_subcommand(1);
 
   ServeOptions serve;
-  std::string serve_dtype = "auto";
   std::string load_format = "auto";
   std::string kv_bytes;
   std::string body_bytes = "8M";
-  std::string isa;
   auto* s = app.add_subcommand("serve", "Serve a model through an OpenAI-compatible HTTP API");
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
+  add_runtime_flags(*s, serve);
   s->add_option("--host", serve.host, "Address to listen on")->capture_default_str();
   s->add_option("--port", serve.port, "Port to listen on; 0 takes any free one")->capture_default_str();
-  s->add_option("--workers", serve.workers,
-                "Worker processes that hold the experts, over MPI; 0 keeps the experts in this process")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  s->add_option("--threads", serve.threads, "Compute threads of the coordinator; 0 takes every usable core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  s->add_option("--worker-threads", serve.worker_threads, "Compute threads of each worker; 0 shares the usable cores")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  s->add_option("--dtype", serve_dtype,
-                "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
   s->add_option("--load-format", load_format, "dummy: deterministic random weights from config.json alone")
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
-  s->add_option("--seed", serve.dummy_seed, "Seed of the dummy weights")->capture_default_str();
   s->add_option("--max-model-len", serve.max_model_len, "Longest sequence, prompt and answer [the checkpoint's]")
       ->check(CLI::Range(1, 1 << 24));
   s->add_option("--max-num-seqs", serve.max_num_seqs, "Sequences that run at the same time")
@@ -80,6 +104,15 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("--max-queued-requests", serve.max_queued_requests, "Requests that may wait; more get 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  s->add_option("--request-timeout", serve.request_timeout_s,
+                "Seconds from acceptance to the last token; a longer request ends with an error; 0: no limit")
+      ->capture_default_str();
+  s->add_option("--queue-timeout", serve.queue_timeout_s,
+                "Seconds a request may wait before its first token is computed; 0: no limit")
+      ->capture_default_str();
+  s->add_option("--step-budget-ms", serve.step_budget_ms,
+                "Prompts are computed in chunks that keep a step within this time while others decode; 0: not cut")
+      ->capture_default_str();
   s->add_option("--kv-cache-memory", kv_bytes,
                 "Bytes of the KV cache, such as 4G [fits max-num-seqs sequences, at most 40% of free memory]")
       ->check(check_bytes);
@@ -91,9 +124,6 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
               "Allow \"return_routed_experts\" in requests");
   s->add_option("--router-noise", serve.router_noise_seed,
                 "Turn the noise of noisy top-k gating on, with this seed [off]");
-  s->add_option("--isa", isa,
-                "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
-      ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
   s->add_option("--http-threads", serve.http_threads, "Threads of the HTTP server")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
@@ -101,36 +131,44 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   s->add_option("--max-body-size", body_bytes, "Largest request body")->check(check_bytes)->capture_default_str();
+  s->add_option("--api-key-file", serve.api_key_file,
+                "File with one API key a line; requests need one, but for /health and /ready [no key is asked]");
+  s->add_option("--allowed-origin", serve.allowed_origin,
+                "Origin of browser pages that may use the API (CORS); an empty one: none")
+      ->capture_default_str();
   s->add_option("--heartbeat-timeout-ms", serve.heartbeat_timeout_ms, "A worker silent for this long is dead")
       ->check(CLI::Range(50, 600000))
       ->capture_default_str();
 
   InfoOptions info;
-  std::string info_dtype = "auto";
   auto* i = app.add_subcommand("info", "Describe a model directory: parameters, memory, what would be refused");
   i->add_option("model", info.model_dir, "Hugging Face model directory")->required();
   i->add_option("--workers", info.workers, "Workers to divide the experts among")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  i->add_option("--dtype", info_dtype, "As for serve")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}))
-      ->capture_default_str();
+  add_dtype_flag(*i, info.dtype);
+
+  std::filesystem::path config;
+  s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
+  for (auto* sub : {s, i})
+    for (auto* option : sub->get_options()) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    add_config_file(arguments, *s);
+    std::ranges::reverse(arguments);  // as CLI11 takes them
+    app.parse(arguments);
+  } catch (ModelError const& error) {
+    std::cerr << "expertmesh: " << error.what() << std::endl;
+    return ExitNow{2};
   } catch (CLI::ParseError const& error) {
     int const code = app.exit(error);
     return ExitNow{code == 0 ? 0 : 2};
   }
-  if (i->parsed()) {
-    info.dtype = dtype_option(info_dtype);
-    return info;
-  }
-  serve.dtype = dtype_option(serve_dtype);
+  if (i->parsed()) return info;
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_body_bytes = *parse_bytes(body_bytes);
-  if (!isa.empty()) serve.isa = isa_from_name(isa);
   if (serve.served_model_name.empty()) {
     auto const path = std::filesystem::weakly_canonical(serve.model_dir);
     serve.served_model_name = path.filename().string();

@@ -7,35 +7,24 @@
 #include <string>
 #include <variant>
 
-#include "common/checkpoint/weight_source.h"
-#include "common/kernels/exec.h"
+#include "coordinator/model_runtime.h"
 
 namespace expertmesh {
 
-struct ServeOptions {
-  std::filesystem::path model_dir;
+struct ServeOptions : ModelRuntimeOptions {
   std::string host = "127.0.0.1";
-  std::uint16_t port = 8000;       // 0: any free one
-  std::size_t workers = 0;         // 0: experts in this process
-  std::size_t threads = 0;         // 0: all usable cores
-  std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
-  std::optional<DType> dtype;      // none: auto
-  LoadFormat load_format = LoadFormat::automatic;
-  std::uint64_t dummy_seed = 0;
-  std::optional<std::size_t> max_model_len;  // none: the checkpoint's
-  std::size_t max_num_seqs = 64;
-  std::size_t max_num_batched_tokens = 512;
+  std::uint16_t port = 8000;  // 0: any free one
   std::size_t max_queued_requests = 256;
-  std::optional<std::size_t> kv_cache_bytes;
-  std::string served_model_name;  // empty: the folder's name
+  std::size_t request_timeout_s = 3600;  // 0: none
+  std::size_t queue_timeout_s = 300;     // 0: none
+  std::size_t step_budget_ms = 500;      // 0: prompt chunks are not cut
+  std::string served_model_name;         // empty: the folder's name
   std::size_t max_logprobs = 20;
-  bool return_routed_experts = false;
-  std::optional<std::uint64_t> router_noise_seed;
-  std::optional<Isa> isa;  // none: the best this processor runs
   std::size_t http_threads = 2;
   std::size_t max_connections = 1024;
   std::size_t max_body_bytes = std::size_t{8} << 20;
-  std::size_t heartbeat_timeout_ms = 200;
+  std::optional<std::filesystem::path> api_key_file;
+  std::string allowed_origin = "*";  // empty: no CORS headers
 };
 
 struct InfoOptions {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <string>
 
+#include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
 #include "common/checkpoint/weight_source.h"
@@ -35,6 +36,8 @@ struct Options {
   std::string secret_file;
   std::size_t threads = 1;
   std::string isa;
+  std::vector<int> cores;     // none: any
+  bool shared_cores = false;  // with other processes' compute threads
 };
 
 std::string read_secret(std::string const& path) {
@@ -83,6 +86,7 @@ class ProgressReporter {
   auto const isa = isa_from_name(options.isa);
   if (!isa || !std::ranges::count(runnable_isas(), *isa))
     control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
+  if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   ThreadPool pool(options.threads);
   auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
                                                               : open_checkpoint(assign.model_dir);
@@ -96,7 +100,8 @@ class ProgressReporter {
                          .max_messages = assign.max_requests});
   MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
   transport.add_peer(kCoordinator, parent_comm());
-  WorkerLoop loop(transport, kCoordinator, service, assign.max_requests);
+  WorkerLoop loop(transport, kCoordinator, service, assign.max_requests,
+                  options.shared_cores ? PollPause::sleep : PollPause::yield);
   control.gate().set(ServingGate::Mode::serving);
   control.send(control::Loaded{.resident_bytes = store.resident_bytes()});
   spdlog::info("serving {} experts, {} bytes, {} threads, {}", store.num_experts(), store.resident_bytes(),
@@ -135,6 +140,8 @@ int main(int argc, char** argv) {
   app.add_option("--secret-file", options.secret_file, "file with the cluster's secret")->required();
   app.add_option("--threads", options.threads, "compute threads")->check(CLI::Range(1, 4096));
   app.add_option("--isa", options.isa, "instruction set of the numerics profile")->required();
+  app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
+  app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
   CLI11_PARSE(app, argc, argv);
   try {
     expertmesh::run(options);

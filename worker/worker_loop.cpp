@@ -1,7 +1,5 @@
 #include "worker/worker_loop.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <array>
 
@@ -9,8 +7,9 @@
 
 namespace expertmesh {
 
-WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests)
-    : transport_(transport), coordinator_(coordinator), service_(service), slots_(max_requests) {
+WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests,
+                       PollPause pause)
+    : transport_(transport), coordinator_(coordinator), service_(service), pause_(pause), slots_(max_requests) {
   calls_.reserve(max_requests);
   called_.reserve(max_requests);
   for (Slot& slot : slots_) {
@@ -40,7 +39,7 @@ void WorkerLoop::run(ServingGate& gate) {
         break;
       case ServingGate::Mode::loading:
       case ServingGate::Mode::serving:
-        if (!busy) sched_yield();  // there may be more processes than cores
+        if (!busy) pause_polling(pause_);
         break;
     }
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/base/aligned_buffer.h"
+#include "common/base/cores.h"
 #include "common/experts/expert_service.h"
 #include "common/transport/transport.h"
 #include "worker/serving_gate.h"
@@ -20,7 +21,8 @@ class WorkerLoopError : public std::runtime_error {
 class WorkerLoop {
  public:
   // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted.
-  WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests);
+  WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests,
+             PollPause pause);
 
   // Serves until the gate says stop; sleeps while it says idle. Throws WorkerLoopError.
   void run(ServingGate& gate);
@@ -43,6 +45,7 @@ class WorkerLoop {
   Transport& transport_;
   PeerId coordinator_;
   ExpertService& service_;
+  PollPause pause_;  // between looks for the next request
   std::vector<Slot> slots_;
   std::vector<ServiceCall> calls_;
   std::vector<Slot*> called_;

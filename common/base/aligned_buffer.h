@@ -2,12 +2,13 @@
 #pragma once
 #include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
-#include <new>
 #include <span>
 
 namespace expertmesh {
+
+// For std::free. Asks for huge pages where they pay. bytes: a multiple of alignment, not 0. Throws std::bad_alloc.
+void* allocate_zeroed(std::size_t bytes, std::size_t alignment);
 
 template <class T>
 class AlignedBuffer {
@@ -18,9 +19,7 @@ class AlignedBuffer {
   explicit AlignedBuffer(std::size_t count) : count_(count) {
     if (count == 0) return;
     std::size_t const bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
+    data_.reset(static_cast<T*>(allocate_zeroed(bytes, kAlignment)));
   }
   [[nodiscard]] T* data() { return data_.get(); }
   [[nodiscard]] T const* data() const { return data_.get(); }

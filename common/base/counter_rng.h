@@ -6,7 +6,13 @@
 
 namespace expertmesh {
 
-enum class RngPurpose : std::uint32_t { sample = 1, router_noise = 2, dummy_weight = 3 };
+enum class RngPurpose : std::uint32_t {
+  sample = 1,
+  router_noise = 2,
+  dummy_weight = 3,
+  benchmark = 4,
+  benchmark_request = 5
+};
 
 struct RngKey {
   std::uint64_t seed = 0;

@@ -8,6 +8,7 @@ namespace expertmesh {
 
 constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
 constexpr std::size_t kHeadsAtOnce = 4;    // query heads that read keys and values together
+constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
 struct GemmPart {
@@ -44,6 +45,12 @@ struct KernelTable {
   void (*add)(float* x, float const* y, std::size_t n);
   void (*axpy_f32)(float a, float const* x, std::size_t n, float* y);  // y = fma(a, x, y)
   void (*axpy_bf16)(float a, std::uint16_t const* x, std::size_t n, float* y);
+
+  // What machine_ceilings measures. Each returns a number that depends on everything it did.
+  float (*read_stream)(float const* x, std::size_t n);  // n: a multiple of kStreamFloats
+  float (*peak_f32)(std::size_t rounds);
+  float (*peak_bf16)(std::size_t rounds);
+  std::size_t peak_multiply_adds;  // vector instructions of one round; 16 multiply-adds each, 32 in bf16
 };
 
 KernelTable const& scalar_kernels();

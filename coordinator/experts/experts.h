@@ -33,6 +33,16 @@ class Experts {
   // stay unchanged until the exchange has been combined. Throws ExpertsLost if an expert has no living holder.
   virtual Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) = 0;
 
+  // `co_await experts.answered(exchange)`: suspends until every row is back, or lost; combine() is then done at once.
+  struct Answered {
+    Experts& experts;
+    Exchange exchange;
+    bool await_ready() { return experts.complete(exchange); }
+    void await_suspend(std::coroutine_handle<> waiter) { experts.wait(exchange, waiter); }
+    void await_resume() {}
+  };
+  [[nodiscard]] Answered answered(Exchange exchange) { return {*this, exchange}; }
+
   // `co_await experts.combine(exchange, out)`: suspends until every row is back, then out [T,H] = sum over slots
   // k = 0…K-1 in order of gate weight x expert row. Throws ExpertsLost.
   struct Combine {

@@ -48,6 +48,7 @@ Task Decoder::forward(FrameArena& arena, std::span<TokenId const> ids, StepConte
   for (auto& rope : ropes_)
     rope_angles(step.exec, step.positions, rope.inverse_frequency, rope.cos.view().first_rows(step.tokens),
                 rope.sin.view().first_rows(step.tokens));
+  step.stages.end(Stage::embedding);
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     Rope& rope = ropes_[rope_of_layer_[l]];
     RopeAngles const angles{rope.cos.view().first_rows(step.tokens), rope.sin.view().first_rows(step.tokens)};

@@ -79,18 +79,27 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   rms_norm(step.exec, x, input_norm_, input_epsilon_, normed);
   attention_.forward(step.exec, normed, angles, places, kv, act, block_out);
   add(step.exec, x, block_out);
+  step.stages.end(Stage::attention);
 
   rms_norm(step.exec, x, post_attention_norm_, post_attention_epsilon_, normed);
   if (auto const* dense = std::get_if<DenseFfn>(&ffn_)) {
     dense->forward(step.exec, normed, act, block_out);
-  } else {
-    RoutingView const routing = std::get<Router>(ffn_).forward(step.exec, normed, step.positions, act);
-    auto const exchange = step.experts.dispatch(index_, normed, routing);  // rows leave for their workers
-    step.balance.add(moe_index_, routing);                                 // while they compute
-    if (step.routed) std::ranges::copy(routing.experts, step.routed + moe_index_ * routing.experts.size());
-    co_await step.experts.combine(exchange, block_out);  // slot order 0…K-1: same bits for any placement
+    add(step.exec, x, block_out);
+    step.stages.end(Stage::dense_ffn);
+    co_return;
   }
+
+  RoutingView const routing = std::get<Router>(ffn_).forward(step.exec, normed, step.positions, act);
+  step.stages.end(Stage::router);
+  auto const exchange = step.experts.dispatch(index_, normed, routing);  // rows leave for their workers
+  step.stages.end(Stage::dispatch);
+  step.balance.add(moe_index_, routing);  // while they compute
+  if (step.routed) std::ranges::copy(routing.experts, step.routed + moe_index_ * routing.experts.size());
+  co_await step.experts.answered(exchange);
+  step.stages.end(Stage::experts);
+  co_await step.experts.combine(exchange, block_out);  // slot order 0…K-1: same bits for any placement
   add(step.exec, x, block_out);
+  step.stages.end(Stage::combine);
 }
 
 }  // namespace expertmesh

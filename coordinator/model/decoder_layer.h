@@ -8,6 +8,7 @@
 #include "common/moe/balance.h"
 #include "coordinator/experts/experts.h"
 #include "coordinator/model/attention.h"
+#include "coordinator/model/stage_times.h"
 
 namespace expertmesh {
 
@@ -17,6 +18,7 @@ struct StepContext {
   Activations& act;
   Experts& experts;
   BalanceStatistics& balance;
+  StageTimes& stages;
   std::size_t tokens;                        // T
   std::span<std::uint32_t const> positions;  // [T]
   std::vector<TokenPlaces> const& places;    // one per KV group

@@ -54,10 +54,11 @@ WeightFormat weight_format_of(DType dtype) {
 }
 
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers) {
-  ModelPlan plan{.worker_bytes = std::vector<std::size_t>(num_workers)};
+  ModelPlan plan;
+  plan.worker_bytes.resize(num_workers);
   for (auto const& tensor : required_tensors(spec)) plan.parameters += elements(tensor);
-  plan.coordinator_bytes =
-      spec.vocab * spec.hidden * size_of(spec.stored_dtype) + packed_bytes(weights, spec.vocab, spec.hidden);
+  plan.embedding_bytes = spec.vocab * spec.hidden * size_of(spec.stored_dtype);
+  plan.coordinator_bytes = plan.embedding_bytes + packed_bytes(weights, spec.vocab, spec.hidden);
   std::size_t routed_active = 0;
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
@@ -69,9 +70,10 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
       std::size_t const per_expert = 3 * spec.hidden * moe->intermediate;
       plan.routed_parameters += per_expert * moe->router.num_experts;
       routed_active += per_expert * moe->router.experts_per_token;
+      plan.expert_bytes.push_back(ffn_bytes(spec.hidden, moe->intermediate, weights));
       for (std::size_t w = 0; w < num_workers; ++w) {
         ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
-        plan.worker_bytes[w] += (share.end - share.begin) * ffn_bytes(spec.hidden, moe->intermediate, weights);
+        plan.worker_bytes[w] += (share.end - share.begin) * plan.expert_bytes.back();
       }
     }
   }

@@ -12,10 +12,11 @@ namespace expertmesh {
 
 struct ModelPlan {
   std::size_t parameters = 0;
-  std::size_t routed_parameters = 0;  // of all routed experts
-  std::size_t active_parameters = 0;  // a token uses: everything not routed + routed x K/E (embeddings included)
-  std::size_t coordinator_bytes =
-      0;  // weights of the coordinator without experts: the embedding as stored, the rest packed
+  std::size_t routed_parameters = 0;      // of all routed experts
+  std::size_t active_parameters = 0;      // a token uses: everything not routed + routed x K/E (embeddings included)
+  std::size_t embedding_bytes = 0;        // as stored
+  std::size_t coordinator_bytes = 0;      // weights of the coordinator without experts: the embedding, the rest packed
+  std::vector<std::size_t> expert_bytes;  // [MoE layers] of one packed expert
   std::vector<std::size_t>
       worker_bytes;  // [N] packed experts of each worker; N = 1 is also what the coordinator holds itself
   std::size_t kv_bytes_per_token = 0;

@@ -262,6 +262,39 @@ void axpy(float a, T const* x, std::size_t n, float* y) {
     store_some(y + i, fma(broadcast(a), load_some(x + i, n - i), load_some(y + i, n - i)), n - i);
 }
 
+// ---- ceilings
+float read_stream(float const* x, std::size_t n) {
+  constexpr std::size_t kSums = kStreamFloats / kLanes;
+  Vec sums[kSums];
+  for (Vec& sum : sums) sum = zero();
+  for (std::size_t i = 0; i < n; i += kStreamFloats)
+    for (std::size_t j = 0; j < kSums; ++j) sums[j] = sums[j] + load(x + i + j * kLanes);
+  for (Vec const& sum : sums) sums[0] = sums[0] + sum;
+  return sum_lanes(sums[0]);
+}
+
+// Independent sums on registers alone, as many as a GEMM's register tile has: what no GEMM can exceed.
+template <class MultiplyAdd>
+float peak(std::size_t rounds, MultiplyAdd multiply_add) {
+  Vec sums[kAccumulators];
+  for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = broadcast(static_cast<float>(i));  // all different
+  for (std::size_t round = 0; round < rounds; ++round)
+    for (Vec& sum : sums) sum = multiply_add(sum);
+  for (Vec const& sum : sums) sums[0] = sums[0] + sum;
+  return sum_lanes(sums[0]);
+}
+
+float peak_f32(std::size_t rounds) {
+  Vec const x = broadcast(1.0F / static_cast<float>(rounds));
+  return peak(rounds, [&](Vec const& sum) { return fma(x, x, sum); });
+}
+
+float peak_bf16(std::size_t rounds) {
+  std::uint16_t w[2 * kLanes];
+  for (std::size_t i = 0; i < 2 * kLanes; ++i) w[i] = static_cast<std::uint16_t>(rounds + i);
+  return peak(rounds, [&](Vec const& sum) { return dot_bf16(sum, w, static_cast<std::uint32_t>(rounds)); });
+}
+
 constexpr KernelTable kTable = {
     .gemm_f32 = gemm<GemmF32>,
     .gemm_bf16 = gemm<GemmBf16>,
@@ -274,6 +307,10 @@ constexpr KernelTable kTable = {
     .add = add_row,
     .axpy_f32 = axpy<float>,
     .axpy_bf16 = axpy<std::uint16_t>,
+    .read_stream = read_stream,
+    .peak_f32 = peak_f32,
+    .peak_bf16 = peak_bf16,
+    .peak_multiply_adds = kAccumulators,
 };
 
 }  // namespace

@@ -1,0 +1,24 @@
+// Cores of this host: which of them a thread may run on, and how it waits where there are fewer of them than threads.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace expertmesh {
+
+std::vector<int> allowed_cores();  // of the calling thread, in rising order
+
+// The calling thread and those it starts from now on run on these cores alone. What the system refuses is left as it
+// is: this is for speed only.
+void restrict_to_cores(std::vector<int> const& cores);
+
+// What a thread does between two looks for a message of another process.
+enum class PollPause : std::uint8_t {
+  yield,  // there is a core for everyone: look again at once
+  // Others compute on this core. A thread that yields still counts as one that wants to run: the system then takes the
+  // core for busy and leaves another thread waiting behind its neighbour for milliseconds. So be gone for a moment
+  // (some 70 microseconds with Linux's timer slack).
+  sleep,
+};
+void pause_polling(PollPause pause);
+
+}  // namespace expertmesh

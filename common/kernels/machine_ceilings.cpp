@@ -1,0 +1,56 @@
+#include "common/kernels/machine_ceilings.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "common/base/aligned_buffer.h"
+#include "common/base/check.h"
+#include "common/kernels/kernel_table.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr std::size_t kPeakRounds = std::size_t{1} << 20;  // of one pass: some milliseconds
+
+// Shortest time of body(thread) on all threads at once. What the bodies return is kept, so that no work is left out.
+template <class Body>
+double best_seconds(Exec const& exec, std::size_t passes, Body body) {
+  EM_CHECK(passes > 0, "no pass");
+  std::size_t const threads = exec.pool().num_threads();
+  std::vector<float> results(threads);
+  double best = 0;
+  for (std::size_t pass = 0; pass < passes; ++pass) {
+    auto const start = std::chrono::steady_clock::now();
+    exec.pool().parallel_for(threads, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t thread = begin; thread < end; ++thread) results[thread] = body(thread);
+    });
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (pass == 0 || seconds < best) best = seconds;
+  }
+  return best;
+}
+
+}  // namespace
+
+double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::size_t passes) {
+  std::size_t const threads = exec.pool().num_threads();
+  std::size_t const strides = std::max<std::size_t>(1, buffer_bytes / (threads * kStreamFloats * sizeof(float)));
+  std::size_t const share = strides * kStreamFloats;  // floats of a thread
+  AlignedBuffer<float> const buffer(threads * share);
+  double const seconds = best_seconds(exec, passes, [&](std::size_t thread) {
+    return exec.table().read_stream(buffer.data() + thread * share, share);
+  });
+  return static_cast<double>(buffer.size_bytes()) / seconds;
+}
+
+double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes) {
+  EM_CHECK(activations == DType::f32 || activations == DType::bf16, "activations of " << name_of(activations));
+  bool const bf16 = activations == DType::bf16;
+  auto const peak = bf16 ? exec.table().peak_bf16 : exec.table().peak_f32;
+  double const seconds = best_seconds(exec, passes, [&](std::size_t) { return peak(kPeakRounds); });
+  std::size_t const operations = kPeakRounds * exec.table().peak_multiply_adds * kPanelColumns * (bf16 ? 4 : 2);
+  return static_cast<double>(operations * exec.pool().num_threads()) / seconds;
+}
+
+}  // namespace expertmesh

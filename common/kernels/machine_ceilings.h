@@ -1,0 +1,19 @@
+// What this machine can do at best with the ISA and the threads of an Exec, measured: what a benchmark's figures are
+// shares of.
+#pragma once
+#include <cstddef>
+
+#include "common/kernels/exec.h"
+#include "common/tensor/dtype.h"
+
+namespace expertmesh {
+
+// Bytes a second that all threads together read from memory: the best of `passes` over a buffer of this many bytes,
+// which should be much larger than the caches.
+double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::size_t passes);
+
+// Operations (a multiply-add is two) a second on registers alone with activations of this type, bf16 or f32: the best
+// of `passes`.
+double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes);
+
+}  // namespace expertmesh

@@ -1,0 +1,205 @@
+#include "coordinator/bench/engine_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <numeric>
+
+#include "common/base/counter_rng.h"
+#include "common/base/log.h"
+#include "common/kernels/machine_ceilings.h"
+#include "coordinator/bench/config_directory.h"
+#include "coordinator/bench/statistics.h"
+#include "coordinator/bench/step_cost.h"
+#include "coordinator/machine.h"
+
+namespace expertmesh {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kStreamBytes = std::size_t{1} << 30;  // much more than any cache
+constexpr std::size_t kCeilingPasses = 8;
+constexpr std::size_t kWarmUpSteps = 3;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Sequences of random tokens, one batch size at a time. What the model samples is not fed back: one of random weights
+// soon repeats itself, and with it its choice of experts.
+class Batch {
+ public:
+  Batch(ModelRuntime& runtime, StepCost const& cost, EngineBenchOptions const& options, std::size_t batch_size)
+      : runtime_(runtime),
+        cost_(cost),
+        seed_(options.runtime.dummy_seed),
+        input_len_(options.input_len),
+        experts_hit_(cost.num_moe_layers()),
+        is_hit_(layer_maxima(runtime.spec()).num_experts) {
+    for (std::uint32_t s = 0; s < batch_size; ++s) {
+      Sequence& sequence = sequences_.emplace_back();
+      sequence.id = SequenceId(s + 1);
+      sequence.prompt_length = options.input_len;
+      sequence.max_length = options.input_len + options.output_len + 1;
+      sequence.tokens.reserve(sequence.max_length);
+      for (std::size_t t = 0; t < options.input_len; ++t) add_token(sequence);
+      runtime_.scheduler().submit(sequence);
+    }
+  }
+  ~Batch() {
+    for (Sequence& sequence : sequences_) runtime_.scheduler().remove(sequence);
+  }
+  Batch(Batch const&) = delete;
+  Batch& operator=(Batch const&) = delete;
+
+  // All prompts. Nobody decodes before the last is through, since no sequence gets its next token here.
+  void prefill(BatchFigures& figures) {
+    figures.prompt_tokens = sequences_.size() * input_len_;
+    figures.prefill_flops = static_cast<double>(sequences_.size()) * cost_.prompt_flops(input_len_);
+    auto const begin = Clock::now();
+    while (std::ranges::any_of(sequences_, [](Sequence const& s) { return s.num_pending() > 0; })) step();
+    figures.prefill_seconds = seconds_since(begin);
+  }
+
+  void decode(std::size_t num_steps, BatchFigures& figures) {
+    std::vector<double> seconds;
+    std::array<double, kNumStages> stages{};
+    double hits = 0;
+    for (std::size_t i = 0; i < num_steps; ++i) {
+      for (Sequence& sequence : sequences_) {
+        add_token(sequence);
+        figures.kv_bytes += static_cast<double>(cost_.kv_bytes(sequence.tokens.size()));
+      }
+      auto const begin = Clock::now();
+      std::size_t const tokens = step();
+      seconds.push_back(seconds_since(begin));
+      EM_CHECK(tokens == sequences_.size(), tokens << " of " << sequences_.size() << " sequences decode");
+      count_experts(tokens);
+      figures.weight_bytes += static_cast<double>(cost_.weight_bytes(tokens, experts_hit_));
+      hits += std::accumulate(experts_hit_.begin(), experts_hit_.end(), 0.0);
+      for (std::size_t s = 0; s < kNumStages; ++s) stages[s] += runtime_.runner().stages().seconds()[s];
+    }
+    auto const steps = static_cast<double>(num_steps);
+    figures.kv_bytes /= steps;
+    figures.weight_bytes /= steps;
+    figures.experts_hit = experts_hit_.empty() ? 0 : hits / steps / static_cast<double>(experts_hit_.size());
+    for (std::size_t s = 0; s < kNumStages; ++s) figures.stage_seconds[s] = stages[s] / steps;
+    Summary const summary = summarise(std::move(seconds));
+    figures.step_seconds = summary.median;
+    figures.mean_step_seconds = summary.mean;
+  }
+
+ private:
+  void add_token(Sequence& sequence) const {
+    auto const position = static_cast<std::uint32_t>(sequence.tokens.size());
+    double const u = random_uniform({.seed = seed_,
+                                     .choice = static_cast<std::uint32_t>(sequence.id.value()),
+                                     .position = position,
+                                     .purpose = RngPurpose::benchmark});
+    sequence.tokens.push_back(static_cast<TokenId>(u * static_cast<double>(runtime_.spec().vocab)));
+  }
+
+  std::size_t step() {
+    StepBatch const& batch = runtime_.scheduler().schedule();
+    if (batch.num_tokens() == 0)
+      throw ModelError("the KV cache, bounded by free memory, has no room for " + std::to_string(sequences_.size()) +
+                       " sequences of this length: choose smaller --batch-sizes");
+    wishes_.assign(batch.logit_rows().size(), {.sampling = &greedy_, .token_logprobs = {}, .prompt_logprobs = {}});
+    runtime_.runner().run(batch, wishes_);
+    runtime_.scheduler().complete_step();
+    return batch.num_tokens();
+  }
+
+  // Of the last step.
+  void count_experts(std::size_t tokens) {
+    for (std::size_t m = 0; m < experts_hit_.size(); ++m) {
+      is_hit_.assign(is_hit_.size(), false);
+      for (std::size_t t = 0; t < tokens; ++t)
+        for (std::uint32_t expert : runtime_.runner().routed(m, t)) is_hit_[expert] = true;
+      experts_hit_[m] = static_cast<std::size_t>(std::ranges::count(is_hit_, true));
+    }
+  }
+
+  ModelRuntime& runtime_;
+  StepCost const& cost_;
+  std::uint64_t seed_;
+  std::size_t input_len_;
+  SamplingParams const greedy_ = [] {
+    SamplingParams params;
+    params.temperature = 0;
+    return params;
+  }();
+  std::deque<Sequence> sequences_;  // [B]; the scheduler holds pointers
+  std::vector<RowWish> wishes_;
+  std::vector<std::size_t> experts_hit_;  // [MoE layers] in the last step
+  std::vector<bool> is_hit_;              // [E]
+};
+
+// Sizes for the largest batch, with one KV block more for each sequence than it needs: none must ever wait.
+ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::path const& model_dir) {
+  ModelRuntimeOptions runtime = options.runtime;
+  runtime.model_dir = model_dir;
+  runtime.load_format = LoadFormat::dummy;
+  runtime.return_routed_experts = true;
+  runtime.max_num_seqs = std::ranges::max(options.batch_sizes);
+  runtime.max_num_batched_tokens = std::max(options.prefill_tokens, runtime.max_num_seqs);
+  std::size_t const tokens = options.input_len + options.output_len + 1;
+  std::size_t const max_position = read_model_spec(model_dir, {}).max_position;
+  if (tokens > max_position)
+    throw ModelError("--input-len " + std::to_string(options.input_len) + " and --output-len " +
+                     std::to_string(options.output_len) + " are more than the " + std::to_string(max_position) +
+                     " positions of the model (config.json: max_position_embeddings)");
+  runtime.max_model_len = std::min(tokens + kKvBlockTokens, max_position);
+  return runtime;
+}
+
+// Before the model takes its memory, on a pool of its own.
+void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures) {
+  ModelRuntimeOptions const& r = options.runtime;
+  std::size_t const cores = usable_cores();
+  std::size_t const own = r.threads != 0 ? r.threads : cores;
+  std::size_t const each = r.worker_threads != 0 ? r.worker_threads : cores;
+  figures.ceiling_threads = r.workers == 0 ? own : std::min(cores, own + r.workers * each);
+  spdlog::info("measuring what the machine can do with {} threads", figures.ceiling_threads);
+  ThreadPool pool(figures.ceiling_threads);
+  Exec const exec(figures.isa, pool, {.max_rows = 1, .max_columns = 1});
+  figures.memory_bytes_per_second = measure_read_bandwidth(exec, kStreamBytes, kCeilingPasses);
+  figures.flops_per_second = measure_peak_flops(exec, figures.dtype, kCeilingPasses);
+}
+
+}  // namespace
+
+EngineFigures run_engine_bench(EngineBenchOptions const& options) {
+  ConfigDirectory const model(options.runtime.model_dir);
+  ModelRuntime runtime(sized(options, model.path()));
+  StepCost const cost(runtime.spec(), runtime.dtype());
+  EngineFigures figures{.plan = cost.plan(),
+                        .dtype = runtime.dtype(),
+                        .isa = runtime.isa(),
+                        .num_experts = layer_maxima(runtime.spec()).num_experts,
+                        .batches = {}};
+  measure_ceilings(options, figures);
+  runtime.load([](WorkerStatus const& worker) {
+    spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
+  });
+  runtime.experts().wake();
+  {
+    BatchFigures unused;
+    Batch warm_up(runtime, cost, options, 1);
+    warm_up.prefill(unused);
+    warm_up.decode(std::min(kWarmUpSteps, options.output_len), unused);
+  }
+  for (std::size_t batch_size : options.batch_sizes) {
+    spdlog::info("batch size {}", batch_size);
+    BatchFigures& of_batch = figures.batches.emplace_back();
+    of_batch.batch_size = batch_size;
+    Batch batch(runtime, cost, options, batch_size);
+    batch.prefill(of_batch);
+    batch.decode(options.output_len, of_batch);
+  }
+  runtime.shut_down();
+  return figures;
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,52 @@
+// Times of steps without a server around them: prompts, then decoding, at several batch sizes, with dummy weights.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "coordinator/model_runtime.h"
+
+namespace expertmesh {
+
+struct EngineBenchOptions {
+  ModelRuntimeOptions runtime;  // model_dir: as the user gave it, a directory or a config.json; sizes are set here
+  std::vector<std::size_t> batch_sizes{1, 4, 16, 64};
+  std::size_t input_len = 128;       // tokens of a prompt
+  std::size_t output_len = 32;       // decode steps
+  std::size_t prefill_tokens = 512;  // most of a step
+  std::optional<std::filesystem::path> json;
+};
+
+// What was measured at one batch size.
+struct BatchFigures {
+  std::size_t batch_size = 0;                      // B
+  std::size_t prompt_tokens = 0;                   // of all B prompts
+  double prefill_seconds = 0;                      // from nothing to the last prompt's logits
+  double prefill_flops = 0;                        // operations this takes
+  double step_seconds = 0;                         // of a decode step, median; each makes B tokens
+  double weight_bytes = 0;                         // read in a decode step, mean
+  double kv_bytes = 0;                             // read in a decode step, mean
+  double experts_hit = 0;                          // distinct experts of a MoE layer in a decode step, mean
+  std::array<double, kNumStages> stage_seconds{};  // of a decode step, mean
+  double mean_step_seconds = 0;                    // what the stages are parts of
+  [[nodiscard]] double bytes() const { return weight_bytes + kv_bytes; }
+};
+
+struct EngineFigures {
+  ModelPlan plan;  // with all experts in one place
+  DType dtype = DType::bf16;
+  Isa isa = Isa::scalar;
+  std::size_t num_experts = 0;         // of a MoE layer
+  std::size_t ceiling_threads = 0;     // that measured the next two: those of all processes, at most the cores
+  double memory_bytes_per_second = 0;  // read, at best
+  double flops_per_second = 0;         // at best, with activations of dtype
+  std::vector<BatchFigures> batches;   // as EngineBenchOptions::batch_sizes
+};
+
+// Throws ModelError, OutsideError, ClusterError or ExpertsLost. With workers the process must be left by
+// exit_without_finalize().
+EngineFigures run_engine_bench(EngineBenchOptions const& options);
+
+}  // namespace expertmesh

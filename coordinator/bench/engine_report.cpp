@@ -1,0 +1,120 @@
+#include "coordinator/bench/engine_report.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+namespace expertmesh {
+namespace {
+
+double prefill_tokens_per_second(BatchFigures const& b) {
+  return static_cast<double>(b.prompt_tokens) / b.prefill_seconds;
+}
+double prefill_flops_per_second(BatchFigures const& b) {
+  return b.prefill_flops / b.prefill_seconds;
+}
+double decode_tokens_per_second(BatchFigures const& b) {
+  return static_cast<double>(b.batch_size) / b.step_seconds;
+}
+double decode_bytes_per_second(BatchFigures const& b) {
+  return b.bytes() / b.step_seconds;
+}
+// What lies between the stages: the batch made up, the engine told.
+double other_seconds(BatchFigures const& b) {
+  return b.mean_step_seconds - std::accumulate(b.stage_seconds.begin(), b.stage_seconds.end(), 0.0);
+}
+
+std::string experts_text(ModelRuntimeOptions const& options) {
+  return options.workers == 0 ? "in this process" : fmt::format("in {} workers", options.workers);
+}
+
+}  // namespace
+
+std::string to_table(EngineBenchOptions const& options, EngineFigures const& figures) {
+  std::string out = fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, experts {}\n",
+                                options.runtime.model_dir.string(), static_cast<double>(figures.plan.parameters) / 1e6,
+                                static_cast<double>(figures.plan.active_parameters) / 1e6, name_of(figures.dtype),
+                                experts_text(options.runtime));
+  out += fmt::format("machine    {} threads, {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s ({})\n",
+                     figures.ceiling_threads, name_of(figures.isa), figures.memory_bytes_per_second / 1e9,
+                     figures.flops_per_second / 1e9, name_of(figures.dtype));
+
+  out += fmt::format("\nprefill    {} tokens a prompt, {} a step\n{:>5}{:>10}{:>10}{:>10}{:>8}\n", options.input_len,
+                     options.prefill_tokens, "B", "tokens", "tok/s", "GFLOP/s", "share");
+  for (BatchFigures const& b : figures.batches)
+    out += fmt::format("{:>5}{:>10}{:>10.1f}{:>10.1f}{:>7.1f}%\n", b.batch_size, b.prompt_tokens,
+                       prefill_tokens_per_second(b), prefill_flops_per_second(b) / 1e9,
+                       100 * prefill_flops_per_second(b) / figures.flops_per_second);
+
+  out += fmt::format("\ndecode     {} steps\n{:>5}{:>10}{:>10}{:>14}{:>12}{:>9}{:>8}{:>8}\n", options.output_len, "B",
+                     "step ms", "tok/s", "experts hit", "weights MB", "KV MB", "GB/s", "share");
+  for (BatchFigures const& b : figures.batches)
+    out += fmt::format("{:>5}{:>10.2f}{:>10.1f}{:>14}{:>12.1f}{:>9.2f}{:>8.1f}{:>7.1f}%\n", b.batch_size,
+                       b.step_seconds * 1e3, decode_tokens_per_second(b),
+                       fmt::format("{:.1f} of {}", b.experts_hit, figures.num_experts), b.weight_bytes / 1e6,
+                       b.kv_bytes / 1e6, decode_bytes_per_second(b) / 1e9,
+                       100 * decode_bytes_per_second(b) / figures.memory_bytes_per_second);
+
+  out += fmt::format("\nms a step\n{:>5}", "B");
+  for (auto const stage : kStageNames) out += fmt::format("{:>16}", stage);
+  out += fmt::format("{:>16}\n", "other");
+  for (BatchFigures const& b : figures.batches) {
+    auto const cell = [&](double seconds) {
+      return fmt::format("{:>9.3f}{:>6.1f}%", seconds * 1e3, 100 * seconds / b.mean_step_seconds);
+    };
+    out += fmt::format("{:>5}", b.batch_size);
+    for (double seconds : b.stage_seconds) out += cell(seconds);
+    out += cell(other_seconds(b)) + "\n";
+  }
+  return out;
+}
+
+std::string to_json(EngineBenchOptions const& options, EngineFigures const& figures) {
+  nlohmann::ordered_json results = nlohmann::ordered_json::array();
+  for (BatchFigures const& b : figures.batches) {
+    nlohmann::ordered_json stages;
+    for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = b.stage_seconds[s] * 1e3;
+    stages["other"] = other_seconds(b) * 1e3;
+    results.push_back({{"batch_size", b.batch_size},
+                       {"prefill",
+                        {{"tokens", b.prompt_tokens},
+                         {"duration_ms", b.prefill_seconds * 1e3},
+                         {"tokens_per_second", prefill_tokens_per_second(b)},
+                         {"gflop_per_second", prefill_flops_per_second(b) / 1e9},
+                         {"share_of_compute_ceiling", prefill_flops_per_second(b) / figures.flops_per_second}}},
+                       {"decode",
+                        {{"steps", options.output_len},
+                         {"median_step_ms", b.step_seconds * 1e3},
+                         {"mean_step_ms", b.mean_step_seconds * 1e3},
+                         {"tokens_per_second", decode_tokens_per_second(b)},
+                         {"experts_hit_per_layer", b.experts_hit},
+                         {"weight_bytes_per_step", b.weight_bytes},
+                         {"kv_bytes_per_step", b.kv_bytes},
+                         {"gb_per_second", decode_bytes_per_second(b) / 1e9},
+                         {"share_of_memory_ceiling", decode_bytes_per_second(b) / figures.memory_bytes_per_second},
+                         {"stage_ms", std::move(stages)}}}});
+  }
+  ModelRuntimeOptions const& r = options.runtime;
+  return nlohmann::ordered_json{{"benchmark", "engine"},
+                                {"model", r.model_dir.string()},
+                                {"parameters", figures.plan.parameters},
+                                {"active_parameters", figures.plan.active_parameters},
+                                {"num_experts", figures.num_experts},
+                                {"dtype", name_of(figures.dtype)},
+                                {"isa", name_of(figures.isa)},
+                                {"workers", r.workers},
+                                {"input_len", options.input_len},
+                                {"output_len", options.output_len},
+                                {"prefill_tokens", options.prefill_tokens},
+                                {"seed", r.dummy_seed},
+                                {"ceilings",
+                                 {{"threads", figures.ceiling_threads},
+                                  {"memory_gb_per_second", figures.memory_bytes_per_second / 1e9},
+                                  {"compute_gflop_per_second", figures.flops_per_second / 1e9}}},
+                                {"results", std::move(results)}}
+             .dump(2) +
+         "\n";
+}
+
+}  // namespace expertmesh

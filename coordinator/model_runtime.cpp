@@ -1,0 +1,205 @@
+#include "coordinator/model_runtime.h"
+
+#include <algorithm>
+
+#include "common/base/log.h"
+#include "common/base/paths.h"
+#include "common/transport/mpi_runtime.h"
+#include "coordinator/load_progress.h"
+#include "coordinator/machine.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
+constexpr double kDefaultKvShare = 0.4;    // of free memory
+
+RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
+                     std::vector<KvCacheSpec> const& kv_groups) {
+  RuntimeSizes s;
+  s.max_model_len = options.max_model_len.value_or(spec.max_position);
+  if (s.max_model_len > spec.max_position)
+    throw ModelError("--max-model-len " + std::to_string(s.max_model_len) + " is more than the " +
+                     std::to_string(spec.max_position) +
+                     " positions of the model (config.json: max_position_embeddings)");
+  s.max_num_batched_tokens = options.max_num_batched_tokens;
+  s.max_num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);  // each decodes one token a step
+
+  std::size_t block_bytes = 0;  // of one block in every group
+  for (auto const& group : kv_groups) block_bytes += group.bytes_per_block;
+  std::size_t const blocks_per_sequence = (s.max_model_len + kKvBlockTokens - 1) / kKvBlockTokens;
+  std::size_t const wanted = blocks_per_sequence * s.max_num_seqs;
+  std::size_t const affordable =
+      options.kv_cache_bytes
+          ? *options.kv_cache_bytes / block_bytes
+          : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())) / block_bytes;
+  s.kv_blocks = options.kv_cache_bytes ? affordable : std::min(wanted, affordable);
+  if (s.kv_blocks < blocks_per_sequence)
+    throw ModelError("the KV cache of " + human_bytes(s.kv_blocks * block_bytes) +
+                     " (--kv-cache-memory) cannot hold one sequence of " + std::to_string(s.max_model_len) +
+                     " tokens (--max-model-len), which needs " + human_bytes(blocks_per_sequence * block_bytes));
+  s.kv_cache_bytes = s.kv_blocks * block_bytes;
+  return s;
+}
+
+std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, ModelSpec const& spec) {
+  if (options.load_format == LoadFormat::dummy) return make_dummy_weights(options.dummy_seed);
+  auto source = open_checkpoint(options.model_dir);
+  source->verify(required_tensors(spec), optional_tensors(spec));
+  return source;
+}
+
+Isa pick_isa(ModelRuntimeOptions const& options) {
+  Isa const isa = options.isa.value_or(best_isa());
+  auto const runnable = runnable_isas();
+  if (std::ranges::find(runnable, isa) == runnable.end())
+    throw ModelError("--isa " + std::string(name_of(isa)) + ": this processor does not run it");
+  return isa;
+}
+
+ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
+  LayerMaxima const m = layer_maxima(spec);
+  return {
+      .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
+      .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate})};
+}
+
+// Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
+void check_memory(ModelPlan const& plan, std::size_t kv_cache_bytes) {
+  std::size_t experts = 0;
+  for (std::size_t bytes : plan.worker_bytes) experts += bytes;
+  std::size_t const needed = plan.coordinator_bytes + experts + kv_cache_bytes;
+  std::size_t const available = available_memory_bytes();
+  if (needed > available)
+    throw ModelError("not enough memory: " + human_bytes(plan.coordinator_bytes) + " for the coordinator's weights + " +
+                     human_bytes(experts) + " for experts + " + human_bytes(kv_cache_bytes) + " for the KV cache = " +
+                     human_bytes(needed) + ", but " + human_bytes(available) + " are available");
+}
+
+// A model without experts asks nothing of anyone.
+class NoExperts final : public Experts {
+ public:
+  Exchange dispatch(std::uint32_t layer, MatrixView<float const>, RoutingView) override {
+    EM_CHECK(false, "layer " << layer << " has no experts");
+  }
+  void progress() override {}
+  void wake() override {}
+  void idle() override {}
+  [[nodiscard]] std::string missing() const override { return {}; }
+
+ protected:
+  bool complete(Exchange) override { return true; }
+  void wait(Exchange, std::coroutine_handle<>) override {}
+  void finish(Exchange, MatrixView<float>) override {}
+};
+
+std::size_t own_threads(ModelRuntimeOptions const& options) {
+  return options.threads != 0 ? options.threads : usable_cores();
+}
+
+std::size_t worker_threads(ModelRuntimeOptions const& options) {
+  return options.worker_threads != 0 ? options.worker_threads
+                                     : std::max<std::size_t>(1, usable_cores() / options.workers);
+}
+
+bool shares_cores(ModelRuntimeOptions const& options) {
+  return options.workers > 0 && own_threads(options) + options.workers * worker_threads(options) > usable_cores();
+}
+
+std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
+                                       RemoteExpertsLimits const& exchange, Isa isa, Cluster::OnDeath on_death) {
+  init_mpi();
+  std::size_t const threads = worker_threads(options);
+  ClusterOptions cluster{.num_workers = options.workers,
+                         .worker_program = executable_dir() / "expertmesh-worker",
+                         .model_dir = std::filesystem::absolute(options.model_dir),
+                         .load_format = options.load_format,
+                         .dummy_seed = options.dummy_seed,
+                         .experts = experts,
+                         .experts_per_token = exchange.experts_per_token,
+                         .max_tokens_per_step = exchange.max_tokens,
+                         .threads_per_worker = threads,
+                         .shared_cores = shares_cores(options),
+                         .isa = std::string(name_of(isa))};
+  cluster.death_timeout = std::chrono::milliseconds(options.heartbeat_timeout_ms);
+  spdlog::info("starting {} workers over MPI, {} threads each", options.workers, threads);
+  LoadProgressPrinter progress("experts in " + std::to_string(options.workers) + " workers", 0);
+  auto started = Cluster::start(
+      std::move(cluster), [&](LoadProgress const& p) { progress.update(p.loaded_bytes, p.total_bytes); },
+      std::move(on_death));
+  progress.finish();
+  return started;
+}
+
+}  // namespace
+
+ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
+    : options_(options),
+      spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
+      dtype_(numerics_dtype(spec_, options.dtype)),
+      isa_(pick_isa(options)),
+      experts_spec_(expert_model_spec(spec_, weight_format_of(dtype_), dtype_)),
+      weights_(open_weights(options, spec_)),
+      plan_(plan_model(spec_, weight_format_of(dtype_), dtype_, std::max<std::size_t>(options.workers, 1))),
+      kv_groups_(kv_cache_specs(spec_, dtype_)),
+      sizes_(size_up(options, spec_, kv_groups_)),
+      kv_blocks_(kv_groups_.size(), sizes_.kv_blocks) {
+  if (options.workers > 0 && experts_spec_.layers.empty())
+    throw ModelError("config.json: field 'model_type': family '" + spec_.family +
+                     "' has no experts for workers to hold; serve it with --workers 0");
+  check_memory(plan_, sizes_.kv_cache_bytes);
+}
+
+void ModelRuntime::load(Cluster::OnDeath on_death) {
+  std::size_t const tokens = sizes_.max_num_batched_tokens;
+  pool_.emplace(own_threads(options_));
+  exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens));
+  load_experts(std::move(on_death));
+
+  LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
+  decoder_.emplace(spec_, *weights_,
+                   DecoderOptions{.max_tokens = tokens,
+                                  .weights = weight_format_of(dtype_),
+                                  .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); }});
+  progress.finish();
+  kv_.emplace(spec_, kv_groups_, kv_blocks_);
+  runner_.emplace(spec_,
+                  StepRunnerLimits{.max_tokens = tokens,
+                                   .max_logit_rows = kMaxLogitRows,
+                                   .record_routing = options_.return_routed_experts,
+                                   .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield},
+                  *exec_, *decoder_, *kv_, experts());
+  scheduler_.emplace(
+      SchedulerLimits{
+          .max_num_seqs = sizes_.max_num_seqs, .max_num_batched_tokens = tokens, .max_model_len = sizes_.max_model_len},
+      kv_groups_, kv_blocks_);
+}
+
+void ModelRuntime::load_experts(Cluster::OnDeath on_death) {
+  if (experts_spec_.layers.empty()) {
+    no_experts_ = std::make_unique<NoExperts>();
+    return;
+  }
+  RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
+                                     .max_tokens = sizes_.max_num_batched_tokens};
+  if (options_.workers > 0) {
+    cluster_ = start_cluster(options_, experts_spec_, exchange, isa_, std::move(on_death));
+    remote_ = make_cluster_experts(*cluster_, experts_spec_, exchange, *exec_);
+    return;
+  }
+  LoadProgressPrinter progress("experts", 0);
+  remote_ = make_local_experts(experts_spec_, *weights_, exchange, *exec_,
+                               [&](std::size_t loaded, std::size_t total) { progress.update(loaded, total); });
+  progress.finish();
+}
+
+Experts& ModelRuntime::experts() {
+  return remote_ ? static_cast<Experts&>(*remote_) : *no_experts_;
+}
+
+void ModelRuntime::shut_down() {
+  remote_.reset();
+  if (cluster_) cluster_->shutdown();
+}
+
+}  // namespace expertmesh

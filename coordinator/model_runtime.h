@@ -1,0 +1,103 @@
+// A model that runs: sizes, weights, experts (here or in workers), KV cache, scheduler and step runner. What the server
+// and the benchmark have in common; knows no requests and no HTTP.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/checkpoint/weight_source.h"
+#include "common/kernels/exec.h"
+#include "coordinator/cluster/cluster.h"
+#include "coordinator/engine/step_runner.h"
+#include "coordinator/experts/remote_experts.h"
+#include "coordinator/model/model_plan.h"
+#include "coordinator/scheduler/scheduler.h"
+
+namespace expertmesh {
+
+struct ModelRuntimeOptions {
+  std::filesystem::path model_dir;
+  std::size_t workers = 0;         // 0: experts in this process
+  std::size_t threads = 0;         // 0: all usable cores
+  std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
+  std::optional<DType> dtype;      // none: auto
+  LoadFormat load_format = LoadFormat::automatic;
+  std::uint64_t dummy_seed = 0;
+  std::optional<std::size_t> max_model_len;  // none: the checkpoint's
+  std::size_t max_num_seqs = 64;
+  std::size_t max_num_batched_tokens = 512;
+  std::optional<std::size_t> kv_cache_bytes;
+  bool return_routed_experts = false;
+  std::optional<std::uint64_t> router_noise_seed;
+  std::optional<Isa> isa;  // none: the best this processor runs
+  std::size_t heartbeat_timeout_ms = 200;
+};
+
+// Fixed before anything large is allocated.
+struct RuntimeSizes {
+  std::size_t max_model_len = 0;
+  std::size_t max_num_seqs = 0;
+  std::size_t max_num_batched_tokens = 0;
+  std::size_t kv_blocks = 0;  // of each group
+  std::size_t kv_cache_bytes = 0;
+};
+
+class ModelRuntime {
+ public:
+  // Reads the model's configuration, checks its files and sizes everything. Starts no thread and no process. Throws
+  // ModelError or FileError.
+  explicit ModelRuntime(ModelRuntimeOptions const& options);
+
+  // Brings it all up. on_death: monitor thread of the cluster. Throws ModelError, OutsideError or ClusterError. With
+  // workers the process must be left by exit_without_finalize().
+  void load(Cluster::OnDeath on_death);
+  // Ends the workers, if there are any. No step may run afterwards.
+  void shut_down();
+
+  [[nodiscard]] ModelSpec const& spec() const { return spec_; }
+  [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
+  [[nodiscard]] DType dtype() const { return dtype_; }
+  [[nodiscard]] Isa isa() const { return isa_; }
+  [[nodiscard]] ModelPlan const& plan() const { return plan_; }  // for this number of workers
+  [[nodiscard]] RuntimeSizes const& sizes() const { return sizes_; }
+
+  // After load().
+  [[nodiscard]] Exec const& exec() const { return *exec_; }
+  [[nodiscard]] Experts& experts();
+  [[nodiscard]] RemoteExperts const* remote_experts() const { return remote_.get(); }  // none: a model without experts
+  [[nodiscard]] Cluster const* cluster() const { return cluster_.get(); }              // none: no workers
+  [[nodiscard]] StepRunner& runner() { return *runner_; }
+  [[nodiscard]] StepRunner const& runner() const { return *runner_; }
+  [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
+
+ private:
+  void load_experts(Cluster::OnDeath on_death);
+
+  ModelRuntimeOptions const options_;
+  ModelSpec const spec_;
+  DType const dtype_;
+  Isa const isa_;
+  ExpertModelSpec const experts_spec_;
+  std::unique_ptr<WeightSource> weights_;
+  ModelPlan const plan_;
+  std::vector<KvCacheSpec> const kv_groups_;
+  RuntimeSizes const sizes_;
+  std::vector<std::size_t> const kv_blocks_;  // [groups]
+
+  // In the order of making; the end goes the other way.
+  std::optional<ThreadPool> pool_;
+  std::optional<Exec> exec_;
+  std::unique_ptr<Cluster> cluster_;
+  std::unique_ptr<RemoteExperts> remote_;
+  std::unique_ptr<Experts> no_experts_;  // in place of remote_, for a model without any
+  std::optional<Decoder> decoder_;
+  std::optional<KvCache> kv_;
+  std::optional<StepRunner> runner_;
+  std::optional<Scheduler> scheduler_;
+};
+
+}  // namespace expertmesh

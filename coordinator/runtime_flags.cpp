@@ -1,0 +1,54 @@
+#include "coordinator/runtime_flags.h"
+
+#include <CLI/CLI.hpp>
+
+namespace expertmesh {
+namespace {
+
+constexpr char const* kAuto = "auto";
+
+std::string text_of(std::optional<DType> dtype) {
+  return dtype ? std::string(name_of(*dtype)) : kAuto;
+}
+
+std::optional<DType> dtype_of(std::string const& text) {
+  for (DType type : {DType::f32, DType::bf16})
+    if (text == name_of(type)) return type;
+  return std::nullopt;
+}
+
+}  // namespace
+
+void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
+  command
+      .add_option_function<std::string>(
+          "--dtype", [&dtype](std::string const& text) { dtype = dtype_of(text); },
+          "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16")
+      ->check(CLI::IsMember({text_of(std::nullopt), text_of(DType::f32), text_of(DType::bf16)}))
+      ->default_str(text_of(dtype));
+}
+
+void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
+  command
+      .add_option("--workers", options.workers,
+                  "Worker processes that hold the experts, over MPI; 0 keeps the experts in this process")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "Compute threads of the coordinator; 0 takes every usable core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command
+      .add_option("--worker-threads", options.worker_threads,
+                  "Compute threads of each worker; 0 shares the usable cores")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  add_dtype_flag(command, options.dtype);
+  command.add_option("--seed", options.dummy_seed, "Seed of dummy weights")->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--isa", [&options](std::string const& name) { options.isa = isa_from_name(name); },
+          "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
+      ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
+}
+
+}  // namespace expertmesh

@@ -1,0 +1,16 @@
+// Command-line options that every program with a model has.
+#pragma once
+#include "coordinator/model_runtime.h"
+
+namespace CLI {
+class App;
+}
+
+namespace expertmesh {
+
+// --workers, --threads, --worker-threads, --dtype, --seed, --isa; what `options` holds is the default. options must
+// outlive the parsing.
+void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options);
+void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype);
+
+}  // namespace expertmesh

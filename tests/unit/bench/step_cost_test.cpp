@@ -1,0 +1,80 @@
+// Bytes and operations of a step, against sums made by hand from the shapes of small models.
+#include "coordinator/bench/step_cost.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+namespace expertmesh {
+namespace {
+
+// H 32, 2 layers, 4 heads and 2 KV heads of 8, 4 experts of 16, 2 a token, vocabulary 48; every size a multiple of a
+// panel's 16 columns, so that packing adds nothing.
+constexpr char const* kMixtral = R"({"model_type": "mixtral", "torch_dtype": "bfloat16", "hidden_act": "silu",
+  "vocab_size": 48, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+  "num_key_value_heads": 2, "max_position_embeddings": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
+  "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": %s, "tie_word_embeddings": false})";
+
+class StepCostTest : public testing::Test {
+ protected:
+  StepCostTest() : dir_(testing::TempDir() + "/step_cost_model") { std::filesystem::create_directories(dir_); }
+  ~StepCostTest() override { std::filesystem::remove_all(dir_); }
+
+  ModelSpec spec(std::string const& window) const {
+    std::string text = kMixtral;
+    text.replace(text.find("%s"), 2, window);
+    std::ofstream(dir_ / "config.json") << text;
+    return read_model_spec(dir_, {});
+  }
+
+ private:
+  std::filesystem::path dir_;
+};
+
+constexpr std::size_t kHidden = 32;
+constexpr std::size_t kAttention = kHidden * (32 + 16 + 16) + 32 * kHidden;  // q, k, v and o of a layer
+constexpr std::size_t kRouter = 16 * kHidden;                                // 4 experts padded to a panel
+constexpr std::size_t kExpert = 3 * kHidden * 16;
+constexpr std::size_t kHead = 48 * kHidden;
+constexpr std::size_t kNorms = (2 * 2 + 1) * kHidden;
+
+TEST_F(StepCostTest, WeightsOfAStep) {
+  ModelSpec const model = spec("null");
+  std::vector<std::size_t> const hit{3, 1};
+  // bfloat16 but for routers and norms; the embedding gives one row a token
+  EXPECT_EQ(StepCost(model, DType::bf16).weight_bytes(5, hit),
+            2 * (2 * kAttention + kHead + 4 * kExpert + 5 * kHidden) + 4 * (2 * kRouter + kNorms));
+  // float32; the embedding stays as it is stored
+  EXPECT_EQ(StepCost(model, DType::f32).weight_bytes(5, hit),
+            4 * (2 * kAttention + kHead + 4 * kExpert + 2 * kRouter + kNorms) + 2 * 5 * kHidden);
+}
+
+TEST_F(StepCostTest, KeysAndValuesOfAToken) {
+  ModelSpec const model = spec("null");
+  EXPECT_EQ(StepCost(model, DType::bf16).kv_bytes(10), 2U * 2 * (2 * 2 * 8) * 10);
+  EXPECT_EQ(StepCost(model, DType::f32).kv_bytes(10), 4U * 2 * (2 * 2 * 8) * 10);
+  ModelSpec const windowed = spec("4");
+  EXPECT_EQ(StepCost(windowed, DType::bf16).kv_bytes(3), 2U * 2 * (2 * 2 * 8) * 3);
+  EXPECT_EQ(StepCost(windowed, DType::bf16).kv_bytes(10), 2U * 2 * (2 * 2 * 8) * 4);
+}
+
+TEST_F(StepCostTest, OperationsOfAPrompt) {
+  constexpr std::size_t kToken = kAttention + 4 * kHidden + 2 * kExpert;  // of a layer, 2 of 4 experts
+  ModelSpec const model = spec("null");
+  EXPECT_DOUBLE_EQ(StepCost(model, DType::bf16).prompt_flops(3),
+                   2.0 * (2 * 3 * kToken + kHead) + 2 * 4.0 * (1 + 2 + 3) * 32);
+  ModelSpec const windowed = spec("2");
+  EXPECT_DOUBLE_EQ(StepCost(windowed, DType::bf16).prompt_flops(3),
+                   2.0 * (2 * 3 * kToken + kHead) + 2 * 4.0 * (1 + 2 + 2) * 32);
+}
+
+TEST_F(StepCostTest, AllExpertsHitIsTheWholeModelButTheEmbedding) {
+  ModelSpec const model = spec("null");
+  StepCost const cost(model, DType::bf16);
+  std::vector<std::size_t> const all{4, 4};
+  EXPECT_EQ(cost.weight_bytes(0, all) + cost.plan().embedding_bytes,
+            cost.plan().coordinator_bytes + cost.plan().worker_bytes.front());
+}
+
+}  // namespace
+}  // namespace expertmesh

@@ -4,6 +4,7 @@
 #include <climits>
 #include <utility>
 
+#include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
 #include "common/protocol/control_messages.h"
@@ -142,12 +143,15 @@ class Cluster::Impl {
     auto const deadline = Clock::now() + options_.join_timeout;
     for (WorkerPeer const& peer : peers_) {
       throw_for_dead(control_.records());
-      std::vector<std::string> const arguments{"--control",     control_.address(),
-                                               "--worker-id",   std::to_string(peer.worker.value()),
-                                               "--incarnation", std::to_string(peer.incarnation.value()),
-                                               "--secret-file", control_.secret().path().string(),
-                                               "--threads",     std::to_string(options_.threads_per_worker),
-                                               "--isa",         options_.isa};
+      std::vector<std::string> arguments{"--control",     control_.address(),
+                                         "--worker-id",   std::to_string(peer.worker.value()),
+                                         "--incarnation", std::to_string(peer.incarnation.value()),
+                                         "--secret-file", control_.secret().path().string(),
+                                         "--threads",     std::to_string(options_.threads_per_worker),
+                                         "--isa",         options_.isa};
+      if (options_.shared_cores) arguments.emplace_back("--shared-cores");
+      if (std::string const cores = cores_of(peer.worker); !cores.empty())
+        arguments.insert(arguments.end(), {"--cores", cores});
       auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
       try {
         transport_.add_peer(peer.peer, spawn_worker(options_.worker_program, arguments, left));
@@ -155,6 +159,17 @@ class Cluster::Impl {
         throw ClusterError("worker " + std::to_string(peer.worker.value()) + ": " + error.what());
       }
     }
+  }
+
+  // "0,1", or empty: any. Left to itself, the system now and then keeps two workers on one core while another is free.
+  std::string cores_of(WorkerId worker) const {
+    std::vector<int> const cores = allowed_cores();
+    std::size_t const each = options_.threads_per_worker;
+    if (!options_.shared_cores || options_.num_workers * each > cores.size()) return {};
+    std::string text;
+    for (std::size_t c = (worker.value() - 1) * each; c < worker.value() * each; ++c)
+      text += (text.empty() ? "" : ",") + std::to_string(cores[c]);
+    return text;
   }
 
   void wait_for_loading(OnProgress const& on_progress) {

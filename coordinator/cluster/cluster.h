@@ -26,6 +26,9 @@ struct ClusterOptions {
   std::size_t experts_per_token = 1;    // K
   std::size_t max_tokens_per_step = 1;  // T
   std::size_t threads_per_worker = 1;
+  // This host has more compute threads than cores: workers sleep between looks for a message, and run on cores of their
+  // own if there are enough for all of them.
+  bool shared_cores = false;
   std::string isa;  // as in kernels/exec.h: every worker runs the coordinator's, or refuses
 
   std::chrono::milliseconds heartbeat_interval{25};

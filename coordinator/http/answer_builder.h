@@ -1,44 +1,43 @@
-// Tokens of one request -> text, log-probabilities and the JSON of its answer, whole or chunk by chunk. Used from one
-// thread at a time.
+// The answer to one request: its choices in one envelope, whole or as server-sent events. Used from one thread at a
+// time.
 #pragma once
-#include <nlohmann/json_fwd.hpp>
-#include <optional>
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "coordinator/http/api_types.h"
-#include "coordinator/text/detokenizer.h"
-#include "coordinator/text/stop_matcher.h"
-#include "coordinator/text/tokenizer.h"
+#include "coordinator/http/choice_builder.h"
 
 namespace expertmesh {
 
-// A model without a tokenizer answers with "token_id:N" strings, parted by spaces.
 class AnswerBuilder {
  public:
-  // prompt_ids: as sent to the engine; prompt_text: what echo shows. tokenizer may be null.
-  AnswerBuilder(ApiRequest const& request, ApiModel const& model, Tokenizer const* tokenizer, std::string id,
-                std::int64_t created, std::vector<TokenId> prompt_ids, std::string prompt_text);
-  ~AnswerBuilder();
+  // Each prompt is answered request.best_of times, of which n are shown: choice p * best_of + c is the c-th answer to
+  // prompts[p]. tokenizer may be null; else it must outlive the builder.
+  AnswerBuilder(ApiRequest request, ApiModel const& model, Tokenizer const* tokenizer, std::string id,
+                std::int64_t created, std::vector<AnsweredPrompt> prompts);
 
-  void prompt_done(PromptDoneEvent const& event);
-  void token(TokenEvent const& event);
-  // No token comes any more. reason: "stop" or "length". A stop string that was met is told by itself.
-  void finish(FinishEvent const& event);
-  void finish_at_stop_string();
+  [[nodiscard]] std::size_t num_choices() const { return choices_.size(); }
+  [[nodiscard]] ChoiceBuilder& choice(std::size_t index) { return *choices_.at(index); }
+  [[nodiscard]] bool finished() const;  // every choice
 
-  // A stop string was met: the engine need not go on.
-  [[nodiscard]] bool stopped() const;
-
-  // Streaming: the chunk of all since the last call, empty if there is nothing to say; after finish() also the final
-  // one and the usage. Each is a complete server-sent event.
+  // Streaming: all since the last call, empty if there is nothing to say; when all have finished also the usage, where
+  // asked for. Each is a complete server-sent event.
   std::string take_events();
-  // Whole: the body.
+  // Whole: the body. Of each prompt's answers the n with the highest mean log-probability a token.
   [[nodiscard]] std::string body() const;
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  using Json = ChoiceBuilder::Json;
+  [[nodiscard]] Json head(char const* object) const;
+  [[nodiscard]] Json usage() const;
+
+  AnswerContext context_;
+  std::string id_;
+  std::int64_t created_;
+  std::vector<AnsweredPrompt> prompts_;
+  std::vector<std::unique_ptr<ChoiceBuilder>> choices_;
+  bool usage_sent_ = false;
 };
 
 // One server-sent event; the JSON has no raw newline.

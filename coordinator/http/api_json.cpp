@@ -41,5 +41,8 @@ std::string models_body(ApiModel const& model) {
 std::string model_body(ApiModel const& model) {
   return dumped(model_json(model));
 }
+std::string version_body(std::string const& version) {
+  return dumped({{"version", version}});
+}
 
 }  // namespace expertmesh

@@ -12,5 +12,6 @@ HttpResponse error_response(ApiError const& error);
 std::string error_body(ApiError const& error);
 std::string models_body(ApiModel const& model);
 std::string model_body(ApiModel const& model);
+std::string version_body(std::string const& version);
 
 }  // namespace expertmesh

@@ -1,12 +1,17 @@
 #include "coordinator/http/api_server.h"
 
 #include <algorithm>
+#include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <charconv>
+#include <map>
 #include <string_view>
 
+#include "common/base/log.h"
 #include "coordinator/http/api_json.h"
+#include "coordinator/http/api_keys.h"
 #include "coordinator/http/generation_run.h"
+#include "coordinator/http/text_endpoints.h"
 
 namespace expertmesh {
 namespace {
@@ -28,6 +33,10 @@ std::string percent_decoded(std::string_view text) {
   return out;
 }
 
+ApiError unavailable(std::string const& reason) {
+  return {.status = 503, .message = reason, .type = "service_unavailable", .param = {}, .code = {}, .retry_after_s = 5};
+}
+
 // Path of a target: no scheme and host, no query, no doubled or trailing slash; decoded.
 std::string path_of(std::string_view target) {
   if (target.starts_with("http://") || target.starts_with("https://")) {  // as proxies send it
@@ -46,77 +55,138 @@ std::string path_of(std::string_view target) {
 struct ApiServer::Impl {
   RunContext context;
   ApiCallbacks callbacks;
+  ApiKeys keys;
+  std::string version;
   boost::asio::thread_pool text_threads;
   std::unique_ptr<HttpServer> server;  // last: its handlers use the others
 
-  void answer(std::shared_ptr<HttpResponder> const& responder, HttpResponse response) const {
+  using Responder = std::shared_ptr<HttpResponder>;
+  // What one path does with one method; called on a server thread, so it must not wait.
+  struct Route {
+    std::string methods;  // as the Allow header lists them
+    bool open = false;    // whoever asks, without a key
+    std::function<void(HttpRequest, Responder)> action;
+  };
+  std::map<std::string, Route> routes = make_routes();
+
+  void answer(Responder const& responder, HttpResponse response) const {
     context.metrics.count_http(response.status);
     responder->respond(std::move(response));
   }
+  void refuse(Responder const& responder, ApiError const& error) const { answer(responder, error_response(error)); }
 
-  // A path that answers at once.
-  using Reply = std::function<HttpResponse()>;
-  [[nodiscard]] Reply find_get(std::string const& path) const {
-    std::string const models = "/v1/models";
-    if (path == models) return [this] { return HttpResponse{.body = models_body(context.model), .headers = {}}; };
-    if (path.starts_with(models + "/")) {
-      std::string const name = path.substr(models.size() + 1);
-      return [this, name] {
-        if (name == context.model.name) return HttpResponse{.body = model_body(context.model), .headers = {}};
-        return error_response({.status = 404,
-                               .message = "the model '" + name + "' does not exist",
-                               .param = "model",
-                               .code = "model_not_found",
-                               .retry_after_s = {}});
-      };
-    }
-    if (path == "/health") return [] { return HttpResponse{.body = R"({"status":"ok"})", .headers = {}}; };
-    if (path == "/ready")
-      return [this] {
-        std::string const reason = callbacks.not_ready();
-        if (reason.empty()) return HttpResponse{.body = R"({"status":"ready"})", .headers = {}};
-        return error_response({.status = 503,
-                               .message = reason,
-                               .type = "service_unavailable",
-                               .param = {},
-                               .code = {},
-                               .retry_after_s = 5});
-      };
-    if (path == "/v1/cluster") return [this] { return HttpResponse{.body = callbacks.cluster_json(), .headers = {}}; };
-    if (path == "/metrics")
-      return [this] {
-        return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                            .body = context.metrics.serialise(),
-                            .headers = {}};
-      };
-    return nullptr;
+  std::map<std::string, Route> make_routes() {
+    std::map<std::string, Route> table;
+    auto const get = [&](char const* path, bool open, std::function<HttpResponse()> reply) {
+      table[path] = {.methods = "GET, HEAD",
+                     .open = open,
+                     .action = [this, reply](HttpRequest const&, Responder const& r) { answer(r, reply()); }};
+    };
+    auto const json = [](std::string body) { return HttpResponse{.body = std::move(body), .headers = {}}; };
+    get("/health", true, [json] { return json(R"({"status":"ok"})"); });
+    get("/ready", true, [this, json] {
+      std::string const reason = callbacks.not_ready();
+      return reason.empty() ? json(R"({"status":"ready"})") : error_response(unavailable(reason));
+    });
+    get("/version", false, [this, json] { return json(version_body(version)); });
+    get("/v1/models", false, [this, json] { return json(models_body(context.model)); });
+    get("/v1/cluster", false, [this, json] { return json(callbacks.cluster_json()); });
+    get("/metrics", false, [this] {
+      return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                          .body = context.metrics.serialise(),
+                          .headers = {}};
+    });
+    auto const post = [&](char const* path, std::function<void(HttpRequest, Responder)> action) {
+      table[path] = {.methods = "POST", .action = std::move(action)};
+    };
+    for (bool const chat : {false, true})
+      post(chat ? "/v1/chat/completions" : "/v1/completions", [this, chat](HttpRequest request, Responder responder) {
+        start_generation(context, text_threads, chat, std::move(request), std::move(responder));
+      });
+    post("/tokenize", [this](HttpRequest request, Responder responder) {
+      on_text_thread(tokenize, std::move(request), std::move(responder));
+    });
+    post("/detokenize", [this](HttpRequest request, Responder responder) {
+      on_text_thread(detokenize, std::move(request), std::move(responder));
+    });
+    return table;
   }
 
-  void handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+  template <class Work>
+  void on_text_thread(Work work, HttpRequest request, Responder responder) {
+    boost::asio::post(text_threads, [this, work, http = std::move(request), r = std::move(responder)] {
+      try {
+        answer(r, work(context, http.body));
+      } catch (std::exception const& failure) {
+        spdlog::error("request {}: {}", http.request_id, failure.what());
+        refuse(r, {.status = 500,
+                   .message = "internal error",
+                   .type = "internal_error",
+                   .param = {},
+                   .code = {},
+                   .retry_after_s = {}});
+      }
+    });
+  }
+
+  void handle(HttpRequest request, Responder responder) {
     std::string const path = path_of(request.target);
-    bool const chat = path == "/v1/chat/completions";
-    bool const generation = chat || path == "/v1/completions";
-    Reply const reply = find_get(path);
-    if (!generation && !reply)
-      return answer(responder, error_response({.status = 404,
-                                               .message = "no such path: " + path.substr(0, 200),
-                                               .param = {},
-                                               .code = "not_found",
-                                               .retry_after_s = {}}));
-    bool const right = generation ? request.method == "POST" : request.method == "GET" || request.method == "HEAD";
-    if (!right) {
+    if (request.method == "OPTIONS") return answer(responder, {.status = 204, .body = {}, .headers = {}});
+    auto const route = routes.find(path);
+    std::string const one_model = "/v1/models/";
+    bool const is_model = path.starts_with(one_model);
+    bool const open = route != routes.end() && route->second.open;
+    if (!open && !keys.allow(request.authorization)) {
+      HttpResponse response = error_response({.status = 401,
+                                              .message = "no valid API key: send 'Authorization: Bearer KEY'",
+                                              .param = {},
+                                              .code = "invalid_api_key",
+                                              .retry_after_s = {}});
+      response.headers.emplace_back("WWW-Authenticate", "Bearer");
+      return answer(responder, std::move(response));
+    }
+    if (route == routes.end() && !is_model)
+      return refuse(responder, {.status = 404,
+                                .message = "no such path: " + path.substr(0, 200),
+                                .param = {},
+                                .code = "not_found",
+                                .retry_after_s = {}});
+    std::string const methods = is_model ? "GET, HEAD" : route->second.methods;
+    if ((", " + methods + ",").find(" " + request.method + ",") == std::string::npos) {
       HttpResponse response = error_response({.status = 405,
                                               .message = path.substr(0, 200) + " does not take " + request.method,
                                               .param = {},
                                               .code = "method_not_allowed",
                                               .retry_after_s = {}});
-      response.headers.emplace_back("Allow", generation ? "POST" : "GET, HEAD");
+      response.headers.emplace_back("Allow", methods);
       return answer(responder, std::move(response));
     }
-    if (reply) return answer(responder, reply());
-    start_generation(context, text_threads, chat, std::move(request), std::move(responder));
+    if (!is_model) return route->second.action(std::move(request), std::move(responder));
+    std::string const name = path.substr(one_model.size());
+    if (name == context.model.name) return answer(responder, {.body = model_body(context.model), .headers = {}});
+    refuse(responder, {.status = 404,
+                       .message = "the model '" + name.substr(0, 200) + "' does not exist",
+                       .param = "model",
+                       .code = "model_not_found",
+                       .retry_after_s = {}});
   }
 };
+
+namespace {
+
+// What a browser needs to hear before it lets a page of that origin use the API.
+void add_cors_headers(ApiServerOptions& options) {
+  if (!options.allowed_origin) return;
+  auto& headers = options.http.headers;
+  headers.emplace_back("Access-Control-Allow-Origin", *options.allowed_origin);
+  headers.emplace_back("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
+  headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, *");
+  headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
+  headers.emplace_back("Access-Control-Max-Age", "600");
+  if (*options.allowed_origin != "*") headers.emplace_back("Vary", "Origin");
+}
+
+}  // namespace
 
 ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer const* tokenizer,
                      ChatTemplates* templates, Metrics& metrics, ApiCallbacks callbacks)
@@ -126,8 +196,11 @@ ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer c
                                  .templates = templates,
                                  .metrics = metrics},
                      .callbacks = std::move(callbacks),
+                     .keys = ApiKeys(options.api_keys),
+                     .version = options.version,
                      .text_threads = boost::asio::thread_pool(options.text_threads),
                      .server = nullptr}) {
+  add_cors_headers(options);
   impl_->server = std::make_unique<HttpServer>(
       options.http,
       [impl = impl_.get()](HttpRequest request, std::shared_ptr<HttpResponder> responder) {

@@ -3,7 +3,9 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/http/api_types.h"
@@ -17,7 +19,10 @@ namespace expertmesh {
 struct ApiServerOptions {
   HttpServerOptions http;
   ApiModel model;
-  std::size_t text_threads = 2;  // that encode prompts, render templates and decode answers
+  std::string version{};                // of the program, at /version
+  std::vector<std::string> api_keys{};  // one of them must come as "Authorization: Bearer …"; empty: none asked
+  std::optional<std::string> allowed_origin{};  // of browser pages that may use the API (CORS): "*" or one origin
+  std::size_t text_threads = 2;                 // that encode prompts, render templates and decode answers
 };
 
 // What others know; called from any thread.

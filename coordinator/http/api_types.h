@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "coordinator/engine/generate_request.h"
@@ -15,6 +16,7 @@ struct ApiModel {
   std::size_t max_model_len = 0;  // tokens
   std::size_t vocab_size = 0;     // of the model: token ids must lie below
   std::size_t max_logprobs = 20;
+  std::size_t max_choices = 256;       // answers of one request: prompts x best_of
   bool return_routed_experts = false;  // may requests ask for it
   bool has_tokenizer = false;
   bool has_chat_template = false;
@@ -23,13 +25,17 @@ struct ApiModel {
   std::int64_t created = 0;  // seconds since 1970, when the server started
 };
 
-// A request whose fields are known to be good; the prompt may still be text.
+// A prompt of /v1/completions: text to be encoded, or token ids.
+using ApiPrompt = std::variant<std::string, std::vector<TokenId>>;
+
+// A request whose fields are known to be good; prompts may still be text.
 struct ApiRequest {
   bool chat = false;
-  std::optional<std::string> prompt_text;  // completions: to be encoded
-  std::vector<TokenId> prompt_ids;         // completions: given as ids
-  std::string template_request;            // chat: JSON for ChatTemplates::render
+  std::vector<ApiPrompt> prompts;  // completions
+  std::string template_request;    // chat: JSON for ChatTemplates::render
   bool add_special_tokens = true;
+  std::size_t n = 1;        // answers shown for each prompt
+  std::size_t best_of = 1;  // answers generated for each, at least n
 
   std::optional<std::size_t> max_tokens;  // none: the default (16; chat: what is left of the context)
   SamplingParams sampling;

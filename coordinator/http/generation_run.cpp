@@ -9,6 +9,7 @@
 #include "coordinator/http/answer_builder.h"
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/request_parsing.h"
+#include "coordinator/http/text_endpoints.h"
 
 namespace expertmesh {
 namespace {
@@ -54,7 +55,7 @@ class Run final : public std::enable_shared_from_this<Run> {
       step();
     } catch (std::exception const& failure) {
       spdlog::error("request {}: {}", id_, failure.what());
-      if (submitted_) context_.generator.abort(sequence_, Generator::AbortReason::cancelled);
+      abort_all();
       if (!done_)
         fail({.status = 500,
               .message = "internal error",
@@ -70,29 +71,42 @@ class Run final : public std::enable_shared_from_this<Run> {
     auto parsed = chat ? parse_chat(http.body, context_.model) : parse_completion(http.body, context_.model);
     if (!parsed) return refuse(parsed.error());
     request_ = std::move(parsed.value());
+    if (!request_.seed_given) request_.sampling.seed = random_seed();
     for (auto const& field : request_.unknown_fields) context_.metrics.count_unknown_field(field);
-    auto ids = prompt_ids();
-    if (!ids) return refuse(ids.error());
-    auto generate = generate_request(std::move(ids.value()));
-    if (!generate) return refuse(generate.error());
-
-    generate.value().request_id = id_;
+    auto prompts = encoded_prompts();
+    if (!prompts) return refuse(prompts.error());
+    std::vector<GenerateRequest> requests;
+    for (auto const& prompt : prompts.value()) {
+      auto request = generate_request(prompt.ids);
+      if (!request) return refuse(request.error());
+      for (std::uint32_t c = 0; c < request_.best_of; ++c) {
+        requests.push_back(request.value());
+        requests.back().sampling.choice = c;
+      }
+    }
     auto const created =
         std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-    builder_.emplace(request_, context_.model, context_.tokenizer, id_, created, generate.value().prompt,
-                     echoed_prompt(generate.value().prompt));
+    builder_.emplace(request_, context_.model, context_.tokenizer, id_, created, std::move(prompts.value()));
 
-    auto submitted =
-        context_.generator.submit(std::move(generate.value()), [self = shared_from_this()](GenerateEvent event) {
-          boost::asio::post(self->strand_, [self, e = std::move(event)] { self->guarded([&] { self->on_event(e); }); });
-        });
+    std::vector<Generator::Submission> submissions;
+    for (std::size_t i = 0; i < requests.size(); ++i)
+      submissions.push_back({std::move(requests[i]), [self = shared_from_this(), i](GenerateEvent event) {
+                               boost::asio::post(self->strand_, [self, i, e = std::move(event)] {
+                                 self->guarded([&] { self->on_event(i, e); });
+                               });
+                             }});
+    auto submitted = context_.generator.submit(std::move(submissions));
     if (!submitted) return refuse(submitted.error());
-    sequence_ = submitted.value();
-    submitted_ = true;
-    responder_->on_disconnect([&generator = context_.generator, sequence = sequence_, gone = client_gone_] {
+    sequences_ = std::move(submitted.value());
+    responder_->on_disconnect([&generator = context_.generator, sequences = sequences_, gone = client_gone_] {
       *gone = true;
-      generator.abort(sequence, Generator::AbortReason::cancelled);
+      for (SequenceId sequence : sequences) generator.abort(sequence, Generator::AbortReason::cancelled);
     });
+  }
+
+  // Those that have ended already take no notice.
+  void abort_all() {
+    for (SequenceId sequence : sequences_) context_.generator.abort(sequence, Generator::AbortReason::cancelled);
   }
 
   void refuse(ApiError const& error) {
@@ -101,32 +115,30 @@ class Run final : public std::enable_shared_from_this<Run> {
     responder_->respond(error_response(error));
   }
 
-  Result<std::vector<TokenId>> prompt_ids() {
-    if (!request_.chat && !request_.prompt_text) return request_.prompt_ids;
-    std::string text;
+  Result<std::vector<AnsweredPrompt>> encoded_prompts() {
+    std::vector<AnsweredPrompt> prompts;
     if (request_.chat) {
       auto rendered = context_.templates->render(request_.template_request);
       if (!rendered) return rendered.error();
-      text = std::move(rendered.value());
-    } else {
-      text = *request_.prompt_text;
+      request_.prompts.emplace_back(std::move(rendered.value()));
     }
-    auto ids = context_.tokenizer->encode(text, request_.add_special_tokens);
-    std::string const field = request_.chat ? "messages" : "prompt";
-    if (ids.empty())
-      return ApiError{
-          .message = "'" + field + "': encodes to no token", .param = field, .code = {}, .retry_after_s = {}};
-    for (TokenId id : ids)
-      if (static_cast<std::size_t>(id) >= context_.model.vocab_size)
-        return ApiError{.message = "'" + field + "': token " + std::to_string(id) +
-                                   " of the tokenizer is not in the model's vocabulary",
-                        .param = field,
-                        .code = {},
-                        .retry_after_s = {}};
-    return ids;
+    for (auto& prompt : request_.prompts) {
+      auto& [ids, text] = prompts.emplace_back();
+      if (auto* given = std::get_if<std::vector<TokenId>>(&prompt)) {
+        ids = std::move(*given);
+        if (request_.echo) text = shown(ids);
+        continue;
+      }
+      text = std::move(std::get<std::string>(prompt));
+      auto encoded = encode_prompt(context_, text, request_.add_special_tokens, request_.chat ? "messages" : "prompt");
+      if (!encoded) return encoded.error();
+      ids = std::move(encoded.value());
+    }
+    request_.prompts.clear();
+    return prompts;
   }
 
-  Result<GenerateRequest> generate_request(std::vector<TokenId> prompt) {
+  Result<GenerateRequest> generate_request(std::vector<TokenId> const& prompt) {
     std::size_t const length = prompt.size();
     std::size_t const context = context_.model.max_model_len;
     std::size_t const least = request_.max_tokens == 0 ? 0 : 1;
@@ -141,41 +153,49 @@ class Run final : public std::enable_shared_from_this<Run> {
     std::size_t const room = context - length;
     GenerateRequest generate;
     generate.max_tokens = request_.max_tokens.value_or(request_.chat ? room : std::min(kDefaultCompletionTokens, room));
+    if (request_.sampling.min_tokens > generate.max_tokens)
+      return ApiError{.message = "'min_tokens': is more than the " + std::to_string(generate.max_tokens) +
+                                 " tokens of this answer (max_tokens)",
+                      .param = "min_tokens",
+                      .code = {},
+                      .retry_after_s = {}};
+    generate.request_id = id_;
     generate.sampling = request_.sampling;
-    if (!request_.seed_given) generate.sampling.seed = random_seed();
     generate.ignore_eos = request_.ignore_eos;
     generate.logprobs = request_.logprobs;
+    if (request_.best_of > request_.n && !generate.logprobs) generate.logprobs = 0;  // what tells the best
     if (request_.echo) generate.prompt_logprobs = request_.logprobs;
     generate.return_routed_experts = request_.return_routed_experts;
-    generate.prompt = std::move(prompt);
+    generate.prompt = prompt;
     return generate;
   }
 
-  [[nodiscard]] std::string echoed_prompt(std::vector<TokenId> const& ids) const {
-    if (!request_.echo) return {};
-    if (request_.prompt_text) return *request_.prompt_text;
+  // What echo shows of a prompt given as ids.
+  [[nodiscard]] std::string shown(std::vector<TokenId> const& ids) const {
     if (context_.tokenizer) return context_.tokenizer->decode(ids, request_.skip_special_tokens);
     std::string text;
     for (TokenId id : ids) text += (text.empty() ? "token_id:" : " token_id:") + std::to_string(id);
     return text;
   }
 
-  void on_event(GenerateEvent const& event) {
+  void on_event(std::size_t index, GenerateEvent const& event) {
     if (done_) return;  // came while the generator was being told
-    if (auto const* prompt = std::get_if<PromptDoneEvent>(&event)) builder_->prompt_done(*prompt);
+    ChoiceBuilder& choice = builder_->choice(index);
+    if (choice.finished()) return;
+    if (auto const* prompt = std::get_if<PromptDoneEvent>(&event)) choice.prompt_done(*prompt);
     if (auto const* token = std::get_if<TokenEvent>(&event)) {
-      builder_->token(*token);
-      if (builder_->stopped()) {
-        context_.generator.abort(sequence_, Generator::AbortReason::stop_string);
-        builder_->finish_at_stop_string();
-        done_ = true;
+      choice.token(*token);
+      if (choice.stopped()) {
+        context_.generator.abort(sequences_[index], Generator::AbortReason::stop_string);
+        choice.finish_at_stop_string();
       }
     }
-    if (auto const* finish = std::get_if<FinishEvent>(&event)) {
-      builder_->finish(*finish);
-      done_ = true;
+    if (auto const* finish = std::get_if<FinishEvent>(&event)) choice.finish(*finish);
+    if (auto const* error = std::get_if<ErrorEvent>(&event)) {
+      abort_all();  // the other choices
+      return fail(error->error);
     }
-    if (auto const* error = std::get_if<ErrorEvent>(&event)) return fail(error->error);
+    done_ = builder_->finished();
     if (request_.stream) {
       send(builder_->take_events());
       if (done_) end_stream();
@@ -216,10 +236,9 @@ class Run final : public std::enable_shared_from_this<Run> {
   std::shared_ptr<HttpResponder> responder_;
   ApiRequest request_;
   std::string id_;
-  SequenceId sequence_;
+  std::vector<SequenceId> sequences_;  // of each choice
   std::optional<AnswerBuilder> builder_;
   std::shared_ptr<std::atomic<bool>> client_gone_ = std::make_shared<std::atomic<bool>>(false);
-  bool submitted_ = false;
   bool streaming_ = false;
   bool done_ = false;
 };

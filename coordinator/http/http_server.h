@@ -15,7 +15,8 @@ struct HttpRequest {
   std::string method;  // "GET", "POST", …
   std::string target;  // path and query as sent
   std::string body;
-  std::string request_id;  // the client's x-request-id or one made here; the answer carries it
+  std::string request_id;       // the client's x-request-id or one made here; the answer carries it
+  std::string authorization{};  // the header's value
 };
 
 struct HttpResponse {
@@ -47,9 +48,10 @@ struct HttpServerOptions {
   std::size_t max_connections = 1024;  // further ones wait to be accepted
   std::size_t max_body_bytes = std::size_t{8} << 20;
   std::size_t max_header_bytes = std::size_t{32} << 10;
-  std::size_t max_unsent_bytes = std::size_t{4} << 20;  // of a stream; a slower reader is cut off
-  std::chrono::seconds read_timeout{60};                // for a whole request, and between requests
-  std::chrono::seconds write_timeout{60};               // for a client to take what was sent
+  std::size_t max_unsent_bytes = std::size_t{4} << 20;         // of a stream; a slower reader is cut off
+  std::vector<std::pair<std::string, std::string>> headers{};  // of every answer
+  std::chrono::seconds read_timeout{60};                       // for a whole request, and between requests
+  std::chrono::seconds write_timeout{60};                      // for a client to take what was sent
 };
 
 class HttpServer {

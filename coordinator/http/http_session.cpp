@@ -160,7 +160,8 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
     HttpRequest plain{.method = std::string(request.method_string()),
                       .target = std::string(request.target()),
                       .body = std::move(request.body()),
-                      .request_id = request_id_};
+                      .request_id = request_id_,
+                      .authorization = std::string(request[http::field::authorization])};
     try {
       sessions_->handler(std::move(plain), std::make_shared<Responder>(weak_from_this(), request_));
     } catch (std::exception const& failure) {
@@ -200,6 +201,7 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
     message.set(http::field::server, "expertmesh");
     message.set(http::field::content_type, response.content_type);
     message.set("x-request-id", request_id_);
+    for (auto const& [name, value] : sessions_->options.headers) message.set(name, value);
     for (auto const& [name, value] : response.headers) message.set(name, value);
     message.keep_alive(keep_alive_);
   }

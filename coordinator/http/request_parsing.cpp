@@ -1,5 +1,8 @@
 #include "coordinator/http/request_parsing.h"
 
+#include <charconv>
+#include <cmath>
+
 #include "coordinator/http/body_reader.h"
 
 namespace expertmesh {
@@ -59,15 +62,92 @@ void read_seed(BodyReader& body, ApiRequest& out) {
   out.seed_given = true;
 }
 
+TokenId token_id_of(ApiJson const& value, std::string const& field, ApiModel const& model) {
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() >= model.vocab_size)
+    refuse_field(field, "a token id must be a whole number from 0 to " + std::to_string(model.vocab_size - 1) +
+                            ", got " + value.dump().substr(0, 40));
+  return value.get<TokenId>();
+}
+
+std::vector<TokenId> read_ids(ApiJson const& list, std::string const& field, ApiModel const& model) {
+  std::vector<TokenId> ids;
+  for (auto const& item : list) ids.push_back(token_id_of(item, field, model));
+  return ids;
+}
+
+// {"123": -5, …}: token ids as strings, as JSON has it.
+void read_logit_bias(BodyReader& body, ApiModel const& model, SamplingParams& sampling) {
+  auto const* v = body.find("logit_bias");
+  if (!v) return;
+  if (!v->is_object()) refuse_field("logit_bias", "must be an object of token ids and numbers");
+  std::set<TokenId> seen;
+  for (auto const& [key, bias] : v->items()) {
+    std::uint64_t id = 0;
+    auto const [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+    if (error != std::errc{} || end != key.data() + key.size() || id >= model.vocab_size)
+      refuse_field("logit_bias",
+                   "'" + key.substr(0, 40) + "' is not a token id from 0 to " + std::to_string(model.vocab_size - 1));
+    if (!bias.is_number() || !(std::abs(bias.get<double>()) <= 100))
+      refuse_field("logit_bias", "the bias of token " + key + " must be a number from -100 to 100");
+    auto const token = static_cast<TokenId>(id);
+    if (!seen.insert(token).second) refuse_field("logit_bias", "token " + std::to_string(id) + " is there twice");
+    sampling.logit_bias.emplace_back(token, bias.get<float>());
+  }
+}
+
+void read_sampling(BodyReader& body, ApiModel const& model, ApiRequest& out) {
+  SamplingParams& s = out.sampling;
+  auto const number = [&](char const* field, double least, double most, float fallback) {
+    return static_cast<float>(body.number(field, least, most).value_or(static_cast<double>(fallback)));
+  };
+  s.temperature = number("temperature", 0, 2, model.default_temperature);
+  s.top_p = number("top_p", 0, 1, model.default_top_p);
+  if (s.top_p <= 0) refuse_field("top_p", "must be greater than 0");
+  s.top_k = static_cast<std::size_t>(std::max<std::int64_t>(body.whole("top_k", -1, INT32_MAX).value_or(0), 0));
+  s.min_p = number("min_p", 0, 1, 0);
+  s.presence_penalty = number("presence_penalty", -2, 2, 0);
+  s.frequency_penalty = number("frequency_penalty", -2, 2, 0);
+  s.repetition_penalty = number("repetition_penalty", 0, 100, 1);
+  if (s.repetition_penalty <= 0) refuse_field("repetition_penalty", "must be greater than 0");
+  s.min_tokens = static_cast<std::size_t>(body.whole("min_tokens", 0, INT32_MAX).value_or(0));
+  if (auto const* ids = body.find("stop_token_ids")) {
+    if (!ids->is_array()) refuse_field("stop_token_ids", "must be a list of token ids");
+    if (ids->size() > kMaxStops)
+      refuse_field("stop_token_ids", "holds more than " + std::to_string(kMaxStops) + " token ids");
+    s.stop_token_ids = read_ids(*ids, "stop_token_ids", model);
+  }
+  read_logit_bias(body, model, s);
+  read_seed(body, out);
+}
+
+// How many answers, once the prompts are known.
+void read_choices(BodyReader& body, ApiModel const& model, ApiRequest& out) {
+  std::size_t const num_prompts = std::max<std::size_t>(out.prompts.size(), 1);
+  if (num_prompts > model.max_choices)
+    refuse_field("prompt", "holds " + std::to_string(num_prompts) + " prompts, more than the " +
+                               std::to_string(model.max_choices) + " this server takes at once");
+  auto const most = static_cast<std::int64_t>(model.max_choices / num_prompts);
+  out.n = static_cast<std::size_t>(body.whole("n", 1, most).value_or(1));
+  if (out.chat) {
+    body.only("best_of", {1});
+    out.best_of = out.n;
+    return;
+  }
+  out.best_of = static_cast<std::size_t>(body.whole("best_of", 1, most).value_or(static_cast<std::int64_t>(out.n)));
+  if (out.best_of < out.n) refuse_field("best_of", "must be at least n");
+  if (out.best_of > out.n && out.stream)
+    refuse_field("best_of", "cannot be streamed: the best are known at the end only");
+}
+
+void check_min_tokens(ApiRequest const& request) {
+  if (request.max_tokens && request.sampling.min_tokens > *request.max_tokens)
+    refuse_field("min_tokens", "is more than max_tokens");
+}
+
 // Fields both endpoints have.
 void read_common(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   check_model(body, model);
-  out.sampling.temperature =
-      static_cast<float>(body.number("temperature", 0, 2).value_or(static_cast<double>(model.default_temperature)));
-  out.sampling.top_p =
-      static_cast<float>(body.number("top_p", 0, 1).value_or(static_cast<double>(model.default_top_p)));
-  if (out.sampling.top_p <= 0) refuse_field("top_p", "must be greater than 0");
-  read_seed(body, out);
+  read_sampling(body, model, out);
   out.stops = read_stops(body, model);
   read_stream(body, out);
   out.ignore_eos = body.flag("ignore_eos").value_or(false);
@@ -81,15 +161,9 @@ void read_common(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   if (out.return_routed_experts && out.stream) refuse_field("return_routed_experts", "is not given in a stream");
 
   // Known, not built: the neutral value only.
-  body.only("n", {1});
-  body.only("best_of", {1});
-  for (char const* field : {"presence_penalty", "frequency_penalty", "min_p", "min_tokens"}) body.only(field, {0, 0.0});
-  body.only("repetition_penalty", {1, 1.0});
   body.only("length_penalty", {1, 1.0});
-  body.only("top_k", {-1, 0});
-  body.only("logit_bias", {ApiJson::object()});
   body.only("use_beam_search", {false});
-  for (char const* field : {"stop_token_ids", "bad_words", "logits_processors"}) body.only(field, {ApiJson::array()});
+  for (char const* field : {"bad_words", "logits_processors"}) body.only(field, {ApiJson::array()});
   body.only("response_format", {ApiJson{{"type", "text"}}});
   for (char const* field : {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
                             "truncate_prompt_tokens", "prompt_logprobs", "logprobs_mode"})
@@ -103,35 +177,25 @@ std::size_t read_logprob_count(BodyReader& body, char const* field, ApiModel con
   return static_cast<std::size_t>(body.whole(field, 0, static_cast<std::int64_t>(model.max_logprobs)).value_or(0));
 }
 
-std::vector<TokenId> read_ids(ApiJson const& list, ApiModel const& model) {
-  std::vector<TokenId> ids;
-  for (auto const& item : list) {
-    if (!item.is_number_integer() || (item.is_number_unsigned() ? item.get<std::uint64_t>() >= model.vocab_size : true))
-      refuse_field("prompt", "a token id must be a whole number from 0 to " + std::to_string(model.vocab_size - 1) +
-                                 ", got " + item.dump().substr(0, 40));
-    ids.push_back(item.get<TokenId>());
+ApiPrompt read_one_prompt(ApiJson const& prompt, ApiModel const& model) {
+  if (prompt.is_string()) {
+    if (!model.has_tokenizer) refuse_field("prompt", "this model has no tokenizer: send a list of token ids");
+    auto text = prompt.get<std::string>();
+    if (text.empty()) refuse_field("prompt", "must not be empty");
+    return text;
   }
-  return ids;
+  if (!prompt.is_array()) refuse_field("prompt", "must be a string, a list of token ids, or a list of such");
+  if (prompt.empty()) refuse_field("prompt", "must not be empty");
+  return read_ids(prompt, "prompt", model);
 }
 
-void read_prompt(BodyReader& body, ApiModel const& model, ApiRequest& out) {
+void read_prompts(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   auto const* prompt = body.find("prompt");
   if (!prompt) refuse_field("prompt", "is required");
-  // A batch of one is that one.
-  if (prompt->is_array() && !prompt->empty() && !prompt->front().is_number()) {
-    if (prompt->size() > 1) refuse_field("prompt", "several prompts in one request are not supported");
-    prompt = &prompt->front();
-  }
-  if (prompt->is_string()) {
-    if (!model.has_tokenizer) refuse_field("prompt", "this model has no tokenizer: send a list of token ids");
-    out.prompt_text = prompt->get<std::string>();
-    if (out.prompt_text->empty()) refuse_field("prompt", "must not be empty");
-  } else if (prompt->is_array()) {
-    if (prompt->empty()) refuse_field("prompt", "must not be empty");
-    out.prompt_ids = read_ids(*prompt, model);
-  } else {
-    refuse_field("prompt", "must be a string or a list of token ids");
-  }
+  bool const batch =
+      prompt->is_array() && !prompt->empty() && (prompt->front().is_string() || prompt->front().is_array());
+  if (!batch) return out.prompts.push_back(read_one_prompt(*prompt, model));
+  for (auto const& one : *prompt) out.prompts.push_back(read_one_prompt(one, model));
 }
 
 bool is_text_part(ApiJson const& part) {
@@ -168,12 +232,36 @@ ApiJson with_joined_parts(ApiJson messages) {
   return messages;
 }
 
-template <class Parse>
-Result<ApiRequest> parsed(std::string const& text, Parse parse) {
+// The messages and how they are to be rendered, as ChatTemplates::render takes it.
+std::string read_messages(BodyReader& body, ApiModel const& model) {
+  if (!model.has_tokenizer) refuse_field("messages", "this model has no tokenizer: use /v1/completions with token ids");
+  if (!model.has_chat_template) refuse_field("messages", "this model has no chat template: use /v1/completions");
+  auto const* messages = body.find("messages");
+  if (!messages) refuse_field("messages", "is required");
+  check_messages(*messages);
+
+  bool const add_prompt = body.flag("add_generation_prompt").value_or(true);
+  bool const go_on = body.flag("continue_final_message").value_or(false);
+  if (go_on && add_prompt && body.find("add_generation_prompt"))
+    refuse_field("continue_final_message", "cannot be combined with add_generation_prompt");
+  ApiJson kwargs = ApiJson::object();
+  if (auto const* v = body.find("chat_template_kwargs")) {
+    if (!v->is_object()) refuse_field("chat_template_kwargs", "must be an object");
+    kwargs = *v;
+  }
+  ApiJson const request = {{"messages", with_joined_parts(*messages)},
+                           {"add_generation_prompt", add_prompt && !go_on},
+                           {"continue_final_message", go_on},
+                           {"kwargs", kwargs}};
+  return request.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
+}
+
+template <class Request, class Parse>
+Result<Request> parsed(std::string const& text, Parse parse) {
   try {
     ApiJson const json = parse_body(text);
     BodyReader body(json);
-    ApiRequest out;
+    Request out;
     parse(body, out);
     auto const unknown = body.unknown();
     out.unknown_fields.insert(out.unknown_fields.end(), unknown.begin(), unknown.end());
@@ -186,28 +274,26 @@ Result<ApiRequest> parsed(std::string const& text, Parse parse) {
 }  // namespace
 
 Result<ApiRequest> parse_completion(std::string const& text, ApiModel const& model) {
-  return parsed(text, [&](BodyReader& body, ApiRequest& out) {
+  return parsed<ApiRequest>(text, [&](BodyReader& body, ApiRequest& out) {
     read_common(body, model, out);
-    read_prompt(body, model, out);
+    read_prompts(body, model, out);
+    read_choices(body, model, out);
     out.echo = body.flag("echo").value_or(false);
     if (body.find("logprobs")) out.logprobs = read_logprob_count(body, "logprobs", model);
     out.add_special_tokens = body.flag("add_special_tokens").value_or(true);
     if (auto const most = body.whole("max_tokens", 0, INT32_MAX)) out.max_tokens = static_cast<std::size_t>(*most);
     if (out.max_tokens == 0 && !out.echo) refuse_field("max_tokens", "0 is only for \"echo\": true");
+    check_min_tokens(out);
     body.only("suffix", {""});
   });
 }
 
 Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
-  return parsed(text, [&](BodyReader& body, ApiRequest& out) {
+  return parsed<ApiRequest>(text, [&](BodyReader& body, ApiRequest& out) {
     out.chat = true;
     read_common(body, model, out);
-    if (!model.has_tokenizer)
-      refuse_field("messages", "this model has no tokenizer: use /v1/completions with token ids");
-    if (!model.has_chat_template) refuse_field("messages", "this model has no chat template: use /v1/completions");
-    auto const* messages = body.find("messages");
-    if (!messages) refuse_field("messages", "is required");
-    check_messages(*messages);
+    read_choices(body, model, out);
+    out.template_request = read_messages(body, model);
 
     std::size_t const num_top = read_logprob_count(body, "top_logprobs", model);
     if (body.flag("logprobs").value_or(false))
@@ -217,22 +303,9 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
     auto const most = body.whole("max_completion_tokens", 1, INT32_MAX);
     auto const older = body.whole("max_tokens", 1, INT32_MAX);
     if (most || older) out.max_tokens = static_cast<std::size_t>(most.value_or(older.value_or(0)));
+    check_min_tokens(out);
     out.add_special_tokens = body.flag("add_special_tokens").value_or(false);
 
-    bool const add_prompt = body.flag("add_generation_prompt").value_or(true);
-    bool const go_on = body.flag("continue_final_message").value_or(false);
-    if (go_on && add_prompt && body.find("add_generation_prompt"))
-      refuse_field("continue_final_message", "cannot be combined with add_generation_prompt");
-    ApiJson kwargs = ApiJson::object();
-    if (auto const* v = body.find("chat_template_kwargs")) {
-      if (!v->is_object()) refuse_field("chat_template_kwargs", "must be an object");
-      kwargs = *v;
-    }
-    ApiJson const request = {{"messages", with_joined_parts(*messages)},
-                             {"add_generation_prompt", add_prompt && !go_on},
-                             {"continue_final_message", go_on},
-                             {"kwargs", kwargs}};
-    out.template_request = request.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
     body.only("chat_template", {});
     body.only("echo", {false});
     body.only("tools", {ApiJson::array()});
@@ -242,6 +315,36 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
     body.only("modalities", {ApiJson::array({"text"})});
     body.only("audio", {});
     body.ignore({"parallel_tool_calls", "reasoning_effort", "verbosity"});
+  });
+}
+
+Result<TokenizeRequest> parse_tokenize(std::string const& text, ApiModel const& model) {
+  return parsed<TokenizeRequest>(text, [&](BodyReader& body, TokenizeRequest& out) {
+    check_model(body, model);
+    out.return_token_strings = body.flag("return_token_strs").value_or(false);
+    bool const chat = body.find("messages") != nullptr;
+    out.add_special_tokens = body.flag("add_special_tokens").value_or(!chat);
+    if (chat && body.find("prompt")) refuse_field("prompt", "cannot be combined with messages");
+    if (chat) {
+      out.template_request = read_messages(body, model);
+      return;
+    }
+    if (!model.has_tokenizer) refuse_field("prompt", "this model has no tokenizer");
+    auto prompt = body.text("prompt");
+    if (!prompt) refuse_field("prompt", "is required");
+    out.prompt = std::move(*prompt);
+  });
+}
+
+Result<DetokenizeRequest> parse_detokenize(std::string const& text, ApiModel const& model) {
+  return parsed<DetokenizeRequest>(text, [&](BodyReader& body, DetokenizeRequest& out) {
+    check_model(body, model);
+    if (!model.has_tokenizer) refuse_field("tokens", "this model has no tokenizer");
+    auto const* tokens = body.find("tokens");
+    if (!tokens) refuse_field("tokens", "is required");
+    if (!tokens->is_array()) refuse_field("tokens", "must be a list of token ids");
+    out.tokens = read_ids(*tokens, "tokens", model);
+    out.skip_special_tokens = body.flag("skip_special_tokens").value_or(false);
   });
 }
 

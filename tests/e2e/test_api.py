@@ -1,11 +1,14 @@
 """The HTTP API on the demo model: what each endpoint answers, what it refuses, and that its books balance."""
 import json
 import socket
+import subprocess
+import tempfile
 import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from harness import DEMO_MODEL, MODEL_GOLDENS, Server, wait_until
+from harness import DEMO_MODEL, EXPERTMESH, MODEL_GOLDENS, Server, wait_until
 
 PROMPT = "Once upon a time there was"
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
@@ -34,7 +37,32 @@ BAD_REQUESTS = [
     (COMPLETIONS, {"prompt": PROMPT, "logprobs": -1}, "logprobs"),
     (COMPLETIONS, {"prompt": PROMPT, "logprobs": 21}, "logprobs"),
     (COMPLETIONS, {"prompt": PROMPT, "echo": "yes"}, "echo"),
-    (COMPLETIONS, {"prompt": PROMPT, "n": 2}, "n"),
+    (COMPLETIONS, {"prompt": PROMPT, "n": 0}, "n"),
+    (COMPLETIONS, {"prompt": PROMPT, "n": 1000}, "n"),
+    (COMPLETIONS, {"prompt": [PROMPT, ""]}, "prompt"),
+    (COMPLETIONS, {"prompt": [PROMPT, [1]], "n": 200}, "n"),
+    (COMPLETIONS, {"prompt": [[1], [4096]]}, "prompt"),
+    (COMPLETIONS, {"prompt": PROMPT, "n": 2, "best_of": 1}, "best_of"),
+    (COMPLETIONS, {"prompt": PROMPT, "best_of": 2, "stream": True}, "best_of"),
+    (COMPLETIONS, {"prompt": PROMPT, "top_k": -2}, "top_k"),
+    (COMPLETIONS, {"prompt": PROMPT, "top_k": "all"}, "top_k"),
+    (COMPLETIONS, {"prompt": PROMPT, "min_p": 2}, "min_p"),
+    (COMPLETIONS, {"prompt": PROMPT, "presence_penalty": 3}, "presence_penalty"),
+    (COMPLETIONS, {"prompt": PROMPT, "frequency_penalty": -3}, "frequency_penalty"),
+    (COMPLETIONS, {"prompt": PROMPT, "repetition_penalty": 0}, "repetition_penalty"),
+    (COMPLETIONS, {"prompt": PROMPT, "logit_bias": {"4096": 1}}, "logit_bias"),
+    (COMPLETIONS, {"prompt": PROMPT, "logit_bias": {"7": 101}}, "logit_bias"),
+    (COMPLETIONS, {"prompt": PROMPT, "logit_bias": [7]}, "logit_bias"),
+    (COMPLETIONS, {"prompt": PROMPT, "min_tokens": -1}, "min_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "min_tokens": 17}, "min_tokens"),
+    (COMPLETIONS, {"prompt": PROMPT, "stop_token_ids": [4096]}, "stop_token_ids"),
+    (COMPLETIONS, {"prompt": PROMPT, "stop_token_ids": "7"}, "stop_token_ids"),
+    (COMPLETIONS, {"prompt": PROMPT, "stop": [""]}, "stop"),
+    (COMPLETIONS, {"prompt": PROMPT, "suffix": "end"}, "suffix"),
+    (COMPLETIONS, {"prompt": PROMPT, "response_format": {"type": "json_object"}}, "response_format"),
+    (COMPLETIONS, {"prompt": PROMPT, "stream_options": {"include_usage": True}}, "stream_options"),
+    (COMPLETIONS, {"prompt": PROMPT, "max_tokens": 508}, "max_tokens"),
     (COMPLETIONS, {"prompt": PROMPT, "stream": "x"}, "stream"),
     (COMPLETIONS, {"prompt": PROMPT, "ignore_eos": 3}, "ignore_eos"),
     (COMPLETIONS, {"prompt": PROMPT, "return_routed_experts": True}, "return_routed_experts"),
@@ -44,6 +72,20 @@ BAD_REQUESTS = [
     (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
     (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"messages": MESSAGES, "max_tokens": -1}, "max_tokens"),
+    (CHAT, {"messages": MESSAGES, "max_completion_tokens": 0}, "max_completion_tokens"),
+    (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, "top_logprobs"),
+    (CHAT, {"messages": MESSAGES, "n": 0}, "n"),
+    (CHAT, {"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    (CHAT, {"messages": MESSAGES, "response_format": {"type": "json_schema"}}, "response_format"),
+    (CHAT, {"messages": MESSAGES, "temperature": 2.5}, "temperature"),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+    (CHAT, {"messages": MESSAGES, "chat_template_kwargs": 1}, "chat_template_kwargs"),
+    ("/tokenize", {}, "prompt"),
+    ("/tokenize", {"prompt": 1}, "prompt"),
+    ("/tokenize", {"messages": []}, "messages"),
+    ("/detokenize", {}, "tokens"),
+    ("/detokenize", {"tokens": [4096]}, "tokens"),
 ]
 
 
@@ -171,12 +213,59 @@ class ApiTest(unittest.TestCase):
             choice = self.server.complete(prompt=prompt, max_tokens=1, echo=True)["choices"][0]
             self.assertTrue(choice["text"].startswith(prompt), prompt)
 
+    def test_choices_and_batches_are_what_each_alone_is(self):
+        body = {"max_tokens": 12, "temperature": 0.9, "seed": 5}
+        alone = [self.server.complete(prompt=prompt, n=2, **body)["choices"] for prompt in (PROMPT, "The wolf")]
+        self.assertNotEqual(alone[0][0]["text"], alone[0][1]["text"])
+        self.assertEqual(self.server.complete(prompt=PROMPT, **body)["choices"][0]["text"], alone[0][0]["text"])
+        together = self.server.complete(prompt=[PROMPT, "The wolf"], n=2, **body)
+        self.assertEqual([choice["text"] for choice in together["choices"]], [c["text"] for choices in alone for c in choices])
+        self.assertEqual([choice["index"] for choice in together["choices"]], [0, 1, 2, 3])
+        self.assertEqual(together["usage"]["completion_tokens"], 48)
+        with self.server.stream(COMPLETIONS, {"prompt": [PROMPT, "The wolf"], "n": 2, **body}) as events:
+            texts = [""] * 4
+            for event in events:
+                for choice in event["choices"]:
+                    texts[choice["index"]] += choice["text"]
+        self.assertEqual(texts, [choice["text"] for choice in together["choices"]])
+
+    def test_sampling_parameters_bite(self):
+        greedy = self.server.complete(prompt=PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"]
+        tokens = self.server.post("/tokenize", {"prompt": greedy})[1]["tokens"]
+        body = {"prompt": PROMPT, "max_tokens": 24}
+        banned = self.server.complete(temperature=0, logit_bias={str(tokens[0]): -100}, **body)["choices"][0]["text"]
+        self.assertNotEqual(banned, greedy)
+        self.assertEqual(self.server.complete(temperature=1, top_k=1, **body)["choices"][0]["text"], greedy)
+        self.assertEqual(self.server.complete(temperature=1, min_p=1, **body)["choices"][0]["text"], greedy)
+        penalised = self.server.complete(temperature=0, frequency_penalty=2, presence_penalty=2, **body)
+        counts = self.server.post("/tokenize", {"prompt": penalised["choices"][0]["text"]})[1]["tokens"]
+        self.assertGreater(len(set(counts)) / len(counts), len(set(tokens)) / len(tokens))
+        stopped = self.server.complete(temperature=0, stop_token_ids=[tokens[4]], return_token_ids=True, **body)["choices"][0]
+        self.assertEqual((stopped["finish_reason"], stopped["stop_reason"]), ("stop", tokens[4]))
+        self.assertEqual(stopped["token_ids"], tokens[:tokens.index(tokens[4])])
+
+    def test_tokenize_and_back(self):
+        for text in (PROMPT, "Žluťoučký kůň 🐴 漢字"):
+            status, answer = self.server.post("/tokenize", {"prompt": text, "return_token_strs": True})
+            self.assertEqual(status, 200)
+            self.assertEqual((answer["count"], answer["max_model_len"]), (len(answer["tokens"]), 512))
+            self.assertEqual(len(answer["token_strs"]), answer["count"])
+            self.assertEqual(self.server.post("/detokenize", {"tokens": answer["tokens"]})[1]["prompt"], text)
+        chat = self.server.post("/tokenize", {"messages": MESSAGES})[1]
+        usage = self.server.chat(messages=MESSAGES, max_tokens=1)["usage"]
+        self.assertEqual(chat["count"], usage["prompt_tokens"])
+
+    def test_version(self):
+        self.assertRegex(self.server.get("/version")[1]["version"], r"^\d+\.\d+\.\d+$")
+
     # ---- what it refuses
 
     def test_bad_requests(self):
         for path, body, param in BAD_REQUESTS:
             with self.subTest(path=path, body=str(body)[:80]):
-                self.assert_error(*self.server.post(path, body), 400, param)
+                status, answer = self.server.post(path, body)
+                self.assert_error(status, answer, 400, param)
+                self.assertIn(param, answer["error"]["message"])
         for body in (b"", b"{", b"[1]", b"\xff\xfe", b'{"prompt": "\xff"}', b"[" * 50000, b'{"prompt": "a", "max_tokens": 1e999}'):
             with self.subTest(body=body[:40]):
                 status, _, answer = self.server.request("POST", COMPLETIONS, body)
@@ -257,6 +346,37 @@ class NoTokenizerTest(unittest.TestCase):
             for path, body in ((COMPLETIONS, {"prompt": "text"}), (CHAT, {"messages": MESSAGES})):
                 status, answer = server.post(path, body)
                 self.assertEqual(status, 400, answer)
+
+
+class ConfigFileTest(unittest.TestCase):
+    def serve(self, text, *options):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        config, keys = Path(folder.name, "serve.conf"), Path(folder.name, "keys")
+        keys.write_text("# ours\nkey-one\n\nkey-two\n")
+        config.write_text(text.replace("KEYS", str(keys)))
+        return [str(DEMO_MODEL), "--config", str(config), *options]
+
+    def test_options_come_from_the_file_and_the_command_line_wins(self):
+        text = "# how we serve\nmax-num-seqs = 3\nserved-model-name = tales\nworkers = 1\napi-key-file = KEYS\nenable-return-routed-experts = true\n"
+        with Server(*self.serve(text, "--served-model-name", "stories")) as server:
+            self.assertEqual(server.request("GET", "/v1/models")[0], 401)
+            headers = {"Authorization": "Bearer key-two"}
+            cluster = json.loads(server.request("GET", "/v1/cluster", headers=headers)[2])
+            self.assertEqual((cluster["model"], cluster["limits"]["max_num_seqs"], len(cluster["workers"])), ("stories", 3, 1))
+            body = {"prompt": PROMPT, "max_tokens": 2, "return_routed_experts": True}
+            self.assertEqual(server.request("POST", COMPLETIONS, body, headers)[0], 200)
+
+    def test_what_is_wrong_in_it_is_named(self):
+        for text, named in (("no-such-option = 1\n", "serve.conf:1: no such option: 'no-such-option'"),
+                            ("max-num-seqs\n", "serve.conf:1: expected 'name = value'"),
+                            ("\nmax-num-seqs = many\n", "--max-num-seqs"),
+                            ("enable-return-routed-experts = maybe\n", "true or false"),
+                            ("config = other\n", "no such option"), ("api-key-file = /no/such/file\n", "/no/such/file")):
+            with self.subTest(text=text):
+                ended = subprocess.run([EXPERTMESH, "serve", *self.serve(text)], capture_output=True, text=True, timeout=60)
+                self.assertEqual(ended.returncode, 2, ended.stderr)
+                self.assertIn(named, ended.stderr)
 
 
 class FullQueueTest(unittest.TestCase):

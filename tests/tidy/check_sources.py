@@ -60,11 +60,11 @@ def family_names(root):
 
 
 def library_places(root):
-    places = (("mpi.h", ("common", "transport")), ("boost/beast", ("coordinator", "http")))
+    places = (("mpi.h", ("common/transport",)), ("boost/beast", ("coordinator/http", "coordinator/bench")))
     for path, included in includes(root):
-        for header, place in places:
-            if included.startswith(header) and path.parts[:2] != place:
-                yield f"{path}: {header} is for {'/'.join(place)} only"
+        for header, folders in places:
+            if included.startswith(header) and "/".join(path.parts[:2]) not in folders:
+                yield f"{path}: {header} is for {' and '.join(folders)} only"
 
 
 def length(root):

@@ -34,7 +34,7 @@ std::vector<Json> events_of(std::string const& text) {
 class AnswerBuilderTest : public testing::Test {
  protected:
   AnswerBuilder make(std::vector<TokenId> prompt, std::string prompt_text = "") {
-    return {request_, {.name = "tiny"}, tokenizer_, "cmpl-1", 77, std::move(prompt), std::move(prompt_text)};
+    return {request_, {.name = "tiny"}, tokenizer_, "cmpl-1", 77, {{std::move(prompt), std::move(prompt_text)}}};
   }
   void use_tokenizer() { tokenizer_ = shared_tokenizer(); }
   static Tokenizer const* shared_tokenizer() {
@@ -48,10 +48,11 @@ class AnswerBuilderTest : public testing::Test {
 
 TEST_F(AnswerBuilderTest, WholeCompletionWithoutTokenizer) {
   auto answer = make({1, 2, 3});
-  answer.prompt_done({});
-  answer.token(token(12));
-  answer.token(token(7));
-  answer.finish({.reason = FinishReason::length, .prompt_tokens = 3, .completion_tokens = 2, .routed_experts = {}});
+  answer.choice(0).prompt_done({});
+  answer.choice(0).token(token(12));
+  answer.choice(0).token(token(7));
+  answer.choice(0).finish(
+      {.reason = FinishReason::length, .prompt_tokens = 3, .completion_tokens = 2, .routed_experts = {}});
   EXPECT_EQ(Json::parse(answer.body()),
             (Json{{"id", "cmpl-1"},
                   {"object", "text_completion"},
@@ -68,8 +69,9 @@ TEST_F(AnswerBuilderTest, WholeCompletionWithoutTokenizer) {
 
 TEST_F(AnswerBuilderTest, EndOfSequenceCountsAndShowsNothing) {
   auto answer = make({1});
-  answer.token(token(12));
-  answer.finish({.reason = FinishReason::stop, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
+  answer.choice(0).token(token(12));
+  answer.choice(0).finish(
+      {.reason = FinishReason::stop, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
   auto const body = Json::parse(answer.body());
   EXPECT_EQ(body["choices"][0]["text"], "token_id:12");
   EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
@@ -80,9 +82,10 @@ TEST_F(AnswerBuilderTest, EchoWithLogprobsPutsThePromptFirst) {
   request_.echo = true;
   request_.logprobs = 2;
   auto answer = make({1, 2}, "token_id:1 token_id:2");
-  answer.prompt_done({{std::nullopt, logprobs_of(2)}});
-  answer.token({5, logprobs_of(5)});
-  answer.finish({.reason = FinishReason::length, .prompt_tokens = 2, .completion_tokens = 1, .routed_experts = {}});
+  answer.choice(0).prompt_done({{std::nullopt, logprobs_of(2)}});
+  answer.choice(0).token({5, logprobs_of(5)});
+  answer.choice(0).finish(
+      {.reason = FinishReason::length, .prompt_tokens = 2, .completion_tokens = 1, .routed_experts = {}});
   auto const choice = Json::parse(answer.body())["choices"][0];
   EXPECT_EQ(choice["text"], "token_id:1 token_id:2 token_id:5");
   EXPECT_EQ(
@@ -97,20 +100,21 @@ TEST_F(AnswerBuilderTest, EchoWithLogprobsPutsThePromptFirst) {
 TEST_F(AnswerBuilderTest, LogprobsThatAreNoNumbersBecomeNumbers) {
   request_.logprobs = 0;
   auto answer = make({1});
-  answer.token({2, TokenLogprobs{.chosen = {2, -std::numeric_limits<float>::infinity()}, .top = {}}});
-  answer.token({3, TokenLogprobs{.chosen = {3, std::numeric_limits<float>::quiet_NaN()}, .top = {}}});
-  answer.finish({.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
+  answer.choice(0).token({2, TokenLogprobs{.chosen = {2, -std::numeric_limits<float>::infinity()}, .top = {}}});
+  answer.choice(0).token({3, TokenLogprobs{.chosen = {3, std::numeric_limits<float>::quiet_NaN()}, .top = {}}});
+  answer.choice(0).finish(
+      {.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
   EXPECT_EQ(Json::parse(answer.body())["choices"][0]["logprobs"]["token_logprobs"], (Json{-9999.0, -9999.0}));
 }
 
 TEST_F(AnswerBuilderTest, TokenIdsAndRoutedExpertsWhereAsked) {
   request_.return_token_ids = request_.return_routed_experts = true;
   auto answer = make({1, 2});
-  answer.token(token(12));
-  answer.finish({.reason = FinishReason::length,
-                 .prompt_tokens = 2,
-                 .completion_tokens = 1,
-                 .routed_experts = {{{0, 3}}, {{1, 2}}}});
+  answer.choice(0).token(token(12));
+  answer.choice(0).finish({.reason = FinishReason::length,
+                           .prompt_tokens = 2,
+                           .completion_tokens = 1,
+                           .routed_experts = {{{0, 3}}, {{1, 2}}}});
   auto const choice = Json::parse(answer.body())["choices"][0];
   EXPECT_EQ(choice["prompt_token_ids"], (Json{1, 2}));
   EXPECT_EQ(choice["token_ids"], (Json{12}));
@@ -130,10 +134,11 @@ TEST_F(AnswerBuilderTest, StreamedPiecesJoinToTheWholeText) {
     for (auto& event : events_of(answer.take_events())) events.push_back(std::move(event));
   };
   for (TokenId id : {4, 5, 6}) {
-    answer.token(token(id));
+    answer.choice(0).token(token(id));
     take();
   }
-  answer.finish({.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 3, .routed_experts = {}});
+  answer.choice(0).finish(
+      {.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 3, .routed_experts = {}});
   take();
   EXPECT_EQ(answer.take_events(), "") << "nothing is said twice";
   EXPECT_EQ(events.back()["choices"], Json::array());
@@ -161,7 +166,7 @@ TEST_F(AnswerBuilderTest, ChatChunksBeginWithTheRoleAndHoldNoNulls) {
   request_.chat = true;
   request_.logprobs = 1;
   auto answer = make({1});
-  answer.prompt_done({});
+  answer.choice(0).prompt_done({});
   EXPECT_EQ(answer.take_events(), "") << "the role comes with the first token";
   std::vector<Json> events;
   std::string const text = "na\u00efve \U0001F434!";
@@ -170,10 +175,10 @@ TEST_F(AnswerBuilderTest, ChatChunksBeginWithTheRoleAndHoldNoNulls) {
   };
   auto const ids = tokenizer_->encode(text, false);
   for (TokenId id : ids) {
-    answer.token({id, TokenLogprobs{.chosen = {id, -1}, .top = {{id, -1}}}});
+    answer.choice(0).token({id, TokenLogprobs{.chosen = {id, -1}, .top = {{id, -1}}}});
     take();
   }
-  answer.finish(
+  answer.choice(0).finish(
       {.reason = FinishReason::stop, .prompt_tokens = 1, .completion_tokens = ids.size(), .routed_experts = {}});
   take();
   EXPECT_EQ(events[0]["choices"][0]["delta"], (Json{{"role", "assistant"}, {"content", ""}}));
@@ -208,13 +213,13 @@ TEST_F(AnswerBuilderTest, StopStringCutsTheTextAndCountsItsTokens) {
     auto answer = make({1});
     std::size_t count = 0;
     for (TokenId id : ids) {
-      if (answer.stopped()) break;
-      answer.token(token(id));
+      if (answer.choice(0).stopped()) break;
+      answer.choice(0).token(token(id));
       ++count;
     }
-    ASSERT_TRUE(answer.stopped());
-    answer.token(token(ids.back()));  // came before the engine heard of the stop
-    answer.finish_at_stop_string();
+    ASSERT_TRUE(answer.choice(0).stopped());
+    answer.choice(0).token(token(ids.back()));  // came before the engine heard of the stop
+    answer.choice(0).finish_at_stop_string();
     auto const body = Json::parse(answer.body());
     EXPECT_EQ(body["choices"][0]["text"], include ? "one two three fo" : "one two thr");
     EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
@@ -234,11 +239,12 @@ TEST_F(AnswerBuilderTest, HeldBackTextComesWithTheEnd) {
       streamed += event["choices"][0]["text"].get<std::string>();
   };
   for (TokenId id : tokenizer_->encode("three four", false)) {
-    answer.token(token(id));
+    answer.choice(0).token(token(id));
     take();
   }
   EXPECT_EQ(streamed, "three ");
-  answer.finish({.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
+  answer.choice(0).finish(
+      {.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 2, .routed_experts = {}});
   take();
   EXPECT_EQ(streamed, "three four");
 }
@@ -249,12 +255,74 @@ TEST_F(AnswerBuilderTest, TokensAsIdsShowsIdsInLogprobsAndTextAsText) {
   request_.logprobs = 0;
   auto const ids = tokenizer_->encode("hello", false);
   auto answer = make({1});
-  for (TokenId id : ids) answer.token({id, TokenLogprobs{.chosen = {id, -1}, .top = {}}});
-  answer.finish(
+  for (TokenId id : ids) answer.choice(0).token({id, TokenLogprobs{.chosen = {id, -1}, .top = {}}});
+  answer.choice(0).finish(
       {.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = ids.size(), .routed_experts = {}});
   auto const choice = Json::parse(answer.body())["choices"][0];
   EXPECT_EQ(choice["text"], "hello");
   EXPECT_EQ(choice["logprobs"]["tokens"][0], "token_id:" + std::to_string(ids[0]));
+}
+
+TEST_F(AnswerBuilderTest, ChoicesOfSeveralPromptsKeepTheirPlaces) {
+  request_.n = request_.best_of = 2;
+  request_.include_usage = true;
+  AnswerBuilder answer(request_, {.name = "tiny"}, nullptr, "cmpl-1", 77, {{{1}, ""}, {{2, 3}, ""}});
+  ASSERT_EQ(answer.num_choices(), 4U);
+  std::vector<std::string> texts(4);
+  auto const take = [&] {
+    for (auto const& event : events_of(answer.take_events()))
+      for (auto const& choice : event["choices"])
+        texts.at(choice["index"].get<std::size_t>()) += choice["text"].get<std::string>();
+  };
+  for (TokenId i : {2, 0, 3, 1}) {
+    answer.choice(static_cast<std::size_t>(i)).token(token(10 + i));
+    take();
+  }
+  for (std::size_t i : {3, 1, 0, 2}) {
+    EXPECT_FALSE(answer.finished());
+    answer.choice(i).finish(
+        {.reason = FinishReason::length, .prompt_tokens = 1, .completion_tokens = 1, .routed_experts = {}});
+    take();
+  }
+  EXPECT_TRUE(answer.finished());
+  EXPECT_EQ(texts, (std::vector<std::string>{"token_id:10", "token_id:11", "token_id:12", "token_id:13"}));
+  auto const body = Json::parse(answer.body());
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(body["choices"][i]["index"], i);
+    EXPECT_EQ(body["choices"][i]["text"], texts[i]);
+  }
+  EXPECT_EQ(body["usage"], (Json{{"prompt_tokens", 3}, {"completion_tokens", 4}, {"total_tokens", 7}}));
+}
+
+TEST_F(AnswerBuilderTest, BestOfShowsTheMostProbableAnswers) {
+  request_.n = 2;
+  request_.best_of = 3;
+  AnswerBuilder answer(request_, {.name = "tiny"}, nullptr, "cmpl-1", 77, {{{1}, ""}});
+  float const logprobs[] = {-2.0F, -0.5F, -1.0F};
+  for (std::size_t c = 0; c < 3; ++c) {
+    auto const id = static_cast<TokenId>(c);
+    for (std::size_t i = 0; i <= 2 - c; ++i)  // the longest is the worst: the mean decides
+      answer.choice(c).token({id, TokenLogprobs{.chosen = {id, logprobs[c]}, .top = {}}});
+    answer.choice(c).finish({.reason = FinishReason::stop, .completion_tokens = 3 - c, .routed_experts = {}});
+  }
+  auto const body = Json::parse(answer.body());
+  ASSERT_EQ(body["choices"].size(), 2U);
+  EXPECT_EQ(body["choices"][0]["text"], "token_id:1 token_id:1");
+  EXPECT_EQ(body["choices"][1]["text"], "token_id:2");
+  EXPECT_EQ(body["choices"][1]["index"], 1);
+  EXPECT_TRUE(body["choices"][0]["logprobs"].is_null()) << "nobody asked for them";
+  EXPECT_EQ(body["usage"]["completion_tokens"], 6) << "all that were generated";
+}
+
+TEST_F(AnswerBuilderTest, StopTokenIsTheReason) {
+  auto answer = make({1});
+  answer.choice(0).token(token(12));
+  answer.choice(0).finish(
+      {.reason = FinishReason::stop, .stop_token = 7, .completion_tokens = 2, .routed_experts = {}});
+  auto const choice = Json::parse(answer.body())["choices"][0];
+  EXPECT_EQ(choice["text"], "token_id:12");
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  EXPECT_EQ(choice["stop_reason"], 7);
 }
 
 }  // namespace

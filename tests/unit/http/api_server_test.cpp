@@ -358,5 +358,103 @@ TEST_F(ApiServerTest, UnknownFieldsAreCounted) {
             std::string::npos);
 }
 
+TEST_F(ApiServerTest, SeveralPromptsAndChoicesInOneAnswer) {
+  auto c = client();
+  std::string const body = R"({"prompt": [[1, 2], [3, 4]], "n": 2, "max_tokens": 2)";
+  auto const whole = c.post(kCompletions, body + "}").json();
+  ASSERT_EQ(whole["choices"].size(), 4U);
+  std::vector<std::string> const expected{"token_id:1 token_id:2", "token_id:2 token_id:1", "token_id:3 token_id:4",
+                                          "token_id:4 token_id:3"};
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(whole["choices"][i]["text"], expected[i]);
+  EXPECT_EQ(whole["usage"], (Json{{"prompt_tokens", 4}, {"completion_tokens", 8}, {"total_tokens", 12}}));
+
+  auto lines = data_lines(c.post(kCompletions, body + R"(, "stream": true})").body);
+  EXPECT_EQ(lines.back(), "[DONE]");
+  lines.pop_back();
+  std::vector<std::string> texts(4);
+  for (auto const& line : lines) {
+    auto const choice = Json::parse(line)["choices"][0];
+    texts.at(choice["index"].get<std::size_t>()) += choice["text"].get<std::string>();
+  }
+  EXPECT_EQ(texts, expected);
+}
+
+TEST_F(ApiServerTest, OneFailedChoiceEndsTheOthers) {
+  auto c = client();
+  expect_error(c.post(kCompletions, R"({"prompt": [[90], [91]], "max_tokens": 5})"), 503, "worker 2 is dead");
+  EXPECT_EQ(generator_.next_abort(), Generator::AbortReason::cancelled);
+}
+
+TEST_F(ApiServerTest, BestOfIsChosenByLogprob) {
+  auto c = client();
+  auto const answer = c.post(kCompletions, R"({"prompt": [9, 3], "best_of": 2, "max_tokens": 1})").json();
+  ASSERT_EQ(answer["choices"].size(), 1U);
+  EXPECT_EQ(answer["choices"][0]["text"], "token_id:3");
+  EXPECT_TRUE(answer["choices"][0]["logprobs"].is_null());
+}
+
+TEST_F(ApiServerTest, KeysAreAskedForButNotToSeeThatItLives) {
+  options_.api_keys = {"secret-1", "secret-2"};
+  start();
+  auto c = client();
+  for (char const* open : {"/health", "/ready"}) EXPECT_EQ(c.get(open).status, 200);
+  std::string const body = R"({"prompt": [1], "max_tokens": 1})";
+  for (char const* header : {"", "Authorization: Bearer secret-3\r\n", "Authorization: Bearer secret-1x\r\n",
+                             "Authorization: Bearer secret-\r\n", "Authorization: Bearer \r\n",
+                             "Authorization: Basic secret-1\r\n", "Authorization: secret-1\r\n"}) {
+    auto const refused = c.post(kCompletions, body, header);
+    expect_error(refused, 401, "API key");
+    EXPECT_EQ(refused.json()["error"]["code"], "invalid_api_key") << header;
+    EXPECT_EQ(refused.header("www-authenticate"), "Bearer");
+  }
+  for (char const* target : {"/metrics", "/v1/models", "/v1/cluster", "/version", "/v1/models/org/tiny", "/nothing"})
+    EXPECT_EQ(c.get(target).status, 401) << target;
+  for (char const* header : {"Authorization: Bearer secret-1\r\n", "authorization: bearer  secret-2\r\n"})
+    EXPECT_EQ(c.post(kCompletions, body, header).status, 200) << header;
+}
+
+TEST_F(ApiServerTest, BrowsersMayAsk) {
+  options_.allowed_origin = "*";
+  options_.api_keys = {"secret"};
+  start();
+  auto c = client();
+  c.send(
+      "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: http://a.example\r\n"
+      "Access-Control-Request-Method: POST\r\n\r\n");
+  auto const preflight = c.receive();
+  EXPECT_EQ(preflight.status, 204) << "a browser sends no key with it";
+  EXPECT_EQ(preflight.header("access-control-allow-origin"), "*");
+  EXPECT_NE(preflight.header("access-control-allow-headers").find("Authorization"), std::string::npos);
+  EXPECT_NE(preflight.header("access-control-allow-methods").find("POST"), std::string::npos);
+  EXPECT_EQ(c.get("/health").header("access-control-allow-origin"), "*");
+  options_.allowed_origin.reset();
+  start();
+  EXPECT_EQ(client().get("/health").header("access-control-allow-origin"), "");
+}
+
+TEST_F(ApiServerTest, TellsItsVersion) {
+  options_.version = "1.2.3";
+  start();
+  EXPECT_EQ(client().get("/version").json(), (Json{{"version", "1.2.3"}}));
+}
+
+TEST_F(ApiServerTest, TokenizesAndBack) {
+  auto const tokenizer = Tokenizer::load(std::string(EM_GOLDENS_DIR) + "/text/tokenizers/olmoe");
+  options_.model.has_tokenizer = true;
+  options_.model.vocab_size = tokenizer->vocab_size();
+  server_ = std::make_unique<ApiServer>(options_, generator_, tokenizer.get(), nullptr, metrics_, ApiCallbacks{});
+  auto c = client();
+  std::string const text = "na\u00efve horse \U0001F434";
+  auto const tokens = c.post("/tokenize", Json{{"prompt", text}, {"return_token_strs", true}}.dump()).json();
+  EXPECT_EQ(tokens["tokens"], tokenizer->encode(text, true));
+  EXPECT_EQ(tokens["count"], tokens["tokens"].size());
+  EXPECT_EQ(tokens["token_strs"].size(), tokens["tokens"].size());
+  EXPECT_EQ(tokens["max_model_len"], 1000000);
+  EXPECT_EQ(c.post("/detokenize", Json{{"tokens", tokens["tokens"]}}.dump()).json()["prompt"], text);
+  expect_error(c.post("/tokenize", "{}"), 400, "prompt");
+  expect_error(c.post("/detokenize", R"({"tokens": "a"})"), 400, "tokens");
+  server_.reset();
+}
+
 }  // namespace
 }  // namespace expertmesh

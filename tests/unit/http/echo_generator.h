@@ -10,7 +10,7 @@
 
 namespace expertmesh::test {
 
-// A prompt that begins with one of these is answered otherwise.
+// The c-th choice begins at the prompt's token c. A prompt that begins with one of these is answered otherwise.
 constexpr TokenId kHold = 90;    // one token, then nothing until it is aborted or released
 constexpr TokenId kFail = 91;    // one token, then an error
 constexpr TokenId kRefuse = 92;  // not taken: 429
@@ -29,20 +29,23 @@ class EchoGenerator final : public Generator {
     thread_.join();
   }
 
-  Result<SequenceId> submit(GenerateRequest request, EventSink sink) override {
-    if (request.prompt[0] == kThrow) throw std::runtime_error("no such thing");
-    if (request.prompt[0] == kRefuse)
-      return ApiError{.status = 429,
-                      .message = "full",
-                      .type = "rate_limit_error",
-                      .param = {},
-                      .code = "queue_full",
-                      .retry_after_s = 3};
+  Result<std::vector<SequenceId>> submit(std::vector<Submission> submissions) override {
+    for (auto const& [request, sink] : submissions) {
+      if (request.prompt[0] == kThrow) throw std::runtime_error("no such thing");
+      if (request.prompt[0] == kRefuse)
+        return ApiError{.status = 429,
+                        .message = "full",
+                        .type = "rate_limit_error",
+                        .param = {},
+                        .code = "queue_full",
+                        .retry_after_s = 3};
+    }
     std::lock_guard lock(mutex_);
-    SequenceId const id(++last_id_);
-    running_.emplace(id, Running{std::move(request), std::move(sink)});
+    std::vector<SequenceId> ids;
+    for (auto& [request, sink] : submissions)
+      running_.emplace(ids.emplace_back(++last_id_), Running{std::move(request), std::move(sink)});
     changed_.notify_all();
-    return id;
+    return ids;
   }
   void abort(SequenceId id, AbortReason reason) override {
     Running dropped;  // outside the lock: the last of a request may go with its sink
@@ -110,9 +113,9 @@ class EchoGenerator final : public Generator {
       return false;
     }
     if (r.sent < r.request.max_tokens) {
-      TokenId const token = prompt[r.sent++ % prompt.size()];
+      TokenId const token = prompt[(r.request.sampling.choice + r.sent++) % prompt.size()];
       std::optional<TokenLogprobs> logprobs;
-      if (r.request.logprobs) logprobs = TokenLogprobs{.chosen = {token, -1}, .top = {}};
+      if (r.request.logprobs) logprobs = TokenLogprobs{.chosen = {token, -static_cast<float>(token)}, .top = {}};
       r.sink(TokenEvent{token, logprobs});
     }
     if (r.sent < r.request.max_tokens) return true;

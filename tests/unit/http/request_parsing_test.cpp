@@ -15,6 +15,7 @@ ApiModel tiny_model() {
           .max_model_len = 64,
           .vocab_size = 100,
           .max_logprobs = 5,
+          .max_choices = 8,
           .has_tokenizer = true,
           .has_chat_template = true,
           .default_temperature = 0.5F,
@@ -55,8 +56,11 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": 7})", "prompt"},
            {R"({"prompt": {}})", "prompt"},
            {R"({"prompt": true})", "prompt"},
-           {R"({"prompt": ["a", "b"]})", "prompt"},
-           {R"({"prompt": [[1], [2]]})", "prompt"},
+           {R"({"prompt": ["a", ""]})", "prompt"},
+           {R"({"prompt": ["a", 1]})", "prompt"},
+           {R"({"prompt": [[1], []]})", "prompt"},
+           {R"({"prompt": [[1], [100]]})", "prompt"},
+           {R"({"prompt": ["1","2","3","4","5","6","7","8","9"]})", "prompt"},
            {R"({"prompt": [[]]})", "prompt"},
            {R"({"prompt": [[[1]]]})", "prompt"},
            {R"({"prompt": [true]})", "prompt"},
@@ -98,10 +102,15 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": "a", "logprobs": -1})", "logprobs"},
            {R"({"prompt": "a", "logprobs": true})", "logprobs"},
            {R"({"prompt": "a", "echo": 1})", "echo"},
-           {R"({"prompt": "a", "n": 2})", "n"},
+           {R"({"prompt": "a", "n": 9})", "n"},
+           {R"({"prompt": ["a", "b"], "n": 5})", "n"},
+           {R"({"prompt": "a", "n": 1.0})", "n"},
            {R"({"prompt": "a", "n": 0})", "n"},
            {R"({"prompt": "a", "n": true})", "n"},
-           {R"({"prompt": "a", "best_of": 2})", "best_of"},
+           {R"({"prompt": "a", "best_of": 0})", "best_of"},
+           {R"({"prompt": "a", "best_of": 9})", "best_of"},
+           {R"({"prompt": "a", "n": 3, "best_of": 2})", "best_of"},
+           {R"({"prompt": "a", "best_of": 2, "stream": true})", "best_of"},
            {R"({"prompt": "a", "stream": "yes"})", "stream"},
            {R"({"prompt": "a", "stream": 1})", "stream"},
            {R"({"prompt": "a", "stream_options": {}})", "stream_options"},
@@ -115,14 +124,33 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": "a", "add_special_tokens": 0})", "add_special_tokens"},
            {R"({"prompt": "a", "return_routed_experts": true})", "return_routed_experts"},
            {R"({"prompt": "a", "suffix": "b"})", "suffix"},
-           {R"({"prompt": "a", "presence_penalty": 0.1})", "presence_penalty"},
-           {R"({"prompt": "a", "frequency_penalty": -0.1})", "frequency_penalty"},
+           {R"({"prompt": "a", "presence_penalty": 2.1})", "presence_penalty"},
+           {R"({"prompt": "a", "presence_penalty": "1"})", "presence_penalty"},
+           {R"({"prompt": "a", "frequency_penalty": -2.1})", "frequency_penalty"},
            {R"({"prompt": "a", "repetition_penalty": 0})", "repetition_penalty"},
-           {R"({"prompt": "a", "logit_bias": {"5": 1}})", "logit_bias"},
-           {R"({"prompt": "a", "min_p": 0.1})", "min_p"},
-           {R"({"prompt": "a", "top_k": 5})", "top_k"},
+           {R"({"prompt": "a", "repetition_penalty": -1})", "repetition_penalty"},
+           {R"({"prompt": "a", "logit_bias": {"100": 1}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"-1": 1}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"5x": 1}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"": 1}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"5": 101}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"5": "1"}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": {"5": 1, "05": 2}})", "logit_bias"},
+           {R"({"prompt": "a", "logit_bias": [5]})", "logit_bias"},
+           {R"({"prompt": "a", "min_p": 1.1})", "min_p"},
+           {R"({"prompt": "a", "min_p": -0.1})", "min_p"},
+           {R"({"prompt": "a", "top_k": -2})", "top_k"},
+           {R"({"prompt": "a", "top_k": 1.5})", "top_k"},
+           {R"({"prompt": "a", "min_tokens": -1})", "min_tokens"},
+           {R"({"prompt": "a", "min_tokens": 5, "max_tokens": 4})", "min_tokens"},
            {R"({"prompt": "a", "response_format": {"type": "json_object"}})", "response_format"},
-           {R"({"prompt": "a", "stop_token_ids": [1]})", "stop_token_ids"},
+           {R"({"prompt": "a", "stop_token_ids": [100]})", "stop_token_ids"},
+           {R"({"prompt": "a", "stop_token_ids": 1})", "stop_token_ids"},
+           {R"({"prompt": "a", "stop_token_ids": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]})", "stop_token_ids"},
+           {R"({"prompt": "a", "bad_words": ["x"]})", "bad_words"},
+           {R"({"prompt": "a", "use_beam_search": true})", "use_beam_search"},
+           {R"({"prompt": "a", "prompt_logprobs": 1})", "prompt_logprobs"},
+           {R"({"prompt": "a", "guided_json": {}})", "guided_json"},
        })
     expect_refused(parse_completion(bad.body, tiny_model()), bad);
 }
@@ -157,6 +185,10 @@ TEST(RequestParsing, RefusesBadChats) {
           {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]})", "tools"},
           {R"({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"})", "tool_choice"},
           {R"({"messages": [{"role": "user", "content": "a"}], "echo": true})", "echo"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "n": 9})", "n"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "best_of": 2})", "best_of"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 2, "min_tokens": 3})",
+           "min_tokens"},
           {R"({"messages": [{"role": "user", "content": "a"}], "chat_template": "{{ 1 }}"})", "chat_template"},
           {R"({"messages": [{"role": "user", "content": "a"}], "model": "huge"})", "model", 404},
       })
@@ -192,14 +224,25 @@ TEST(RequestParsing, ReadsEveryFieldOfACompletion) {
   model.return_routed_experts = true;
   auto const result = parse_completion(
       R"({"model": "tiny", "prompt": [1, 99], "max_tokens": 3, "temperature": 0, "top_p": 1, "seed": -1,
-          "stop": ["x", "y"], "logprobs": 5, "echo": true, "n": 1, "best_of": 1, "ignore_eos": true,
+          "stop": ["x", "y"], "logprobs": 5, "echo": true, "n": 2, "best_of": 3, "ignore_eos": true,
+          "top_k": 7, "min_p": 0.25, "presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 1.5,
+          "min_tokens": 2, "stop_token_ids": [5, 0], "logit_bias": {"3": -100, "98": 1.5},
           "include_stop_str_in_output": true, "skip_special_tokens": false, "add_special_tokens": false,
           "return_tokens_as_token_ids": true, "return_token_ids": true, "return_routed_experts": true})",
       model);
   ASSERT_TRUE(result) << result.error().message;
   ApiRequest const& r = result.value();
-  EXPECT_EQ(r.prompt_ids, (std::vector<TokenId>{1, 99}));
-  EXPECT_FALSE(r.prompt_text);
+  EXPECT_EQ(r.prompts, (std::vector<ApiPrompt>{std::vector<TokenId>{1, 99}}));
+  EXPECT_EQ(r.n, 2U);
+  EXPECT_EQ(r.best_of, 3U);
+  EXPECT_EQ(r.sampling.top_k, 7U);
+  EXPECT_EQ(r.sampling.min_p, 0.25F);
+  EXPECT_EQ(r.sampling.presence_penalty, -2.0F);
+  EXPECT_EQ(r.sampling.frequency_penalty, 2.0F);
+  EXPECT_EQ(r.sampling.repetition_penalty, 1.5F);
+  EXPECT_EQ(r.sampling.min_tokens, 2U);
+  EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<TokenId>{5, 0}));
+  EXPECT_EQ(r.sampling.logit_bias, (std::vector<std::pair<TokenId, float>>{{3, -100.0F}, {98, 1.5F}}));
   EXPECT_EQ(r.max_tokens, 3);
   EXPECT_EQ(r.sampling.temperature, 0);
   EXPECT_EQ(r.sampling.top_p, 1);
@@ -218,16 +261,38 @@ TEST(RequestParsing, FillsInDefaults) {
       parse_completion(R"({"prompt": "a", "max_tokens": null, "stop": null, "seed": null})", tiny_model());
   ASSERT_TRUE(result) << result.error().message;
   ApiRequest const& r = result.value();
-  EXPECT_EQ(r.prompt_text, "a");
+  EXPECT_EQ(r.prompts, (std::vector<ApiPrompt>{"a"}));
+  EXPECT_EQ(r.n, 1U);
+  EXPECT_EQ(r.best_of, 1U);
   EXPECT_FALSE(r.max_tokens || r.logprobs || r.seed_given || r.stream || r.echo || r.ignore_eos || r.include_stop);
   EXPECT_EQ(r.sampling.temperature, 0.5F);
   EXPECT_EQ(r.sampling.top_p, 0.75F);
   EXPECT_TRUE(r.skip_special_tokens && r.add_special_tokens && r.stops.empty());
 }
 
-TEST(RequestParsing, TakesABatchOfOnePrompt) {
-  EXPECT_EQ(parse_completion(R"({"prompt": ["a"]})", tiny_model()).value().prompt_text, "a");
-  EXPECT_EQ(parse_completion(R"({"prompt": [[4, 2]]})", tiny_model()).value().prompt_ids, (std::vector<TokenId>{4, 2}));
+TEST(RequestParsing, TakesPromptsInEveryForm) {
+  auto const prompts = [](char const* body) { return parse_completion(body, tiny_model()).value().prompts; };
+  EXPECT_EQ(prompts(R"({"prompt": ["a"]})"), (std::vector<ApiPrompt>{"a"}));
+  EXPECT_EQ(prompts(R"({"prompt": ["a", "b"]})"), (std::vector<ApiPrompt>{"a", "b"}));
+  EXPECT_EQ(prompts(R"({"prompt": [[4, 2]]})"), (std::vector<ApiPrompt>{std::vector<TokenId>{4, 2}}));
+  EXPECT_EQ(prompts(R"({"prompt": [[4, 2], [3]]})"),
+            (std::vector<ApiPrompt>{std::vector<TokenId>{4, 2}, std::vector<TokenId>{3}}));
+}
+
+TEST(RequestParsing, TokenizeTakesAPromptOrMessages) {
+  auto const plain = parse_tokenize(R"({"prompt": "", "add_special_tokens": false, "x": 1})", tiny_model());
+  ASSERT_TRUE(plain);
+  EXPECT_FALSE(plain.value().add_special_tokens);
+  EXPECT_EQ(plain.value().unknown_fields, std::vector<std::string>{"x"});
+  auto const chat = parse_tokenize(R"({"messages": [{"role": "user", "content": "a"}]})", tiny_model());
+  ASSERT_TRUE(chat);
+  EXPECT_FALSE(chat.value().add_special_tokens) << "the template brings its own";
+  EXPECT_EQ(parse_tokenize("{}", tiny_model()).error().param, "prompt");
+  EXPECT_EQ(parse_tokenize(R"({"prompt": 1})", tiny_model()).error().param, "prompt");
+  EXPECT_EQ(parse_tokenize(R"({"prompt": "a", "messages": []})", tiny_model()).error().param, "prompt");
+  EXPECT_EQ(parse_detokenize(R"({"tokens": [1, 99]})", tiny_model()).value().tokens, (std::vector<TokenId>{1, 99}));
+  EXPECT_EQ(parse_detokenize(R"({"tokens": [100]})", tiny_model()).error().param, "tokens");
+  EXPECT_EQ(parse_detokenize("{}", tiny_model()).error().param, "tokens");
 }
 
 TEST(RequestParsing, TakesZeroTokensWithEchoOnly) {
@@ -235,7 +300,8 @@ TEST(RequestParsing, TakesZeroTokensWithEchoOnly) {
 }
 
 TEST(RequestParsing, LastOfRepeatedFieldsCounts) {
-  EXPECT_EQ(parse_completion(R"({"prompt": "a", "prompt": "b"})", tiny_model()).value().prompt_text, "b");
+  EXPECT_EQ(parse_completion(R"({"prompt": "a", "prompt": "b"})", tiny_model()).value().prompts,
+            (std::vector<ApiPrompt>{"b"}));
 }
 
 TEST(RequestParsing, TakesAllSeedsOf64Bits) {
@@ -246,7 +312,7 @@ TEST(RequestParsing, TakesAllSeedsOf64Bits) {
 TEST(RequestParsing, TakesNeutralValuesOfWhatIsNotBuilt) {
   auto const result = parse_completion(
       R"({"prompt": "a", "suffix": null, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "min_p": 0,
-          "top_k": -1, "repetition_penalty": 1.0, "response_format": {"type": "text"}, "n": 1, "user": "me",
+          "top_k": -1, "repetition_penalty": 1.0, "min_tokens": 0, "best_of": 1, "response_format": {"type": "text"}, "n": 1, "user": "me",
           "stop_token_ids": []})",
       tiny_model());
   ASSERT_TRUE(result) << result.error().message;

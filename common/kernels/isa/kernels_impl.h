@@ -146,6 +146,12 @@ void gemm(GemmPart const& g) {
   gemm_last_rows<Kernel, kTileRows>(g, row);
 }
 
+// Blocks lie anywhere in the cache, so no hardware sees the next one coming.
+void prefetch(void const* data, std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  for (std::size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<char const*>(data) + i);
+}
+
 // ---- attention: online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions.
 // HN heads at a time read keys and values once; each head's arithmetic is its own.
 template <class T, std::size_t HN>
@@ -160,6 +166,12 @@ void attend_heads(AttendPart const& a, std::size_t first_head) {
   for (std::uint32_t block = a.first / kLanes; block <= a.last / kLanes; ++block) {
     T const* keys = reinterpret_cast<T const*>(a.keys) + a.blocks[block] * a.block_stride;
     T const* values = reinterpret_cast<T const*>(a.values) + a.blocks[block] * a.block_stride;
+    if (block < a.last / kLanes) {
+      std::size_t const next = a.blocks[block + 1] * a.block_stride;
+      std::size_t const bytes = a.head_dim * kLanes * sizeof(T);
+      prefetch(reinterpret_cast<T const*>(a.keys) + next, bytes);
+      prefetch(reinterpret_cast<T const*>(a.values) + next, bytes);
+    }
     // Lanes [begin, end) are attended to; what lies in the others may never have been written.
     std::size_t const begin = block == a.first / kLanes ? a.first % kLanes : 0;
     std::size_t const end = block == a.last / kLanes ? a.last % kLanes + 1 : kLanes;

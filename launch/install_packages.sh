@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# install_packages.sh [--tests] [--lint]: installs what building and running needs, from the packages of Debian 12 or
+# install_packages.sh [--tests] [--long]: installs what building and running needs, from the packages of Debian 12 or
 # Ubuntu 24.04. Does nothing, and needs no rights, when all of it is there.
-#   --tests  also what the test suite needs     --lint  also clang-tidy
+#   --tests  also what the test suite needs     --long  also what its long form needs
 set -euo pipefail
 
 packages=(
@@ -13,9 +13,9 @@ packages=(
 for argument in "$@"; do
   case "$argument" in
     --tests) packages+=(libgtest-dev libbenchmark-dev clang-format) ;;
-    --lint) packages+=(clang-tidy) ;;
+    --long) packages+=(clang clang-tidy python3-venv) ;;
     *)
-      echo "usage: install_packages.sh [--tests] [--lint]" >&2
+      echo "usage: install_packages.sh [--tests] [--long]" >&2
       exit 2
       ;;
   esac

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # run.sh [--long]: installs what it needs, builds, and runs every test: the whole suite in a release build, then the unit
 # tests under AddressSanitizer and UndefinedBehaviorSanitizer. The last line counts the tests of all stages.
-#   --long  also the unit tests under ThreadSanitizer, and clang-tidy over all sources
+#   --long  also the crowd of test_load.py for a minute, the unit tests under ThreadSanitizer, clang-tidy over all sources,
+#           each fuzz target for a minute, and the clients people use (openai, lm-eval; from PyPI, into build/clients)
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
@@ -10,7 +11,7 @@ case "${1:-}" in
   "") ;;
   --long) long=true ;;
   *)
-    sed -n '2,4s/^# //p' tests/run.sh
+    sed -n '2,5s/^# //p' tests/run.sh
     exit 2
     ;;
 esac
@@ -72,14 +73,42 @@ tidy() {
   git ls-files '*.cpp' | grep -v '^tests/' | xargs -P "$(nproc)" -n 4 clang-tidy -p build --quiet
 }
 
+fuzz() {
+  cmake --preset fuzz >/dev/null && cmake --build --preset fuzz --target fuzz_targets || return 1
+  local target name
+  mkdir -p build-fuzz/findings
+  for target in build-fuzz/bin/fuzz_*; do
+    name="${target##*/fuzz_}"
+    mkdir -p "build-fuzz/corpus/$name"
+    # Its log is long: shown only where it found something.
+    "$target" -max_total_time=60 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="build-fuzz/findings/$name-" \
+      "build-fuzz/corpus/$name" "tests/fuzz/corpus/$name" >"build-fuzz/$name.log" 2>&1 || { tail -n 60 "build-fuzz/$name.log"; return 1; }
+    echo "fuzz_$name: $(grep -E '^Done ' "build-fuzz/$name.log")"
+  done
+}
+
+clients() {
+  [[ -x build/clients/bin/python ]] || python3 -m venv build/clients || return 1
+  build/clients/bin/pip install -q -r tests/clients/requirements.txt || return 1
+  local test
+  for test in tests/clients/test_*.py; do
+    EXPERTMESH="$PWD/build/bin/expertmesh" build/clients/bin/python -B "$test" || return 1
+  done
+}
+
 packages=(--tests)
-if $long; then packages+=(--lint); fi
+if $long; then
+  packages+=(--long)
+  export EM_LOAD_SECONDS=60
+fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all
 build_and_test asan unit_tests -L unit
 if $long; then
   build_and_test tsan unit_tests -L unit
   check clang-tidy tidy
+  check fuzz fuzz
+  check clients clients
 fi
 
 echo "=== all stages: $SECONDS s"

@@ -52,6 +52,7 @@ std::string AnswerBuilder::take_events() {
     for (Json& chunk : choices_[i]->take_chunks(i)) {
       Json json = head(object);
       json["choices"] = Json::array({std::move(chunk)});
+      if (context_.request.continuous_usage) json["usage"] = usage();
       events += sse_event(dumped(json));
     }
   if (context_.request.include_usage && finished() && !std::exchange(usage_sent_, true)) {

@@ -48,7 +48,7 @@ void read_stream(BodyReader& body, ApiRequest& out) {
   if (!out.stream) refuse_field("stream_options", "is only for \"stream\": true");
   BodyReader reader(*options, "stream_options.");
   out.include_usage = reader.flag("include_usage").value_or(false);
-  reader.only("continuous_usage_stats", {false});
+  out.continuous_usage = reader.flag("continuous_usage_stats").value_or(false);
   out.unknown_fields = reader.unknown();
 }
 

@@ -314,6 +314,16 @@ TEST_F(AnswerBuilderTest, BestOfShowsTheMostProbableAnswers) {
   EXPECT_EQ(body["usage"]["completion_tokens"], 6) << "all that were generated";
 }
 
+TEST_F(AnswerBuilderTest, ContinuousUsageCountsInEveryChunk) {
+  request_.continuous_usage = true;
+  auto answer = make({1, 2});
+  for (std::size_t count = 1; count <= 3; ++count) {
+    answer.choice(0).token(token(5));
+    EXPECT_EQ(events_of(answer.take_events()).at(0)["usage"],
+              (Json{{"prompt_tokens", 2}, {"completion_tokens", count}, {"total_tokens", 2 + count}}));
+  }
+}
+
 TEST_F(AnswerBuilderTest, StopTokenIsTheReason) {
   auto answer = make({1});
   answer.choice(0).token(token(12));

@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "coordinator/engine/generate_request.h"
+#include "coordinator/sampling/sampling_params.h"
 
 namespace expertmesh {
 

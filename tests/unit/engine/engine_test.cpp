@@ -272,6 +272,8 @@ TEST_F(EngineTest, SubmitsAllOrNone) {
   EXPECT_EQ(ids.value().size(), 6U);
   EXPECT_EQ(metrics.ledger().accepted, 6U);
   for (SequenceId id : ids.value()) engine.abort(id, Generator::AbortReason::cancelled);
+  engine.drain(std::chrono::steady_clock::now() + std::chrono::seconds(30));  // before the listeners go
+  EXPECT_EQ(metrics.ledger().finished + metrics.ledger().cancelled, 6U);
 }
 
 TEST_F(EngineTest, StopTokensEndTheAnswerButNotBeforeMinTokens) {

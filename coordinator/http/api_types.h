@@ -49,7 +49,7 @@ struct ApiRequest {
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;  // the usage so far in every chunk
-  bool tokens_as_ids = false;  // return_tokens_as_token_ids
+  bool tokens_as_ids = false;     // return_tokens_as_token_ids
   bool return_token_ids = false;
   bool return_routed_experts = false;
   std::vector<std::string> unknown_fields;

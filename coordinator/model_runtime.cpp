@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
 constexpr double kDefaultKvShare = 0.4;    // of free memory
+constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
 
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
                      std::vector<KvCacheSpec> const& kv_groups) {
@@ -65,7 +66,8 @@ ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
-void check_memory(ModelPlan const& plan, std::size_t kv_cache_bytes) {
+// Returns what the coordinator may use for experts of dead workers.
+std::size_t check_memory(ModelPlan const& plan, std::size_t kv_cache_bytes) {
   std::size_t experts = 0;
   for (std::size_t bytes : plan.worker_bytes) experts += bytes;
   std::size_t const needed = plan.coordinator_bytes + experts + kv_cache_bytes;
@@ -74,6 +76,7 @@ void check_memory(ModelPlan const& plan, std::size_t kv_cache_bytes) {
     throw ModelError("not enough memory: " + human_bytes(plan.coordinator_bytes) + " for the coordinator's weights + " +
                      human_bytes(experts) + " for experts + " + human_bytes(kv_cache_bytes) + " for the KV cache = " +
                      human_bytes(needed) + ", but " + human_bytes(available) + " are available");
+  return std::min(experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
 }
 
 // A model without experts asks nothing of anyone.
@@ -85,7 +88,6 @@ class NoExperts final : public Experts {
   void progress() override {}
   void wake() override {}
   void idle() override {}
-  [[nodiscard]] std::string missing() const override { return {}; }
 
  protected:
   bool complete(Exchange) override { return true; }
@@ -107,7 +109,7 @@ bool shares_cores(ModelRuntimeOptions const& options) {
 }
 
 std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
-                                       RemoteExpertsLimits const& exchange, Isa isa, Cluster::OnDeath on_death) {
+                                       RemoteExpertsLimits const& exchange, Isa isa, Cluster::OnChange on_change) {
   init_mpi();
   std::size_t const threads = worker_threads(options);
   ClusterOptions cluster{.num_workers = options.workers,
@@ -126,7 +128,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
   LoadProgressPrinter progress("experts in " + std::to_string(options.workers) + " workers", 0);
   auto started = Cluster::start(
       std::move(cluster), [&](LoadProgress const& p) { progress.update(p.loaded_bytes, p.total_bytes); },
-      std::move(on_death));
+      std::move(on_change));
   progress.finish();
   return started;
 }
@@ -147,14 +149,14 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
   if (options.workers > 0 && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
-  check_memory(plan_, sizes_.kv_cache_bytes);
+  sizes_.own_cache_bytes = check_memory(plan_, sizes_.kv_cache_bytes);
 }
 
-void ModelRuntime::load(Cluster::OnDeath on_death) {
+void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_));
   exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens));
-  load_experts(std::move(on_death));
+  load_experts(std::move(on_change));
 
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
   decoder_.emplace(spec_, *weights_,
@@ -175,16 +177,17 @@ void ModelRuntime::load(Cluster::OnDeath on_death) {
       kv_groups_, kv_blocks_);
 }
 
-void ModelRuntime::load_experts(Cluster::OnDeath on_death) {
+void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   if (experts_spec_.layers.empty()) {
     no_experts_ = std::make_unique<NoExperts>();
     return;
   }
   RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
-                                     .max_tokens = sizes_.max_num_batched_tokens};
+                                     .max_tokens = sizes_.max_num_batched_tokens,
+                                     .own_cache_bytes = sizes_.own_cache_bytes};
   if (options_.workers > 0) {
-    cluster_ = start_cluster(options_, experts_spec_, exchange, isa_, std::move(on_death));
-    remote_ = make_cluster_experts(*cluster_, experts_spec_, exchange, *exec_);
+    cluster_ = start_cluster(options_, experts_spec_, exchange, isa_, std::move(on_change));
+    remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
   }
   LoadProgressPrinter progress("experts", 0);

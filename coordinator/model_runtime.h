@@ -44,6 +44,7 @@ struct RuntimeSizes {
   std::size_t max_num_batched_tokens = 0;
   std::size_t kv_blocks = 0;  // of each group
   std::size_t kv_cache_bytes = 0;
+  std::size_t own_cache_bytes = 0;  // experts of dead workers that the coordinator keeps
 };
 
 class ModelRuntime {
@@ -52,9 +53,9 @@ class ModelRuntime {
   // ModelError or FileError.
   explicit ModelRuntime(ModelRuntimeOptions const& options);
 
-  // Brings it all up. on_death: monitor thread of the cluster. Throws ModelError, OutsideError or ClusterError. With
+  // Brings it all up. on_change: monitor thread of the cluster. Throws ModelError, OutsideError or ClusterError. With
   // workers the process must be left by exit_without_finalize().
-  void load(Cluster::OnDeath on_death);
+  void load(Cluster::OnChange on_change);
   // Ends the workers, if there are any. No step may run afterwards.
   void shut_down();
 
@@ -75,7 +76,7 @@ class ModelRuntime {
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
 
  private:
-  void load_experts(Cluster::OnDeath on_death);
+  void load_experts(Cluster::OnChange on_change);
 
   ModelRuntimeOptions const options_;
   ModelSpec const spec_;
@@ -85,7 +86,7 @@ class ModelRuntime {
   std::unique_ptr<WeightSource> weights_;
   ModelPlan const plan_;
   std::vector<KvCacheSpec> const kv_groups_;
-  RuntimeSizes const sizes_;
+  RuntimeSizes sizes_;                        // fixed by the constructor
   std::vector<std::size_t> const kv_blocks_;  // [groups]
 
   // In the order of making; the end goes the other way.

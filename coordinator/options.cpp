@@ -1,5 +1,7 @@
 #include "coordinator/options.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
@@ -60,14 +62,14 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
     std::string const name = trimmed(line.substr(0, equals));
     if (equals == std::string::npos || name.empty()) throw ModelError(where + "expected 'name = value'");
     CLI::Option const* option = name == "config" ? nullptr : serve.get_option_no_throw("--" + name);
-    if (!option || name == "help") throw ModelError(where + "no such option: '" + name + "'");
+    if (!option || name == "help") throw ModelError(fmt::format("{}no such option: '{}'", where, name));
     std::string const value = trimmed(line.substr(equals + 1));
     if (option->get_expected_min() > 0) {
-      added.push_back("--" + name + "=" + value);
+      added.push_back(fmt::format("--{}={}", name, value));
     } else if (value == "true") {
       added.push_back("--" + name);
     } else if (value != "false") {
-      throw ModelError(where + "'" + name + "' is true or false, got '" + value + "'");
+      throw ModelError(fmt::format("{}'{}' is true or false, got '{}'", where, name, value));
     }
   }
   arguments.insert(arguments.begin() + 1, added.begin(), added.end());

@@ -89,8 +89,7 @@ class Server {
   }
 
   void start() {
-    runtime_.load([this](WorkerStatus const& w) { on_death(w); });
-    metrics_.set_workers_serving(options_.workers);
+    runtime_.load([this](WorkerStatus const& w) { on_worker(w); });
     activation_bytes_ = runtime_.runner().activation_bytes();
     engine_.emplace(EngineOptions{.max_model_len = limits_.max_model_len,
                                   .max_queued_requests = limits_.max_queued_requests,
@@ -106,9 +105,6 @@ class Server {
     engine_->start();
     gate_.open(*engine_);
     started_ = true;
-    if (runtime_.cluster())
-      for (auto const& worker : runtime_.cluster()->status())
-        if (worker.state != WorkerState::serving) engine_->experts_changed();  // died while the rest came up
   }
 
   [[nodiscard]] std::string address() const {
@@ -161,12 +157,18 @@ class Server {
   }
 
   // Monitor thread of the cluster.
-  void on_death(WorkerStatus const& worker) {
-    spdlog::error("worker {} (pid {}, {} experts) is dead: {}", worker.id.value(), worker.pid, worker.num_experts,
-                  worker.death_reason);
-    metrics_.count_worker_death();
-    metrics_.set_workers_serving(static_cast<std::size_t>(--serving_));
-    if (started_) engine_->experts_changed();
+  void on_worker(WorkerStatus const& worker) {
+    bool const serving = worker.state == WorkerState::serving;
+    std::size_t const place = worker.id.value() - 1;
+    if (serving)
+      spdlog::info("worker {} (pid {}, incarnation {}) serves {} experts", worker.id.value(), worker.pid,
+                   worker.incarnation.value(), worker.num_experts);
+    else
+      spdlog::error("worker {} (pid {}, incarnation {}, {} experts) is dead: {}", worker.id.value(), worker.pid,
+                    worker.incarnation.value(), worker.num_experts, worker.death_reason);
+    if (!serving) metrics_.count_worker_death();
+    serving_[place] = serving;
+    metrics_.set_workers_serving(static_cast<std::size_t>(std::ranges::count(serving_, true)));
   }
 
   // Engine thread.
@@ -177,6 +179,14 @@ class Server {
                                    traffic.bytes_received - counted_received_);
     counted_sent_ = traffic.bytes_sent;
     counted_received_ = traffic.bytes_received;
+    auto const r = runtime_.remote_experts()->recoveries();
+    metrics_.set_recoveries({.exchanges = r.exchanges,
+                             .rows = r.rows,
+                             .seconds = r.seconds,
+                             .predicted_seconds = r.predicted_seconds,
+                             .own_rows = r.own.rows,
+                             .own_loads = r.own.experts,
+                             .quarantined_bytes = r.quarantined_bytes});
   }
 
   [[nodiscard]] ServeLimits limits() const {
@@ -221,8 +231,8 @@ class Server {
   std::vector<std::string> const api_keys_;
   ServeLimits const limits_;
   Metrics metrics_;
-  std::atomic<std::size_t> serving_ = options_.workers;
-  std::atomic<bool> started_ = false;  // the engine is there
+  std::vector<bool> serving_ = std::vector<bool>(options_.workers);  // monitor thread of the cluster
+  std::atomic<bool> started_ = false;                                // the engine is there
   EngineGate gate_;
   NumericsProfile profile_;
   std::optional<Engine> engine_;

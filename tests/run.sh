@@ -70,7 +70,8 @@ check() {
 }
 
 tidy() {
-  git ls-files '*.cpp' | grep -v '^tests/' | xargs -P "$(nproc)" -n 4 clang-tidy -p build --quiet
+  # clang-tidy 14 does not follow Boost.Asio's coroutines.
+  git ls-files '*.cpp' | grep -v -e '^tests/' -e 'bench/load_generator.cpp' | xargs -P "$(nproc)" -n 4 clang-tidy -p build --quiet --extra-arg=-Wno-unknown-warning-option
 }
 
 fuzz() {

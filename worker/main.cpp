@@ -116,9 +116,10 @@ class ProgressReporter {
 
 [[noreturn]] void run(Options const& options) {
   init_log("worker " + std::to_string(options.worker_id));
-  init_mpi();  // first: whoever spawned us waits for it
+  // Before MPI: should this process die inside MPI_Init, the coordinator sees it at once.
   ControlClient control(options.control, make_hello(options));
   try {
+    init_mpi();
     serve(options, control);
   } catch (ModelError const& error) {
     control.fail(control::FailureKind::model, error.what(), kExitModel);

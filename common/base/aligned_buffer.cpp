@@ -17,9 +17,8 @@ constexpr std::size_t kHugePagesFrom = std::size_t{256} << 10;
 // A wish: where the system has no huge pages, nothing changes.
 void wish_for_huge_pages(void* data, std::size_t bytes) {
   auto const page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  auto const begin = reinterpret_cast<std::uintptr_t>(data) / page * page;
-  auto const end = (reinterpret_cast<std::uintptr_t>(data) + bytes + page - 1) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  auto const before = reinterpret_cast<std::uintptr_t>(data) % page;  // from the start of its first page
+  madvise(static_cast<std::byte*>(data) - before, (before + bytes + page - 1) / page * page, MADV_HUGEPAGE);
 }
 
 }  // namespace

@@ -27,18 +27,12 @@ ExecLimits ExpertService::exec_limits(ExpertModelSpec const& model, DispatchLimi
 }
 
 ExpertService::ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options)
-    : store_(store), exec_(exec), options_(options), next_(store.num_experts()) {
-  std::size_t const max_entries = options.limits.max_entries * options.max_messages;
-  std::size_t const max_groups = std::min(max_entries, store.num_experts());
+    : store_(store),
+      exec_(exec),
+      options_(options),
+      groups_(options.limits.max_entries * options.max_messages, store.num_experts()) {
   requests_.reserve(options.max_messages);
   answers_.reserve(options.max_messages);
-  hit_.reserve(max_groups);
-  groups_.reserve(max_groups);
-  offsets_.reserve(max_groups + 1);
-  part_groups_.reserve(max_groups);
-  part_offsets_.reserve(max_groups + 1);
-  in_.resize(max_entries);
-  out_.resize(max_entries);
 }
 
 std::size_t ExpertService::max_request_bytes() const {
@@ -54,7 +48,7 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
   EM_CHECK(calls.size() <= options_.max_messages, calls.size() << " messages, at most " << options_.max_messages);
   requests_.clear();
   answers_.clear();
-  hit_.clear();
+  groups_.clear();
   RequestExpectation const expected{.worker_incarnation = options_.incarnation,
                                     .epoch = options_.epoch,
                                     .wire = options_.wire,
@@ -79,59 +73,20 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
     call.error = {};
     call.attempt = request.header.id.attempt;
     call.answer_bytes = answers_.back().bytes;
-    count_entries(request);
+    for (DispatchEntry const& entry : request.entries)
+      groups_.count(store_.index(request.layer_index, entry.local_expert));
   }
 
-  // From counts to the first place of each expert's group.
-  groups_.clear();
-  offsets_.assign(1, 0);
-  for (std::size_t const expert : hit_) {
-    groups_.push_back(&store_.expert(expert));
-    offsets_.push_back(offsets_.back() + next_[expert]);
-    next_[expert] = offsets_[offsets_.size() - 2];
-  }
-  for (std::size_t i = 0; i < requests_.size(); ++i) place_entries(requests_[i], answers_[i]);
-  for (std::size_t const expert : hit_) next_[expert] = 0;
-  run_groups();
-}
-
-void ExpertService::count_entries(Request const& request) {
-  for (DispatchEntry const& entry : request.entries) {
-    std::size_t const expert = store_.index(request.layer_index, entry.local_expert);
-    if (next_[expert]++ == 0) hit_.push_back(expert);
-  }
-}
-
-void ExpertService::place_entries(Request const& request, AnswerWriter const& answer) {
-  for (std::size_t i = 0; i < request.entries.size(); ++i) {
-    DispatchEntry const& entry = request.entries[i];
-    std::size_t const place = next_[store_.index(request.layer_index, entry.local_expert)]++;
-    in_[place] = request.row(entry.row);
-    out_[place] = answer.row(i);
-  }
-}
-
-// One kernel call for each run of at most exec's rows; a row's bits do not depend on the cut.
-void ExpertService::run_groups() {
-  std::size_t const total = offsets_.back();
-  std::size_t group = 0;
-  for (std::size_t begin = 0; begin < total;) {
-    std::size_t const end = std::min(total, begin + exec_.limits().max_rows);
-    part_groups_.clear();
-    part_offsets_.assign(1, 0);
-    for (;; ++group) {
-      part_groups_.push_back(groups_[group]);
-      part_offsets_.push_back(std::min(end, offsets_[group + 1]) - begin);
-      if (offsets_[group + 1] >= end) break;  // a group that goes on past the cut is looked at again
+  groups_.finish_counts();
+  for (std::size_t m = 0; m < requests_.size(); ++m) {
+    Request const& request = requests_[m];
+    for (std::size_t i = 0; i < request.entries.size(); ++i) {
+      DispatchEntry const& entry = request.entries[i];
+      groups_.place(store_.index(request.layer_index, entry.local_expert), request.row(entry.row), answers_[m].row(i));
     }
-    if (offsets_[group + 1] == end) ++group;
-    grouped_ffn(exec_, {.groups = part_groups_,
-                        .offsets = part_offsets_,
-                        .in = {in_.data() + begin, end - begin},
-                        .out = {out_.data() + begin, end - begin},
-                        .wire = options_.wire});
-    begin = end;
   }
+  for (std::size_t g = 0; g < groups_.hit().size(); ++g) groups_.set_weights(g, &store_.expert(groups_.hit()[g]));
+  groups_.run(exec_, options_.wire, 0, groups_.hit().size());
 }
 
 }  // namespace expertmesh

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/experts/expert_store.h"
+#include "common/experts/row_groups.h"
 #include "common/kernels/exec.h"
 #include "common/protocol/dispatch_layout.h"
 
@@ -46,10 +47,6 @@ class ExpertService {
   static ExecLimits exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits, std::size_t max_messages);
 
  private:
-  void count_entries(Request const& request);
-  void place_entries(Request const& request, AnswerWriter const& answer);
-  void run_groups();
-
   ExpertStore const& store_;
   Exec const& exec_;
   ExpertServiceOptions options_;
@@ -57,17 +54,7 @@ class ExpertService {
   // The good messages of a call and their answers.
   std::vector<Request> requests_;
   std::vector<AnswerWriter> answers_;
-
-  // Rows grouped by expert. `next_` is indexed by ExpertStore::index: first the count, then the next free place of the
-  // expert's group; all zero between calls.
-  std::vector<std::size_t> next_;
-  std::vector<std::size_t> hit_;  // experts with rows, in the order they were met
-  std::vector<FfnWeights const*> groups_;
-  std::vector<std::size_t> offsets_;  // [groups + 1]
-  std::vector<std::byte const*> in_;
-  std::vector<std::byte*> out_;
-  std::vector<FfnWeights const*> part_groups_;  // what run_groups() hands to one kernel call
-  std::vector<std::size_t> part_offsets_;
+  RowGroups groups_;
 };
 
 }  // namespace expertmesh

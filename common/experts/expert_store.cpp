@@ -29,28 +29,11 @@ std::vector<Job> jobs_for(ExpertModelSpec const& model, HeldExperts const& held)
   return jobs;
 }
 
-std::size_t packed_bytes_of(WeightFormat const& format, ExpertLayerSpec const& layer) {
-  return packed_bytes(format, 2 * layer.intermediate, layer.hidden) +
-         packed_bytes(format, layer.hidden, layer.intermediate);
-}
-
 void set_rows(PackedMatrix& matrix, std::size_t first_row, std::size_t rows, std::string const& name,
               WeightSource const& source) {
   std::array const shape{rows, matrix.k()};
   StoredTensor const tensor = source.load(name, shape);
   matrix.set_rows(first_row, rows, tensor.dtype, tensor.bytes.data());
-}
-
-FfnWeights load(Job const& job, WeightFormat const& format, WeightSource const& source) {
-  auto const& [layer, expert] = job;
-  ExpertTensors const& names = layer->experts[expert];
-  FfnWeights out{.gate_up = PackedMatrix(format, 2 * layer->intermediate, layer->hidden),
-                 .down = PackedMatrix(format, layer->hidden, layer->intermediate),
-                 .activation = layer->activation};
-  set_rows(out.gate_up, 0, layer->intermediate, names.gate, source);
-  set_rows(out.gate_up, layer->intermediate, layer->intermediate, names.up, source);
-  set_rows(out.down, 0, layer->hidden, names.down, source);
-  return out;
 }
 
 }  // namespace
@@ -72,8 +55,25 @@ DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std:
 
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held) {
   std::size_t bytes = 0;
-  for (Job const& job : jobs_for(model, held)) bytes += packed_bytes_of(model.weights, *job.layer);
+  for (Job const& job : jobs_for(model, held)) bytes += packed_expert_bytes(*job.layer, model.weights);
   return bytes;
+}
+
+std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format) {
+  return packed_bytes(format, 2 * layer.intermediate, layer.hidden) +
+         packed_bytes(format, layer.hidden, layer.intermediate);
+}
+
+FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+                       WeightSource const& source) {
+  ExpertTensors const& names = layer.experts[expert];
+  FfnWeights out{.gate_up = PackedMatrix(format, 2 * layer.intermediate, layer.hidden),
+                 .down = PackedMatrix(format, layer.hidden, layer.intermediate),
+                 .activation = layer.activation};
+  set_rows(out.gate_up, 0, layer.intermediate, names.gate, source);
+  set_rows(out.gate_up, layer.intermediate, layer.intermediate, names.up, source);
+  set_rows(out.down, 0, layer.hidden, names.down, source);
+  return out;
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
@@ -94,7 +94,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
   pool.parallel_for(jobs.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t i = begin; i < end; ++i) {
       try {
-        experts_[i] = load(jobs[i], model.weights, source);
+        experts_[i] = load_expert(*jobs[i].layer, jobs[i].expert, model.weights, source);
         std::lock_guard lock(mutex);
         if (failure) return;
         resident_bytes_ += experts_[i].gate_up.size_bytes() + experts_[i].down.size_bytes();

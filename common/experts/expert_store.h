@@ -23,6 +23,11 @@ DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std:
 // Bytes that many experts will take once packed: for planning before loading.
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held);
 
+// One expert, packed. Throws what the source throws: ModelError, FileError.
+FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+                       WeightSource const& source);
+std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format);
+
 class ExpertStore {
  public:
   // (loaded, total) packed bytes; from loading threads, one call at a time.

@@ -26,8 +26,11 @@ class DispatchPlan {
   };
   explicit DispatchPlan(Limits const& limits);
 
-  // A token whose experts live on one worker travels there once. Of an expert's holders the first is taken.
+  // A token whose experts live on one worker travels there once. Of an expert's holders one is taken by the token's
+  // index, so that a batch is spread over them.
   void build(RoutingView routing, LayerPlacement const& placement);
+  // Only these of the T*K slots, ascending.
+  void build(RoutingView routing, LayerPlacement const& placement, std::span<std::uint32_t const> slots);
 
   // Tokens whose rows go to this worker, ascending, each once.
   [[nodiscard]] std::span<std::uint32_t const> rows(std::size_t worker) const {
@@ -46,6 +49,9 @@ class DispatchPlan {
     std::size_t num_rows = 0;
     std::size_t num_entries = 0;
   };
+  void begin(RoutingView routing);
+  void add(std::uint32_t slot, std::uint32_t expert, LayerPlacement const& placement);
+
   Limits limits_;
   std::vector<PerWorker> workers_;
 };

@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdio>
@@ -18,6 +19,8 @@
 namespace expertmesh {
 
 namespace {
+
+constexpr auto kLookInterval = std::chrono::milliseconds(20);  // between questions to give_up
 
 // Shared by the caller and the disposable thread, whichever ends last.
 struct Spawn {
@@ -72,7 +75,7 @@ void init_mpi() {
 }
 
 MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
-                     std::chrono::milliseconds deadline) {
+                     std::chrono::milliseconds deadline, std::function<bool()> const& give_up) {
   auto const give_up_at = std::chrono::steady_clock::now() + deadline;
   check_program(program);
   auto const spawn = std::make_shared<Spawn>();
@@ -84,10 +87,16 @@ MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::stri
   std::unique_lock const turn(one_at_a_time, give_up_at);
   std::unique_lock lock(spawn->mutex);
   if (turn) std::thread([spawn] { spawn->run(); }).detach();
-  if (!turn || !spawn->ended.wait_until(lock, give_up_at, [&] { return spawn->code.has_value(); })) {
+  bool abandoned = false;
+  while (turn && !spawn->code && !abandoned && std::chrono::steady_clock::now() < give_up_at) {
+    spawn->ended.wait_until(lock, std::min(give_up_at, std::chrono::steady_clock::now() + kLookInterval));
+    abandoned = give_up && give_up();
+  }
+  if (!spawn->code) {
     throw MpiError("MPI_Comm_spawn", ETIMEDOUT,
-                   "the process did not reach MPI within " + std::to_string(deadline.count()) +
-                       " ms (it died, or hangs, before or inside MPI_Init)",
+                   abandoned ? "the process died, or hung, before or inside MPI_Init"
+                             : "the process did not reach MPI within " + std::to_string(deadline.count()) +
+                                   " ms (it died, or hangs, before or inside MPI_Init)",
                    spawn->program);
   }
   mpi_check(*spawn->code, "MPI_Comm_spawn", spawn->program);

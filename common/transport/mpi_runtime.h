@@ -3,6 +3,7 @@
 #pragma once
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,9 +22,10 @@ void init_mpi();
 // before the deadline, whatever becomes of the process: a spawn that has not ended by then is left to a thread of its
 // own for ever (asleep), and a process that still turns up has no one to talk to. If the process died while it was
 // inside MPI_Init, Open MPI 4.1 may lose the next spawn as well (MpiError at its deadline); the one after that works.
-// Thread-safe; one spawn at a time. Never call it from the step path.
+// give_up, if there is one, is asked now and then: true ends the wait like the deadline. Thread-safe; one spawn at a
+// time. Never call it from the step path.
 MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
-                     std::chrono::milliseconds deadline);
+                     std::chrono::milliseconds deadline, std::function<bool()> const& give_up = nullptr);
 
 // In a spawned process: the intercommunicator to the process that spawned it. Throws MpiError if nobody did.
 MpiComm parent_comm();

@@ -1,7 +1,11 @@
 #include "coordinator/cluster/cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "common/base/cores.h"
@@ -24,6 +28,9 @@ constexpr auto kProgressInterval = std::chrono::milliseconds(250);
 constexpr std::uint32_t kMaxRequests = 2;
 // Posted at once for a worker: a send and a receive for each micro-batch, and as many still in quarantine.
 constexpr std::size_t kOpsPerWorker = 4 * kMaxRequests;
+constexpr std::size_t kMaxQuarantinedOps = 4096;                // of dead workers, all together
+constexpr std::size_t kMaxFailedStarts = 3;                     // in a row, then a worker is left dead
+constexpr auto kRestartPause = std::chrono::milliseconds(200);  // after one; twice that after two
 
 bool any_dead(Records const& records) {
   return std::ranges::any_of(records, [](auto const& r) { return r.status.state == WorkerState::dead; });
@@ -69,27 +76,31 @@ char const* name_of(WorkerState state) {
 
 class Cluster::Impl {
  public:
-  Impl(ClusterOptions options, OnDeath on_death)
+  Impl(ClusterOptions options, OnChange on_change)
       : options_(std::move(options)),
-        held_(static_split(options_.experts, options_.num_workers)),
-        transport_({.max_ops = kOpsPerWorker * options_.num_workers}),
+        on_change_(std::move(on_change)),
+        transport_({.max_ops = kOpsPerWorker * options_.num_workers + kMaxQuarantinedOps}),
         control_({.num_workers = options_.num_workers,
                   .isa = options_.isa,
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
-                  .on_death = [this, on_death = std::move(on_death)](WorkerStatus status) {
-                    complete(status);
-                    if (on_death) on_death(status);
-                  }}) {
-    check_message_size();
-    for (std::uint32_t i = 0; i < options_.num_workers; ++i)
-      peers_.push_back({.worker = WorkerId(i + 1), .incarnation = Incarnation(1), .peer = PeerId(i)});
+                  .on_change = [this](WorkerStatus const& status) { take_change(status); }}) {
+    for (HeldExperts& held : static_split(options_.experts, options_.num_workers)) {
+      check_message_size(held);
+      places_.emplace_back().held = std::make_shared<HeldExperts const>(std::move(held));
+    }
   }
 
+  ~Impl() { stop_replacing(); }
+
   void start(OnProgress const& on_progress) {
-    spawn();
-    bool const all_joined = control_.wait_until(Clock::now() + options_.join_timeout, [](Records const& records) {
+    auto const deadline = Clock::now() + options_.join_timeout;
+    for (std::uint32_t i = 0; i < places_.size(); ++i) {
+      throw_for_dead(control_.records());
+      spawn(WorkerId(i + 1), deadline);
+    }
+    bool const all_joined = control_.wait_until(deadline, [](Records const& records) {
       return any_dead(records) || std::ranges::all_of(records, &WorkerRecord::joined);
     });
     Records const joined = control_.records();
@@ -97,15 +108,20 @@ class Cluster::Impl {
       if (!all_joined && !record.joined)
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
-    control_.stop_accepting();
-    // Not before everyone is there: a worker that finds fault with the model ends, and Open MPI may lose a spawn that
-    // meets the end of another process.
-    for (WorkerPeer const& peer : peers_) control_.assign(peer.worker, assignment(peer.worker));
+    for (std::uint32_t i = 0; i < places_.size(); ++i) assign(WorkerId(i + 1));
     wait_for_loading(on_progress);
+    {
+      std::lock_guard lock(mutex_);
+      replacing_ = true;
+    }
+    for (auto const& record : control_.records())  // one may have died just now
+      if (record.status.state == WorkerState::dead) take_change(record.status);
+    replacer_ = std::thread([this] { replace_the_dead(); });
   }
 
   void shutdown() {
     if (std::exchange(shut_down_, true)) return;
+    stop_replacing();
     control_.shutdown_workers();
     bool const all_gone = control_.wait_until(Clock::now() + options_.leave_timeout, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& r) {
@@ -127,38 +143,159 @@ class Cluster::Impl {
 
   std::size_t resident_bytes() const {
     std::size_t bytes = 0;
-    for (auto const& record : control_.records()) bytes += record.status.resident_bytes;
+    for (auto const& record : control_.records())
+      if (record.status.state == WorkerState::serving) bytes += record.status.resident_bytes;
     return bytes;
   }
 
-  ClusterOptions const options_;
-  std::vector<HeldExperts> const held_;  // [N]
-  std::vector<WorkerPeer> peers_;
-  std::vector<std::shared_ptr<void const>> kept_;  // before the transport, which goes first
-  MpiTransport transport_;
-  ControlServer control_;
+  std::vector<WorkerPeer> members() {
+    std::lock_guard lock(mutex_);
+    std::vector<WorkerPeer> members;
+    for (Place& place : places_) {
+      if (!place.serving) continue;
+      if (place.comm) transport_.add_peer(place.peer.peer, *std::exchange(place.comm, std::nullopt));
+      members.push_back(place.peer);
+    }
+    return members;
+  }
+
+  std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
  private:
-  void spawn() {
-    auto const deadline = Clock::now() + options_.join_timeout;
-    for (WorkerPeer const& peer : peers_) {
-      throw_for_dead(control_.records());
-      std::vector<std::string> arguments{"--control",     control_.address(),
-                                         "--worker-id",   std::to_string(peer.worker.value()),
-                                         "--incarnation", std::to_string(peer.incarnation.value()),
-                                         "--secret-file", control_.secret().path().string(),
-                                         "--threads",     std::to_string(options_.threads_per_worker),
-                                         "--isa",         options_.isa};
-      if (options_.shared_cores) arguments.emplace_back("--shared-cores");
-      if (std::string const cores = cores_of(peer.worker); !cores.empty())
-        arguments.insert(arguments.end(), {"--cores", cores});
-      auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-      try {
-        transport_.add_peer(peer.peer, spawn_worker(options_.worker_program, arguments, left));
-      } catch (MpiError const& error) {
-        throw ClusterError("worker " + std::to_string(peer.worker.value()) + ": " + error.what());
-      }
+  // One worker and its lives.
+  struct Place {
+    std::shared_ptr<HeldExperts const> held;
+    WorkerPeer peer;              // the present life
+    std::optional<MpiComm> comm;  // to it, until the transport has it
+    bool serving = false;
+    std::size_t failed_starts = 0;  // in a row
+    std::optional<Clock::time_point> replace_at;
+  };
+
+  Place& place(WorkerId worker) { return places_[worker.value() - 1]; }
+
+  // The next life of a worker, up to its place in MPI; its hello may still be on its way. Throws ClusterError.
+  void spawn(WorkerId worker, Clock::time_point deadline) {
+    WorkerPeer peer;
+    {
+      std::lock_guard lock(mutex_);
+      Place& p = place(worker);
+      p.peer = {.worker = worker,
+                .incarnation = Incarnation(p.peer.incarnation.value() + 1),
+                .peer = PeerId(next_peer_++),
+                .epoch = PlacementEpoch(++last_epoch_),
+                .held = p.held};
+      p.comm.reset();
+      peer = p.peer;
     }
+    control_.expect(worker, peer.incarnation);
+    std::vector<std::string> arguments{"--control",     control_.address(),
+                                       "--worker-id",   std::to_string(worker.value()),
+                                       "--incarnation", std::to_string(peer.incarnation.value()),
+                                       "--secret-file", control_.secret().path().string(),
+                                       "--threads",     std::to_string(options_.threads_per_worker),
+                                       "--isa",         options_.isa};
+    if (options_.shared_cores) arguments.emplace_back("--shared-cores");
+    if (std::string const cores = cores_of(worker); !cores.empty())
+      arguments.insert(arguments.end(), {"--cores", cores});
+    auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    try {
+      MpiComm const comm = spawn_worker(options_.worker_program, arguments, left,
+                                        [&] { return stopping_ || control_.dead(worker, peer.incarnation); });
+      std::lock_guard lock(mutex_);
+      place(worker).comm = comm;
+    } catch (MpiError const& error) {
+      throw ClusterError("worker " + std::to_string(worker.value()) + ": " + error.what());
+    }
+  }
+
+  void assign(WorkerId worker) {
+    WorkerPeer peer;
+    {
+      std::lock_guard lock(mutex_);
+      peer = place(worker).peer;
+    }
+    control_.assign(worker, assignment(peer));
+  }
+
+  // ---- deaths
+
+  // Monitor thread.
+  void take_change(WorkerStatus status) {
+    {
+      std::lock_guard lock(mutex_);
+      Place& p = place(status.id);
+      if (status.incarnation != p.peer.incarnation) return;
+      bool const served = std::exchange(p.serving, status.state == WorkerState::serving);
+      version_.fetch_add(1, std::memory_order_release);
+      if (p.serving) p.failed_starts = 0;
+      if (status.state == WorkerState::dead && replacing_ && !p.replace_at) {
+        if (!served && ++p.failed_starts >= kMaxFailedStarts) {
+          spdlog::error("worker {} died {} times in a row before it served, now of: {}; it is left dead",
+                        status.id.value(), p.failed_starts, status.death_reason);
+        } else {
+          p.replace_at = Clock::now() + (p.failed_starts == 0 ? Clock::duration{0} : kRestartPause * p.failed_starts);
+        }
+      }
+      changed_.notify_all();
+    }
+    complete(status);
+    if (on_change_) on_change_(status);
+  }
+
+  // The replacer thread: spawning may take its time, or hang for ever inside MPI, and nobody waits for it.
+  void replace_the_dead() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      auto const next = std::ranges::min_element(
+          places_, {}, [](Place const& p) { return p.replace_at.value_or(Clock::time_point::max()); });
+      if (!next->replace_at) {
+        changed_.wait(lock);
+        continue;
+      }
+      if (auto const when = *next->replace_at; Clock::now() < when) {
+        changed_.wait_until(lock, when);
+        continue;
+      }
+      next->replace_at.reset();
+      WorkerId const worker(static_cast<std::uint32_t>(next - places_.begin()) + 1);
+      lock.unlock();
+      replace(worker);
+      lock.lock();
+    }
+  }
+
+  void replace(WorkerId worker) {
+    auto const deadline = Clock::now() + options_.rejoin_timeout;
+    Incarnation incarnation;
+    try {
+      spawn(worker, deadline);
+      {
+        std::lock_guard lock(mutex_);
+        incarnation = place(worker).peer.incarnation;
+      }
+      control_.wait_until(deadline, [&](Records const& records) {
+        auto const& record = records[worker.value() - 1];
+        return record.joined || record.status.state == WorkerState::dead;
+      });
+      assign(worker);
+    } catch (ClusterError const& error) {
+      if (stopping_) return;
+      {
+        std::lock_guard lock(mutex_);
+        incarnation = place(worker).peer.incarnation;
+      }
+      control_.declare_dead(worker, incarnation, error.what());
+    }
+  }
+
+  void stop_replacing() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+      changed_.notify_all();
+    }
+    if (replacer_.joinable()) replacer_.join();
   }
 
   // "0,1", or empty: any. Left to itself, the system now and then keeps two workers on one core while another is free.
@@ -191,7 +328,7 @@ class Cluster::Impl {
     for (std::size_t i = 0; i < records.size(); ++i) {
       bool const serving = records[i].status.state == WorkerState::serving;
       progress.loaded_bytes += serving ? records[i].status.resident_bytes : records[i].loaded_bytes;
-      progress.total_bytes += packed_expert_bytes(options_.experts, held_[i]);
+      progress.total_bytes += packed_expert_bytes(options_.experts, *places_[i].held);
     }
     double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (seconds > 0) progress.bytes_per_second = static_cast<double>(progress.loaded_bytes) / seconds;
@@ -201,15 +338,14 @@ class Cluster::Impl {
     if (on_progress) on_progress(progress);
   }
 
-  control::Assign assignment(WorkerId worker) const {
-    HeldExperts const& held = held_[worker.value() - 1];
+  control::Assign assignment(WorkerPeer const& peer) const {
     return {.model_dir = options_.model_dir.string(),
             .load_format = options_.load_format,
             .dummy_seed = options_.dummy_seed,
             .model = options_.experts,
-            .held = held,
-            .epoch = kFirstEpoch,
-            .limits = dispatch_limits(held, options_.max_tokens_per_step, options_.experts_per_token),
+            .held = *peer.held,
+            .epoch = peer.epoch,
+            .limits = dispatch_limits(*peer.held, options_.max_tokens_per_step, options_.experts_per_token),
             .max_requests = kMaxRequests,
             .heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_interval.count())};
   }
@@ -217,35 +353,47 @@ class Cluster::Impl {
   // Fills in what the control plane does not know of a worker.
   void complete(WorkerStatus& status) const {
     status.transport = "mpi";
-    status.num_experts = total_held(held_[status.id.value() - 1]);
+    status.num_experts = total_held(*places_[status.id.value() - 1].held);
   }
 
   // MPI counts bytes in an int.
-  void check_message_size() const {
-    for (auto const& held : held_)
-      for (auto const& layer : options_.experts.layers) {
-        DispatchLayout const layout(layer.hidden, options_.experts.wire);
-        auto const limits = dispatch_limits(held, options_.max_tokens_per_step, options_.experts_per_token);
-        std::size_t const bytes = std::max(layout.request_bytes(limits.max_rows, limits.max_entries),
-                                           layout.answer_bytes(limits.max_entries));
-        if (bytes > INT_MAX)
-          throw ClusterError("a step of " + std::to_string(options_.max_tokens_per_step) +
-                             " tokens needs messages of " + std::to_string(bytes) + " bytes, MPI sends at most " +
-                             std::to_string(INT_MAX) + ": lower --max-num-batched-tokens");
-      }
+  void check_message_size(HeldExperts const& held) const {
+    for (auto const& layer : options_.experts.layers) {
+      DispatchLayout const layout(layer.hidden, options_.experts.wire);
+      auto const limits = dispatch_limits(held, options_.max_tokens_per_step, options_.experts_per_token);
+      std::size_t const bytes =
+          std::max(layout.request_bytes(limits.max_rows, limits.max_entries), layout.answer_bytes(limits.max_entries));
+      if (bytes > INT_MAX)
+        throw ClusterError("a step of " + std::to_string(options_.max_tokens_per_step) + " tokens needs messages of " +
+                           std::to_string(bytes) + " bytes, MPI sends at most " + std::to_string(INT_MAX) +
+                           ": lower --max-num-batched-tokens");
+    }
   }
 
- public:
-  static constexpr PlacementEpoch kFirstEpoch{1};
-
- private:
+  ClusterOptions const options_;
+  OnChange const on_change_;
+  std::vector<Place> places_;  // [N] guarded by mutex_, but for their held
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  bool replacing_ = false;  // after the start
+  std::atomic<bool> stopping_ = false;
+  std::atomic<std::uint64_t> version_ = 1;
+  std::uint32_t next_peer_ = 0;
+  std::uint32_t last_epoch_ = 0;
+  std::thread replacer_;
   bool shut_down_ = false;
+
+ public:
+  std::vector<std::shared_ptr<void const>> kept_;  // before the transport, which goes first
+  MpiTransport transport_;
+  ControlServer control_;  // calls take_change() as long as it is there
 };
 
 Cluster::Cluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-std::unique_ptr<Cluster> Cluster::start(ClusterOptions options, OnProgress const& on_progress, OnDeath on_death) {
-  auto cluster = std::unique_ptr<Cluster>(new Cluster(std::make_unique<Impl>(std::move(options), std::move(on_death))));
+std::unique_ptr<Cluster> Cluster::start(ClusterOptions options, OnProgress const& on_progress, OnChange on_change) {
+  auto cluster =
+      std::unique_ptr<Cluster>(new Cluster(std::make_unique<Impl>(std::move(options), std::move(on_change))));
   cluster->impl_->start(on_progress);  // if it throws, the destructor ends what was started
   return cluster;
 }
@@ -262,29 +410,26 @@ std::vector<WorkerStatus> Cluster::status() const {
 Transport& Cluster::transport() {
   return impl_->transport_;
 }
-std::vector<WorkerPeer> const& Cluster::peers() const {
-  return impl_->peers_;
-}
-PlacementEpoch Cluster::epoch() const {
-  return Impl::kFirstEpoch;
-}
-HeldExperts const& Cluster::held(WorkerId worker) const {
-  return impl_->held_[worker.value() - 1];
-}
-std::size_t Cluster::resident_bytes() const {
-  return impl_->resident_bytes();
+std::vector<WorkerPeer> Cluster::members() {
+  return impl_->members();
 }
 void Cluster::keep(std::shared_ptr<void const> memory) {
   impl_->kept_.push_back(std::move(memory));
 }
-bool Cluster::dead(WorkerId worker) const {
-  return impl_->control_.dead(worker);
+std::uint64_t Cluster::version() const {
+  return impl_->version();
 }
-std::string Cluster::death_reason(WorkerId worker) const {
-  return impl_->control_.death_reason(worker);
+bool Cluster::dead(WorkerPeer const& member) const {
+  return impl_->control_.dead(member.worker, member.incarnation);
 }
-void Cluster::declare_dead(WorkerId worker, std::string const& reason) {
-  impl_->control_.declare_dead(worker, reason);
+std::string Cluster::death_reason(WorkerPeer const& member) const {
+  return impl_->control_.death_reason(member.worker);
+}
+void Cluster::declare_dead(WorkerPeer const& member, std::string const& reason) {
+  impl_->control_.declare_dead(member.worker, member.incarnation, reason);
+}
+std::size_t Cluster::resident_bytes() const {
+  return impl_->resident_bytes();
 }
 void Cluster::idle() {
   impl_->control_.idle();

@@ -1,4 +1,4 @@
-// The coordinator's worker processes: spawned, given their experts, watched, and ended.
+// The coordinator's worker processes: spawned, given their experts, watched, replaced when they die, and ended.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -33,7 +33,8 @@ struct ClusterOptions {
 
   std::chrono::milliseconds heartbeat_interval{25};
   std::chrono::milliseconds death_timeout{200};  // without a heartbeat
-  std::chrono::seconds join_timeout{60};         // from spawn to hello
+  std::chrono::seconds join_timeout{60};         // of the first start, from spawn to hello, all workers together
+  std::chrono::seconds rejoin_timeout{10};       // of a later start
   std::chrono::seconds load_timeout{24 * 3600};  // from assign to loaded
   std::chrono::seconds leave_timeout{3};         // from shutdown to the end of the process
 };
@@ -54,7 +55,7 @@ struct WorkerStatus {
   std::size_t num_experts = 0;  // held, all layers together
   std::size_t resident_bytes = 0;
   std::optional<std::chrono::milliseconds> heartbeat_age;  // while it lives
-  std::string death_reason;                                // empty unless dead
+  std::string death_reason;  // of the last life that ended before its time; empty if there was none
 };
 
 struct LoadProgress {
@@ -74,12 +75,14 @@ class ClusterError : public std::runtime_error {
 class Cluster final : public WorkerGroup {
  public:
   using OnProgress =
-      std::function<void(LoadProgress const&)>;              // on the calling thread of start(), a few times a second
-  using OnDeath = std::function<void(WorkerStatus const&)>;  // on the monitor thread; must not block or throw
+      std::function<void(LoadProgress const&)>;  // on the calling thread of start(), a few times a second
+  // A worker began to serve, or died. On the monitor thread; must not block or throw.
+  using OnChange = std::function<void(WorkerStatus const&)>;
 
-  // Spawns the workers, gives them their experts and returns when all serve. MPI must be initialised. Throws
-  // ClusterError, ModelError or NetworkError; nothing is left behind then.
-  static std::unique_ptr<Cluster> start(ClusterOptions options, OnProgress const& on_progress, OnDeath on_death);
+  // Spawns the workers, gives them their experts and returns when all serve. From then on a dead one is replaced: at
+  // once, or after a pause if it died before it served; one that did so three times in a row is left dead. MPI must be
+  // initialised. Throws ClusterError, ModelError or NetworkError; nothing is left behind then.
+  static std::unique_ptr<Cluster> start(ClusterOptions options, OnProgress const& on_progress, OnChange on_change);
   ~Cluster() override;  // shutdown()
 
   // Asks the workers to leave, waits at most leave_timeout, kills what is still there.
@@ -88,14 +91,13 @@ class Cluster final : public WorkerGroup {
   [[nodiscard]] std::vector<WorkerStatus> status() const;  // thread-safe
 
   [[nodiscard]] Transport& transport() override;
-  [[nodiscard]] std::vector<WorkerPeer> const& peers() const override;
-  [[nodiscard]] PlacementEpoch epoch() const override;
-  [[nodiscard]] HeldExperts const& held(WorkerId worker) const override;
-  [[nodiscard]] std::size_t resident_bytes() const override;
+  [[nodiscard]] std::vector<WorkerPeer> members() override;
   void keep(std::shared_ptr<void const> memory) override;
-  [[nodiscard]] bool dead(WorkerId worker) const override;
-  [[nodiscard]] std::string death_reason(WorkerId worker) const override;
-  void declare_dead(WorkerId worker, std::string const& reason) override;
+  [[nodiscard]] std::uint64_t version() const override;
+  [[nodiscard]] bool dead(WorkerPeer const& member) const override;
+  [[nodiscard]] std::string death_reason(WorkerPeer const& member) const override;
+  void declare_dead(WorkerPeer const& member, std::string const& reason) override;
+  [[nodiscard]] std::size_t resident_bytes() const override;
   void idle() override;
   void wake() override;
 

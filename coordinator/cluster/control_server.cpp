@@ -41,10 +41,8 @@ class ControlServer::Impl {
         monitor_(options_.num_workers),
         acceptor_(io_),
         check_timer_(io_) {
-    for (std::size_t i = 0; i < workers_.size(); ++i) {
+    for (std::size_t i = 0; i < workers_.size(); ++i)
       workers_[i].record.status.id = WorkerId(static_cast<std::uint32_t>(i + 1));
-      workers_[i].record.status.incarnation = Incarnation(1);
-    }
     listen();
     accept();
     schedule_check();
@@ -57,22 +55,37 @@ class ControlServer::Impl {
   }
 
   std::string address() const { return "127.0.0.1:" + std::to_string(acceptor_port_); }
-  SecretFile const& secret() const { return *secret_; }
+  SecretFile const& secret() const { return secret_; }
 
   std::vector<WorkerRecord> records() const {
     std::lock_guard lock(mutex_);
     return records_locked();
   }
 
-  bool dead(WorkerId id) const { return dead_[id.value() - 1].load(std::memory_order_acquire); }
+  void expect(WorkerId id, Incarnation incarnation) {
+    std::lock_guard lock(mutex_);
+    Worker& worker = workers_[id.value() - 1];
+    EM_CHECK(worker.connection == nullptr && incarnation > worker.record.status.incarnation,
+             "worker " << id << ", incarnation " << incarnation << " after " << worker.record.status.incarnation);
+    std::string const last_reason = worker.record.status.death_reason;
+    worker.record = {};
+    worker.process.reset();
+    worker.record.status.id = id;
+    worker.record.status.incarnation = incarnation;
+    worker.record.status.death_reason = last_reason;
+  }
+
+  bool dead(WorkerId id, Incarnation incarnation) const {
+    return dead_[id.value() - 1].load(std::memory_order_acquire) >= incarnation.value();
+  }
 
   std::string death_reason(WorkerId id) const {
     std::lock_guard lock(mutex_);
     return workers_[id.value() - 1].record.status.death_reason;
   }
 
-  void declare_dead(WorkerId id, std::string const& reason) {
-    boost::asio::post(io_, [this, id, reason] { bury(id.value() - 1, reason); });
+  void declare_dead(WorkerId id, Incarnation incarnation, std::string const& reason) {
+    boost::asio::post(io_, [this, id, incarnation, reason] { bury({id.value() - 1, incarnation}, reason); });
   }
 
   bool wait_until(Clock::time_point deadline, std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
@@ -110,13 +123,6 @@ class ControlServer::Impl {
     send_to_all(control::Shutdown{});
   }
 
-  void stop_accepting() {
-    boost::asio::post(io_, [this] {
-      acceptor_.close();
-      secret_.reset();
-    });
-  }
-
   void kill_remaining() {
     std::lock_guard lock(mutex_);
     for (auto const& worker : workers_)
@@ -124,6 +130,11 @@ class ControlServer::Impl {
   }
 
  private:
+  // One life of one worker.
+  struct Life {
+    std::size_t index;
+    Incarnation incarnation;
+  };
   struct Worker {
     WorkerRecord record;
     std::shared_ptr<ControlConnection> connection;  // while it lives
@@ -174,7 +185,8 @@ class ControlServer::Impl {
       connection->close_after_sending(control::Refuse{.reason = reason});
       // Whoever has this place stays; it is lost only if this was the one that was to take it.
       std::size_t const index = hello->worker.value() - 1;
-      if (index < workers_.size() && is_awaited(index, hello->incarnation)) bury(index, "refused: " + reason);
+      if (index < workers_.size() && is_awaited(index, hello->incarnation))
+        bury({index, hello->incarnation}, "refused: " + reason);
       return;
     }
     std::size_t const index = hello->worker.value() - 1;
@@ -191,18 +203,19 @@ class ControlServer::Impl {
       worker.connection = connection;
       worker.process.emplace(hello->pid);
     }
-    connection->hand_over({.on_message = [this, index](control::Message const& m) { hear(index, m); },
-                           .on_closed = [this, index](std::string const& reason) { hung_up(index, reason); }},
+    Life const life{index, hello->incarnation};
+    connection->hand_over({.on_message = [this, life](control::Message const& m) { hear(life, m); },
+                           .on_closed = [this, life](std::string const& reason) { hung_up(life, reason); }},
                           kMaxFrameBytes);
     changed_.notify_all();
   }
 
-  bool secret_matches(std::string const& token) const { return secret_ && secret_->matches(token); }
+  bool secret_matches(std::string const& token) const { return secret_.matches(token); }
 
   bool is_awaited(std::size_t index, Incarnation incarnation) const {
     std::lock_guard lock(mutex_);
     WorkerRecord const& record = workers_[index].record;
-    return !record.joined && record.status.incarnation == incarnation;
+    return !record.joined && record.status.incarnation == incarnation && record.status.state == WorkerState::joining;
   }
 
   // Why this worker cannot join; empty if it can.
@@ -223,10 +236,13 @@ class ControlServer::Impl {
       return "incarnation " + std::to_string(hello.incarnation.value()) + ", expected " +
              std::to_string(record.status.incarnation.value());
     if (record.joined) return "this worker has joined already";
+    if (record.status.state != WorkerState::joining) return "this worker was given up";
+    if (leaving_) return "the cluster is shutting down";
     return "";
   }
 
-  void hear(std::size_t index, control::Message const& message) {
+  void hear(Life life, control::Message const& message) {
+    std::size_t const index = life.index;
     if (std::holds_alternative<control::Heartbeat>(message)) {
       std::lock_guard lock(mutex_);
       auto const gap = monitor_.beat(index, Clock::now());
@@ -237,55 +253,66 @@ class ControlServer::Impl {
       workers_[index].record.loaded_bytes = progress->loaded_bytes;
       workers_[index].record.total_bytes = progress->total_bytes;
     } else if (auto const* loaded = std::get_if<control::Loaded>(&message)) {
-      std::lock_guard lock(mutex_);
-      workers_[index].record.status.state = WorkerState::serving;
-      workers_[index].record.status.resident_bytes = loaded->resident_bytes;
-      monitor_.watch(index, timeout(WorkerState::serving), Clock::now());
+      serve(life, loaded->resident_bytes);
     } else if (auto const* failed = std::get_if<control::Failed>(&message)) {
       {
         std::lock_guard lock(mutex_);
         workers_[index].record.failure_kind = failed->kind;
       }
-      bury(index, failed->reason);
+      bury(life, failed->reason);
     } else {
-      bury(index, "sent a message that is not for coordinators");
+      bury(life, "sent a message that is not for coordinators");
     }
     changed_.notify_all();
   }
 
-  void hung_up(std::size_t index, std::string const& reason) {
-    {
-      std::lock_guard lock(mutex_);
-      if (leaving_) {
-        workers_[index].record.status.state = WorkerState::left;
-        workers_[index].connection.reset();
-        monitor_.unwatch(index);
-      }
-    }
-    bury(index, reason);  // no effect on one that left
-    changed_.notify_all();
-  }
-
-  // A worker is dead, for good: it is cut off, and ended in case it is only stuck.
-  void bury(std::size_t index, std::string const& reason) {
+  void serve(Life life, std::uint64_t resident_bytes) {
     WorkerStatus status;
     {
       std::lock_guard lock(mutex_);
-      Worker& worker = workers_[index];
+      Worker& worker = workers_[life.index];
+      worker.record.status.state = WorkerState::serving;
+      worker.record.status.resident_bytes = resident_bytes;
+      monitor_.watch(life.index, timeout(WorkerState::serving), Clock::now());
+      if (idle_) worker.connection->send(control::Idle{});
+      status = worker.record.status;
+    }
+    if (options_.on_change) options_.on_change(status);
+  }
+
+  void hung_up(Life life, std::string const& reason) {
+    {
+      std::lock_guard lock(mutex_);
+      if (leaving_) {
+        workers_[life.index].record.status.state = WorkerState::left;
+        workers_[life.index].connection.reset();
+        monitor_.unwatch(life.index);
+      }
+    }
+    bury(life, reason);  // no effect on one that left
+    changed_.notify_all();
+  }
+
+  // This life is over: it is cut off, and the process ended in case it is only stuck.
+  void bury(Life life, std::string const& reason) {
+    WorkerStatus status;
+    {
+      std::lock_guard lock(mutex_);
+      Worker& worker = workers_[life.index];
       WorkerState& state = worker.record.status.state;
+      if (worker.record.status.incarnation != life.incarnation) return;
       if (state == WorkerState::dead || state == WorkerState::left) return;
       state = WorkerState::dead;
       worker.record.status.death_reason = reason;
-      dead_[index].store(true, std::memory_order_release);
-      monitor_.unwatch(index);
+      dead_[life.index].store(life.incarnation.value(), std::memory_order_release);
+      monitor_.unwatch(life.index);
       if (worker.connection) worker.connection->close();
       worker.connection.reset();
       if (worker.process) worker.process->kill();
       status = worker.record.status;
     }
-    spdlog::error("worker {} is dead: {}", index + 1, reason);
     changed_.notify_all();
-    if (options_.on_death) options_.on_death(status);
+    if (options_.on_change) options_.on_change(status);
   }
 
   // In place of the check that was scheduled before.
@@ -299,12 +326,13 @@ class ControlServer::Impl {
   }
 
   void check() {
-    std::vector<std::size_t> silent;
+    std::vector<Life> silent;
     {
       std::lock_guard lock(mutex_);
-      silent = monitor_.check(Clock::now(), check_timer_.expiry());
+      for (std::size_t const index : monitor_.check(Clock::now(), check_timer_.expiry()))
+        silent.push_back({index, workers_[index].record.status.incarnation});
     }
-    for (std::size_t const index : silent) bury(index, "no heartbeat for " + std::to_string(timeout_ms(index)) + " ms");
+    for (Life const life : silent) bury(life, "no heartbeat for " + std::to_string(timeout_ms(life.index)) + " ms");
   }
 
   std::int64_t timeout_ms(std::size_t index) const {
@@ -345,13 +373,13 @@ class ControlServer::Impl {
   }
 
   Options const options_;
-  boost::asio::io_context io_;                       // before all that uses it
-  std::optional<SecretFile> secret_{std::in_place};  // monitor thread
+  boost::asio::io_context io_;  // before all that uses it
+  SecretFile const secret_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Worker> workers_;          // guarded by mutex_, like monitor_ and leaving_
-  std::vector<std::atomic<bool>> dead_;  // [N]
+  std::vector<Worker> workers_;                   // guarded by mutex_, like monitor_ and leaving_
+  std::vector<std::atomic<std::uint32_t>> dead_;  // [N] the last incarnation that died
   HeartbeatMonitor monitor_;
   bool leaving_ = false;
   std::atomic<bool> idle_ = false;
@@ -373,14 +401,17 @@ SecretFile const& ControlServer::secret() const {
 std::vector<WorkerRecord> ControlServer::records() const {
   return impl_->records();
 }
-bool ControlServer::dead(WorkerId worker) const {
-  return impl_->dead(worker);
+void ControlServer::expect(WorkerId worker, Incarnation incarnation) {
+  impl_->expect(worker, incarnation);
+}
+bool ControlServer::dead(WorkerId worker, Incarnation incarnation) const {
+  return impl_->dead(worker, incarnation);
 }
 std::string ControlServer::death_reason(WorkerId worker) const {
   return impl_->death_reason(worker);
 }
-void ControlServer::declare_dead(WorkerId worker, std::string const& reason) {
-  impl_->declare_dead(worker, reason);
+void ControlServer::declare_dead(WorkerId worker, Incarnation incarnation, std::string const& reason) {
+  impl_->declare_dead(worker, incarnation, reason);
 }
 bool ControlServer::wait_until(Clock::time_point deadline,
                                std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
@@ -397,9 +428,6 @@ void ControlServer::wake() {
 }
 void ControlServer::shutdown_workers() {
   impl_->shutdown_workers();
-}
-void ControlServer::stop_accepting() {
-  impl_->stop_accepting();
 }
 void ControlServer::kill_remaining() {
   impl_->kill_remaining();

@@ -30,7 +30,7 @@ class ControlServer {
     std::string dtype;  // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
-    Cluster::OnDeath on_death;
+    Cluster::OnChange on_change;
   };
 
   // Listens on a free port of 127.0.0.1. Throws NetworkError.
@@ -40,10 +40,12 @@ class ControlServer {
   [[nodiscard]] std::string address() const;  // "127.0.0.1:port"
   [[nodiscard]] SecretFile const& secret() const;
 
-  [[nodiscard]] std::vector<WorkerRecord> records() const;  // [N]
-  [[nodiscard]] bool dead(WorkerId worker) const;           // one atomic load
-  [[nodiscard]] std::string death_reason(WorkerId worker) const;
-  void declare_dead(WorkerId worker, std::string const& reason);
+  [[nodiscard]] std::vector<WorkerRecord> records() const;  // [N] of the present lives
+  // A new life of a worker that is dead or was never there: its hello is awaited, no other's is taken.
+  void expect(WorkerId worker, Incarnation incarnation);
+  [[nodiscard]] bool dead(WorkerId worker, Incarnation incarnation) const;  // one atomic load
+  [[nodiscard]] std::string death_reason(WorkerId worker) const;            // of its last death
+  void declare_dead(WorkerId worker, Incarnation incarnation, std::string const& reason);
 
   // Until `done(records)` or the deadline; false at the deadline. done is called after every change.
   bool wait_until(std::chrono::steady_clock::time_point deadline,
@@ -54,7 +56,6 @@ class ControlServer {
   void wake();
   void shutdown_workers();                                          // an end of a connection is no death from now on
   void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
-  void stop_accepting();                                            // everyone has joined; the secret goes away
   void kill_remaining();                                            // workers of this host that are still there
 
  private:

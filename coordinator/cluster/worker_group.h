@@ -1,7 +1,8 @@
-// A group of workers that share out the experts of one model, as the exchange of rows sees it: how to reach each one,
-// and which are gone.
+// A group of workers that share out the experts of one model, as the exchange of rows sees it: who serves, how to reach
+// each one, and which are gone. Workers come and go; a version counts the changes.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,30 +13,36 @@
 
 namespace expertmesh {
 
+// One life of one worker, with the experts it holds.
 struct WorkerPeer {
   WorkerId worker;
   Incarnation incarnation;
-  PeerId peer;  // of the transport
+  PeerId peer;           // of the transport; never used again
+  PlacementEpoch epoch;  // in which it was given its experts
+  std::shared_ptr<HeldExperts const> held;
 };
 
 class WorkerGroup {
  public:
   virtual ~WorkerGroup() = default;
 
+  // ---- engine thread
   [[nodiscard]] virtual Transport& transport() = 0;
-  [[nodiscard]] virtual std::vector<WorkerPeer> const& peers() const = 0;  // [N] worker i + 1 at index i
-  [[nodiscard]] virtual PlacementEpoch epoch() const = 0;
-  [[nodiscard]] virtual HeldExperts const& held(WorkerId worker) const = 0;
-  [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together
-  // Memory that was registered with the transport: held until the transport is gone.
+  // Those that serve now; the transport knows them when this returns. Throws OutsideError.
+  [[nodiscard]] virtual std::vector<WorkerPeer> members() = 0;
+  // Memory that the transport may still use: held until the transport is gone.
   virtual void keep(std::shared_ptr<void const> memory) = 0;
 
-  // Thread-safe, cheap enough for every round of the step path.
-  [[nodiscard]] virtual bool dead(WorkerId worker) const = 0;
-  // One line; empty while the worker lives.
-  [[nodiscard]] virtual std::string death_reason(WorkerId worker) const = 0;
+  // ---- any thread
+  // Grows whenever members() would say something new. One atomic load.
+  [[nodiscard]] virtual std::uint64_t version() const = 0;
+  // Cheap enough for every round of the step path.
+  [[nodiscard]] virtual bool dead(WorkerPeer const& member) const = 0;
+  // One line; empty while this life lasts.
+  [[nodiscard]] virtual std::string death_reason(WorkerPeer const& member) const = 0;
   // The step path met something that only a broken worker does: it is dead from now on, for this reason.
-  virtual void declare_dead(WorkerId worker, std::string const& reason) = 0;
+  virtual void declare_dead(WorkerPeer const& member, std::string const& reason) = 0;
+  [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together
 
   // Workers go to sleep on their control socket, or wake from it. Returns at once.
   virtual void idle() = 0;

@@ -93,7 +93,6 @@ Result<std::vector<SequenceId>> Engine::submit(std::vector<Submission> submissio
 
   std::lock_guard lock(mutex_);
   if (draining_) return unavailable("the server is shutting down");
-  if (!missing_.empty()) return unavailable(missing_);
   if (ledger_.queued + states.size() > options_.max_queued_requests)
     return ApiError{.status = 429,
                     .message = "the queue is full (" + std::to_string(ledger_.queued) + " of " +
@@ -120,15 +119,9 @@ void Engine::abort(SequenceId id, AbortReason reason) {
   inbox_filled_.notify_one();
 }
 
-void Engine::experts_changed() {
-  std::lock_guard lock(mutex_);
-  inbox_.experts_changed = true;
-  inbox_filled_.notify_one();
-}
-
 std::string Engine::not_ready() const {
   std::lock_guard lock(mutex_);
-  return draining_ ? "the server is shutting down" : missing_;
+  return draining_ ? "the server is shutting down" : "";
 }
 
 void Engine::drain(Clock::time_point deadline) {
@@ -183,21 +176,14 @@ void Engine::take(Inbox inbox) {
     end(*place->second, reason == AbortReason::cancelled ? &Metrics::Ledger::cancelled : &Metrics::Ledger::finished,
         std::nullopt);
   }
-  if (inbox.experts_changed) look_at_experts();
 }
 
-void Engine::look_at_experts() {
-  std::string const missing = experts_.missing();
-  {
-    std::lock_guard lock(mutex_);
-    missing_ = missing;
-  }
-  if (!missing.empty()) fail_all(missing);
-}
-
-void Engine::fail_all(std::string const& reason) {
-  if (!requests_.empty()) spdlog::error("{} requests end with an error: {}", requests_.size(), reason);
-  while (!requests_.empty()) end(*requests_.begin()->second, &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
+// The step has no effect; who was not in it goes on.
+void Engine::fail_step(StepBatch const& batch, std::string const& reason) {
+  std::vector<SequenceId> ids;
+  for (Sequence const* sequence : batch.sequences()) ids.push_back(sequence->id);
+  spdlog::error("{} requests end with an error: {}", ids.size(), reason);
+  for (SequenceId const id : ids) end(*requests_.at(id), &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
 }
 
 // A request that ran out of time: one that never started may be tried again, a cut answer is an error of this server.
@@ -249,13 +235,7 @@ void Engine::step() {
   try {
     deliver(batch, runner_.run(batch, wishes_));
   } catch (ExpertsLost const& lost) {
-    // Recovery belongs here: the rows of the step are still in the runner's activations.
-    spdlog::error("step failed: {}", lost.what());
-    {
-      std::lock_guard lock(mutex_);
-      missing_ = experts_.missing();
-    }
-    fail_all(lost.what());
+    fail_step(batch, lost.what());
     return;
   }
   double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();

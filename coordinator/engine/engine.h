@@ -41,9 +41,7 @@ class Engine final : public Generator {
   Result<std::vector<SequenceId>> submit(std::vector<Submission> submissions) override;
   void abort(SequenceId id, AbortReason reason) override;
 
-  // Any thread: the set of living workers changed. The engine looks at Experts::missing() before its next step.
-  void experts_changed();
-  // Why no request can be served now ("worker 2 is dead: …", "draining"); empty if one can.
+  // Why no request can be served now ("the server is shutting down"); empty if one can.
   [[nodiscard]] std::string not_ready() const;
   // Takes no new request and waits until the accepted ones have ended, at most until the deadline; what is left then is
   // cancelled. Afterwards the engine thread has ended.
@@ -55,9 +53,8 @@ class Engine final : public Generator {
   struct Inbox {
     std::vector<std::unique_ptr<RequestState>> submitted;
     std::vector<std::pair<SequenceId, AbortReason>> aborted;
-    bool experts_changed = false;
     bool stop = false;
-    [[nodiscard]] bool empty() const { return submitted.empty() && aborted.empty() && !experts_changed && !stop; }
+    [[nodiscard]] bool empty() const { return submitted.empty() && aborted.empty() && !stop; }
   };
 
   [[nodiscard]] std::optional<ApiError> check(GenerateRequest const& request) const;
@@ -75,8 +72,7 @@ class Engine final : public Generator {
   void end_late_requests();
   // Counts the request as `counter`, frees what it holds and, where there is one, sends its last event.
   void end(RequestState& request, Counter counter, std::optional<GenerateEvent> event);
-  void fail_all(std::string const& reason);
-  void look_at_experts();
+  void fail_step(StepBatch const& batch, std::string const& reason);
   void update_ledger();
   void publish_balance();
 
@@ -101,7 +97,6 @@ class Engine final : public Generator {
   Metrics::Ledger ledger_;
   std::uint64_t last_id_ = 0;
   bool draining_ = false;
-  std::string missing_;
   std::thread thread_;
 };
 

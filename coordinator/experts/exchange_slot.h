@@ -1,8 +1,12 @@
-// One exchange of rows in flight: a layer's rows out to the workers, and theirs back. Private to coordinator/experts.
+// One exchange of rows in flight: a layer's rows out to those who hold the experts, and theirs back. Private to
+// coordinator/experts.
 #pragma once
+#include <chrono>
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <list>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,20 +14,40 @@
 #include "common/moe/routing.h"
 #include "common/protocol/dispatch_layout.h"
 #include "common/transport/transport.h"
+#include "coordinator/cluster/worker_group.h"
 
 namespace expertmesh {
 
-// What a worker still has to do for an exchange.
+// The request and the answer of one leg: the transport's while it is under way.
+struct LegMessages {
+  AlignedBuffer<std::byte> request;
+  AlignedBuffer<std::byte> answer;
+  bool in_use = false;
+};
+
+// One life of a worker, as the exchange keeps it. It outlives the worker until the transport has given every buffer
+// back.
+struct Member {
+  WorkerPeer peer;
+  std::string lost_reason;          // empty while it lives
+  std::list<LegMessages> messages;  // one for each exchange in flight; more after a death elsewhere
+  std::size_t open_ops = 0;         // posted, not yet reported
+
+  [[nodiscard]] bool lost() const { return !lost_reason.empty(); }
+};
+
+// What one worker has to do for an exchange.
 struct Leg {
   enum class State : std::uint8_t {
-    none,      // no rows for this worker
     waiting,   // sent, not yet answered
     answered,  // rows are here
-    lost,      // the worker died owing them
+    lost,      // the worker died owing them: others have to be asked
+    replaced,  // others have been asked
   };
-  std::size_t num_rows = 0;
+  State state = State::waiting;
+  std::shared_ptr<Member> member;
+  LegMessages* messages = nullptr;  // of the member
   std::size_t num_entries = 0;
-  State state = State::none;
   bool send_done = false;
   bool recv_done = false;
   OpId send{};
@@ -33,18 +57,27 @@ struct Leg {
 
 struct ExchangeSlot {
   bool in_use = false;
+  std::chrono::steady_clock::time_point begin;
   std::size_t layer_index = 0;  // into ExpertModelSpec::layers
   RoutingView routing;
   std::coroutine_handle<> waiter;
-  std::vector<Leg> legs;                      // [N]
-  std::vector<std::byte const*> answer_rows;  // [T*K] where each slot's row lies in the answers
-};
+  std::vector<Leg> legs;
+  std::vector<std::uint32_t> leg_of;          // [T*K] which leg owes each slot's row
+  std::vector<std::byte const*> answer_rows;  // [T*K] where each slot's row lies
+  std::string failure;                        // why some rows cannot be had at all; empty if they can
 
-// The messages of one slot; registered with the transport, so they live until it is gone.
-struct SlotBuffers {
-  AlignedBuffer<std::byte> wire_rows;              // [T,H] of the wire dtype
-  std::vector<AlignedBuffer<std::byte>> requests;  // [N]
-  std::vector<AlignedBuffer<std::byte>> answers;   // [N]
+  AlignedBuffer<std::byte> wire_rows;  // [T,H] of the wire dtype, as they went out
+  AlignedBuffer<std::byte> own_rows;   // [T*K,H] rows that this process ran itself
+
+  // Of the first death that this exchange met.
+  struct Recovery {
+    bool under_way = false;
+    std::chrono::steady_clock::time_point noticed;
+    std::string who;
+    std::size_t rows = 0;      // asked for again
+    std::size_t own_rows = 0;  // of them, run by this process
+    double predicted_seconds = 0;
+  } recovery;
 };
 
 }  // namespace expertmesh

@@ -13,10 +13,11 @@
 
 namespace expertmesh {
 
-// Rows owed by a worker that died. The step cannot be completed; its sequences end with an error.
+// An expert that no worker holds could not be loaded by this process either. The step cannot be completed; its
+// sequences end with an error.
 class ExpertsLost : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;  // names worker, layer and what is missing
+  using std::runtime_error::runtime_error;  // names layer and file
 };
 
 // Every member runs on the engine thread.
@@ -30,10 +31,10 @@ class Experts {
   };
 
   // Sends the rows of x [T,H] to the workers that hold routing's experts. layer: index in the stack. x and routing must
-  // stay unchanged until the exchange has been combined. Throws ExpertsLost if an expert has no living holder.
+  // stay unchanged until the exchange has been combined.
   virtual Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) = 0;
 
-  // `co_await experts.answered(exchange)`: suspends until every row is back, or lost; combine() is then done at once.
+  // `co_await experts.answered(exchange)`: suspends until every row is back; combine() is then done at once.
   struct Answered {
     Experts& experts;
     Exchange exchange;
@@ -55,7 +56,7 @@ class Experts {
   };
   [[nodiscard]] Combine combine(Exchange exchange, MatrixView<float> out) { return {*this, exchange, out}; }
 
-  // Moves messages and resumes every waiter whose exchange became complete (or lost). Never blocks; the engine calls it
+  // Moves messages and resumes every waiter whose exchange became complete. Never waits for anyone; the engine calls it
   // until its micro-batches are done.
   virtual void progress() = 0;
 
@@ -64,11 +65,8 @@ class Experts {
   virtual void wake() = 0;
   virtual void idle() = 0;
 
-  // Empty if every expert has a living holder; else one line that says what is missing and why.
-  [[nodiscard]] virtual std::string missing() const = 0;
-
  protected:
-  virtual bool complete(Exchange exchange) = 0;                              // all rows back, or lost
+  virtual bool complete(Exchange exchange) = 0;                              // all rows back, or given up
   virtual void wait(Exchange exchange, std::coroutine_handle<> waiter) = 0;  // at most one waiter an exchange
   virtual void finish(Exchange exchange, MatrixView<float> out) = 0;         // combines, frees the slot
 };

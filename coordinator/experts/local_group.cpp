@@ -1,31 +1,75 @@
 #include "coordinator/experts/local_group.h"
 
+#include <algorithm>
+
 #include "common/base/check.h"
 
 namespace expertmesh {
 
 LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
-                       DispatchLimits const& limits, Exec const& engine_exec, ExpertStore::OnBytes const& on_bytes)
+                       Exec const& engine_exec, DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes)
     : store(model, held, source, engine_exec.pool(), on_bytes),
-      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1)),
-      service(store, exec,
-              {.incarnation = kIncarnation, .epoch = kEpoch, .wire = model.wire, .limits = limits, .max_messages = 1}) {
-}
+      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1)) {}
 
 LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
-                       RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes)
-    : held_(std::move(held)),
-      death_reasons_(held_.size()),
-      transport_({.max_peers = held_.size()},
+                       RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
+                       std::size_t max_lives)
+    : wire_(model.wire),
+      limits_(limits),
+      transport_({.max_peers = std::max(max_lives, held.size())},
                  [this](PeerId peer, std::span<std::byte const> request, std::span<std::byte> reply) {
                    return serve(peer, request, reply);
                  }) {
-  for (std::uint32_t i = 0; i < held_.size(); ++i) {
-    peers_.push_back({.worker = WorkerId(i + 1), .incarnation = kIncarnation, .peer = PeerId(i)});
-    parts_.push_back(std::make_unique<Part>(model, held_[i], source,
-                                            dispatch_limits(held_[i], limits.max_tokens, limits.experts_per_token),
-                                            exec, on_bytes));
+  for (HeldExperts& part : held) {
+    held_.push_back(std::make_shared<HeldExperts const>(std::move(part)));
+    parts_.push_back(std::make_unique<Part>(model, *held_.back(), source, exec,
+                                            dispatch_limits(*held_.back(), limits.max_tokens, limits.experts_per_token),
+                                            on_bytes));
+    begin_life(WorkerId(static_cast<std::uint32_t>(parts_.size())), Incarnation(1));
   }
+}
+
+void LocalGroup::begin_life(WorkerId worker, Incarnation incarnation) {
+  std::size_t const index = worker.value() - 1;
+  PeerId const peer(static_cast<PeerId::rep>(lives_.size()));
+  lives_.push_back(std::make_unique<Life>(
+      Life{.peer = {.worker = worker, .incarnation = incarnation, .peer = peer, .epoch = kEpoch, .held = held_[index]},
+           .service = {parts_[index]->store, parts_[index]->exec,
+                       ExpertServiceOptions{
+                           .incarnation = incarnation,
+                           .epoch = kEpoch,
+                           .wire = wire_,
+                           .limits = dispatch_limits(*held_[index], limits_.max_tokens, limits_.experts_per_token),
+                           .max_messages = 1}},
+           .death_reason = {}}));
+  ++version_;
+}
+
+void LocalGroup::revive(WorkerId worker) {
+  std::uint32_t last = 0;
+  for (auto const& life : lives_) {
+    if (life->peer.worker != worker) continue;
+    EM_CHECK(!life->death_reason.empty(), "worker " << worker << " lives");
+    last = life->peer.incarnation.value();
+  }
+  begin_life(worker, Incarnation(last + 1));
+}
+
+std::vector<WorkerPeer> LocalGroup::members() {
+  std::vector<WorkerPeer> members;
+  for (auto const& life : lives_)
+    if (life->death_reason.empty()) members.push_back(life->peer);
+  return members;
+}
+
+std::string LocalGroup::death_reason(WorkerPeer const& member) const {
+  return life(member).death_reason;
+}
+
+void LocalGroup::declare_dead(WorkerPeer const& member, std::string const& reason) {
+  if (!life(member).death_reason.empty()) return;
+  life(member).death_reason = reason;
+  ++version_;
 }
 
 std::size_t LocalGroup::resident_bytes() const {
@@ -38,7 +82,7 @@ std::size_t LocalGroup::serve(PeerId peer, std::span<std::byte const> request, s
   ServiceCall call;
   call.request = request;
   call.answer = reply;
-  parts_[peer.value()]->service.serve({&call, 1});
+  lives_[peer.value()]->service.serve({&call, 1});
   EM_CHECK(call.error.fault == WireFault::none, describe(call.error));  // both ends are this process
   return call.answer_bytes;
 }
@@ -48,7 +92,7 @@ std::unique_ptr<RemoteExperts> make_local_experts(ExpertModelSpec const& model, 
                                                   std::function<void(std::size_t, std::size_t)> const& on_bytes) {
   auto group = std::make_shared<LocalGroup>(model, std::vector<HeldExperts>(1, all_experts(model)), source, limits,
                                             exec, on_bytes);
-  return std::make_unique<RemoteExperts>(model, limits, exec, std::move(group));
+  return std::make_unique<RemoteExperts>(model, source, limits, exec, std::move(group));
 }
 
 }  // namespace expertmesh

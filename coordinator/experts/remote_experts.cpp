@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <span>
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/base/log.h"
 #include "common/kernels/rows.h"
 #include "common/moe/dispatch_plan.h"
 #include "common/protocol/dispatch_layout.h"
@@ -15,6 +17,8 @@
 
 namespace expertmesh {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 std::size_t max_hidden(ExpertModelSpec const& model) {
   std::size_t hidden = 0;
@@ -27,28 +31,50 @@ std::uint64_t random_id() {
   return static_cast<std::uint64_t>(device()) << 32 | device();
 }
 
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
 }  // namespace
 
 class RemoteExperts::Impl {
  public:
-  Impl(ExpertModelSpec const& model, RemoteExpertsLimits limits, Exec const& exec, std::shared_ptr<WorkerGroup> group)
+  Impl(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits, Exec const& exec,
+       std::shared_ptr<WorkerGroup> group)
       : limits_(limits),
         exec_(exec),
         wire_(model.wire),
+        hidden_(max_hidden(model)),
         group_(std::move(group)),
         transport_(group_->transport()),
-        peers_(group_->peers()),
-        lost_reason_(peers_.size()),
-        plan_({.max_tokens = limits.max_tokens,
-               .experts_per_token = limits.experts_per_token,
-               .num_workers = peers_.size()}) {
-    for (std::size_t i = 0; i < model.layers.size(); ++i)
+        own_(model, source, exec,
+             {.max_rows = limits.max_tokens * limits.experts_per_token, .cache_bytes = limits.own_cache_bytes}) {
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
       layers_.push_back({.layer = model.layers[i].layer,
                          .hidden = model.layers[i].hidden,
-                         .placement = placement(i, model.layers[i].experts.size())});
-    allocate(max_hidden(model));
+                         .num_experts = model.layers[i].experts.size(),
+                         .placement = {}});
+    }
+    std::size_t const max_slots = limits_.max_tokens * limits_.experts_per_token;
+    std::size_t const row_bytes = DispatchLayout(hidden_, wire_).row_bytes();
+    for (auto& slot : slots_) {
+      slot.wire_rows = AlignedBuffer<std::byte>(limits_.max_tokens * row_bytes);
+      slot.own_rows = AlignedBuffer<std::byte>(max_slots * row_bytes);
+      slot.leg_of.resize(max_slots);
+      slot.answer_rows.resize(max_slots);
+    }
+    own_calls_.reserve(max_slots);
+    missing_.reserve(max_slots);
     traffic_.rows_sent.resize(layers_.size());
+    adopt();
   }
+
+  ~Impl() {
+    for (auto const& member : members_) group_->keep(member);
+    for (auto const& member : former_) group_->keep(member);
+  }
+  Impl(Impl const&) = delete;
+  Impl& operator=(Impl const&) = delete;
 
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
     std::size_t const layer_index = index_of(layer);
@@ -56,22 +82,18 @@ class RemoteExperts::Impl {
     EM_CHECK(free != slots_.end(), "more than " << kNumSlots << " exchanges in flight");
     EM_CHECK(x.rows == routing.num_tokens() && x.cols == layers_[layer_index].hidden,
              "x [" << x.rows << "," << x.cols << "], routing of " << routing.num_tokens() << " tokens");
+    notice_deaths();
+    if (stale()) adopt();
     ExchangeSlot& slot = *free;
     auto const slot_index = static_cast<std::uint32_t>(free - slots_.begin());
+    slot.in_use = true;
     slot.layer_index = layer_index;
     slot.routing = routing;
-    plan_.build(routing, layers_[layer_index].placement);
-    for (std::size_t w = 0; w < peers_.size(); ++w)
-      slot.legs[w] = {.num_rows = plan_.rows(w).size(), .num_entries = plan_.entries(w).size()};
-    notice_deaths();
-    for (std::size_t w = 0; w < peers_.size(); ++w)
-      if (slot.legs[w].num_rows != 0 && is_lost(w)) throw ExpertsLost(loss(slot, w));
-    slot.in_use = true;
-    to_wire(exec_, x, wire_, buffers_->at(slot_index).wire_rows.data());
-    attempt_ = attempt_ % kMaxTag + 1;  // 1…kMaxTag
+    slot.begin = Clock::now();
+    to_wire(exec_, x, wire_, slot.wire_rows.data());
     ++num_exchanges_;
-    for (std::size_t w = 0; w < peers_.size(); ++w)
-      if (slot.legs[w].num_rows != 0) send(slot_index, w);
+    plan_->build(routing, *layers_[layer_index].placement);
+    send_plan(slot_index);
     return {.slot = slot_index};
   }
 
@@ -82,13 +104,16 @@ class RemoteExperts::Impl {
       count = transport_.poll(done);
       for (std::size_t i = 0; i < count; ++i) take(done[i]);
     }
-    for (std::uint32_t i = 0; i < kNumSlots; ++i)
+    for (std::uint32_t i = 0; i < kNumSlots; ++i) {
+      if (std::ranges::find(slots_[i].legs, Leg::State::lost, &Leg::state) != slots_[i].legs.end()) ask_others(i);
       if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
+    }
   }
 
   bool complete(Exchange exchange) const {
-    return std::ranges::none_of(slots_[exchange.slot].legs,
-                                [](Leg const& leg) { return leg.state == Leg::State::waiting; });
+    return std::ranges::none_of(slots_[exchange.slot].legs, [](Leg const& leg) {
+      return leg.state == Leg::State::waiting || leg.state == Leg::State::lost;
+    });
   }
 
   void wait(Exchange exchange, std::coroutine_handle<> waiter) {
@@ -99,60 +124,97 @@ class RemoteExperts::Impl {
   void finish(Exchange exchange, MatrixView<float> out) {
     ExchangeSlot& slot = slots_[exchange.slot];
     EM_CHECK(slot.in_use && complete(exchange), "exchange " << exchange.slot << " is not complete");
+    std::string const failure = std::exchange(slot.failure, {});
+    if (failure.empty())
+      expertmesh::combine(exec_, wire_, {slot.answer_rows.data(), slot.routing.experts.size()}, slot.routing.weights,
+                          limits_.experts_per_token, out);
+    for (Leg& leg : slot.legs)
+      if (leg.state == Leg::State::answered) leg.messages->in_use = false;
+    slot.legs.clear();
     slot.in_use = false;
-    for (std::size_t w = 0; w < peers_.size(); ++w)
-      if (slot.legs[w].state == Leg::State::lost) throw ExpertsLost(loss(slot, w));
-    expertmesh::combine(exec_, wire_, {slot.answer_rows.data(), slot.routing.experts.size()}, slot.routing.weights,
-                        limits_.experts_per_token, out);
-  }
-
-  std::string missing() const {
-    std::string text;
-    for (std::size_t w = 0; w < peers_.size(); ++w) {
-      if (!is_lost(w) && !group_->dead(peers_[w].worker)) continue;
-      text += (text.empty() ? "" : "; ") + name(w) + " is dead (" + reason(w) +
-              "), experts without a holder: " + orphans(group_->held(peers_[w].worker));
-    }
-    return text;
+    if (slot.recovery.under_way)
+      report(slot);
+    else
+      usual_seconds_ += 0.05 * (seconds_since(slot.begin) - usual_seconds_);
+    if (!failure.empty()) throw ExpertsLost(failure);
   }
 
   WorkerGroup& group() { return *group_; }
   Traffic const& traffic() const { return traffic_; }
+  Recoveries recoveries() const {
+    Recoveries out = recoveries_;
+    out.own = own_.loads();
+    out.quarantined_bytes = transport_.quarantined_bytes();
+    return out;
+  }
 
  private:
   struct Layer {
     std::uint32_t layer = 0;
     std::size_t hidden = 0;
-    LayerPlacement placement;
+    std::size_t num_experts = 0;
+    std::optional<LayerPlacement> placement;  // over members_, and this process after them
   };
 
-  LayerPlacement placement(std::size_t layer_index, std::size_t num_experts) const {
-    std::vector<std::vector<ExpertHolder>> holders(num_experts);
-    for (std::uint32_t w = 0; w < peers_.size(); ++w) {
-      auto const& held = group_->held(peers_[w].worker)[layer_index];
-      for (std::uint32_t local = 0; local < held.size(); ++local)
-        holders[held[local]].push_back({.worker = w, .local_expert = local});
+  // ---- who holds what
+
+  bool stale() const { return !plan_ || seen_version_ != group_->version() || any_lost_; }
+
+  // Takes in who joined, leaves out who is gone, and gives this process what is left without a holder.
+  void adopt() {
+    seen_version_ = group_->version();  // before members(): what changes in between is seen next time
+    auto const serving = group_->members();
+    notice_deaths();  // whoever died is no member, and must be known for lost before it is left out
+    any_lost_ = false;
+    auto const same_life = [](auto const& m) { return m->peer.peer; };
+    for (auto const& member : members_) {
+      if (member->lost()) lost_peers_.push_back(member->peer.peer);
+      bool const stays = !member->lost() && std::ranges::count(serving, member->peer.peer, &WorkerPeer::peer) != 0;
+      if (!stays && member->open_ops > 0) former_.push_back(member);
     }
-    return LayerPlacement(holders);
+    // One that was lost here may still be a member there for a moment.
+    std::erase_if(lost_peers_, [&](PeerId lost) { return std::ranges::count(serving, lost, &WorkerPeer::peer) == 0; });
+    std::vector<std::shared_ptr<Member>> members;
+    for (WorkerPeer const& peer : serving) {
+      if (std::ranges::count(lost_peers_, peer.peer) != 0) continue;
+      auto const known = std::ranges::find(members_, peer.peer, same_life);
+      members.push_back(known != members_.end() ? *known : new_member(peer));
+    }
+    members_ = std::move(members);
+
+    auto const self = static_cast<std::uint32_t>(members_.size());
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      std::vector<std::vector<ExpertHolder>> holders(layers_[i].num_experts);
+      for (std::uint32_t w = 0; w < members_.size(); ++w) {
+        auto const& held = (*members_[w]->peer.held)[i];
+        for (std::uint32_t local = 0; local < held.size(); ++local)
+          holders[held[local]].push_back({.worker = w, .local_expert = local});
+      }
+      for (std::uint32_t e = 0; e < holders.size(); ++e)
+        if (holders[e].empty()) holders[e].push_back({.worker = self, .local_expert = e});
+      layers_[i].placement.emplace(holders);
+    }
+    plan_.emplace(DispatchPlan::Limits{.max_tokens = limits_.max_tokens,
+                                       .experts_per_token = limits_.experts_per_token,
+                                       .num_workers = members_.size() + 1});
+    for (auto& slot : slots_) slot.legs.reserve(2 * members_.size());
   }
 
-  void allocate(std::size_t hidden) {
-    DispatchLayout const layout(hidden, wire_);
-    buffers_ = std::make_shared<std::array<SlotBuffers, kNumSlots>>();
-    for (std::size_t s = 0; s < kNumSlots; ++s) {
-      SlotBuffers& buffers = buffers_->at(s);
-      buffers.wire_rows = AlignedBuffer<std::byte>(limits_.max_tokens * layout.row_bytes());
-      for (auto const& peer : peers_) {
-        auto const limits = dispatch_limits(group_->held(peer.worker), limits_.max_tokens, limits_.experts_per_token);
-        buffers.requests.emplace_back(layout.request_bytes(limits.max_rows, limits.max_entries));
-        buffers.answers.emplace_back(layout.answer_bytes(limits.max_entries));
-        transport_.register_buffer(buffers.requests.back().span());
-        transport_.register_buffer(buffers.answers.back().span());
-      }
-      slots_[s].legs.resize(peers_.size());
-      slots_[s].answer_rows.resize(limits_.max_tokens * limits_.experts_per_token);
-    }
-    group_->keep(buffers_);
+  std::shared_ptr<Member> new_member(WorkerPeer const& peer) {
+    auto member = std::make_shared<Member>(Member{.peer = peer, .lost_reason = {}, .messages = {}, .open_ops = 0});
+    for (std::size_t s = 0; s < kNumSlots; ++s) add_messages(*member);
+    return member;
+  }
+
+  LegMessages& add_messages(Member& member) {
+    DispatchLayout const layout(hidden_, wire_);
+    auto const limits = dispatch_limits(*member.peer.held, limits_.max_tokens, limits_.experts_per_token);
+    LegMessages& messages = member.messages.emplace_back();
+    messages.request = AlignedBuffer<std::byte>(layout.request_bytes(limits.max_rows, limits.max_entries));
+    messages.answer = AlignedBuffer<std::byte>(layout.answer_bytes(limits.max_entries));
+    transport_.register_buffer(messages.request.span());
+    transport_.register_buffer(messages.answer.span());
+    return messages;
   }
 
   std::size_t index_of(std::uint32_t layer) const {
@@ -161,139 +223,212 @@ class RemoteExperts::Impl {
     return static_cast<std::size_t>(found - layers_.begin());
   }
 
+  // ---- out
+
+  // All that the plan says: first to the workers, then what this process runs itself while they compute.
+  void send_plan(std::uint32_t slot_index) {
+    attempt_ = attempt_ % kMaxTag + 1;  // 1…kMaxTag
+    for (std::size_t w = 0; w < members_.size(); ++w)
+      if (!plan_->rows(w).empty()) send(slot_index, w);
+    if (!plan_->rows(members_.size()).empty()) run_own(slots_[slot_index]);
+  }
+
   // Writes worker w's request as the plan says, notes where each (token, slot)'s row will lie in the answer, and starts
   // both messages.
   void send(std::uint32_t slot_index, std::size_t w) {
     ExchangeSlot& slot = slots_[slot_index];
-    SlotBuffers& buffers = buffers_->at(slot_index);
     Layer const& layer = layers_[slot.layer_index];
     DispatchLayout const layout(layer.hidden, wire_);
     std::size_t const row_bytes = layout.row_bytes();
-    auto const rows = plan_.rows(w);
-    auto const entries = plan_.entries(w);
+    auto const rows = plan_->rows(w);
+    auto const entries = plan_->entries(w);
 
-    Leg& leg = slot.legs[w];
+    std::shared_ptr<Member> const& member = members_[w];
+    auto const free = std::ranges::find(member->messages, false, &LegMessages::in_use);
+    LegMessages& messages = free != member->messages.end() ? *free : add_messages(*member);
+    messages.in_use = true;
+
+    auto const leg_index = static_cast<std::uint32_t>(slot.legs.size());
+    Leg& leg = slot.legs.emplace_back();
+    leg.member = member;
+    leg.messages = &messages;
+    leg.num_entries = entries.size();
     leg.id = {.coordinator_id = coordinator_id_,
               .step = num_exchanges_,
               .coordinator_incarnation = 1,
-              .worker_incarnation = peers_[w].incarnation.value(),
-              .placement_epoch = group_->epoch().value(),
+              .worker_incarnation = member->peer.incarnation.value(),
+              .placement_epoch = member->peer.epoch.value(),
               .layer = layer.layer,
               .micro_batch = slot_index,
               .attempt = attempt_};
-    RequestWriter request = layout.write_request(buffers.requests[w].span(), leg.id, rows.size(), entries.size());
+    RequestWriter request = layout.write_request(messages.request.span(), leg.id, rows.size(), entries.size());
     for (std::size_t r = 0; r < rows.size(); ++r)
-      std::memcpy(request.row(r), buffers.wire_rows.data() + rows[r] * row_bytes, row_bytes);
-    std::byte const* answer_row = buffers.answers[w].data() + layout.answer_rows_offset();
+      std::memcpy(request.row(r), slot.wire_rows.data() + rows[r] * row_bytes, row_bytes);
+    std::byte const* answer_row = messages.answer.data() + layout.answer_rows_offset();
     for (std::size_t i = 0; i < entries.size(); ++i, answer_row += row_bytes) {
       request.entries[i] = {.row = entries[i].row, .local_expert = entries[i].local_expert};
       slot.answer_rows[entries[i].slot] = answer_row;
+      slot.leg_of[entries[i].slot] = leg_index;
     }
 
-    leg.recv = transport_.post_recv(peers_[w].peer, MessageTag(leg.id.attempt),
-                                    buffers.answers[w].span().first(layout.answer_bytes(entries.size())));
-    leg.send = transport_.post_send(peers_[w].peer, MessageTag(kRequestTag),
-                                    std::span<std::byte const>(buffers.requests[w].span()).first(request.bytes));
-    leg.state = Leg::State::waiting;
+    leg.recv = transport_.post_recv(member->peer.peer, MessageTag(leg.id.attempt),
+                                    messages.answer.span().first(layout.answer_bytes(entries.size())));
+    leg.send = transport_.post_send(member->peer.peer, MessageTag(kRequestTag),
+                                    std::span<std::byte const>(messages.request.span()).first(request.bytes));
+    member->open_ops += 2;
     traffic_.bytes_sent += request.bytes;
     traffic_.rows_sent[slot.layer_index] += rows.size();
   }
 
+  // The plan's entries without a holder among the workers.
+  void run_own(ExchangeSlot& slot) {
+    Layer const& layer = layers_[slot.layer_index];
+    std::size_t const row_bytes = DispatchLayout(layer.hidden, wire_).row_bytes();
+    auto const rows = plan_->rows(members_.size());
+    own_calls_.clear();
+    for (PlanEntry const& entry : plan_->entries(members_.size())) {
+      std::byte* const out = slot.own_rows.data() + entry.slot * row_bytes;
+      own_calls_.push_back(
+          {.expert = entry.local_expert, .in = slot.wire_rows.data() + rows[entry.row] * row_bytes, .out = out});
+      slot.answer_rows[entry.slot] = out;
+      slot.leg_of[entry.slot] = kOwnLeg;
+    }
+    try {
+      own_.run(slot.layer_index, own_calls_);
+    } catch (std::exception const& error) {
+      slot.failure = "no worker holds some experts of layer " + std::to_string(layer.layer) +
+                     ", and the coordinator cannot load them: " + error.what();
+    }
+  }
+
+  // ---- back
+
   void take(Completion const& completion) {
+    auto const of_peer = [&](auto const& member) { return member->peer.peer == completion.peer; };
+    auto place = std::ranges::find_if(members_, of_peer);
+    if (place == members_.end()) {
+      auto const former = std::ranges::find_if(former_, of_peer);
+      EM_CHECK(former != former_.end(), "a completion of nobody's, peer " << completion.peer);
+      place = former;
+    }
+    std::shared_ptr<Member> const member_kept = *place;  // a former one goes with its last message
+    Member& member = *member_kept;
+    if (--member.open_ops == 0) std::erase(former_, member_kept);
+    if (member.lost()) return;
+    if (completion.status != OpStatus::ok) return lose(member, "the transport lost it");
     for (std::size_t s = 0; s < kNumSlots; ++s)
-      for (std::size_t w = 0; w < peers_.size(); ++w) {
-        Leg& leg = slots_[s].legs[w];
+      for (Leg& leg : slots_[s].legs) {
         if (leg.state != Leg::State::waiting || (completion.op != leg.send && completion.op != leg.recv)) continue;
-        if (completion.status != OpStatus::ok) return lose(w, "the transport lost it");
         (completion.op == leg.send ? leg.send_done : leg.recv_done) = true;
-        if (completion.op == leg.recv && !accept(s, w, completion.bytes)) return;
+        if (completion.op == leg.recv && !accept(s, leg, completion.bytes)) return;
         if (leg.send_done && leg.recv_done) leg.state = Leg::State::answered;
         return;
       }
-    // Of a leg that is lost already: its worker was cut off.
   }
 
   // Whether the answer is what was asked for; if not, its worker is broken.
-  bool accept(std::size_t slot_index, std::size_t w, std::size_t bytes) {
-    ExchangeSlot const& slot = slots_[slot_index];
-    DispatchLayout const layout(layers_[slot.layer_index].hidden, wire_);
-    Leg const& leg = slot.legs[w];
-    auto const parsed =
-        parse_answer(std::span<std::byte const>(buffers_->at(slot_index).answers[w].span()).first(bytes), layout,
-                     leg.id, leg.num_entries);
+  bool accept(std::size_t slot_index, Leg& leg, std::size_t bytes) {
+    DispatchLayout const layout(layers_[slots_[slot_index].layer_index].hidden, wire_);
+    auto const parsed = parse_answer(std::span<std::byte const>(leg.messages->answer.span()).first(bytes), layout,
+                                     leg.id, leg.num_entries);
     traffic_.bytes_received += bytes;
     if (auto const* error = std::get_if<WireError>(&parsed)) {
-      lose(w, "bad answer: " + describe(*error));
+      lose(*leg.member, "bad answer: " + describe(*error));
       return false;
     }
     return true;
   }
 
+  // ---- deaths
+
   void notice_deaths() {
-    for (std::size_t w = 0; w < peers_.size(); ++w)
-      if (!is_lost(w) && group_->dead(peers_[w].worker)) lose(w, group_->death_reason(peers_[w].worker));
+    for (auto const* list : {&members_, &former_})
+      for (auto const& member : *list)
+        if (!member->lost() && group_->dead(member->peer)) lose(*member, group_->death_reason(member->peer));
   }
 
-  // The worker is gone for good: cut it off, and give up the rows it owes.
-  void lose(std::size_t w, std::string const& why) {
-    if (is_lost(w)) return;
-    lost_reason_[w] = why.empty() ? "no reason known" : why;
-    transport_.fence(peers_[w].peer);
-    group_->declare_dead(peers_[w].worker, lost_reason_[w]);
+  // This life is over: cut it off. The rows it owes are asked of others.
+  void lose(Member& member, std::string const& why) {
+    if (member.lost()) return;
+    member.lost_reason = why.empty() ? "no reason known" : why;
+    any_lost_ = true;
+    transport_.fence(member.peer.peer);
+    group_->declare_dead(member.peer, member.lost_reason);
     for (auto& slot : slots_)
-      if (slot.legs[w].state == Leg::State::waiting) slot.legs[w].state = Leg::State::lost;
+      for (Leg& leg : slot.legs) {
+        if (leg.member.get() != &member || leg.state != Leg::State::waiting) continue;
+        leg.state = Leg::State::lost;
+        if (!std::exchange(slot.recovery.under_way, true)) {
+          slot.recovery = {.under_way = true,
+                           .noticed = Clock::now(),
+                           .who = "worker " + std::to_string(member.peer.worker.value())};
+        }
+      }
   }
 
-  bool is_lost(std::size_t w) const { return !lost_reason_[w].empty(); }
-  std::string name(std::size_t w) const { return "worker " + std::to_string(peers_[w].worker.value()); }
-  std::string reason(std::size_t w) const {
-    return is_lost(w) ? lost_reason_[w] : group_->death_reason(peers_[w].worker);
+  // Only the rows that a dead worker owes go out again: to whoever holds their experts now.
+  void ask_others(std::uint32_t slot_index) {
+    if (stale()) adopt();
+    ExchangeSlot& slot = slots_[slot_index];
+    missing_.clear();
+    for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
+      if (slot.leg_of[s] != kOwnLeg && slot.legs[slot.leg_of[s]].state == Leg::State::lost) missing_.push_back(s);
+    for (Leg& leg : slot.legs)
+      if (leg.state == Leg::State::lost) leg.state = Leg::State::replaced;
+    plan_->build(slot.routing, *layers_[slot.layer_index].placement, missing_);
+    OwnExperts::Loads const before = own_.loads();
+    send_plan(slot_index);
+    slot.recovery.rows += missing_.size();
+    slot.recovery.own_rows += own_.loads().rows - before.rows;
+    double const rate = before.seconds > 0 ? static_cast<double>(before.bytes) / before.seconds : 0;
+    slot.recovery.predicted_seconds +=
+        usual_seconds_ + (rate > 0 ? static_cast<double>(own_.loads().bytes - before.bytes) / rate : 0);
   }
 
-  // "4 of 8 in layers 0-31, 2 of 4 in layer 32": neighbouring layers of the same counts together.
-  std::string orphans(HeldExperts const& held) const {
-    std::string text;
-    for (std::size_t begin = 0, end = 0; begin < layers_.size(); begin = end) {
-      auto const same = [&](std::size_t i) {
-        return held[i].size() == held[begin].size() &&
-               layers_[i].placement.num_experts() == layers_[begin].placement.num_experts();
-      };
-      for (end = begin + 1; end < layers_.size() && same(end);) ++end;
-      if (held[begin].empty()) continue;
-      text += (text.empty() ? "" : ", ") + std::to_string(held[begin].size()) + " of " +
-              std::to_string(layers_[begin].placement.num_experts()) + " in layer" + (end - begin > 1 ? "s " : " ") +
-              std::to_string(layers_[begin].layer);
-      if (end - begin > 1) text.append("-").append(std::to_string(layers_[end - 1].layer));
-    }
-    return text;
+  void report(ExchangeSlot& slot) {
+    auto const recovery = std::exchange(slot.recovery, {});
+    double const seconds = seconds_since(recovery.noticed);
+    ++recoveries_.exchanges;
+    recoveries_.rows += recovery.rows;
+    recoveries_.seconds += seconds;
+    recoveries_.predicted_seconds += recovery.predicted_seconds;
+    spdlog::warn(
+        "{} died owing {} expert rows of layer {}: {} run here, the rest by others; the step went on {:.1f} ms "
+        "after the death was noticed (predicted {:.1f} ms)",
+        recovery.who, recovery.rows, layers_[slot.layer_index].layer, recovery.own_rows, seconds * 1e3,
+        recovery.predicted_seconds * 1e3);
   }
 
-  std::string loss(ExchangeSlot const& slot, std::size_t w) const {
-    return name(w) + " is dead (" + reason(w) + "): it owes " + std::to_string(slot.legs[w].num_entries) +
-           " expert rows of " + std::to_string(slot.legs[w].num_rows) + " tokens in layer " +
-           std::to_string(layers_[slot.layer_index].layer);
-  }
+  static constexpr std::uint32_t kOwnLeg = ~std::uint32_t{0};
 
   RemoteExpertsLimits const limits_;
   Exec const& exec_;
   DType const wire_;
+  std::size_t const hidden_;  // the largest H
   std::shared_ptr<WorkerGroup> const group_;
   Transport& transport_;
-  std::vector<WorkerPeer> const peers_;   // [N]
-  std::vector<Layer> layers_;             // as in ExpertModelSpec
-  std::vector<std::string> lost_reason_;  // [N] empty while the worker lives
-  DispatchPlan plan_;                     // of the dispatch under way
+  OwnExperts own_;
+  std::vector<std::shared_ptr<Member>> members_;
+  std::vector<std::shared_ptr<Member>> former_;  // dead or left, with messages that the transport has not given back
+  std::vector<PeerId> lost_peers_;               // of them those that the group still counts among its members
+  std::uint64_t seen_version_ = 0;
+  bool any_lost_ = false;      // since the last adopt()
+  std::vector<Layer> layers_;  // as in ExpertModelSpec
+  std::optional<DispatchPlan> plan_;
   std::array<ExchangeSlot, kNumSlots> slots_;
-  std::shared_ptr<std::array<SlotBuffers, kNumSlots>> buffers_;
+  std::vector<OwnExperts::Row> own_calls_;
+  std::vector<std::uint32_t> missing_;
   std::uint64_t const coordinator_id_ = random_id();
   std::uint64_t num_exchanges_ = 0;
   std::uint32_t attempt_ = 0;
+  double usual_seconds_ = 0;  // of an exchange without a death
   Traffic traffic_;
+  Recoveries recoveries_;
 };
 
-RemoteExperts::RemoteExperts(ExpertModelSpec const& model, RemoteExpertsLimits limits, Exec const& exec,
-                             std::shared_ptr<WorkerGroup> group)
-    : impl_(std::make_unique<Impl>(model, limits, exec, std::move(group))) {}
+RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits,
+                             Exec const& exec, std::shared_ptr<WorkerGroup> group)
+    : impl_(std::make_unique<Impl>(model, source, limits, exec, std::move(group))) {}
 RemoteExperts::~RemoteExperts() = default;
 Experts::Exchange RemoteExperts::dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
   return impl_->dispatch(layer, x, routing);
@@ -307,11 +442,11 @@ void RemoteExperts::wake() {
 void RemoteExperts::idle() {
   impl_->group().idle();
 }
-std::string RemoteExperts::missing() const {
-  return impl_->missing();
-}
 RemoteExperts::Traffic const& RemoteExperts::traffic() const {
   return impl_->traffic();
+}
+RemoteExperts::Recoveries RemoteExperts::recoveries() const {
+  return impl_->recoveries();
 }
 WorkerGroup& RemoteExperts::group() {
   return impl_->group();
@@ -327,9 +462,10 @@ void RemoteExperts::finish(Exchange exchange, MatrixView<float> out) {
 }
 
 std::unique_ptr<RemoteExperts> make_cluster_experts(Cluster& cluster, ExpertModelSpec const& model,
-                                                    RemoteExpertsLimits limits, Exec const& exec) {
+                                                    WeightSource const& source, RemoteExpertsLimits limits,
+                                                    Exec const& exec) {
   std::shared_ptr<WorkerGroup> const borrowed(std::shared_ptr<void>(), &cluster);
-  return std::make_unique<RemoteExperts>(model, limits, exec, borrowed);
+  return std::make_unique<RemoteExperts>(model, source, limits, exec, borrowed);
 }
 
 }  // namespace expertmesh

@@ -1,5 +1,6 @@
 // Experts behind a transport: packs rows for the workers that hold the chosen experts, and combines what comes back in
-// slot order, so that the result has the same bits wherever the experts run.
+// slot order, so that the result has the same bits wherever the experts run. Rows that a dying worker owes are asked of
+// another holder, or run by this process from the checkpoint: the step goes on.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,20 +16,23 @@
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/experts/experts.h"
+#include "coordinator/experts/own_experts.h"
 
 namespace expertmesh {
 
 struct RemoteExpertsLimits {
   std::size_t experts_per_token = 1;  // K
   std::size_t max_tokens = 1;         // T of one dispatch
+  std::size_t own_cache_bytes = 0;    // of experts this process keeps for workers that died; see OwnExpertsLimits
 };
 
 class RemoteExperts final : public Experts {
  public:
   static constexpr std::size_t kNumSlots = 2;  // exchanges in flight at once: two micro-batches
 
-  // exec: of the engine, for rounding and combining. Every buffer is allocated here.
-  RemoteExperts(ExpertModelSpec const& model, RemoteExpertsLimits limits, Exec const& exec,
+  // exec: of the engine, for rounding, combining, and for experts without a holder, which are loaded from source.
+  // Buffers are allocated here, and again when a worker joins.
+  RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits, Exec const& exec,
                 std::shared_ptr<WorkerGroup> group);
   ~RemoteExperts() override;
 
@@ -36,14 +40,22 @@ class RemoteExperts final : public Experts {
   void progress() override;
   void wake() override;
   void idle() override;
-  [[nodiscard]] std::string missing() const override;
-
   struct Traffic {
     std::size_t bytes_sent = 0;
     std::size_t bytes_received = 0;
     std::vector<std::size_t> rows_sent;  // per MoE layer: a token counts once per worker it goes to
   };
   [[nodiscard]] Traffic const& traffic() const;  // since start; engine thread
+  // What workers' deaths cost, since start; engine thread.
+  struct Recoveries {
+    std::size_t exchanges = 0;          // that met a death
+    std::size_t rows = 0;               // asked for again in them
+    double seconds = 0;                 // from noticing the death to the end of the exchange
+    double predicted_seconds = 0;       // bytes to load over the load rate seen before, and one exchange
+    OwnExperts::Loads own;              // experts and rows of this process, in and after them
+    std::size_t quarantined_bytes = 0;  // buffers that dead workers' messages still hold
+  };
+  [[nodiscard]] Recoveries recoveries() const;
   [[nodiscard]] WorkerGroup& group();
 
  protected:
@@ -58,7 +70,8 @@ class RemoteExperts final : public Experts {
 
 // Experts in worker processes. The cluster must outlive the result.
 std::unique_ptr<RemoteExperts> make_cluster_experts(Cluster& cluster, ExpertModelSpec const& model,
-                                                    RemoteExpertsLimits limits, Exec const& exec);
+                                                    WeightSource const& source, RemoteExpertsLimits limits,
+                                                    Exec const& exec);
 
 // Experts in this process, on exec's pool: the same exchange over the in-process transport. Loads every expert.
 // on_bytes(loaded, total): packed bytes so far, from loading threads, one call at a time.

@@ -77,7 +77,7 @@ struct ApiServer::Impl {
 
   std::map<std::string, Route> make_routes() {
     std::map<std::string, Route> table;
-    auto const get = [&](char const* path, bool open, std::function<HttpResponse()> reply) {
+    auto const get = [&](char const* path, bool open, std::function<HttpResponse()> const& reply) {
       table[path] = {.methods = "GET, HEAD",
                      .open = open,
                      .action = [this, reply](HttpRequest const&, Responder const& r) { answer(r, reply()); }};

@@ -86,12 +86,12 @@ HttpServer::HttpServer(HttpServerOptions options, Handler handler, ErrorBody err
     : impl_(std::make_unique<Impl>()) {
   Impl& s = *impl_;
   s.listen(options.host, options.port);
-  s.sessions->options = options;
+  s.sessions->options = std::move(options);
   s.sessions->handler = std::move(handler);
   s.sessions->error_body = std::move(error_body);
   s.sessions->on_close = [&s] { asio::post(s.strand, [&s] { s.accept(); }); };
   asio::post(s.strand, [&s] { s.accept(); });
-  for (std::size_t i = 0; i < options.threads; ++i)
+  for (std::size_t i = 0; i < s.sessions->options.threads; ++i)
     s.threads.emplace_back([&s, guard = asio::make_work_guard(s.io)] { s.io.run(); });
 }
 

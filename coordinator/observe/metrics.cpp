@@ -74,6 +74,18 @@ struct Metrics::Impl {
   Gauge& kv_usage = gauge("expertmesh:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1");
   Gauge& workers_serving = gauge("expertmesh:workers_serving", "Workers that serve experts");
   Counter& worker_deaths = counter("expertmesh:worker_deaths_total", "Workers that died");
+  Recoveries recoveries_seen;
+  Counter& recoveries = counter("expertmesh:recoveries_total", "Exchanges of rows that met a worker's death");
+  Counter& recovered_rows = counter("expertmesh:recovered_rows_total", "Expert rows asked for again after a death");
+  Counter& recovery_seconds =
+      counter("expertmesh:recovery_seconds_total", "Seconds from noticing a death to the end of the exchange");
+  Counter& recovery_predicted =
+      counter("expertmesh:recovery_predicted_seconds_total", "The same, predicted from bytes to load and load rate");
+  Counter& own_rows =
+      counter("expertmesh:coordinator_expert_rows_total", "Expert rows the coordinator ran for want of a worker");
+  Counter& own_loads =
+      counter("expertmesh:coordinator_expert_loads_total", "Experts the coordinator loaded for want of a worker");
+  Gauge& quarantine = gauge("expertmesh:quarantined_bytes", "Message buffers that dead workers still hold");
   Family<Counter>& http = prometheus::BuildCounter()
                               .Name("expertmesh:http_requests_total")
                               .Help("HTTP answers by status")
@@ -197,6 +209,19 @@ void Metrics::count_worker_death() {
 }
 void Metrics::set_workers_serving(std::size_t count) {
   impl_->workers_serving.Set(static_cast<double>(count));
+}
+
+void Metrics::set_recoveries(Recoveries const& now) {
+  Recoveries& seen = impl_->recoveries_seen;
+  auto const raise = [](Counter& counter, auto from, auto to) { counter.Increment(static_cast<double>(to - from)); };
+  raise(impl_->recoveries, seen.exchanges, now.exchanges);
+  raise(impl_->recovered_rows, seen.rows, now.rows);
+  raise(impl_->recovery_seconds, seen.seconds, now.seconds);
+  raise(impl_->recovery_predicted, seen.predicted_seconds, now.predicted_seconds);
+  raise(impl_->own_rows, seen.own_rows, now.own_rows);
+  raise(impl_->own_loads, seen.own_loads, now.own_loads);
+  impl_->quarantine.Set(static_cast<double>(now.quarantined_bytes));
+  seen = now;
 }
 
 void Metrics::count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received) {

@@ -37,6 +37,17 @@ class Metrics {
   void count_unknown_field(std::string const& field);  // bounded number of label values
   void count_worker_death();
   void set_workers_serving(std::size_t count);
+  // What workers' deaths cost since start.
+  struct Recoveries {
+    std::uint64_t exchanges = 0;  // that met a death
+    std::uint64_t rows = 0;       // asked for again
+    double seconds = 0;           // of pause, seen
+    double predicted_seconds = 0;
+    std::uint64_t own_rows = 0;   // run by the coordinator, in and after them
+    std::uint64_t own_loads = 0;  // experts that it loaded
+    std::uint64_t quarantined_bytes = 0;
+  };
+  void set_recoveries(Recoveries const& since_start);  // one thread
   void count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received);
   // Running sums since start: importance[e] = sum of gate weights, load[e] = number of tokens (Shazeer et al. 2017).
   void set_balance(std::size_t moe_layer_index, std::vector<double> const& importance, std::vector<double> const& load,

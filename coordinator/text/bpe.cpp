@@ -1,5 +1,7 @@
 #include "coordinator/text/bpe.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <array>
 #include <cstdio>
 #include <queue>
@@ -65,8 +67,7 @@ Bpe::Bpe(Json const& model) {
     auto const b = id_of(right);
     auto const both = id_of(left + right);
     if (!a || !b || !both)
-      tokenizer_error(where,
-                      "merge " + std::to_string(rank) + " ('" + left + "' '" + right + "') is not in the vocabulary");
+      tokenizer_error(where, fmt::format("merge {} ('{}' '{}') is not in the vocabulary", rank, left, right));
     merges_.try_emplace(pair_key(*a, *b), Merge{rank++, *both});
   }
   if (byte_fallback_)

@@ -83,27 +83,28 @@ void Normalizer::add(Json const& spec) {
   if (type == "Sequence") {
     for (auto const& step : json_part(spec, "normalizers", where)) add(step);
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
-    steps_.emplace_back([options = form_options(type)](std::string text) { return unicode_form(text, options); });
+    steps_.emplace_back(
+        [options = form_options(type)](std::string const& text) { return unicode_form(text, options); });
   } else if (type == "Lowercase") {
-    steps_.emplace_back([](std::string text) { return lower_case(text); });
+    steps_.emplace_back([](std::string const& text) { return lower_case(text); });
   } else if (type == "Strip") {
     bool const left = json_field_or(spec, "strip_left", true, where);
     bool const right = json_field_or(spec, "strip_right", true, where);
-    steps_.emplace_back([left, right](std::string text) { return stripped(text, left, right); });
+    steps_.emplace_back([left, right](std::string const& text) { return stripped(text, left, right); });
   } else if (type == "Prepend") {
-    steps_.emplace_back([prefix = json_field<std::string>(spec, "prepend", where)](std::string text) {
+    steps_.emplace_back([prefix = json_field<std::string>(spec, "prepend", where)](std::string const& text) {
       return text.empty() ? text : prefix + text;
     });
   } else if (type == "Replace") {
     auto const& pattern = json_part(spec, "pattern", where);
     auto const content = json_field<std::string>(spec, "content", where);
     if (pattern.contains("String")) {
-      steps_.emplace_back([what = json_field<std::string>(pattern, "String", where), content](std::string text) {
+      steps_.emplace_back([what = json_field<std::string>(pattern, "String", where), content](std::string const& text) {
         return replaced(text, what, content);
       });
     } else {
       steps_.emplace_back(
-          [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content](std::string text) {
+          [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content](std::string const& text) {
             std::string out;
             std::size_t at = 0;
             for (auto const& [begin, end] : regex.matches(text)) {

@@ -94,7 +94,7 @@ void PreTokenizer::add(Json const& spec) {
   std::string const where = "pre_tokenizer";
   auto const type = json_field<std::string>(spec, "type", where);
   auto const add_split = [&](RegexPattern const& regex, SplitBehavior behavior, bool invert) {
-    steps_.emplace_back([regex, behavior, invert](std::string piece, bool, Pieces& out) {
+    steps_.emplace_back([regex, behavior, invert](std::string const& piece, bool, Pieces& out) {
       split(piece, segments_of(regex.matches(piece), piece.size(), invert), behavior, out);
     });
   };
@@ -109,7 +109,7 @@ void PreTokenizer::add(Json const& spec) {
     } else {
       auto const what = json_field<std::string>(pattern, "String", where);
       if (what.empty()) tokenizer_error(where, "an empty split string");
-      steps_.emplace_back([what, behavior, invert](std::string piece, bool, Pieces& out) {
+      steps_.emplace_back([what, behavior, invert](std::string const& piece, bool, Pieces& out) {
         split(piece, segments_of(literal_matches(piece, what), piece.size(), invert), behavior, out);
       });
     }
@@ -119,12 +119,12 @@ void PreTokenizer::add(Json const& spec) {
   } else if (type == "ByteLevel") {
     bool const prefix = json_field_or(spec, "add_prefix_space", true, where);
     if (prefix)
-      steps_.emplace_back([](std::string piece, bool, Pieces& out) {
+      steps_.emplace_back([](std::string const& piece, bool, Pieces& out) {
         out.push_back(piece.starts_with(' ') ? std::move(piece) : " " + piece);
       });
     if (json_field_or(spec, "use_regex", true, where))
       add_split(RegexPattern(kGpt2Pattern), SplitBehavior::isolated, false);
-    steps_.emplace_back([](std::string piece, bool, Pieces& out) { out.push_back(to_byte_alphabet(piece)); });
+    steps_.emplace_back([](std::string const& piece, bool, Pieces& out) { out.push_back(to_byte_alphabet(piece)); });
   } else if (type == "Metaspace") {
     auto const mark = json_field<std::string>(spec, "replacement", where);
     auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", where);
@@ -133,7 +133,7 @@ void PreTokenizer::add(Json const& spec) {
     if (!json_field_or(spec, "add_prefix_space", scheme != "never", where) && scheme != "never")  // the older spelling
       tokenizer_error(where, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
     bool const cut = json_field_or(spec, "split", true, where);
-    steps_.emplace_back([mark, scheme, cut](std::string piece, bool at_start, Pieces& out) {
+    steps_.emplace_back([mark, scheme, cut](std::string const& piece, bool at_start, Pieces& out) {
       std::string text = replaced(piece, " ", mark);
       if ((scheme == "always" || (scheme == "first" && at_start)) && !text.starts_with(mark)) text = mark + text;
       if (cut)

@@ -83,7 +83,7 @@ struct Tokenizer::Impl {
     for (auto const& token : added.all()) largest = std::max(largest, token.id);
     if (largest > 1 << 24)
       tokenizer_error("model", "token id " + std::to_string(largest) + " is out of all proportion");
-    strings.resize(static_cast<std::size_t>(largest + 1));
+    strings.resize(static_cast<std::size_t>(largest) + 1);
     for (auto const& [token, id] : model.vocabulary()) strings[id] = &token;
     for (auto const& token : added.all()) strings[token.id] = &token.content;
     for (auto const* side : {&surrounding.before, &surrounding.after})

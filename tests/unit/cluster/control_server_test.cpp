@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/io_context.hpp>
@@ -74,17 +75,20 @@ class FakeWorker {
 
 struct ControlServerTest : ::testing::Test {
   std::mutex mutex;
-  std::vector<WorkerStatus> deaths;
+  std::vector<WorkerStatus> changes;
   ControlServer server{{.num_workers = 2,
                         .isa = "scalar",
                         .dtype = "float32",
                         .heartbeat_interval = 25ms,
                         .death_timeout = 200ms,
-                        .on_death = [this](WorkerStatus const& status) {
+                        .on_change = [this](WorkerStatus const& status) {
                           std::lock_guard lock(mutex);
-                          deaths.push_back(status);
+                          changes.push_back(status);
                         }}};
 
+  void SetUp() override {
+    for (std::uint32_t id : {1U, 2U}) server.expect(WorkerId(id), Incarnation(1));
+  }
   // Waits, as long as it takes, for a worker to get there.
   void await(std::uint32_t worker, WorkerState state) {
     ASSERT_TRUE(server.wait_until(
@@ -131,8 +135,10 @@ TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
   EXPECT_TRUE(std::holds_alternative<control::Shutdown>(*worker.receive()));
   worker.hang_up();
   await(2, WorkerState::left);
-  EXPECT_FALSE(server.dead(WorkerId(2)));
-  EXPECT_TRUE(deaths.empty());
+  EXPECT_FALSE(server.dead(WorkerId(2), Incarnation(1)));
+  std::lock_guard lock(mutex);
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].state, WorkerState::serving);
 }
 
 TEST_F(ControlServerTest, HangingUpIsDeath) {
@@ -142,8 +148,8 @@ TEST_F(ControlServerTest, HangingUpIsDeath) {
   await(1, WorkerState::serving);
   worker.hang_up();
   await(1, WorkerState::dead);
-  EXPECT_TRUE(server.dead(WorkerId(1)));
-  EXPECT_FALSE(server.dead(WorkerId(2)));
+  EXPECT_TRUE(server.dead(WorkerId(1), Incarnation(1)));
+  EXPECT_FALSE(server.dead(WorkerId(2), Incarnation(1)));
   EXPECT_EQ(server.death_reason(WorkerId(1)), "connection closed");
 }
 
@@ -169,16 +175,53 @@ TEST_F(ControlServerTest, LastWordsAreTheReason) {
 TEST_F(ControlServerTest, DeathIsDeclaredOnceAndHeardOnce) {
   FakeWorker worker(server);
   join(worker, 1);
-  server.declare_dead(WorkerId(1), "bad answer");
+  server.declare_dead(WorkerId(1), Incarnation(1), "bad answer");
   await(1, WorkerState::dead);
-  server.declare_dead(WorkerId(1), "something else");
+  server.declare_dead(WorkerId(1), Incarnation(1), "something else");
   EXPECT_EQ(worker.receive(), std::nullopt);
   // The second declaration has been seen once worker 2's is.
-  server.declare_dead(WorkerId(2), "never came");
+  server.declare_dead(WorkerId(2), Incarnation(1), "never came");
   await(2, WorkerState::dead);
   EXPECT_EQ(server.death_reason(WorkerId(1)), "bad answer");
   std::lock_guard lock(mutex);
-  EXPECT_EQ(deaths[0].id, WorkerId(1));
+  EXPECT_EQ(std::ranges::count(changes, WorkerId(1), &WorkerStatus::id), 1);
+}
+
+TEST_F(ControlServerTest, ADeadWorkersNextLifeIsAnotherOne) {
+  FakeWorker first(server);
+  join(first, 1);
+  first.send(control::Loaded{});
+  first.hang_up();
+  await(1, WorkerState::dead);
+  FakeWorker early(server);  // before anybody asked for it
+  control::Hello hello = early.hello(1);
+  hello.incarnation = Incarnation(2);
+  early.send(hello);
+  EXPECT_EQ(refusal(early), "incarnation 2, expected 1");
+
+  server.expect(WorkerId(1), Incarnation(2));
+  EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
+  FakeWorker late(server);  // a process of the life that is over
+  late.send(late.hello(1));
+  EXPECT_EQ(refusal(late), "incarnation 1, expected 2");
+  FakeWorker second(server);
+  second.send(hello);
+  ASSERT_TRUE(server.wait_until(std::chrono::steady_clock::now() + 60s,
+                                [&](auto const& records) { return records[0].joined; }));
+  server.assign(WorkerId(1), {});
+  ASSERT_TRUE(second.receive().has_value());
+  server.idle();
+  second.send(control::Loaded{.resident_bytes = 5});
+  await(1, WorkerState::serving);
+  EXPECT_TRUE(std::holds_alternative<control::Idle>(*second.receive()));  // told while it loaded
+  EXPECT_TRUE(std::holds_alternative<control::Idle>(*second.receive()));  // and when it was ready to sleep
+  EXPECT_TRUE(server.dead(WorkerId(1), Incarnation(1)));
+  EXPECT_FALSE(server.dead(WorkerId(1), Incarnation(2)));
+  EXPECT_EQ(server.death_reason(WorkerId(1)), "connection closed");
+  server.declare_dead(WorkerId(1), Incarnation(1), "again");  // long over
+  server.declare_dead(WorkerId(1), Incarnation(2), "now");
+  await(1, WorkerState::dead);
+  EXPECT_EQ(server.death_reason(WorkerId(1)), "now");
 }
 
 TEST_F(ControlServerTest, WhoDoesNotKnowTheSecretGetsNothing) {

@@ -25,7 +25,6 @@ class NoExperts final : public Experts {
   void progress() override {}
   void wake() override {}
   void idle() override {}
-  [[nodiscard]] std::string missing() const override { return {}; }
 
  protected:
   bool complete(Exchange) override { return true; }

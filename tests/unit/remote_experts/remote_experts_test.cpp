@@ -21,6 +21,7 @@ using test::tiny_model;
 
 constexpr std::size_t kExperts = 7;
 constexpr std::size_t kMaxTokens = 33;
+constexpr std::size_t kMaxLives = 400;
 auto const kIgnoreBytes = [](std::size_t, std::size_t) {};
 
 RoutingView view(Routing const& r) {
@@ -49,18 +50,22 @@ std::vector<float> run(Experts& experts, std::uint32_t layer, std::vector<float>
 struct World {
   explicit World(DType dtype) : model(tiny_model(kExperts, dtype)) {}
 
+  RemoteExpertsLimits limits(std::size_t k) const {
+    return {.experts_per_token = k, .max_tokens = kMaxTokens, .own_cache_bytes = own_cache_bytes};
+  }
+  std::shared_ptr<LocalGroup> group(std::vector<HeldExperts> held, std::size_t k) {
+    return std::make_shared<LocalGroup>(model, std::move(held), source, limits(k), exec, kIgnoreBytes, kMaxLives);
+  }
   std::shared_ptr<LocalGroup> group(std::size_t num_workers, std::size_t k) {
-    return std::make_shared<LocalGroup>(model, static_split(model, num_workers), source,
-                                        RemoteExpertsLimits{.experts_per_token = k, .max_tokens = kMaxTokens}, exec,
-                                        kIgnoreBytes);
+    return group(static_split(model, num_workers), k);
   }
   std::unique_ptr<RemoteExperts> experts(std::shared_ptr<LocalGroup> workers, std::size_t k) {
-    RemoteExpertsLimits const limits{.experts_per_token = k, .max_tokens = kMaxTokens};
-    return std::make_unique<RemoteExperts>(model, limits, exec, std::move(workers));
+    return std::make_unique<RemoteExperts>(model, source, limits(k), exec, std::move(workers));
   }
 
   ExpertModelSpec model;
   MadeUpWeights source;
+  std::size_t own_cache_bytes = std::size_t{1} << 20;
   ThreadPool pool{2};
   Exec exec{Isa::scalar, pool, {.max_rows = kMaxTokens, .max_columns = 24}};
   std::size_t hidden = model.layers[0].hidden;
@@ -169,39 +174,154 @@ TEST_P(RemoteExpertsTest, ATokenTravelsOnceToEachWorker) {
   EXPECT_EQ(experts->traffic().bytes_received, layout.answer_bytes(4) + layout.answer_bytes(2));
 }
 
-TEST_P(RemoteExpertsTest, ADeathMidExchangeLosesTheRowsItOwes) {
+// A worker of the group as the exchange knows it.
+WorkerPeer peer_of(LocalGroup& group, std::uint32_t worker) {
+  for (WorkerPeer const& peer : group.members())
+    if (peer.worker == WorkerId(worker)) return peer;
+  ADD_FAILURE() << "worker " << worker << " does not serve";
+  return {};
+}
+
+// Starts one exchange, lets workers die before the transport has had a turn, and ends it.
+std::vector<float> run_with_deaths(World& world, LocalGroup& group, Experts& experts, std::vector<float> const& x,
+                                   Routing const& routing, std::vector<std::uint32_t> const& victims) {
+  std::vector<float> out(x.size());
+  std::size_t const tokens = x.size() / world.hidden;
+  FrameArena arena(std::size_t{64} << 10);
+  Task task =
+      exchange(arena, experts, 3, {x.data(), tokens, world.hidden}, view(routing), {out.data(), tokens, world.hidden});
+  task.start();
+  for (std::uint32_t const victim : victims) group.declare_dead(peer_of(group, victim), "killed");
+  while (!task.done()) experts.progress();
+  task.rethrow();
+  return out;
+}
+
+TEST_P(RemoteExpertsTest, ADeathMidExchangeChangesNothing) {
   std::mt19937 random(9);
   World world(GetParam());
-  auto const group = world.group(3, 1);  // experts 0-1, 2-3, 4-6
+  auto const group = world.group(3, 2);  // experts 0-1, 2-3, 4-6
+  auto const experts = world.experts(group, 2);
+  auto const expected_of = world.experts(world.group(1, 2), 2);
+  for (std::uint32_t round = 0; round < 60; ++round) {
+    Routing const routing = test::random_routing(random, 1 + round % kMaxTokens, kExperts, 2);
+    auto const x = test::random_floats(random, routing.weights.size() / 2 * world.hidden);
+    auto const expected = run(*expected_of, 3, x, world.hidden, routing);
+    std::vector<std::uint32_t> victims{1 + round % 3};
+    if (round % 4 == 0) victims.push_back(1 + (round + 1) % 3);
+    if (round % 8 == 0) victims.push_back(1 + (round + 2) % 3);
+    ASSERT_EQ(run_with_deaths(world, *group, *experts, x, routing, victims), expected) << "round " << round;
+    ASSERT_EQ(run(*experts, 3, x, world.hidden, routing), expected) << "while they are gone";
+    for (std::uint32_t const victim : victims) group->revive(WorkerId(victim));
+    auto const own_rows = experts->recoveries().own.rows;
+    ASSERT_EQ(run(*experts, 3, x, world.hidden, routing), expected) << "when they are back";
+    ASSERT_EQ(experts->recoveries().own.rows, own_rows) << "the workers have their experts again";
+  }
+  auto const recoveries = experts->recoveries();
+  EXPECT_GT(recoveries.exchanges, 50U);
+  EXPECT_GT(recoveries.rows, recoveries.exchanges);
+  EXPECT_LE(recoveries.own.experts, kExperts) << "all of the layer are kept";
+  EXPECT_EQ(recoveries.quarantined_bytes, 0U);
+}
+
+TEST_P(RemoteExpertsTest, OnlyTheRowsOfTheDeadGoOutAgain) {
+  World world(GetParam());
+  auto const group = world.group(3, 1);
   auto const experts = world.experts(group, 1);
-  EXPECT_EQ(experts->missing(), "");
-  std::vector<float> const x(3 * world.hidden, 0.25F);
-  Routing const to_all{.experts_per_token = 1, .experts = {0, 2, 4}, .weights = {1, 1, 1}};
-  Routing const to_others{.experts_per_token = 1, .experts = {0, 5, 6}, .weights = {1, 1, 1}};
-  auto const expected = run(*experts, 1, x, world.hidden, to_others);
+  std::vector<float> const x(4 * world.hidden, 0.25F);
+  Routing const routing{.experts_per_token = 1, .experts = {0, 2, 3, 4}, .weights = {1, 1, 1, 1}};
+  run_with_deaths(world, *group, *experts, x, routing, {2});
+  EXPECT_EQ(experts->recoveries().rows, 2U);
+  EXPECT_EQ(experts->recoveries().own.rows, 2U);
+  EXPECT_EQ(experts->recoveries().own.experts, 2U);
+  EXPECT_EQ(experts->traffic().rows_sent, (std::vector<std::size_t>{0, 4}));
+}
 
-  std::vector<float> out(x.size());
-  FrameArena arena(std::size_t{64} << 10);
-  Task task = exchange(arena, *experts, 1, {x.data(), 3, world.hidden}, view(to_all), {out.data(), 3, world.hidden});
-  task.start();
-  group->declare_dead(WorkerId(2), "killed");  // before the transport has had a turn: its rows never come
-  while (!task.done()) experts->progress();
+TEST_P(RemoteExpertsTest, AReplicaTakesTheRowsOfTheDead) {
+  std::mt19937 random(10);
+  World world(GetParam());
+  // Workers 1 and 2 hold the same; worker 3 holds the rest.
+  std::vector<std::uint32_t> const low{0, 1, 2, 3};
+  std::vector<std::uint32_t> const high{4, 5, 6};
+  auto const group = world.group({{low, low}, {low, low}, {high, high}}, 2);
+  auto const experts = world.experts(group, 2);
+  auto const expected_of = world.experts(world.group(1, 2), 2);
+  Routing const routing = test::random_routing(random, 20, kExperts, 2);
+  auto const x = test::random_floats(random, 20 * world.hidden);
+  auto const expected = run(*expected_of, 3, x, world.hidden, routing);
+  EXPECT_EQ(run_with_deaths(world, *group, *experts, x, routing, {1}), expected);
+  EXPECT_GT(experts->recoveries().rows, 0U);
+  EXPECT_EQ(experts->recoveries().own.rows, 0U);
+  EXPECT_EQ(run_with_deaths(world, *group, *experts, x, routing, {2}), expected);
+  EXPECT_GT(experts->recoveries().own.rows, 0U);
+}
+
+TEST_P(RemoteExpertsTest, WithoutRoomTheExpertsAreStreamed) {
+  std::mt19937 random(11);
+  World world(GetParam());
+  for (std::size_t const experts_kept : {0U, 1U, 3U}) {
+    world.own_cache_bytes = experts_kept * packed_expert_bytes(world.model.layers[0], world.model.weights);
+    auto const group = world.group(2, kExperts);
+    auto const experts = world.experts(group, kExperts);
+    Routing const routing = test::random_routing(random, 5, kExperts, kExperts);
+    auto const x = test::random_floats(random, 5 * world.hidden);
+    auto const expected = run(*experts, 3, x, world.hidden, routing);
+    ASSERT_EQ(run_with_deaths(world, *group, *experts, x, routing, {1, 2}), expected) << experts_kept << " kept";
+    ASSERT_EQ(run(*experts, 3, x, world.hidden, routing), expected);
+    ASSERT_GE(experts->recoveries().own.experts, 2 * kExperts - std::max<std::size_t>(experts_kept, 1));
+  }
+}
+
+TEST_P(RemoteExpertsTest, WhatCannotBeLoadedFailsItsExchangeAlone) {
+  World world(GetParam());
+  auto const group = world.group(3, 1);
+  auto const experts = world.experts(group, 1);
+  std::vector<float> const x(2 * world.hidden, 0.25F);
+  Routing const bad{.experts_per_token = 1, .experts = {2, 4}, .weights = {1, 1}};
+  Routing const good{.experts_per_token = 1, .experts = {3, 4}, .weights = {1, 1}};
+  auto const expected = run(*experts, 3, x, world.hidden, good);
+  world.source.broken = world.model.layers[1].experts[2].up;
   try {
-    task.rethrow();
-    FAIL() << "nothing was lost";
+    run_with_deaths(world, *group, *experts, x, bad, {2});
+    FAIL() << "expert 2 cannot be loaded";
   } catch (ExpertsLost const& error) {
-    EXPECT_NE(std::string(error.what()).find("worker 2 is dead"), std::string::npos) << error.what();
-    EXPECT_NE(std::string(error.what()).find("1 expert rows of 1 tokens in layer 1"), std::string::npos)
-        << error.what();
+    EXPECT_NE(std::string(error.what()).find("layer 3"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find(world.source.broken), std::string::npos) << error.what();
   }
-  EXPECT_NE(experts->missing().find("worker 2 is dead"), std::string::npos) << experts->missing();
-  EXPECT_NE(experts->missing().find("2 of 7 in layers 1-3"), std::string::npos) << experts->missing();
-
-  // What needs it fails at once, the rest goes on, in every slot.
   for (int round = 0; round < 3; ++round) {
-    EXPECT_THROW(run(*experts, 3, x, world.hidden, to_all), ExpertsLost);
-    EXPECT_EQ(run(*experts, 1, x, world.hidden, to_others), expected);
+    EXPECT_THROW(run(*experts, 3, x, world.hidden, bad), ExpertsLost);
+    EXPECT_EQ(run(*experts, 3, x, world.hidden, good), expected);
   }
+  world.source.broken.clear();
+  run(*experts, 3, x, world.hidden, bad);
+}
+
+TEST_P(RemoteExpertsTest, ADeathWithTwoMicroBatchesInFlight) {
+  std::mt19937 random(12);
+  World world(GetParam());
+  auto const group = world.group(3, 2);
+  auto const experts = world.experts(group, 2);
+  std::vector<Routing> const routings{test::random_routing(random, 9, kExperts, 2),
+                                      test::random_routing(random, 5, kExperts, 2)};
+  std::vector<std::vector<float>> x;
+  std::vector<std::vector<float>> expected;
+  for (Routing const& routing : routings) {
+    x.push_back(test::random_floats(random, routing.weights.size() / 2 * world.hidden));
+    expected.push_back(run(*experts, 3, x.back(), world.hidden, routing));
+  }
+  std::vector<std::vector<float>> out{std::vector<float>(x[0].size()), std::vector<float>(x[1].size())};
+  FrameArena arena_a(std::size_t{64} << 10);
+  FrameArena arena_b(std::size_t{64} << 10);
+  Task a = exchange(arena_a, *experts, 3, {x[0].data(), 9, world.hidden}, view(routings[0]),
+                    {out[0].data(), 9, world.hidden});
+  a.start();
+  group->declare_dead(peer_of(*group, 1), "killed");  // noticed by the second dispatch
+  Task b = exchange(arena_b, *experts, 3, {x[1].data(), 5, world.hidden}, view(routings[1]),
+                    {out[1].data(), 5, world.hidden});
+  b.start();
+  group->declare_dead(peer_of(*group, 3), "killed");
+  while (!a.done() || !b.done()) experts->progress();
+  EXPECT_EQ(out, expected);
 }
 
 INSTANTIATE_TEST_SUITE_P(WireDtypes, RemoteExpertsTest, ::testing::Values(DType::f32, DType::bf16),

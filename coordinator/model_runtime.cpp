@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
 #include "common/transport/mpi_runtime.h"
@@ -108,6 +109,16 @@ bool shares_cores(ModelRuntimeOptions const& options) {
   return options.workers > 0 && own_threads(options) + options.workers * worker_threads(options) > usable_cores();
 }
 
+// One for each compute thread where workers compete for them; the last first, since that is the last worker's: its
+// request goes out when all others are under way.
+std::vector<int> own_cores(ModelRuntimeOptions const& options) {
+  std::vector<int> cores = allowed_cores();
+  if (!shares_cores(options) || own_threads(options) > cores.size()) return {};
+  std::ranges::reverse(cores);
+  cores.resize(own_threads(options));
+  return cores;
+}
+
 std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
                                        RemoteExpertsLimits const& exchange, Isa isa, Cluster::OnChange on_change) {
   init_mpi();
@@ -154,7 +165,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
 
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
-  pool_.emplace(own_threads(options_));
+  pool_.emplace(own_threads(options_), own_cores(options_));
   exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens));
   load_experts(std::move(on_change));
 

@@ -87,6 +87,7 @@ class ProgressReporter {
   if (!isa || !std::ranges::count(runnable_isas(), *isa))
     control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
+  if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
   auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
                                                               : open_checkpoint(assign.model_dir);

@@ -24,6 +24,11 @@ void restrict_to_cores(std::vector<int> const& cores) {
   sched_setaffinity(0, sizeof set, &set);
 }
 
+void give_way_to_others() {
+  sched_param const normal{.sched_priority = 0};
+  sched_setscheduler(0, SCHED_BATCH, &normal);
+}
+
 void pause_polling(PollPause pause) {
   if (pause == PollPause::yield) {
     sched_yield();

@@ -11,6 +11,11 @@ std::vector<int> allowed_cores();  // of the calling thread, in rising order
 // is: this is for speed only.
 void restrict_to_cores(std::vector<int> const& cores);
 
+// The calling thread and those it starts from now on do not push a running thread from its core when they wake: they
+// wait for it to sleep, or for their turn. So a worker's looks for a message cost the coordinator's compute threads
+// nothing, and a request that has just arrived does not stop the sending of the next one.
+void give_way_to_others();
+
 // What a thread does between two looks for a message of another process.
 enum class PollPause : std::uint8_t {
   yield,  // there is a core for everyone: look again at once

@@ -2,7 +2,10 @@
 
 #include <sched.h>
 
+#include <utility>
+
 #include "common/base/check.h"
+#include "common/base/cores.h"
 
 namespace expertmesh {
 namespace {
@@ -20,8 +23,10 @@ void relax(int round) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(std::size_t num_threads) : num_threads_(num_threads) {
+ThreadPool::ThreadPool(std::size_t num_threads, std::vector<int> cores)
+    : num_threads_(num_threads), cores_(std::move(cores)) {
   EM_CHECK(num_threads >= 1, "num_threads " << num_threads);
+  EM_CHECK(cores_.empty() || cores_.size() == num_threads, cores_.size() << " cores, " << num_threads << " threads");
   for (std::size_t i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { run_worker(i); });
 }
 
@@ -59,7 +64,12 @@ void ThreadPool::run_part(std::size_t thread_index) {
   if (begin < end) (*body_)(begin, end, thread_index);
 }
 
+void ThreadPool::place_caller() const {
+  if (!cores_.empty()) restrict_to_cores({cores_.front()});
+}
+
 void ThreadPool::run_worker(std::size_t thread_index) {
+  if (!cores_.empty()) restrict_to_cores({cores_[thread_index]});
   std::uint64_t seen = 0;
   for (;;) {
     for (int round = 0; round < kSpinRounds && generation_.load(std::memory_order_acquire) == seen; ++round)

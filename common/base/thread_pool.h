@@ -31,12 +31,17 @@ class FunctionRef<R(Args...)> {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(std::size_t num_threads);
+  // cores: one for each thread, or none: then the system places them. Where compute threads of other processes share
+  // the cores, it keeps two of a pool on one core for milliseconds, and the others wait.
+  explicit ThreadPool(std::size_t num_threads, std::vector<int> cores = {});
   ~ThreadPool();
   ThreadPool(ThreadPool const&) = delete;
   ThreadPool& operator=(ThreadPool const&) = delete;
 
   [[nodiscard]] std::size_t num_threads() const { return num_threads_; }
+
+  // The calling thread, which will be the one to call parallel_for, goes to its core if it has one.
+  void place_caller() const;
 
   // Splits [0, count) into num_threads() contiguous parts of nearly equal size, runs body(begin, end, thread_index) on
   // each and returns when all have ended. Which thread runs what never changes a result. One caller at a time.
@@ -48,6 +53,7 @@ class ThreadPool {
   void run_part(std::size_t thread_index);
 
   std::size_t const num_threads_;
+  std::vector<int> const cores_;  // [num_threads] or empty
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -183,6 +183,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   runtime.load([](WorkerStatus const& worker) {
     spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
   });
+  runtime.runner().place_caller();
   runtime.experts().wake();
   {
     BatchFigures unused;

@@ -139,6 +139,7 @@ void Engine::drain(Clock::time_point deadline) {
 // ---- engine thread
 
 void Engine::run() {
+  runner_.place_caller();
   for (;;) {
     Inbox inbox = wait_for_work();
     bool const stop = inbox.stop;

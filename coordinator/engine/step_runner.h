@@ -41,6 +41,8 @@ class StepRunner {
   StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Exec const& exec, Decoder& decoder, KvCache& kv,
              Experts& experts);
 
+  // The calling thread is the one that will call run().
+  void place_caller() const { exec_.pool().place_caller(); }
   // wishes: [logit rows]. The results are valid until the next step. Throws ExpertsLost; the step has then no effect
   // but on KV places that will be written again.
   std::span<RowResult const> run(StepBatch const& batch, std::span<RowWish const> wishes);

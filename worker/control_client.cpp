@@ -11,6 +11,7 @@
 #include "common/base/error.h"
 #include "common/base/log.h"
 #include "common/protocol/control_connection.h"
+#include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 
 namespace expertmesh {
@@ -38,14 +39,16 @@ boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string co
 
 class ControlClient::Impl {
  public:
-  Impl(std::string const& address, control::Hello const& hello)
-      : connection_(std::make_shared<ControlConnection>(connect(io_, address))), heartbeat_timer_(io_) {
+  Impl(std::string const& address, std::string secret, control::Hello hello)
+      : secret_(std::move(secret)),
+        hello_(std::move(hello)),
+        connection_(std::make_shared<ControlConnection>(connect(io_, address))),
+        heartbeat_timer_(io_) {
     boost::asio::post(io_, [this] {
       connection_->start({.on_message = [this](control::Message message) { receive(std::move(message)); },
                           .on_closed = [this](std::string const& reason) { closed(reason); }},
                          kMaxFrameBytes);
     });
-    connection_->send(hello);
     thread_ = std::thread([this] { io_.run(); });
   }
 
@@ -67,14 +70,15 @@ class ControlClient::Impl {
 
  private:
   void receive(control::Message message) {
+    if (auto const* refuse = std::get_if<control::Refuse>(&message))
+      return closed("refused by the coordinator: " + refuse->reason);
+    if (!welcome_) return introduce(message);
     if (auto* assign = std::get_if<control::Assign>(&message)) {
       if (assigned_before_) return closed("a second assignment");
       assigned_before_ = true;
       awake_interval_ = heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
       beat();
       assigned_.set_value(std::move(*assign));
-    } else if (auto* refuse = std::get_if<control::Refuse>(&message)) {
-      closed("refused by the coordinator: " + refuse->reason);
     } else if (std::holds_alternative<control::Idle>(message)) {
       gate_.set(ServingGate::Mode::idle);
       heartbeat_interval_ = control::kIdleHeartbeatFactor * awake_interval_;
@@ -88,6 +92,23 @@ class ControlClient::Impl {
       gate_.set(ServingGate::Mode::stopped);
     } else {
       closed("a message that is not for workers");
+    }
+  }
+
+  // Until both ends have shown that they know the secret.
+  void introduce(control::Message const& message) {
+    if (auto const* challenge = std::get_if<control::Challenge>(&message); challenge != nullptr && nonce_.empty()) {
+      nonce_ = challenge->nonce;
+      if (nonce_.empty()) closed("a challenge without a nonce");
+      hello_.nonce = random_nonce();
+      hello_.proof = control::hello_proof(secret_, nonce_, hello_);
+      connection_->send(hello_);
+    } else if (auto const* welcome = std::get_if<control::Welcome>(&message); welcome != nullptr && !nonce_.empty()) {
+      if (!same_proof(welcome->proof, control::welcome_proof(secret_, nonce_, hello_)))
+        closed("the coordinator does not know the secret");
+      welcome_ = true;
+    } else {
+      closed("a message before challenge and welcome");
     }
   }
 
@@ -105,6 +126,10 @@ class ControlClient::Impl {
     end_process(exit_code_);
   }
 
+  std::string const secret_;
+  control::Hello hello_;
+  std::string nonce_;  // the coordinator's; empty before its challenge
+  bool welcome_ = false;
   boost::asio::io_context io_;
   std::shared_ptr<ControlConnection> connection_;
   boost::asio::steady_timer heartbeat_timer_;
@@ -117,8 +142,8 @@ class ControlClient::Impl {
   std::thread thread_;
 };
 
-ControlClient::ControlClient(std::string const& address, control::Hello const& hello)
-    : impl_(std::make_unique<Impl>(address, hello)) {}
+ControlClient::ControlClient(std::string const& address, std::string secret, control::Hello hello)
+    : impl_(std::make_unique<Impl>(address, std::move(secret), std::move(hello))) {}
 ControlClient::~ControlClient() = default;
 control::Assign ControlClient::wait_for_assign() {
   return impl_->wait_for_assign();

@@ -11,8 +11,9 @@ namespace expertmesh {
 
 class ControlClient {
  public:
-  // Connects to "host:port", says hello and keeps the connection from then on. Throws NetworkError.
-  ControlClient(std::string const& address, control::Hello const& hello);
+  // Connects to "host:port" and keeps the connection from then on. Says hello when it is challenged, and takes nothing
+  // from a coordinator that does not know the secret either. Throws NetworkError.
+  ControlClient(std::string const& address, std::string secret, control::Hello hello);
   ~ControlClient();
 
   // Blocks until the coordinator has said what to load; heartbeats begin. A refusal ends the process.

@@ -52,7 +52,8 @@ control::Hello make_hello(Options const& options) {
   gethostname(host.data(), host.size() - 1);
   return {.protocol = control::kProtocolVersion,
           .build = control::build_version(),
-          .token = read_secret(options.secret_file),
+          .nonce = {},
+          .proof = {},
           .worker = WorkerId(options.worker_id),
           .incarnation = Incarnation(options.incarnation),
           .pid = getpid(),
@@ -118,7 +119,7 @@ class ProgressReporter {
 [[noreturn]] void run(Options const& options) {
   init_log("worker " + std::to_string(options.worker_id));
   // Before MPI: should this process die inside MPI_Init, the coordinator sees it at once.
-  ControlClient control(options.control, make_hello(options));
+  ControlClient control(options.control, read_secret(options.secret_file), make_hello(options));
   try {
     init_mpi();
     serve(options, control);

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/protocol/json_reader.h"
+#include "common/protocol/secret_proof.h"
 
 namespace expertmesh::control {
 namespace {
@@ -88,10 +89,25 @@ ExpertModelSpec model_spec(json const& object, std::string const& where) {
 
 // ---- one pair of functions a message: fields out, fields in
 
+json fields(Challenge const& m) {
+  return {{"nonce", m.nonce}};
+}
+void read(JsonReader& in, Challenge& m) {
+  m.nonce = in.text("nonce");
+}
+
+json fields(Welcome const& m) {
+  return {{"proof", m.proof}};
+}
+void read(JsonReader& in, Welcome& m) {
+  m.proof = in.text("proof");
+}
+
 json fields(Hello const& m) {
   return {{"protocol", m.protocol},
           {"build", m.build},
-          {"token", m.token},
+          {"nonce", m.nonce},
+          {"proof", m.proof},
           {"worker", m.worker.value()},
           {"incarnation", m.incarnation.value()},
           {"pid", m.pid},
@@ -104,7 +120,8 @@ json fields(Hello const& m) {
 void read(JsonReader& in, Hello& m) {
   m.protocol = in.number<std::uint32_t>("protocol");
   m.build = in.text("build");
-  m.token = in.text("token");
+  m.nonce = in.text("nonce");
+  m.proof = in.text("proof");
   m.worker = in.id<WorkerId>("worker");
   m.incarnation = in.id<Incarnation>("incarnation");
   m.pid = in.number<std::int64_t>("pid");
@@ -192,8 +209,8 @@ requires std::is_empty_v<Signal>
 void read(JsonReader&, Signal&) {}
 
 // In the order of Message's alternatives.
-constexpr char const* kTypes[] = {"hello",     "refuse", "assign", "progress", "loaded",
-                                  "heartbeat", "idle",   "wake",   "shutdown", "failed"};
+constexpr char const* kTypes[] = {"challenge", "hello",     "welcome", "refuse", "assign",   "progress",
+                                  "loaded",    "heartbeat", "idle",    "wake",   "shutdown", "failed"};
 static_assert(std::size(kTypes) == std::variant_size_v<Message>);
 
 template <std::size_t I = 0>
@@ -213,6 +230,22 @@ Message decode_as(std::string const& type, JsonReader& in) {
 
 std::string build_version() {
   return EM_BUILD_VERSION;
+}
+
+namespace {
+// The whole hello but the proof itself.
+std::string bound_by(Hello hello) {
+  hello.proof.clear();
+  return encode(hello);
+}
+}  // namespace
+
+std::string hello_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello) {
+  return prove(secret, Prover::worker, coordinator_nonce, hello.nonce, bound_by(hello));
+}
+
+std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello) {
+  return prove(secret, Prover::coordinator, coordinator_nonce, hello.nonce, bound_by(hello));
 }
 
 std::string encode(Message const& message) {

@@ -15,17 +15,23 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 1;
+constexpr std::uint32_t kProtocolVersion = 2;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
 std::string build_version();  // of the program this is compiled into: both ends must be equal
 
-// worker -> coordinator, first message.
+// coordinator -> worker, first message of a connection; says nothing else to a stranger.
+struct Challenge {
+  std::string nonce;
+};
+
+// worker -> coordinator, the answer to it.
 struct Hello {
   std::uint32_t protocol = kProtocolVersion;
   std::string build;
-  std::string token;  // content of the secret file
+  std::string nonce;
+  std::string proof;  // see hello_proof()
   WorkerId worker;
   Incarnation incarnation;
   std::int64_t pid = 0;
@@ -34,6 +40,11 @@ struct Hello {
   std::string isa;                  // as --isa chose it
   std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
   std::uint64_t memory_bytes = 0;   // of the host
+};
+
+// coordinator -> worker: taken in, by one that knows the secret too.
+struct Welcome {
+  std::string proof;
 };
 
 // coordinator -> worker: there is no place for you. The worker ends.
@@ -75,13 +86,18 @@ struct Failed {  // worker -> coordinator, its last words
   std::string reason;
 };
 
-using Message = std::variant<Hello, Refuse, Assign, Progress, Loaded, Heartbeat, Idle, Wake, Shutdown, Failed>;
+using Message =
+    std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Heartbeat, Idle, Wake, Shutdown, Failed>;
 
 // Names the message and the field and says what is wrong with it.
 class MessageError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
+
+// What Hello::proof and Welcome::proof have to be.
+std::string hello_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello);
+std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello);
 
 std::string encode(Message const& message);
 // Throws MessageError: not JSON, an unknown type, a missing, unknown or ill-typed field, a value out of range, or parts

@@ -10,10 +10,12 @@
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "common/base/error.h"
 #include "common/base/log.h"
 #include "common/protocol/control_connection.h"
+#include "common/protocol/secret_proof.h"
 #include "coordinator/cluster/heartbeat_monitor.h"
 #include "coordinator/cluster/worker_process.h"
 
@@ -23,7 +25,9 @@ namespace {
 using boost::asio::ip::tcp;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kHelloTimeout = std::chrono::seconds(5);     // from connect
+constexpr auto kHelloTimeout = std::chrono::seconds(5);         // from connect
+constexpr auto kStrangerPause = std::chrono::milliseconds(10);  // before the next connection is taken
+constexpr auto kComplaintInterval = std::chrono::seconds(10);
 constexpr auto kLoadingTimeout = std::chrono::seconds(10);  // of heartbeats while the worker maps and packs weights
 
 std::int64_t in_ms(Clock::duration duration) {
@@ -40,6 +44,7 @@ class ControlServer::Impl {
         dead_(options_.num_workers),
         monitor_(options_.num_workers),
         acceptor_(io_),
+        accept_timer_(io_),
         check_timer_(io_) {
     for (std::size_t i = 0; i < workers_.size(); ++i)
       workers_[i].record.status.id = WorkerId(static_cast<std::uint32_t>(i + 1));
@@ -154,11 +159,14 @@ class ControlServer::Impl {
     acceptor_.async_accept([this](boost::system::error_code const& error, tcp::socket socket) {
       if (error == boost::asio::error::operation_aborted) return;
       if (!error) await_hello(std::make_shared<ControlConnection>(std::move(socket)));
-      accept();
+      accept_timer_.expires_at(accept_after_);
+      accept_timer_.async_wait([this](boost::system::error_code const& stopped) {
+        if (!stopped) accept();
+      });
     });
   }
 
-  // A stranger has one small message and a few seconds to become a worker.
+  // A stranger gets a challenge, and has one small message and a few seconds to become a worker.
   void await_hello(std::shared_ptr<ControlConnection> const& connection) {
     auto deadline = std::make_shared<boost::asio::steady_timer>(io_, kHelloTimeout);
     std::weak_ptr<ControlConnection> const weak = connection;  // the connection owns its handlers, not they it
@@ -166,21 +174,33 @@ class ControlServer::Impl {
       auto const stranger = weak.lock();
       if (!error && stranger) stranger->close();
     });
+    std::string const nonce = random_nonce();
     connection->start({.on_message =
-                           [this, weak, deadline](control::Message const& message) {
+                           [this, weak, deadline, nonce](control::Message const& message) {
                              deadline->cancel();
-                             if (auto const stranger = weak.lock()) join(stranger, message);
+                             if (auto const stranger = weak.lock()) join(stranger, nonce, message);
                            },
                        .on_closed = [deadline](std::string const&) { deadline->cancel(); }},
                       kMaxHelloBytes);
+    connection->send(control::Challenge{.nonce = nonce});
   }
 
-  void join(std::shared_ptr<ControlConnection> const& connection, control::Message const& message) {
-    auto const* hello = std::get_if<control::Hello>(&message);
-    if (hello == nullptr || !secret_matches(hello->token)) {
-      spdlog::warn("control plane: a connection without the secret was closed");
-      return connection->close();
+  // Whoever tries again and again costs little, and does not fill the log.
+  void turn_away(ControlConnection& connection) {
+    connection.close();
+    ++num_turned_away_;
+    if (Clock::now() >= next_complaint_) {
+      spdlog::warn("control plane: {} connections without the secret were closed", std::exchange(num_turned_away_, 0));
+      next_complaint_ = Clock::now() + kComplaintInterval;
     }
+    accept_after_ = Clock::now() + kStrangerPause;
+  }
+
+  void join(std::shared_ptr<ControlConnection> const& connection, std::string const& nonce,
+            control::Message const& message) {
+    auto const* hello = std::get_if<control::Hello>(&message);
+    if (hello == nullptr || !same_proof(hello->proof, control::hello_proof(secret_.secret(), nonce, *hello)))
+      return turn_away(*connection);
     if (std::string const reason = objection(*hello); !reason.empty()) {
       connection->close_after_sending(control::Refuse{.reason = reason});
       // Whoever has this place stays; it is lost only if this was the one that was to take it.
@@ -203,14 +223,13 @@ class ControlServer::Impl {
       worker.connection = connection;
       worker.process.emplace(hello->pid);
     }
+    connection->send(control::Welcome{.proof = control::welcome_proof(secret_.secret(), nonce, *hello)});
     Life const life{index, hello->incarnation};
     connection->hand_over({.on_message = [this, life](control::Message const& m) { hear(life, m); },
                            .on_closed = [this, life](std::string const& reason) { hung_up(life, reason); }},
                           kMaxFrameBytes);
     changed_.notify_all();
   }
-
-  bool secret_matches(std::string const& token) const { return secret_.matches(token); }
 
   bool is_awaited(std::size_t index, Incarnation incarnation) const {
     std::lock_guard lock(mutex_);
@@ -386,7 +405,11 @@ class ControlServer::Impl {
 
   tcp::acceptor acceptor_;
   std::uint16_t acceptor_port_ = 0;
+  boost::asio::steady_timer accept_timer_;
   boost::asio::steady_timer check_timer_;
+  Clock::time_point accept_after_{};  // like the next two, of the monitor thread
+  Clock::time_point next_complaint_{};
+  std::size_t num_turned_away_ = 0;
   std::thread thread_;
 };
 

@@ -1,15 +1,14 @@
 #include "coordinator/cluster/secret_file.h"
 
 #include <fcntl.h>
-#include <sys/random.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
 #include "common/base/error.h"
+#include "common/protocol/secret_proof.h"
 
 namespace expertmesh {
 namespace {
@@ -18,21 +17,13 @@ namespace {
   throw FileError(call, errno, std::strerror(errno), path.string());
 }
 
-std::string random_token() {
-  std::array<unsigned char, 32> bytes{};
-  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) fail("getrandom", "");
-  std::string token;
-  for (unsigned char const byte : bytes) {
-    token.push_back("0123456789abcdef"[byte >> 4]);
-    token.push_back("0123456789abcdef"[byte & 15]);
-  }
-  return token;
-}
-
 }  // namespace
 
-SecretFile::SecretFile() : token_(random_token()) {
-  std::string pattern = (std::filesystem::temp_directory_path() / "expertmesh-XXXXXX").string();
+SecretFile::SecretFile() : token_(random_nonce()) {
+  // Beside Open MPI's files of this run: what a killed coordinator leaves there is removed at the next start.
+  char const* const run = std::getenv("OMPI_MCA_orte_tmpdir_base");
+  auto const parent = run != nullptr ? std::filesystem::path(run) : std::filesystem::temp_directory_path();
+  std::string pattern = (parent / "expertmesh-XXXXXX").string();
   if (mkdtemp(pattern.data()) == nullptr) fail("mkdtemp", pattern);
   directory_ = pattern;
   path_ = directory_ / "secret";
@@ -45,13 +36,6 @@ SecretFile::SecretFile() : token_(random_token()) {
 SecretFile::~SecretFile() {
   std::error_code ignored;  // somebody else's cleaning may have been faster
   std::filesystem::remove_all(directory_, ignored);
-}
-
-bool SecretFile::matches(std::string_view token) const {
-  unsigned difference = token.size() == token_.size() ? 0 : 1;
-  for (std::size_t i = 0; i < token_.size(); ++i)
-    difference |= static_cast<unsigned char>(token_[i]) ^ static_cast<unsigned char>(i < token.size() ? token[i] : 0);
-  return difference == 0;
 }
 
 }  // namespace expertmesh

@@ -15,8 +15,7 @@ class SecretFile {
   SecretFile& operator=(SecretFile const&) = delete;
 
   [[nodiscard]] std::filesystem::path const& path() const { return path_; }
-  // In a time that does not depend on how much of it is right.
-  [[nodiscard]] bool matches(std::string_view token) const;
+  [[nodiscard]] std::string const& secret() const { return token_; }
 
  private:
   std::filesystem::path directory_;

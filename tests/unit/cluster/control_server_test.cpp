@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "common/protocol/framing.h"
+#include "common/protocol/secret_proof.h"
 
 namespace expertmesh {
 namespace {
@@ -33,13 +34,15 @@ class FakeWorker {
     std::string const address = server.address();
     auto const port = static_cast<unsigned short>(std::stoi(address.substr(address.rfind(':') + 1)));
     socket_.connect(tcp::endpoint(boost::asio::ip::address_v4::loopback(), port));
+    nonce_ = std::get<control::Challenge>(*receive()).nonce;
   }
 
   // No process that the server could kill stands behind the pid.
   control::Hello hello(std::uint32_t worker) const {
     return {.protocol = control::kProtocolVersion,
             .build = control::build_version(),
-            .token = token_,
+            .nonce = random_nonce(),
+            .proof = {},
             .worker = WorkerId(worker),
             .incarnation = Incarnation(1),
             .pid = std::int64_t{1} << 40,
@@ -50,6 +53,18 @@ class FakeWorker {
             .memory_bytes = 1};
   }
 
+  // Proves what it says, and expects to be welcome.
+  void introduce(control::Hello hello) {
+    hello.proof = control::hello_proof(token_, nonce_, hello);
+    send(hello);
+    auto const welcome = receive();
+    ASSERT_TRUE(welcome && std::holds_alternative<control::Welcome>(*welcome));
+    EXPECT_EQ(std::get<control::Welcome>(*welcome).proof, control::welcome_proof(token_, nonce_, hello));
+  }
+  void claim(control::Hello hello) {
+    hello.proof = control::hello_proof(token_, nonce_, hello);
+    send(hello);
+  }
   void send(control::Message const& message) { send_raw(encode_frame(control::encode(message))); }
   void send_raw(std::string const& bytes) { boost::asio::write(socket_, boost::asio::buffer(bytes)); }
 
@@ -65,12 +80,14 @@ class FakeWorker {
     }
   }
   void hang_up() { socket_.close(); }
+  [[nodiscard]] std::string const& nonce() const { return nonce_; }
 
  private:
   boost::asio::io_context io_;
   tcp::socket socket_{io_};
   FrameDecoder decoder_{kMaxFrameBytes};
   std::string token_;
+  std::string nonce_;  // the coordinator's
 };
 
 struct ControlServerTest : ::testing::Test {
@@ -97,7 +114,7 @@ struct ControlServerTest : ::testing::Test {
   }
   // From hello to assignment.
   void join(FakeWorker& worker, std::uint32_t id) {
-    worker.send(worker.hello(id));
+    worker.introduce(worker.hello(id));
     ASSERT_TRUE(server.wait_until(std::chrono::steady_clock::now() + 60s,
                                   [&](auto const& records) { return records[id - 1].joined; }));
     control::Assign assign;
@@ -196,16 +213,16 @@ TEST_F(ControlServerTest, ADeadWorkersNextLifeIsAnotherOne) {
   FakeWorker early(server);  // before anybody asked for it
   control::Hello hello = early.hello(1);
   hello.incarnation = Incarnation(2);
-  early.send(hello);
+  early.claim(hello);
   EXPECT_EQ(refusal(early), "incarnation 2, expected 1");
 
   server.expect(WorkerId(1), Incarnation(2));
   EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
   FakeWorker late(server);  // a process of the life that is over
-  late.send(late.hello(1));
+  late.claim(late.hello(1));
   EXPECT_EQ(refusal(late), "incarnation 1, expected 2");
   FakeWorker second(server);
-  second.send(hello);
+  second.introduce(hello);
   ASSERT_TRUE(server.wait_until(std::chrono::steady_clock::now() + 60s,
                                 [&](auto const& records) { return records[0].joined; }));
   server.assign(WorkerId(1), {});
@@ -227,9 +244,29 @@ TEST_F(ControlServerTest, ADeadWorkersNextLifeIsAnotherOne) {
 TEST_F(ControlServerTest, WhoDoesNotKnowTheSecretGetsNothing) {
   FakeWorker stranger(server);
   control::Hello hello = stranger.hello(1);
-  hello.token = "guess";
+  hello.proof = control::hello_proof("guess", "", hello);
   stranger.send(hello);
   EXPECT_EQ(stranger.receive(), std::nullopt);
+
+  FakeWorker eavesdropper(server);  // repeats what another one said
+  control::Hello const overheard = eavesdropper.hello(1);
+  FakeWorker honest(server);
+  honest.claim(overheard);
+  EXPECT_TRUE(std::holds_alternative<control::Welcome>(*honest.receive()));
+  honest.hang_up();
+  await(1, WorkerState::dead);
+  server.expect(WorkerId(1), Incarnation(2));
+  control::Hello repeated = overheard;
+  repeated.proof = control::hello_proof(read_token(server), honest.nonce(), overheard);
+  eavesdropper.send(repeated);
+  EXPECT_EQ(eavesdropper.receive(), std::nullopt);
+
+  FakeWorker forger(server);  // a proof of another hello
+  control::Hello forged = forger.hello(2);
+  forged.proof = control::hello_proof(read_token(server), forger.nonce(), forged);
+  forged.worker = WorkerId(1);
+  forger.send(forged);
+  EXPECT_EQ(forger.receive(), std::nullopt);
 
   FakeWorker impolite(server);
   impolite.send(control::Loaded{});
@@ -251,7 +288,7 @@ TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
     FakeWorker worker(server);
     control::Hello hello = worker.hello(3);  // no such worker, so that none of the two is spoiled
     change(hello);
-    worker.send(hello);
+    worker.claim(hello);
     return refusal(worker);
   };
   EXPECT_EQ(refused([](control::Hello&) {}), "there is no worker 3");
@@ -263,7 +300,7 @@ TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
   FakeWorker other_isa(server);
   control::Hello hello = other_isa.hello(1);
   hello.isa = "avx2";
-  other_isa.send(hello);
+  other_isa.claim(hello);
   EXPECT_EQ(refusal(other_isa), "runs 'avx2', the numerics profile is 'scalar'");
   await(1, WorkerState::dead);
   EXPECT_NE(server.death_reason(WorkerId(1)).find("refused: runs 'avx2'"), std::string::npos);
@@ -273,14 +310,14 @@ TEST_F(ControlServerTest, ASecondClaimToThePlaceOfALivingWorkerIsRefused) {
   FakeWorker first(server);
   join(first, 1);
   FakeWorker second(server);
-  second.send(second.hello(1));
+  second.claim(second.hello(1));
   EXPECT_EQ(refusal(second), "this worker has joined already");
   EXPECT_EQ(server.records()[0].status.state, WorkerState::loading);
 
   FakeWorker old(server);
   control::Hello hello = old.hello(2);
   hello.incarnation = Incarnation(7);
-  old.send(hello);
+  old.claim(hello);
   EXPECT_EQ(refusal(old), "incarnation 7, expected 1");
   EXPECT_EQ(server.records()[1].status.state, WorkerState::joining);
 }

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+
 #include <random>
+#include "common/protocol/secret_proof.h"
 
 namespace expertmesh::control {
 namespace {
@@ -36,7 +38,8 @@ Assign sample_assign() {
 Hello sample_hello() {
   return {.protocol = 1,
           .build = "0.1.0",
-          .token = "secret",
+          .nonce = "41",
+          .proof = "7f",
           .worker = WorkerId(2),
           .incarnation = Incarnation(1),
           .pid = 4711,
@@ -94,6 +97,28 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_TRUE(std::holds_alternative<Shutdown>(decode(encode(Shutdown{}))));
 }
 
+// The values of RFC 4231, test case 2, would check OpenSSL; this checks what a proof depends on.
+TEST(ControlMessages, AProofFitsOneSecretOneConnectionOneDirectionAndOneHello) {
+  Hello const hello = sample_hello();
+  std::string const proof = hello_proof("secret", "nonce", hello);
+  EXPECT_EQ(proof.size(), 64U);
+  EXPECT_TRUE(same_proof(proof, hello_proof("secret", "nonce", hello)));
+  EXPECT_FALSE(same_proof(proof, hello_proof("secrets", "nonce", hello)));
+  EXPECT_FALSE(same_proof(proof, hello_proof("secret", "another", hello)));
+  EXPECT_FALSE(same_proof(proof, welcome_proof("secret", "nonce", hello)));
+  EXPECT_FALSE(same_proof(proof, ""));
+  for (auto const change :
+       {+[](Hello& h) { h.worker = WorkerId(3); }, +[](Hello& h) { h.incarnation = Incarnation(2); },
+        +[](Hello& h) { h.nonce = "42"; }, +[](Hello& h) { h.pid = 1; }}) {
+    Hello other = hello;
+    change(other);
+    EXPECT_FALSE(same_proof(proof, hello_proof("secret", "nonce", other)));
+  }
+  Hello claimed = hello;
+  claimed.proof = "anything";  // is not part of what is proved
+  EXPECT_TRUE(same_proof(proof, hello_proof("secret", "nonce", claimed)));
+}
+
 TEST(ControlMessages, WhatIsNoMessageIsRefused) {
   EXPECT_EQ(error_of(""), "control message: not JSON");
   EXPECT_EQ(error_of("{"), "control message: not JSON");
@@ -105,8 +130,9 @@ TEST(ControlMessages, WhatIsNoMessageIsRefused) {
 }
 
 TEST(ControlMessages, EachMissingFieldIsNamed) {
-  for (Message const& message : {Message(sample_hello()), Message(sample_assign()), Message(Progress{}),
-                                 Message(Loaded{}), Message(Failed{}), Message(Refuse{})}) {
+  for (Message const& message :
+       {Message(sample_hello()), Message(sample_assign()), Message(Progress{}), Message(Loaded{}), Message(Failed{}),
+        Message(Refuse{}), Message(Challenge{}), Message(Welcome{})}) {
     json const good = json::parse(encode(message));
     for (auto const& [field, value] : good.items()) {
       if (field == "type") continue;

@@ -77,4 +77,24 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
   });
 }
 
+namespace {
+// The exponent's bits are all ones in what is not finite.
+template <class Bits>
+bool exponents_below(std::byte const* numbers, std::size_t count, Bits ones) {
+  bool finite = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
+    finite &= (bits & ones) != ones;
+  }
+  return finite;
+}
+}  // namespace
+
+bool all_finite(DType wire, std::byte const* numbers, std::size_t count) {
+  EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
+  return wire == DType::f32 ? exponents_below<std::uint32_t>(numbers, count, 0x7f800000U)
+                            : exponents_below<std::uint16_t>(numbers, count, std::uint16_t{0x7f80});
+}
+
 }  // namespace expertmesh

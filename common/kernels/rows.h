@@ -21,4 +21,6 @@ void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte*
 // fused multiply-add a term, starting from 0. out: [T,H].
 void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
              std::size_t experts_per_token, MatrixView<float> out);
+// Whether there is no infinity and no NaN among `count` numbers of `wire`.
+bool all_finite(DType wire, std::byte const* numbers, std::size_t count);
 }  // namespace expertmesh

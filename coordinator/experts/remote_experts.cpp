@@ -336,6 +336,35 @@ class RemoteExperts::Impl {
       lose(*leg.member, "bad answer: " + describe(*error));
       return false;
     }
+    auto const& answer = std::get<Answer>(parsed);
+    if (all_finite(wire_, answer.rows, leg.num_entries * layout.hidden()) || is_what_we_get(slot_index, leg))
+      return true;
+    lose(*leg.member, "bad answer: infinities or NaN that its experts do not give");
+    return false;
+  }
+
+  // Whether this process gets the same rows as the leg's worker. A model may overflow; a broken worker makes things up.
+  bool is_what_we_get(std::size_t slot_index, Leg const& leg) {
+    ExchangeSlot& slot = slots_[slot_index];
+    Layer const& layer = layers_[slot.layer_index];
+    std::size_t const row_bytes = DispatchLayout(layer.hidden, wire_).row_bytes();
+    auto const leg_index = static_cast<std::uint32_t>(&leg - slot.legs.data());
+    own_calls_.clear();
+    for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
+      if (slot.leg_of[s] == leg_index)
+        own_calls_.push_back({.expert = slot.routing.experts[s],
+                              .in = slot.wire_rows.data() + s / limits_.experts_per_token * row_bytes,
+                              .out = slot.own_rows.data() + s * row_bytes});
+    try {
+      own_.run(slot.layer_index, own_calls_);
+    } catch (std::exception const& error) {
+      spdlog::warn("cannot check rows of {}: {}", leg.member->peer.worker.value(), error.what());
+      return true;
+    }
+    for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
+      if (slot.leg_of[s] == leg_index &&
+          std::memcmp(slot.answer_rows[s], slot.own_rows.data() + s * row_bytes, row_bytes) != 0)
+        return false;
     return true;
   }
 

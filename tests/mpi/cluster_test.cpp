@@ -4,13 +4,16 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <iostream>
 #include <thread>
 
 #include "common/base/paths.h"
 #include "common/base/task.h"
 #include "coordinator/experts/remote_experts.h"
+#include "tests/mpi/mortal_faults.h"
 #include "tests/support/tiny_experts.h"
 
 namespace expertmesh {
@@ -164,6 +167,47 @@ TEST(MpiCluster, AKilledWorkerIsReplacedAndNobodyNotices) {
 
 TEST(MpiCluster, AStoppedWorkerIsReplacedAndNobodyNotices) {
   replace_ten_times(SIGSTOP);
+}
+
+// EM_FAULT_ROUNDS: deaths at each point (default 1; the documented long form takes 20).
+TEST(MpiCluster, MortalWorkersMayFailAtAnyPoint) {
+  char const* const wanted = std::getenv("EM_FAULT_ROUNDS");
+  int const rounds = wanted != nullptr ? std::atoi(wanted) : 1;
+  World world;
+  auto const source = make_dummy_weights(kSeed);
+  ClusterOptions mortal = options(world.model, 3);
+  mortal.worker_program = executable_dir() / "mpi_mortal_worker";
+  // A process that dies before it says hello is missed at this deadline only.
+  mortal.rejoin_timeout = 2s;
+  auto const cluster = Cluster::start(mortal, nullptr, nullptr);
+  auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
+  auto const local = make_local_experts(world.model, *source, kLimits, world.exec, [](std::size_t, std::size_t) {});
+  auto const expected = world.run(*local, 1);
+  std::vector<int> serving(kServingFaults);
+  std::vector<int> start(kStartFaults);
+  std::vector<std::uint32_t> counted(3);  // lives of each worker that are over
+  auto const deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60 + 60 * rounds);
+  while (std::ranges::min(serving) < rounds || std::ranges::min(start) < rounds) {
+    ASSERT_TRUE(test::same_bits(world.run(*experts, 1), expected));
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline)
+        << ::testing::PrintToString(serving) << ::testing::PrintToString(start);
+    for (auto const& worker : cluster->status()) {
+      std::uint32_t const id = worker.id.value();
+      ASSERT_TRUE(worker.incarnation.value() <= counted[id - 1] + 2) << "a life went by unseen";
+      for (std::uint32_t& over = counted[id - 1]; over + 1 < worker.incarnation.value();) {
+        ++over;
+        if (over % 2 == 1)
+          ++serving[static_cast<std::size_t>(serving_fault(id, over).first)];
+        else
+          ++start[static_cast<std::size_t>(start_fault(id, over))];
+      }
+    }
+  }
+  auto const recoveries = experts->recoveries();
+  std::cout << "deaths at each point: serving " << ::testing::PrintToString(serving) << ", starting "
+            << ::testing::PrintToString(start) << "; " << recoveries.exchanges << " exchanges met one, "
+            << recoveries.seconds * 1e3 << " ms together\n";
+  EXPECT_EQ(recoveries.quarantined_bytes, 0U);
 }
 
 TEST(MpiCluster, WhatIsWrongWithTheModelIsSaidByTheWorkerThatFoundIt) {

@@ -1,0 +1,41 @@
+// The life of a worker process: say hello, join MPI, load the experts it is given, serve until told to leave.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/transport/transport.h"
+
+namespace expertmesh {
+
+struct WorkerOptions {
+  std::string control;  // HOST:PORT of the coordinator
+  std::uint32_t worker_id = 0;
+  std::uint32_t incarnation = 0;
+  std::string secret_file;
+  std::size_t threads = 1;
+  std::string isa;
+  std::vector<int> cores;     // none: any
+  bool shared_cores = false;  // with other processes' compute threads
+};
+
+// Called at points of that life, where there is something to call: by tests, to end it there.
+struct WorkerHooks {
+  std::function<void()> started;    // nothing done yet
+  std::function<void()> connected;  // control connection up, MPI not yet
+  std::function<void()> assigned;   // about to load
+  // What the rows go through in place of the transport, which outlives it.
+  std::function<std::unique_ptr<Transport>(Transport&)> wrap;
+};
+
+// Ends the process, well or badly; throws only before it is connected.
+[[noreturn]] void run_worker(WorkerOptions const& options, WorkerHooks const& hooks);
+
+// The program: reads the command line and runs the worker. hooks_for may be empty.
+using HooksFor = std::function<WorkerHooks(WorkerOptions const&)>;
+int worker_main(int argc, char** argv, HooksFor const& hooks_for);
+
+}  // namespace expertmesh

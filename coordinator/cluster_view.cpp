@@ -58,6 +58,11 @@ std::string to_json(ClusterView const& view) {
             {"coordinator", process_json(view.coordinator)},
             {"workers", Json::array()}};
   for (auto const& w : view.workers) j["workers"].push_back(process_json(w));
+  j["placement"] = {{"moves", view.balance.num_moves},
+                    {"experts_moved", view.balance.experts_moved},
+                    {"moving", view.balance.moving},
+                    {"imbalance_before_last_move", view.balance.before},
+                    {"imbalance_after_last_move", view.balance.after}};
   return j.dump(-1, ' ', true, Json::error_handler_t::replace);
 }
 

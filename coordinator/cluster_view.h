@@ -37,6 +37,7 @@ struct ClusterView {
   ServeLimits limits;
   WorkerStatus coordinator;  // the same fields as a worker
   std::vector<WorkerStatus> workers;
+  Cluster::Balance balance;
   std::string not_ready;  // empty if requests can be served
 };
 

@@ -124,6 +124,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
   init_mpi();
   std::size_t const threads = worker_threads(options);
   ClusterOptions cluster{.num_workers = options.workers,
+                         .redundant_experts = options.redundant_experts,
                          .worker_program = executable_dir() / "expertmesh-worker",
                          .model_dir = std::filesystem::absolute(options.model_dir),
                          .load_format = options.load_format,

@@ -35,6 +35,7 @@ struct ModelRuntimeOptions {
   std::optional<std::uint64_t> router_noise_seed;
   std::optional<Isa> isa;  // none: the best this processor runs
   std::size_t heartbeat_timeout_ms = 200;
+  std::size_t redundant_experts = 0;
 };
 
 // Fixed before anything large is allocated.
@@ -70,7 +71,7 @@ class ModelRuntime {
   [[nodiscard]] Exec const& exec() const { return *exec_; }
   [[nodiscard]] Experts& experts();
   [[nodiscard]] RemoteExperts const* remote_experts() const { return remote_.get(); }  // none: a model without experts
-  [[nodiscard]] Cluster const* cluster() const { return cluster_.get(); }              // none: no workers
+  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }                    // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }

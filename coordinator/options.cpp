@@ -138,6 +138,14 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("--allowed-origin", serve.allowed_origin,
                 "Origin of browser pages that may use the API (CORS); an empty one: none")
       ->capture_default_str();
+  s->add_option("--redundant-experts", serve.redundant_experts,
+                "Replicas of each MoE layer's hottest experts, on other workers")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  s->add_option("--rebalance-interval", serve.rebalance_interval_s,
+                "Seconds between looks at the experts' load, to move them if that pays; 0: never")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
   s->add_option("--heartbeat-timeout-ms", serve.heartbeat_timeout_ms, "A worker silent for this long is dead")
       ->check(CLI::Range(50, 600000))
       ->capture_default_str();

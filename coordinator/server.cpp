@@ -77,7 +77,8 @@ class Server {
     profile_ = {.dtype = dtype, .wire_dtype = dtype, .kv_dtype = dtype, .isa = std::string(name_of(runtime_.isa()))};
     api_.emplace(api_options(), gate_, tokenizer_.get(), &templates_, metrics_,
                  ApiCallbacks{.not_ready = [this] { return started_ ? engine_->not_ready() : kLoading; },
-                              .cluster_json = [this] { return to_json(view()); }});
+                              .cluster_json = [this] { return to_json(view()); },
+                              .cluster_changes = options.workers > 0 ? cluster_changes() : ClusterChanges{}});
     spdlog::info("listening at {}, loading", address());
     if (api_keys_.empty() && !is_loopback(options.host))
       spdlog::warn("anyone who reaches {} may use it: there is no --api-key-file, and no TLS", address());
@@ -97,7 +98,7 @@ class Server {
                                   .queue_timeout = std::chrono::seconds(options_.queue_timeout_s),
                                   .step_budget = std::chrono::milliseconds(options_.step_budget_ms),
                                   .eos_ids = runtime_.spec().eos_ids},
-                    runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { count_traffic(); });
+                    runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("experts: {}", !runtime_.remote_experts() ? "none"
                                 : runtime_.cluster() ? std::to_string(options_.workers) + " workers, transport mpi"
@@ -156,10 +157,22 @@ class Server {
             .allowed_origin = options_.allowed_origin.empty() ? std::nullopt : std::optional(options_.allowed_origin)};
   }
 
+  ClusterChanges cluster_changes() {
+    auto const if_up = [this](auto change) {
+      return started_ ? change(*runtime_.cluster()) : std::optional<std::string>(kLoading);
+    };
+    return {.drain =
+                [if_up](std::uint32_t worker) {
+                  return if_up([worker](Cluster& cluster) { return cluster.drain(WorkerId(worker)); });
+                },
+            .add_worker = [if_up] { return if_up([](Cluster& cluster) { return cluster.add_worker(); }); }};
+  }
+
   // Monitor thread of the cluster.
   void on_worker(WorkerStatus const& worker) {
     bool const serving = worker.state == WorkerState::serving;
     std::size_t const place = worker.id.value() - 1;
+    if (place >= serving_.size()) serving_.resize(place + 1);
     if (serving)
       spdlog::info("worker {} (pid {}, incarnation {}) serves {} experts", worker.id.value(), worker.pid,
                    worker.incarnation.value(), worker.num_experts);
@@ -172,8 +185,28 @@ class Server {
   }
 
   // Engine thread.
-  void count_traffic() {
+  void after_step() {
     if (!runtime_.cluster()) return;
+    count_traffic();
+    if (options_.rebalance_interval_s == 0) return;
+    auto const now = std::chrono::steady_clock::now();
+    if (now < next_rebalance_) return;
+    next_rebalance_ = now + std::chrono::seconds(options_.rebalance_interval_s);
+    // What came since the last time.
+    BalanceStatistics const& sums = runtime_.runner().balance();
+    std::vector<std::vector<double>> load;
+    for (std::size_t m = 0; m < runtime_.runner().num_moe_layers(); ++m) {
+      load.push_back(sums.layer(m).load);
+      if (!load_before_.empty())
+        for (std::size_t e = 0; e < load[m].size(); ++e) load[m][e] -= load_before_[m][e];
+    }
+    bool const first = load_before_.empty();
+    load_before_.resize(load.size());
+    for (std::size_t m = 0; m < load.size(); ++m) load_before_[m] = sums.layer(m).load;
+    if (!first) runtime_.cluster()->consider_load(std::move(load));
+  }
+
+  void count_traffic() {
     auto const& traffic = runtime_.remote_experts()->traffic();
     metrics_.count_transport_bytes("mpi", traffic.bytes_sent - counted_sent_,
                                    traffic.bytes_received - counted_received_);
@@ -202,6 +235,7 @@ class Server {
                      .limits = limits_,
                      .coordinator = {},
                      .workers = {},
+                     .balance = {},
                      .not_ready = started_ ? engine_->not_ready() : kLoading};
     WorkerStatus& c = view.coordinator;
     c.incarnation = Incarnation(1);
@@ -220,7 +254,10 @@ class Server {
       for (auto const& layer : runtime_.experts_spec().layers) c.num_experts += layer.experts.size();
       c.resident_bytes += plan.worker_bytes.front();
     }
-    if (runtime_.cluster()) view.workers = runtime_.cluster()->status();
+    if (Cluster const* const cluster = runtime_.cluster()) {
+      view.workers = cluster->status();
+      view.balance = cluster->balance();
+    }
     return view;
   }
 
@@ -238,6 +275,8 @@ class Server {
   std::optional<Engine> engine_;
   std::optional<ApiServer> api_;
   std::size_t activation_bytes_ = 0;
+  std::chrono::steady_clock::time_point next_rebalance_{};  // like the next three, of the engine thread
+  std::vector<std::vector<double>> load_before_;            // [MoE layers][E]
   std::size_t counted_sent_ = 0;
   std::size_t counted_received_ = 0;
 };

@@ -3,8 +3,10 @@
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
+#include <csignal>
 #include <future>
 #include <thread>
 
@@ -44,6 +46,12 @@ class ControlClient::Impl {
         hello_(std::move(hello)),
         connection_(std::make_shared<ControlConnection>(connect(io_, address))),
         heartbeat_timer_(io_) {
+    asked_to_end_.async_wait([this](boost::system::error_code const& error, int) {
+      if (error) return;
+      // The coordinator has the experts loaded elsewhere first. Without one there is nobody to wait for.
+      if (!welcome_) closed("asked to end before it was taken in");
+      connection_->send(control::Leaving{});
+    });
     boost::asio::post(io_, [this] {
       connection_->start({.on_message = [this](control::Message message) { receive(std::move(message)); },
                           .on_closed = [this](std::string const& reason) { closed(reason); }},
@@ -60,6 +68,9 @@ class ControlClient::Impl {
   control::Assign wait_for_assign() { return assigned_.get_future().get(); }
   void send(control::Message const& message) { connection_->send(message); }
   ServingGate& gate() { return gate_; }
+  void on_hold(std::function<void(control::Hold)> handler) {
+    boost::asio::post(io_, [this, handler = std::move(handler)]() mutable { on_hold_ = std::move(handler); });
+  }
 
   [[noreturn]] void fail(control::FailureKind kind, std::string const& reason, int exit_code) {
     boost::asio::post(io_, [this, exit_code] { exit_code_ = exit_code; });
@@ -79,6 +90,9 @@ class ControlClient::Impl {
       awake_interval_ = heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
       beat();
       assigned_.set_value(std::move(*assign));
+    } else if (auto* hold = std::get_if<control::Hold>(&message)) {
+      if (!on_hold_) return closed("another placement before the first is served");
+      on_hold_(std::move(*hold));
     } else if (std::holds_alternative<control::Idle>(message)) {
       gate_.set(ServingGate::Mode::idle);
       heartbeat_interval_ = control::kIdleHeartbeatFactor * awake_interval_;
@@ -133,10 +147,12 @@ class ControlClient::Impl {
   boost::asio::io_context io_;
   std::shared_ptr<ControlConnection> connection_;
   boost::asio::steady_timer heartbeat_timer_;
+  boost::asio::signal_set asked_to_end_{io_, SIGTERM};
   std::chrono::milliseconds awake_interval_{0};
   std::chrono::milliseconds heartbeat_interval_{0};
   std::promise<control::Assign> assigned_;
   bool assigned_before_ = false;
+  std::function<void(control::Hold)> on_hold_;
   int exit_code_ = 1;  // of an end that nobody asked for
   ServingGate gate_;
   std::thread thread_;
@@ -147,6 +163,9 @@ ControlClient::ControlClient(std::string const& address, std::string secret, con
 ControlClient::~ControlClient() = default;
 control::Assign ControlClient::wait_for_assign() {
   return impl_->wait_for_assign();
+}
+void ControlClient::on_hold(std::function<void(control::Hold)> handler) {
+  impl_->on_hold(std::move(handler));
 }
 void ControlClient::send(control::Message const& message) {
   impl_->send(message);

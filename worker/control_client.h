@@ -1,6 +1,7 @@
 // A worker's end of the control plane, on a thread of its own: hello, assignment, heartbeats, idle and wake. When the
 // coordinator is gone the process ends at once: nobody else needs it.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,9 @@ class ControlClient {
 
   // Blocks until the coordinator has said what to load; heartbeats begin. A refusal ends the process.
   control::Assign wait_for_assign();
+
+  // From now on; on the control thread, which must not be kept: another placement to load.
+  void on_hold(std::function<void(control::Hold)> handler);
 
   void send(control::Message const& message);  // any thread
   // Last words: sends them and ends the process with this exit code once they are out.

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "common/base/cores.h"
 #include "common/base/error.h"
@@ -21,6 +22,7 @@
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
 #include "worker/control_client.h"
+#include "worker/served_placement.h"
 #include "worker/worker_loop.h"
 
 namespace expertmesh {
@@ -83,23 +85,43 @@ class ProgressReporter {
   ThreadPool pool(options.threads);
   auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
                                                               : open_checkpoint(assign.model_dir);
-  ExpertStore const store(assign.model, assign.held, *source, pool, ProgressReporter(control));
+  ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control));
   Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
-  ExpertService service(store, exec,
-                        {.incarnation = Incarnation(options.incarnation),
-                         .epoch = assign.epoch,
-                         .wire = assign.model.wire,
-                         .limits = assign.limits,
-                         .max_messages = assign.max_requests});
+  ExpertServiceOptions service{.incarnation = Incarnation(options.incarnation),
+                               .epoch = assign.epoch,
+                               .wire = assign.model.wire,
+                               .limits = assign.limits,
+                               .max_messages = assign.max_requests};
+  std::size_t const num_experts = store.num_experts();
+  std::size_t const resident_bytes = store.resident_bytes();
+  auto latest = std::make_shared<ServedPlacement>(std::move(store), exec, service);
   MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
   transport.add_peer(kCoordinator, parent_comm());
   std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(transport) : nullptr;
-  WorkerLoop loop(wrapped ? *wrapped : transport, kCoordinator, service, assign.max_requests,
+  WorkerLoop loop(wrapped ? *wrapped : transport, kCoordinator, latest, assign.max_requests,
                   options.shared_cores ? PollPause::sleep : PollPause::yield);
+  // One at a time: the coordinator waits for the one before.
+  control.on_hold([&](control::Hold hold) {
+    std::thread([&, hold = std::move(hold)] {
+      try {
+        give_way_to_others();
+        ThreadPool loading(1);
+        ExpertStore loaded(
+            assign.model, hold.held, *source, loading, [](std::size_t, std::size_t) {}, &latest->store);
+        std::size_t const bytes = loaded.resident_bytes();
+        service.epoch = hold.epoch;
+        latest = std::make_shared<ServedPlacement>(std::move(loaded), exec, service);
+        loop.offer(latest);
+        control.send(control::Loaded{.epoch = hold.epoch, .resident_bytes = bytes});
+      } catch (std::exception const& error) {
+        control.fail(control::FailureKind::other, error.what(), kExitOther);
+      }
+    }).detach();
+  });
   control.gate().set(ServingGate::Mode::serving);
-  control.send(control::Loaded{.resident_bytes = store.resident_bytes()});
-  spdlog::info("serving {} experts, {} bytes, {} threads, {}", store.num_experts(), store.resident_bytes(),
-               options.threads, options.isa);
+  control.send(control::Loaded{.epoch = assign.epoch, .resident_bytes = resident_bytes});
+  spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
+               options.isa);
   try {
     loop.run(control.gate());
   } catch (WorkerLoopError const& error) {  // here, where the buffers that MPI may still write to are alive

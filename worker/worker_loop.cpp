@@ -7,9 +7,14 @@
 
 namespace expertmesh {
 
-WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests,
-                       PollPause pause)
-    : transport_(transport), coordinator_(coordinator), service_(service), pause_(pause), slots_(max_requests) {
+WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr<ServedPlacement> first,
+                       std::size_t max_requests, PollPause pause)
+    : transport_(transport),
+      coordinator_(coordinator),
+      present_(std::move(first)),
+      pause_(pause),
+      slots_(max_requests) {
+  ExpertService const& service = present_->service;
   calls_.reserve(max_requests);
   called_.reserve(max_requests);
   for (Slot& slot : slots_) {
@@ -24,6 +29,11 @@ WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& 
 void WorkerLoop::post_receive(Slot& slot) {
   slot.stage = Stage::receiving;
   slot.op = transport_.post_recv(coordinator_, MessageTag(kRequestTag), slot.request.span());
+}
+
+void WorkerLoop::offer(std::shared_ptr<ServedPlacement> next) {
+  std::lock_guard const lock(mutex_);
+  offered_.push_back(std::move(next));
 }
 
 void WorkerLoop::run(ServingGate& gate) {
@@ -63,10 +73,36 @@ bool WorkerLoop::poll() {
 }
 
 void WorkerLoop::serve_ready() {
+  if (std::ranges::none_of(slots_, [](Slot const& slot) { return slot.stage == Stage::ready; })) return;
+  {
+    std::lock_guard const lock(mutex_);
+    coming_.insert(coming_.end(), offered_.begin(), offered_.end());
+    offered_.clear();
+  }
+  serve_present();
+  for (;;) {
+    auto const next = std::ranges::find_if(coming_, [&](auto const& placement) {
+      return std::ranges::any_of(slots_, [&](Slot const& slot) { return is_of(slot, *placement); });
+    });
+    if (next == coming_.end()) return;
+    present_ = *next;
+    coming_.erase(coming_.begin(), next + 1);
+    serve_present();
+  }
+}
+
+bool WorkerLoop::is_of(Slot const& slot, ServedPlacement const& placement) {
+  return slot.stage == Stage::ready &&
+         epoch_of(std::span<std::byte const>(slot.request.span()).first(slot.request_bytes)) ==
+             placement.service.epoch();
+}
+
+void WorkerLoop::serve_present() {
   calls_.clear();
   called_.clear();
   for (Slot& slot : slots_) {
     if (slot.stage != Stage::ready) continue;
+    if (std::ranges::any_of(coming_, [&](auto const& placement) { return is_of(slot, *placement); })) continue;
     ServiceCall call;
     call.request = std::span(slot.request.span()).first(slot.request_bytes);
     call.answer = slot.answer.span();
@@ -74,7 +110,7 @@ void WorkerLoop::serve_ready() {
     called_.push_back(&slot);
   }
   if (calls_.empty()) return;
-  service_.serve(calls_);
+  present_->service.serve(calls_);
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     ServiceCall const& call = calls_[i];
     if (call.error.fault != WireFault::none) spdlog::error("request refused: {}", describe(call.error));

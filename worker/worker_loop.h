@@ -1,13 +1,15 @@
 // The data plane of a worker: take requests, run them through the experts, send the answers. Keeps no request state.
 #pragma once
+#include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/base/cores.h"
-#include "common/experts/expert_service.h"
 #include "common/transport/transport.h"
+#include "worker/served_placement.h"
 #include "worker/serving_gate.h"
 
 namespace expertmesh {
@@ -21,8 +23,11 @@ class WorkerLoopError : public std::runtime_error {
 class WorkerLoop {
  public:
   // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted.
-  WorkerLoop(Transport& transport, PeerId coordinator, ExpertService& service, std::size_t max_requests,
+  WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr<ServedPlacement> first, std::size_t max_requests,
              PollPause pause);
+
+  // Any thread: requests of this placement are served as well. With the first of them the placement before goes.
+  void offer(std::shared_ptr<ServedPlacement> next);
 
   // Serves until the gate says stop; sleeps while it says idle. Throws WorkerLoopError.
   void run(ServingGate& gate);
@@ -40,12 +45,17 @@ class WorkerLoop {
   void post_receive(Slot& slot);
   bool poll();  // whether anything was completed
   void serve_ready();
+  void serve_present();  // the ready requests that are not of a coming placement
+  [[nodiscard]] static bool is_of(Slot const& slot, ServedPlacement const& placement);
   [[nodiscard]] bool all_receiving() const;
 
   Transport& transport_;
   PeerId coordinator_;
-  ExpertService& service_;
-  PollPause pause_;  // between looks for the next request
+  std::shared_ptr<ServedPlacement> present_;
+  std::vector<std::shared_ptr<ServedPlacement>> coming_;  // in the order they were offered
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<ServedPlacement>> offered_;  // guarded by mutex_; not yet among coming_
+  PollPause pause_;                                        // between looks for the next request
   std::vector<Slot> slots_;
   std::vector<ServiceCall> calls_;
   std::vector<Slot*> called_;

@@ -36,6 +36,8 @@ class ExpertService {
   // Scratch for the largest calls is allocated here; exec: see exec_limits().
   ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options);
 
+  [[nodiscard]] PlacementEpoch epoch() const { return options_.epoch; }
+
   // Of any one message, whatever its layer.
   [[nodiscard]] std::size_t max_request_bytes() const;
   [[nodiscard]] std::size_t max_answer_bytes() const;

@@ -47,9 +47,9 @@ HeldExperts all_experts(ExpertModelSpec const& model) {
   return held;
 }
 
-DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std::size_t experts_per_token) {
+DispatchLimits dispatch_limits(ExpertModelSpec const& model, std::size_t tokens, std::size_t experts_per_token) {
   std::size_t most_held = 0;
-  for (auto const& layer : held) most_held = std::max(most_held, layer.size());
+  for (auto const& layer : model.layers) most_held = std::max(most_held, layer.experts.size());
   return DispatchLimits::of(tokens, experts_per_token, most_held);
 }
 
@@ -77,7 +77,8 @@ FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, Weigh
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
-                         ThreadPool& pool, OnBytes const& on_bytes) {
+                         ThreadPool& pool, OnBytes const& on_bytes, ExpertStore const* before)
+    : held_(held) {
   std::vector<Job> const jobs = jobs_for(model, held);
   std::size_t first = 0;
   for (std::size_t i = 0; i < held.size(); ++i) {
@@ -87,17 +88,28 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     first += held[i].size();
   }
   experts_.resize(jobs.size());
+  std::vector<std::size_t> to_load;
+  for (std::size_t i = 0, job = 0; i < held.size(); ++i)
+    for (std::size_t local = 0; local < held[i].size(); ++local, ++job) {
+      if (before != nullptr) experts_[job] = before->find(i, held[i][local]);
+      if (experts_[job])
+        resident_bytes_ += packed_expert_bytes(model.layers[i], model.weights);
+      else
+        to_load.push_back(job);
+    }
 
   std::size_t const total_bytes = packed_expert_bytes(model, held);
   std::mutex mutex;
   std::exception_ptr failure;
-  pool.parallel_for(jobs.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+  pool.parallel_for(to_load.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t i = begin; i < end; ++i) {
       try {
-        experts_[i] = load_expert(*jobs[i].layer, jobs[i].expert, model.weights, source);
+        Job const& job = jobs[to_load[i]];
+        auto loaded = std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source));
         std::lock_guard lock(mutex);
         if (failure) return;
-        resident_bytes_ += experts_[i].gate_up.size_bytes() + experts_[i].down.size_bytes();
+        resident_bytes_ += loaded->gate_up.size_bytes() + loaded->down.size_bytes();
+        experts_[to_load[i]] = std::move(loaded);
         on_bytes(resident_bytes_, total_bytes);
       } catch (...) {
         std::lock_guard lock(mutex);
@@ -107,6 +119,13 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     }
   });
   if (failure) std::rethrow_exception(failure);
+}
+
+std::shared_ptr<FfnWeights const> ExpertStore::find(std::size_t layer_index, std::uint32_t expert) const {
+  auto const& ids = held_[layer_index];
+  auto const place = std::ranges::lower_bound(ids, expert);
+  if (place == ids.end() || *place != expert) return nullptr;
+  return experts_[index(layer_index, static_cast<std::size_t>(place - ids.begin()))];
 }
 
 }  // namespace expertmesh

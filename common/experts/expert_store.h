@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "common/base/thread_pool.h"
@@ -13,12 +14,13 @@
 
 namespace expertmesh {
 
-// Per layer of an ExpertModelSpec: global expert ids. The position in the list is the local expert index.
+// Per layer of an ExpertModelSpec: global expert ids, ascending. The position in the list is the local expert index.
 using HeldExperts = std::vector<std::vector<std::uint32_t>>;
 HeldExperts all_experts(ExpertModelSpec const& model);
 
-// The largest request to whoever holds these, in steps of T tokens with K experts each.
-DispatchLimits dispatch_limits(HeldExperts const& held, std::size_t tokens, std::size_t experts_per_token);
+// The largest request in steps of T tokens with K experts each, to whoever holds any of them: what a worker holds may
+// change, its buffers do not.
+DispatchLimits dispatch_limits(ExpertModelSpec const& model, std::size_t tokens, std::size_t experts_per_token);
 
 // Bytes that many experts will take once packed: for planning before loading.
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held);
@@ -33,27 +35,31 @@ class ExpertStore {
   // (loaded, total) packed bytes; from loading threads, one call at a time.
   using OnBytes = std::function<void(std::size_t loaded, std::size_t total)>;
 
-  // Reads the held experts' tensors and no others, on all threads of the pool. Throws what the source throws:
-  // ModelError, FileError.
+  // Reads the held experts' tensors and no others, on all threads of the pool. What `before` holds of them is shared
+  // with it, not read again. Throws what the source throws: ModelError, FileError.
   ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
-              OnBytes const& on_bytes);
+              OnBytes const& on_bytes, ExpertStore const* before = nullptr);
 
   [[nodiscard]] std::vector<HeldLayer> const& layers() const { return layers_; }  // in the model's order
   [[nodiscard]] FfnWeights const& expert(std::size_t layer_index, std::size_t local_expert) const {
-    return experts_[index(layer_index, local_expert)];
+    return *experts_[index(layer_index, local_expert)];
   }
   // Numbers the experts of all layers through: 0…num_experts() - 1.
   [[nodiscard]] std::size_t index(std::size_t layer_index, std::size_t local_expert) const {
     return first_expert_[layer_index] + local_expert;
   }
-  [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return experts_[index]; }
+  [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return *experts_[index]; }
+  [[nodiscard]] HeldExperts const& held() const { return held_; }
   [[nodiscard]] std::size_t num_experts() const { return experts_.size(); }
   [[nodiscard]] std::size_t resident_bytes() const { return resident_bytes_; }
 
  private:
+  [[nodiscard]] std::shared_ptr<FfnWeights const> find(std::size_t layer_index, std::uint32_t expert) const;
+
   std::vector<HeldLayer> layers_;
   std::vector<std::size_t> first_expert_;  // [layers]
-  std::vector<FfnWeights> experts_;
+  HeldExperts held_;
+  std::vector<std::shared_ptr<FfnWeights const>> experts_;
   std::size_t resident_bytes_ = 0;
 };
 

@@ -87,6 +87,17 @@ ExpertModelSpec model_spec(json const& object, std::string const& where) {
   return out;
 }
 
+std::vector<std::vector<std::uint32_t>> held(JsonReader& in, std::string const& where) {
+  std::vector<std::vector<std::uint32_t>> out;
+  for (auto const& item : in.array("held")) {
+    std::string const name = "held[" + std::to_string(out.size()) + "]";
+    json const layer = {{name, item}};
+    auto const& ids = out.emplace_back(JsonReader(layer, where).numbers(name));
+    if (std::ranges::adjacent_find(ids, std::greater_equal{}) != ids.end()) in.fail(name, "not in ascending order");
+  }
+  return out;
+}
+
 // ---- one pair of functions a message: fields out, fields in
 
 json fields(Challenge const& m) {
@@ -156,18 +167,15 @@ void read(JsonReader& in, Assign& m) {
   m.load_format = in.choice<LoadFormat>("load_format", {{"auto", LoadFormat::automatic}, {"dummy", LoadFormat::dummy}});
   m.dummy_seed = in.number("dummy_seed");
   m.model = model_spec(in.at("model"), "assign.model");
-  for (auto const& item : in.array("held")) {
-    std::string const name = "held[" + std::to_string(m.held.size()) + "]";
-    json const layer = {{name, item}};
-    m.held.push_back(JsonReader(layer, "assign").numbers(name));
-    if (m.held.size() > m.model.layers.size()) in.fail("held", "more layers than the model has");
-    std::size_t const num_experts = m.model.layers[m.held.size() - 1].experts.size();
-    auto const& ids = m.held.back();
-    if (std::ranges::adjacent_find(ids, std::greater_equal{}) != ids.end()) in.fail(name, "not in ascending order");
-    if (!ids.empty() && ids.back() >= num_experts)
-      in.fail(name, "expert " + std::to_string(ids.back()) + " of " + std::to_string(num_experts));
+  m.held = held(in, "assign");
+  if (m.held.size() > m.model.layers.size()) in.fail("held", "more layers than the model has");
+  if (m.held.size() < m.model.layers.size()) in.fail("held", "fewer layers than the model has");
+  for (std::size_t i = 0; i < m.held.size(); ++i) {
+    std::size_t const num_experts = m.model.layers[i].experts.size();
+    if (!m.held[i].empty() && m.held[i].back() >= num_experts)
+      in.fail("held[" + std::to_string(i) + "]",
+              "expert " + std::to_string(m.held[i].back()) + " of " + std::to_string(num_experts));
   }
-  if (m.held.size() != m.model.layers.size()) in.fail("held", "fewer layers than the model has");
   m.epoch = in.id<PlacementEpoch>("epoch");
   m.limits.max_rows = in.number("max_rows", kMaxMessageRows);
   m.limits.max_entries = in.number("max_entries", kMaxMessageRows);
@@ -186,10 +194,19 @@ void read(JsonReader& in, Progress& m) {
 }
 
 json fields(Loaded const& m) {
-  return {{"resident_bytes", m.resident_bytes}};
+  return {{"epoch", m.epoch.value()}, {"resident_bytes", m.resident_bytes}};
 }
 void read(JsonReader& in, Loaded& m) {
+  m.epoch = in.id<PlacementEpoch>("epoch");
   m.resident_bytes = in.number("resident_bytes");
+}
+
+json fields(Hold const& m) {
+  return {{"held", m.held}, {"epoch", m.epoch.value()}};
+}
+void read(JsonReader& in, Hold& m) {
+  m.held = held(in, "hold");
+  m.epoch = in.id<PlacementEpoch>("epoch");
 }
 
 json fields(Failed const& m) {
@@ -209,8 +226,8 @@ requires std::is_empty_v<Signal>
 void read(JsonReader&, Signal&) {}
 
 // In the order of Message's alternatives.
-constexpr char const* kTypes[] = {"challenge", "hello",     "welcome", "refuse", "assign",   "progress",
-                                  "loaded",    "heartbeat", "idle",    "wake",   "shutdown", "failed"};
+constexpr char const* kTypes[] = {"challenge", "hello",   "welcome",   "refuse", "assign", "progress", "loaded",
+                                  "hold",      "leaving", "heartbeat", "idle",   "wake",   "shutdown", "failed"};
 static_assert(std::size(kTypes) == std::variant_size_v<Message>);
 
 template <std::size_t I = 0>

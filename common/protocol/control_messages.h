@@ -69,9 +69,18 @@ struct Progress {  // worker -> coordinator while loading, packed bytes
   std::uint64_t loaded_bytes = 0;
   std::uint64_t total_bytes = 0;
 };
-struct Loaded {  // worker -> coordinator: serving from now on
+struct Loaded {  // worker -> coordinator: requests of this placement are served from now on
+  PlacementEpoch epoch{};
   std::uint64_t resident_bytes = 0;
 };
+
+// coordinator -> worker that serves: load these as well, and say so; requests of the placement before are served until
+// the first of this one comes.
+struct Hold {
+  std::vector<std::vector<std::uint32_t>> held;  // as in Assign
+  PlacementEpoch epoch;
+};
+struct Leaving {};    // worker -> coordinator: it was asked to end, and serves until it gets a shutdown
 struct Heartbeat {};  // worker -> coordinator
 struct Idle {};       // coordinator -> worker: sleep until wake
 struct Wake {};       // coordinator -> worker
@@ -86,8 +95,8 @@ struct Failed {  // worker -> coordinator, its last words
   std::string reason;
 };
 
-using Message =
-    std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Heartbeat, Idle, Wake, Shutdown, Failed>;
+using Message = std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Hold, Leaving, Heartbeat,
+                             Idle, Wake, Shutdown, Failed>;
 
 // Names the message and the field and says what is wrong with it.
 class MessageError : public std::runtime_error {

@@ -165,6 +165,13 @@ AnswerWriter DispatchLayout::write_answer(std::span<std::byte> buffer, ExchangeI
   return out;
 }
 
+std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request) {
+  DispatchHeader header;
+  if (request.size() < sizeof header) return std::nullopt;
+  std::memcpy(&header, request.data(), sizeof header);
+  return PlacementEpoch(header.id.placement_epoch);
+}
+
 std::variant<Request, WireError> parse_request(std::span<std::byte const> message, RequestExpectation const& expected) {
   Request out;
   if (WireError const error = check_header(message, kDispatchMagic, out.header); error.fault != WireFault::none)

@@ -10,6 +10,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -175,6 +176,9 @@ struct RequestExpectation {
   DispatchLimits limits;
   std::span<HeldLayer const> layers;
 };
+
+// The placement a request belongs to; none if there are not enough bytes for a header. Checks nothing else.
+std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request);
 
 // Check everything a peer can get wrong; nothing is copied but the header. `message`: exactly the bytes received, in a
 // 64-byte aligned buffer.

@@ -17,7 +17,8 @@
 namespace expertmesh {
 
 struct ClusterOptions {
-  std::size_t num_workers = 1;           // N: worker w holds the experts [E*(w-1)/N, E*w/N) of every MoE layer
+  std::size_t num_workers = 1;  // N at the start: worker w holds the experts [E*(w-1)/N, E*w/N) of every MoE layer
+  std::size_t redundant_experts = 0;     // replicas in every MoE layer, beyond one holder of each expert
   std::filesystem::path worker_program;  // expertmesh-worker
   std::filesystem::path model_dir;
   LoadFormat load_format = LoadFormat::automatic;
@@ -39,7 +40,7 @@ struct ClusterOptions {
   std::chrono::seconds leave_timeout{3};         // from shutdown to the end of the process
 };
 
-enum class WorkerState : std::uint8_t { joining, loading, serving, dead, left };
+enum class WorkerState : std::uint8_t { joining, loading, serving, draining, dead, left };
 char const* name_of(WorkerState state);
 
 struct WorkerStatus {
@@ -80,15 +81,33 @@ class Cluster final : public WorkerGroup {
   using OnChange = std::function<void(WorkerStatus const&)>;
 
   // Spawns the workers, gives them their experts and returns when all serve. From then on a dead one is replaced: at
-  // once, or after a pause if it died before it served; one that did so three times in a row is left dead. MPI must be
-  // initialised. Throws ClusterError, ModelError or NetworkError; nothing is left behind then.
+  // once, or after a pause if it died before it served; one that did so three times in a row is left dead,
+  // and the others take its experts over. MPI must be initialised. Throws ClusterError, ModelError or NetworkError;
+  // nothing is left behind then.
   static std::unique_ptr<Cluster> start(ClusterOptions options, OnProgress const& on_progress, OnChange on_change);
   ~Cluster() override;  // shutdown()
 
   // Asks the workers to leave, waits at most leave_timeout, kills what is still there.
   void shutdown();
 
-  [[nodiscard]] std::vector<WorkerStatus> status() const;  // thread-safe
+  // ---- thread-safe; these return at once, what they ask for happens beside the steps
+  [[nodiscard]] std::vector<WorkerStatus> status() const;
+  // One more worker on this host; experts move to it when it serves. None, or why not.
+  std::optional<std::string> add_worker();
+  // The others take the worker's experts over, then it ends, for good. None, or why not.
+  std::optional<std::string> drain(WorkerId worker);
+  // [layers][E] tokens that each expert got lately: experts move if that balances them clearly better.
+  void consider_load(std::vector<std::vector<double>> load);
+  struct Balance {
+    std::size_t num_moves = 0;  // placements since start, but the first
+    std::size_t experts_moved = 0;
+    bool moving = false;
+    // Of the last move, for the load known then: the most loaded worker's share over its fair share, mean of the
+    // layers.
+    double before = 1;
+    double after = 1;
+  };
+  [[nodiscard]] Balance balance() const;
 
   [[nodiscard]] Transport& transport() override;
   [[nodiscard]] std::vector<WorkerPeer> members() override;

@@ -40,9 +40,9 @@ class ControlServer::Impl {
  public:
   explicit Impl(Options options)
       : options_(std::move(options)),
-        workers_(options_.num_workers),
-        dead_(options_.num_workers),
-        monitor_(options_.num_workers),
+        workers_(options_.max_workers),
+        dead_(options_.max_workers),
+        monitor_(options_.max_workers),
         acceptor_(io_),
         accept_timer_(io_),
         check_timer_(io_) {
@@ -73,6 +73,8 @@ class ControlServer::Impl {
     EM_CHECK(worker.connection == nullptr && incarnation > worker.record.status.incarnation,
              "worker " << id << ", incarnation " << incarnation << " after " << worker.record.status.incarnation);
     std::string const last_reason = worker.record.status.death_reason;
+    num_expected_ = std::max<std::size_t>(num_expected_, id.value());
+    worker.leaving = false;
     worker.record = {};
     worker.process.reset();
     worker.record.status.id = id;
@@ -122,6 +124,18 @@ class ControlServer::Impl {
     boost::asio::post(io_, [this] { schedule_check(); });
   }
 
+  void hold(WorkerId id, control::Hold const& placement) {
+    std::lock_guard lock(mutex_);
+    if (auto const& connection = workers_[id.value() - 1].connection) connection->send(placement);
+  }
+
+  void shutdown_worker(WorkerId id) {
+    std::lock_guard lock(mutex_);
+    Worker& worker = workers_[id.value() - 1];
+    worker.leaving = true;
+    if (worker.connection) worker.connection->send(control::Shutdown{});
+  }
+
   void shutdown_workers() {
     std::lock_guard lock(mutex_);
     leaving_ = true;
@@ -144,6 +158,7 @@ class ControlServer::Impl {
     WorkerRecord record;
     std::shared_ptr<ControlConnection> connection;  // while it lives
     std::optional<WorkerProcess> process;           // from hello on
+    bool leaving = false;                           // was told to
   };
 
   void listen() {
@@ -272,7 +287,10 @@ class ControlServer::Impl {
       workers_[index].record.loaded_bytes = progress->loaded_bytes;
       workers_[index].record.total_bytes = progress->total_bytes;
     } else if (auto const* loaded = std::get_if<control::Loaded>(&message)) {
-      serve(life, loaded->resident_bytes);
+      serve(life, *loaded);
+    } else if (std::holds_alternative<control::Leaving>(message)) {
+      spdlog::info("worker {} was asked to end", index + 1);
+      if (options_.on_leaving) options_.on_leaving(WorkerId(static_cast<std::uint32_t>(index + 1)), life.incarnation);
     } else if (auto const* failed = std::get_if<control::Failed>(&message)) {
       {
         std::lock_guard lock(mutex_);
@@ -285,16 +303,22 @@ class ControlServer::Impl {
     changed_.notify_all();
   }
 
-  void serve(Life life, std::uint64_t resident_bytes) {
+  void serve(Life life, control::Loaded const& loaded) {
     WorkerStatus status;
+    bool moved = false;
     {
       std::lock_guard lock(mutex_);
       Worker& worker = workers_[life.index];
+      moved = worker.record.status.state == WorkerState::serving;
       worker.record.status.state = WorkerState::serving;
-      worker.record.status.resident_bytes = resident_bytes;
-      monitor_.watch(life.index, timeout(WorkerState::serving), Clock::now());
-      if (idle_) worker.connection->send(control::Idle{});
+      worker.record.status.resident_bytes = loaded.resident_bytes;
+      if (!moved) monitor_.watch(life.index, timeout(WorkerState::serving), Clock::now());
+      if (idle_ && !moved) worker.connection->send(control::Idle{});
       status = worker.record.status;
+    }
+    if (moved) {
+      if (options_.on_moved) options_.on_moved(status.id, status.incarnation, loaded.epoch);
+      return;
     }
     if (options_.on_change) options_.on_change(status);
   }
@@ -302,8 +326,9 @@ class ControlServer::Impl {
   void hung_up(Life life, std::string const& reason) {
     {
       std::lock_guard lock(mutex_);
-      if (leaving_) {
+      if (leaving_ || workers_[life.index].leaving) {
         workers_[life.index].record.status.state = WorkerState::left;
+        dead_[life.index].store(life.incarnation.value(), std::memory_order_release);  // rows it may owe: not from it
         workers_[life.index].connection.reset();
         monitor_.unwatch(life.index);
       }
@@ -383,7 +408,7 @@ class ControlServer::Impl {
 
   std::vector<WorkerRecord> records_locked() const {
     std::vector<WorkerRecord> out;
-    for (std::size_t i = 0; i < workers_.size(); ++i) {
+    for (std::size_t i = 0; i < num_expected_; ++i) {
       out.push_back(workers_[i].record);
       if (auto const age = monitor_.age(i, Clock::now()))
         out.back().status.heartbeat_age = std::chrono::milliseconds(in_ms(*age));
@@ -400,6 +425,7 @@ class ControlServer::Impl {
   std::vector<Worker> workers_;                   // guarded by mutex_, like monitor_ and leaving_
   std::vector<std::atomic<std::uint32_t>> dead_;  // [N] the last incarnation that died
   HeartbeatMonitor monitor_;
+  std::size_t num_expected_ = 0;
   bool leaving_ = false;
   std::atomic<bool> idle_ = false;
 
@@ -448,6 +474,12 @@ void ControlServer::idle() {
 }
 void ControlServer::wake() {
   impl_->wake();
+}
+void ControlServer::hold(WorkerId worker, control::Hold const& placement) {
+  impl_->hold(worker, placement);
+}
+void ControlServer::shutdown_worker(WorkerId worker) {
+  impl_->shutdown_worker(worker);
 }
 void ControlServer::shutdown_workers() {
   impl_->shutdown_workers();

@@ -25,12 +25,15 @@ struct WorkerRecord {
 class ControlServer {
  public:
   struct Options {
-    std::size_t num_workers = 1;
+    std::size_t max_workers = 1;
     std::string isa;
     std::string dtype;  // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
     Cluster::OnChange on_change;
+    // A worker that serves has loaded another placement. On the monitor thread.
+    std::function<void(WorkerId, Incarnation, PlacementEpoch)> on_moved{};
+    std::function<void(WorkerId, Incarnation)> on_leaving{};  // it was asked to end; on the monitor thread
   };
 
   // Listens on a free port of 127.0.0.1. Throws NetworkError.
@@ -40,11 +43,12 @@ class ControlServer {
   [[nodiscard]] std::string address() const;  // "127.0.0.1:port"
   [[nodiscard]] SecretFile const& secret() const;
 
-  [[nodiscard]] std::vector<WorkerRecord> records() const;  // [N] of the present lives
+  [[nodiscard]] std::vector<WorkerRecord> records() const;  // of those that were ever expected
   // A new life of a worker that is dead or was never there: its hello is awaited, no other's is taken.
   void expect(WorkerId worker, Incarnation incarnation);
-  [[nodiscard]] bool dead(WorkerId worker, Incarnation incarnation) const;  // one atomic load
-  [[nodiscard]] std::string death_reason(WorkerId worker) const;            // of its last death
+  // Whether this life is over: it died, or left. One atomic load.
+  [[nodiscard]] bool dead(WorkerId worker, Incarnation incarnation) const;
+  [[nodiscard]] std::string death_reason(WorkerId worker) const;  // of its last death
   void declare_dead(WorkerId worker, Incarnation incarnation, std::string const& reason);
 
   // Until `done(records)` or the deadline; false at the deadline. done is called after every change.
@@ -54,6 +58,8 @@ class ControlServer {
   // To all that live; these return at once.
   void idle();  // heartbeats get rarer
   void wake();
+  void hold(WorkerId worker, control::Hold const& placement);       // to one that serves
+  void shutdown_worker(WorkerId worker);                            // its end of a connection is no death from now on
   void shutdown_workers();                                          // an end of a connection is no death from now on
   void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
   void kill_remaining();                                            // workers of this host that are still there

@@ -36,7 +36,7 @@ class WorkerGroup {
   // ---- any thread
   // Grows whenever members() would say something new. One atomic load.
   [[nodiscard]] virtual std::uint64_t version() const = 0;
-  // Cheap enough for every round of the step path.
+  // Whether that life is over: it died, or left. Cheap enough for every round of the step path.
   [[nodiscard]] virtual bool dead(WorkerPeer const& member) const = 0;
   // One line; empty while this life lasts.
   [[nodiscard]] virtual std::string death_reason(WorkerPeer const& member) const = 0;

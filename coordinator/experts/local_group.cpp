@@ -15,7 +15,7 @@ LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> he
                        RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
                        std::size_t max_lives)
     : wire_(model.wire),
-      limits_(limits),
+      message_limits_(dispatch_limits(model, limits.max_tokens, limits.experts_per_token)),
       transport_({.max_peers = std::max(max_lives, held.size())},
                  [this](PeerId peer, std::span<std::byte const> request, std::span<std::byte> reply) {
                    return serve(peer, request, reply);
@@ -23,7 +23,7 @@ LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> he
   for (HeldExperts& part : held) {
     held_.push_back(std::make_shared<HeldExperts const>(std::move(part)));
     parts_.push_back(std::make_unique<Part>(model, *held_.back(), source, exec,
-                                            dispatch_limits(*held_.back(), limits.max_tokens, limits.experts_per_token),
+                                            dispatch_limits(model, limits.max_tokens, limits.experts_per_token),
                                             on_bytes));
     begin_life(WorkerId(static_cast<std::uint32_t>(parts_.size())), Incarnation(1));
   }
@@ -35,12 +35,11 @@ void LocalGroup::begin_life(WorkerId worker, Incarnation incarnation) {
   lives_.push_back(std::make_unique<Life>(
       Life{.peer = {.worker = worker, .incarnation = incarnation, .peer = peer, .epoch = kEpoch, .held = held_[index]},
            .service = {parts_[index]->store, parts_[index]->exec,
-                       ExpertServiceOptions{
-                           .incarnation = incarnation,
-                           .epoch = kEpoch,
-                           .wire = wire_,
-                           .limits = dispatch_limits(*held_[index], limits_.max_tokens, limits_.experts_per_token),
-                           .max_messages = 1}},
+                       ExpertServiceOptions{.incarnation = incarnation,
+                                            .epoch = kEpoch,
+                                            .wire = wire_,
+                                            .limits = message_limits_,
+                                            .max_messages = 1}},
            .death_reason = {}}));
   ++version_;
 }

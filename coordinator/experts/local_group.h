@@ -56,7 +56,7 @@ class LocalGroup final : public WorkerGroup {
   std::size_t serve(PeerId peer, std::span<std::byte const> request, std::span<std::byte> reply);
 
   DType const wire_;
-  RemoteExpertsLimits const limits_;
+  DispatchLimits const message_limits_;
   std::vector<std::shared_ptr<HeldExperts const>> held_;  // [N]
   std::vector<std::unique_ptr<Part>> parts_;              // [N]
   std::vector<std::unique_ptr<Life>> lives_;              // by PeerId

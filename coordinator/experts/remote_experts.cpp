@@ -45,6 +45,7 @@ class RemoteExperts::Impl {
         exec_(exec),
         wire_(model.wire),
         hidden_(max_hidden(model)),
+        message_limits_(dispatch_limits(model, limits.max_tokens, limits.experts_per_token)),
         group_(std::move(group)),
         transport_(group_->transport()),
         own_(model, source, exec,
@@ -179,6 +180,7 @@ class RemoteExperts::Impl {
       if (std::ranges::count(lost_peers_, peer.peer) != 0) continue;
       auto const known = std::ranges::find(members_, peer.peer, same_life);
       members.push_back(known != members_.end() ? *known : new_member(peer));
+      members.back()->peer = peer;  // with the experts it holds by now
     }
     members_ = std::move(members);
 
@@ -208,10 +210,10 @@ class RemoteExperts::Impl {
 
   LegMessages& add_messages(Member& member) {
     DispatchLayout const layout(hidden_, wire_);
-    auto const limits = dispatch_limits(*member.peer.held, limits_.max_tokens, limits_.experts_per_token);
     LegMessages& messages = member.messages.emplace_back();
-    messages.request = AlignedBuffer<std::byte>(layout.request_bytes(limits.max_rows, limits.max_entries));
-    messages.answer = AlignedBuffer<std::byte>(layout.answer_bytes(limits.max_entries));
+    messages.request =
+        AlignedBuffer<std::byte>(layout.request_bytes(message_limits_.max_rows, message_limits_.max_entries));
+    messages.answer = AlignedBuffer<std::byte>(layout.answer_bytes(message_limits_.max_entries));
     transport_.register_buffer(messages.request.span());
     transport_.register_buffer(messages.answer.span());
     return messages;
@@ -434,6 +436,7 @@ class RemoteExperts::Impl {
   Exec const& exec_;
   DType const wire_;
   std::size_t const hidden_;  // the largest H
+  DispatchLimits const message_limits_;
   std::shared_ptr<WorkerGroup> const group_;
   Transport& transport_;
   OwnExperts own_;

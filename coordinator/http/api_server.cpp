@@ -103,6 +103,17 @@ struct ApiServer::Impl {
       post(chat ? "/v1/chat/completions" : "/v1/completions", [this, chat](HttpRequest request, Responder responder) {
         start_generation(context, text_threads, chat, std::move(request), std::move(responder));
       });
+    for (bool const drain : {true, false})
+      post(drain ? "/v1/cluster/drain" : "/v1/cluster/workers",
+           [this, drain](HttpRequest const& request, Responder const& r) {
+             if (!callbacks.cluster_changes.drain)
+               return refuse(r, {.status = 409,
+                                 .message = "there are no workers: the experts are in the coordinator",
+                                 .param = {},
+                                 .code = "cluster_conflict",
+                                 .retry_after_s = {}});
+             answer(r, (drain ? drain_worker : add_workers)(callbacks.cluster_changes, request.body));
+           });
     post("/tokenize", [this](HttpRequest request, Responder responder) {
       on_text_thread(tokenize, std::move(request), std::move(responder));
     });

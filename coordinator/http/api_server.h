@@ -9,6 +9,7 @@
 
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/http/api_types.h"
+#include "coordinator/http/cluster_endpoints.h"
 #include "coordinator/http/http_server.h"
 #include "coordinator/observe/metrics.h"
 #include "coordinator/text/chat_template.h"
@@ -29,6 +30,7 @@ struct ApiServerOptions {
 struct ApiCallbacks {
   std::function<std::string()> not_ready;     // why requests cannot be served; empty if they can
   std::function<std::string()> cluster_json;  // body of /v1/cluster
+  ClusterChanges cluster_changes{};           // set if there are workers
 };
 
 class ApiServer {

@@ -93,7 +93,7 @@ class FakeWorker {
 struct ControlServerTest : ::testing::Test {
   std::mutex mutex;
   std::vector<WorkerStatus> changes;
-  ControlServer server{{.num_workers = 2,
+  ControlServer server{{.max_workers = 2,
                         .isa = "scalar",
                         .dtype = "float32",
                         .heartbeat_interval = 25ms,
@@ -152,7 +152,7 @@ TEST_F(ControlServerTest, AWorkerJoinsLoadsServesAndLeaves) {
   EXPECT_TRUE(std::holds_alternative<control::Shutdown>(*worker.receive()));
   worker.hang_up();
   await(2, WorkerState::left);
-  EXPECT_FALSE(server.dead(WorkerId(2), Incarnation(1)));
+  EXPECT_TRUE(server.dead(WorkerId(2), Incarnation(1)));
   std::lock_guard lock(mutex);
   ASSERT_EQ(changes.size(), 1U);
   EXPECT_EQ(changes[0].state, WorkerState::serving);

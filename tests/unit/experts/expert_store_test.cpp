@@ -71,13 +71,36 @@ TEST(ExpertStore, WhatTheSourceThrowsOnAnyThreadArrives) {
   }
 }
 
+TEST(ExpertStore, WhatTheOneBeforeHoldsIsNotReadAgain) {
+  ExpertModelSpec const model = tiny_model(5, DType::f32);
+  MadeUpWeights source;
+  ThreadPool pool(2);
+  auto before = std::make_unique<ExpertStore>(model, HeldExperts{{0, 2, 4}, {1}}, source, pool, kIgnoreBytes);
+  std::set<std::string> const read = source.loaded();
+  std::byte const* const shared = before->expert(0, 1).down.data();
+  ExpertStore const after(model, {{2, 3}, {}}, source, pool, kIgnoreBytes, before.get());
+  std::set<std::string> now = source.loaded();
+  for (auto const& name : read) now.erase(name);
+  EXPECT_EQ(now,
+            (std::set<std::string>{"layers.1.experts.3.gate", "layers.1.experts.3.up", "layers.1.experts.3.down"}));
+  EXPECT_EQ(after.resident_bytes(), packed_expert_bytes(model, {{2, 3}, {}}));
+  EXPECT_EQ(after.expert(0, 0).down.data(), shared);
+  before.reset();
+  ExpertStore const alone(model, {{2}, {}}, source, pool, kIgnoreBytes);
+  EXPECT_EQ(
+      std::memcmp(after.expert(0, 0).down.data(), alone.expert(0, 0).down.data(), after.expert(0, 0).down.size_bytes()),
+      0);
+}
+
 TEST(HeldExperts, AllAreAll) {
   EXPECT_EQ(all_experts(tiny_model(3, DType::f32)), (HeldExperts{{0, 1, 2}, {0, 1, 2}}));
 }
 
 TEST(HeldExperts, LimitsFollowTheFullestLayer) {
-  EXPECT_EQ(dispatch_limits({{0, 2, 3}, {1}}, 10, 8), (DispatchLimits{.max_rows = 10, .max_entries = 30}));
-  EXPECT_EQ(dispatch_limits({{0, 2, 3}, {1}}, 10, 2), (DispatchLimits{.max_rows = 10, .max_entries = 20}));
+  ExpertModelSpec model = tiny_model(3, DType::f32);
+  model.layers[1].experts.resize(1);
+  EXPECT_EQ(dispatch_limits(model, 10, 8), (DispatchLimits{.max_rows = 10, .max_entries = 30}));
+  EXPECT_EQ(dispatch_limits(model, 10, 2), (DispatchLimits{.max_rows = 10, .max_entries = 20}));
 }
 
 }  // namespace

@@ -81,6 +81,9 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   CLI::App app{"ExpertMesh: serves sparse Mixture-of-Experts language models from a group of machines", "expertmesh"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
+  app.footer(
+      "bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: bench --help, and "
+      "README.md");
 
   ServeOptions serve;
   std::string load_format = "auto";

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # run.sh [--long]: installs what it needs, builds, and runs every test: the whole suite in a release build, then the unit
 # tests under AddressSanitizer and UndefinedBehaviorSanitizer. The last line counts the tests of all stages.
-#   --long  also the crowd of test_load.py for a minute, the unit tests under ThreadSanitizer, clang-tidy over all sources,
-#           each fuzz target for a minute, and the clients people use (openai, lm-eval; from PyPI, into build/clients)
+#   --long  also the crowd of test_load.py for a minute, the fault tests at their full length, the unit tests under
+#           ThreadSanitizer, clang-tidy over all sources, each fuzz target for a minute, and the clients people use
+#           (openai, lm-eval; from PyPI, into build/clients)
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
@@ -11,7 +12,7 @@ case "${1:-}" in
   "") ;;
   --long) long=true ;;
   *)
-    sed -n '2,5s/^# //p' tests/run.sh
+    sed -n '2,6s/^# //p' tests/run.sh
     exit 2
     ;;
 esac
@@ -100,7 +101,7 @@ clients() {
 packages=(--tests)
 if $long; then
   packages+=(--long)
-  export EM_LOAD_SECONDS=60
+  export EM_LOAD_SECONDS=60 EM_FAULT_KILLS=1000 EM_FAULT_STORM=200 EM_FAULT_MESSAGES=10000 EM_FAULT_ROUNDS=20
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all

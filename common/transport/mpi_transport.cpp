@@ -55,23 +55,22 @@ class MpiTransport::Impl {
         continue;
       }
       completions[count++] = completion_of(op, status);
-      Peer& peer = *op.peer;
       op = ops_.back();
       ops_.pop_back();
-      if (--peer.open_ops == 0 && peer.fenced) forget(peer);
     }
     return count;
   }
 
   void fence(PeerId id) {
     Peer& peer = serving_peer(id);
+    // The communicator is never freed: Open MPI would give its context id to a later one, and what a peer that was only
+    // slow still sends would match there.
     peer.fenced = true;
     for (Op& op : ops_) {
       if (op.peer != &peer) continue;
       quarantined_bytes_ += op.bytes;
       if (op.kind == OpKind::receive && op.code == MPI_SUCCESS) mpi_check(MPI_Cancel(&op.request), "MPI_Cancel");
     }
-    if (peer.open_ops == 0) forget(peer);
   }
 
   [[nodiscard]] std::size_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -83,7 +82,6 @@ class MpiTransport::Impl {
     PeerId id;
     MPI_Comm comm = MPI_COMM_NULL;
     bool fenced = false;
-    std::size_t open_ops = 0;  // of ops_
   };
 
   enum class OpKind : std::uint8_t { send, receive };
@@ -102,21 +100,11 @@ class MpiTransport::Impl {
     return found->second;
   }
 
-  // The library has nothing of this peer any more. Open MPI gives its context id to a later communicator, where what a
-  // peer that was only slow still sends could match: but for its tag, which is of a fenced attempt and not used again.
-  void forget(Peer& peer) {
-    mpi_check(MPI_Comm_free(&peer.comm), "MPI_Comm_free");
-    PeerId const id = peer.id;
-    peers_.erase(id);
-  }
-
   Op& new_op(PeerId peer, MessageTag tag, std::size_t bytes, OpKind kind) {
     EM_CHECK(bytes <= INT_MAX, "message of " << bytes << " bytes");
     EM_CHECK(tag.value() <= kMaxTag, "tag " << tag);
     EM_CHECK(ops_.size() < max_ops_, "more than " << max_ops_ << " ops in flight");
-    Peer& its_peer = serving_peer(peer);
-    ++its_peer.open_ops;
-    ops_.push_back({.id = OpId(++last_op_), .kind = kind, .peer = &its_peer, .bytes = bytes});
+    ops_.push_back({.id = OpId(++last_op_), .kind = kind, .peer = &serving_peer(peer), .bytes = bytes});
     return ops_.back();
   }
 

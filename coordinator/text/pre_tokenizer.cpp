@@ -120,7 +120,7 @@ void PreTokenizer::add(Json const& spec) {
     bool const prefix = json_field_or(spec, "add_prefix_space", true, where);
     if (prefix)
       steps_.emplace_back([](std::string const& piece, bool, Pieces& out) {
-        out.push_back(piece.starts_with(' ') ? std::move(piece) : " " + piece);
+        out.push_back(piece.starts_with(' ') ? piece : " " + piece);
       });
     if (json_field_or(spec, "use_regex", true, where))
       add_split(RegexPattern(kGpt2Pattern), SplitBehavior::isolated, false);

@@ -12,6 +12,7 @@
 
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
+#include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/worker_group.h"
 
 namespace expertmesh {
@@ -98,15 +99,7 @@ class Cluster final : public WorkerGroup {
   std::optional<std::string> drain(WorkerId worker);
   // [layers][E] tokens that each expert got lately: experts move if that balances them clearly better.
   void consider_load(std::vector<std::vector<double>> load);
-  struct Balance {
-    std::size_t num_moves = 0;  // placements since start, but the first
-    std::size_t experts_moved = 0;
-    bool moving = false;
-    // Of the last move, for the load known then: the most loaded worker's share over its fair share, mean of the
-    // layers.
-    double before = 1;
-    double after = 1;
-  };
+  using Balance = Membership::Balance;
   [[nodiscard]] Balance balance() const;
 
   [[nodiscard]] Transport& transport() override;

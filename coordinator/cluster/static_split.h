@@ -8,5 +8,6 @@
 #include "common/experts/expert_store.h"
 
 namespace expertmesh {
-std::vector<HeldExperts> static_split(ExpertModelSpec const& model, std::size_t num_workers);  // [N]
+std::vector<std::size_t> num_experts_of(ExpertModelSpec const& model);  // [layers] E
+std::vector<HeldExperts> static_split(std::vector<std::size_t> const& num_experts, std::size_t num_workers);  // [N]
 }  // namespace expertmesh

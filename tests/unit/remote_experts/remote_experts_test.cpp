@@ -57,7 +57,7 @@ struct World {
     return std::make_shared<LocalGroup>(model, std::move(held), source, limits(k), exec, kIgnoreBytes, kMaxLives);
   }
   std::shared_ptr<LocalGroup> group(std::size_t num_workers, std::size_t k) {
-    return group(static_split(model, num_workers), k);
+    return group(static_split(num_experts_of(model), num_workers), k);
   }
   std::unique_ptr<RemoteExperts> experts(std::shared_ptr<LocalGroup> workers, std::size_t k) {
     return std::make_unique<RemoteExperts>(model, source, limits(k), exec, std::move(workers));

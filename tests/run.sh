@@ -102,10 +102,11 @@ packages=(--tests)
 if $long; then
   packages+=(--long)
   export EM_LOAD_SECONDS=60 EM_FAULT_KILLS=1000 EM_FAULT_STORM=200 EM_FAULT_MESSAGES=10000 EM_FAULT_ROUNDS=20
+  export EM_SIMULATION_SEEDS=100000
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all
-build_and_test asan unit_tests -L unit
+EM_SIMULATION_SEEDS=200 build_and_test asan unit_tests -L unit
 if $long; then
   build_and_test tsan unit_tests -L unit
   check clang-tidy tidy

@@ -110,6 +110,10 @@ std::optional<std::string> Membership::drain(WorkerId worker) {
 void Membership::serves(Life life) {
   FullPlace* const place = present(life);
   if (place == nullptr || place->serving) return;
+  if (place->left) {  // it was asked to leave before it could be told to
+    actions_.emplace_back(LetGo{life});
+    return;
+  }
   place->serving = true;
   place->failed_starts = 0;
   place->asked = place->loaded = false;

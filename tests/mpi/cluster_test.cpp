@@ -162,8 +162,9 @@ void replace_ten_times(int signal) {
       ASSERT_TRUE(test::same_bits(world.run(*experts, 1), expected));
       undisturbed = lives() == before &&
                     std::ranges::all_of(before, [](auto const& life) { return life.second == WorkerState::serving; });
-      if (undisturbed)
+      if (undisturbed) {
         EXPECT_EQ(experts->recoveries().own.rows, own_rows) << "worker " << index + 1 << " is not used again";
+      }
       ASSERT_LT(std::chrono::steady_clock::now(), deadline);
     }
     pids.push_back(cluster->status()[index].pid);

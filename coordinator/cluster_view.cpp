@@ -15,6 +15,7 @@ Json process_json(WorkerStatus const& w) {
   Json j = {{"id", w.id.value()},
             {"pid", w.pid},
             {"host", w.host},
+            {"remote", w.remote},
             {"state", name_of(w.state)},
             {"incarnation", w.incarnation.value()},
             {"device", w.device},

@@ -1,6 +1,5 @@
 #include "coordinator/machine.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -64,19 +63,6 @@ double free_in(MemoryCgroup const& group) {
 }
 
 }  // namespace
-
-std::size_t usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::size_t cores = 1;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = static_cast<std::size_t>(CPU_COUNT(&set));
-  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // "<quota> <period>" in microseconds, or "max <period>"
-  double quota = 0;
-  double period = 0;
-  if (quota_file >> quota >> period && period > 0)
-    cores = std::min(cores, static_cast<std::size_t>(std::max(1.0, quota / period)));
-  return std::max<std::size_t>(cores, 1);
-}
 
 std::size_t available_memory_bytes() {
   double available = kUnlimited;

@@ -5,7 +5,6 @@
 
 namespace expertmesh {
 
-std::size_t usable_cores();            // of this process's affinity mask and cgroup quota, at least 1
 std::size_t available_memory_bytes();  // MemAvailable, bounded by what is left of the cgroup's limit
 std::string host_name();
 

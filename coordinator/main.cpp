@@ -47,6 +47,6 @@ int main(int argc, char** argv) {
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
   auto const& options = std::get<ServeOptions>(command);
   int const code = run_serve(options);
-  if (options.workers > 0) exit_without_finalize(code);
+  if (options.clustered()) exit_without_finalize(code);
   return code;
 }

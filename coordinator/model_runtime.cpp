@@ -68,16 +68,21 @@ ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
 // Returns what the coordinator may use for experts of dead workers.
-std::size_t check_memory(ModelPlan const& plan, std::size_t kv_cache_bytes) {
+// here: workers on this host, or the experts in this process; the others have memory of their own.
+std::size_t check_memory(ModelPlan const& plan, std::size_t here, std::size_t kv_cache_bytes) {
   std::size_t experts = 0;
-  for (std::size_t bytes : plan.worker_bytes) experts += bytes;
+  std::size_t all_experts = 0;
+  for (std::size_t w = 0; w < plan.worker_bytes.size(); ++w) {
+    all_experts += plan.worker_bytes[w];
+    if (w < here) experts += plan.worker_bytes[w];
+  }
   std::size_t const needed = plan.coordinator_bytes + experts + kv_cache_bytes;
   std::size_t const available = available_memory_bytes();
   if (needed > available)
     throw ModelError("not enough memory: " + human_bytes(plan.coordinator_bytes) + " for the coordinator's weights + " +
                      human_bytes(experts) + " for experts + " + human_bytes(kv_cache_bytes) + " for the KV cache = " +
                      human_bytes(needed) + ", but " + human_bytes(available) + " are available");
-  return std::min(experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
+  return std::min(all_experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
 }
 
 // A model without experts asks nothing of anyone.
@@ -101,8 +106,9 @@ std::size_t own_threads(ModelRuntimeOptions const& options) {
 }
 
 std::size_t worker_threads(ModelRuntimeOptions const& options) {
-  return options.worker_threads != 0 ? options.worker_threads
-                                     : std::max<std::size_t>(1, usable_cores() / options.workers);
+  return options.worker_threads != 0
+             ? options.worker_threads
+             : std::max<std::size_t>(1, usable_cores() / std::max<std::size_t>(1, options.workers));
 }
 
 bool shares_cores(ModelRuntimeOptions const& options) {
@@ -120,7 +126,8 @@ std::vector<int> own_cores(ModelRuntimeOptions const& options) {
 }
 
 std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
-                                       RemoteExpertsLimits const& exchange, Isa isa, Cluster::OnChange on_change) {
+                                       WeightSource const& source, RemoteExpertsLimits const& exchange, Isa isa,
+                                       Cluster::OnChange on_change) {
   init_mpi();
   std::size_t const threads = worker_threads(options);
   ClusterOptions cluster{.num_workers = options.workers,
@@ -134,12 +141,19 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .max_tokens_per_step = exchange.max_tokens,
                          .threads_per_worker = threads,
                          .shared_cores = shares_cores(options),
-                         .isa = std::string(name_of(isa))};
+                         .isa = std::string(name_of(isa)),
+                         .remote = {.num_workers = options.remote_workers,
+                                    .interface = options.interface,
+                                    .port = options.control_port,
+                                    .secret_file = options.secret_file,
+                                    .weights_per_second = options.weights_per_second}};
   cluster.death_timeout = std::chrono::milliseconds(options.heartbeat_timeout_ms);
   spdlog::info("starting {} workers over MPI, {} threads each", options.workers, threads);
-  LoadProgressPrinter progress("experts in " + std::to_string(options.workers) + " workers", 0);
+  if (options.remote_workers > 0) spdlog::info("awaiting {} workers of other hosts", options.remote_workers);
+  LoadProgressPrinter progress("experts in " + std::to_string(options.workers + options.remote_workers) + " workers",
+                               0);
   auto started = Cluster::start(
-      std::move(cluster), [&](LoadProgress const& p) { progress.update(p.loaded_bytes, p.total_bytes); },
+      std::move(cluster), source, [&](LoadProgress const& p) { progress.update(p.loaded_bytes, p.total_bytes); },
       std::move(on_change));
   progress.finish();
   return started;
@@ -154,14 +168,15 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       isa_(pick_isa(options)),
       experts_spec_(expert_model_spec(spec_, weight_format_of(dtype_), dtype_)),
       weights_(open_weights(options, spec_)),
-      plan_(plan_model(spec_, weight_format_of(dtype_), dtype_, std::max<std::size_t>(options.workers, 1))),
+      plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
+                       std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
       sizes_(size_up(options, spec_, kv_groups_)),
       kv_blocks_(kv_groups_.size(), sizes_.kv_blocks) {
-  if (options.workers > 0 && experts_spec_.layers.empty())
+  if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
-  sizes_.own_cache_bytes = check_memory(plan_, sizes_.kv_cache_bytes);
+  sizes_.own_cache_bytes = check_memory(plan_, options.clustered() ? options.workers : 1, sizes_.kv_cache_bytes);
 }
 
 void ModelRuntime::load(Cluster::OnChange on_change) {
@@ -197,8 +212,8 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
                                      .max_tokens = sizes_.max_num_batched_tokens,
                                      .own_cache_bytes = sizes_.own_cache_bytes};
-  if (options_.workers > 0) {
-    cluster_ = start_cluster(options_, experts_spec_, exchange, isa_, std::move(on_change));
+  if (options_.clustered()) {
+    cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
   }

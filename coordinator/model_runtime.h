@@ -36,6 +36,15 @@ struct ModelRuntimeOptions {
   std::optional<Isa> isa;  // none: the best this processor runs
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;
+  // Workers of other hosts; see ClusterOptions::Remote.
+  std::string interface;
+  std::uint16_t control_port = 7070;
+  std::size_t remote_workers = 0;
+  std::filesystem::path secret_file;
+  std::size_t weights_per_second = std::size_t{1} << 30;
+
+  // Whether experts are in worker processes.
+  [[nodiscard]] bool clustered() const { return workers > 0 || !interface.empty(); }
 };
 
 // Fixed before anything large is allocated.

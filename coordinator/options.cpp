@@ -82,13 +82,14 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: bench --help, and "
+      "worker, bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: bench --help, and "
       "README.md");
 
   ServeOptions serve;
   std::string load_format = "auto";
   std::string kv_bytes;
   std::string body_bytes = "8M";
+  std::string weights_rate = "1G";
   auto* s = app.add_subcommand("serve", "Serve a model through an OpenAI-compatible HTTP API");
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
   add_runtime_flags(*s, serve);
@@ -149,6 +150,20 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
                 "Seconds between looks at the experts' load, to move them if that pays; 0: never")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
+  s->add_option(
+      "--interface", serve.interface,
+      "Network interface, such as eth0, that workers of other hosts join through, and all their traffic keeps "
+      "to [none may join]");
+  s->add_option("--control-port", serve.control_port, "Port that they join at; 0 takes any free one")
+      ->capture_default_str();
+  s->add_option("--secret-file", serve.secret_file, "File with the secret that they have to know [a new one]");
+  s->add_option("--remote-workers", serve.remote_workers, "Workers of other hosts to wait for before serving")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  s->add_option("--weights-rate", weights_rate,
+                "Bytes a second of weights sent to hosts without the checkpoint; 0: none are sent")
+      ->check(check_bytes)
+      ->capture_default_str();
   s->add_option("--heartbeat-timeout-ms", serve.heartbeat_timeout_ms, "A worker silent for this long is dead")
       ->check(CLI::Range(50, 600000))
       ->capture_default_str();
@@ -181,6 +196,11 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   if (i->parsed()) return info;
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
+  serve.weights_per_second = *parse_bytes(weights_rate);
+  if (serve.remote_workers > 0 && serve.interface.empty()) {
+    std::cerr << "expertmesh: --remote-workers needs --interface, for them to join through" << std::endl;
+    return ExitNow{2};
+  }
   serve.max_body_bytes = *parse_bytes(body_bytes);
   if (serve.served_model_name.empty()) {
     auto const path = std::filesystem::weakly_canonical(serve.model_dir);

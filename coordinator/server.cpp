@@ -78,7 +78,7 @@ class Server {
     api_.emplace(api_options(), gate_, tokenizer_.get(), &templates_, metrics_,
                  ApiCallbacks{.not_ready = [this] { return started_ ? engine_->not_ready() : kLoading; },
                               .cluster_json = [this] { return to_json(view()); },
-                              .cluster_changes = options.workers > 0 ? cluster_changes() : ClusterChanges{}});
+                              .cluster_changes = options.clustered() ? cluster_changes() : ClusterChanges{}});
     spdlog::info("listening at {}, loading", address());
     if (api_keys_.empty() && !is_loopback(options.host))
       spdlog::warn("anyone who reaches {} may use it: there is no --api-key-file, and no TLS", address());
@@ -101,7 +101,8 @@ class Server {
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("experts: {}", !runtime_.remote_experts() ? "none"
-                                : runtime_.cluster() ? std::to_string(options_.workers) + " workers, transport mpi"
+                                : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
+                                                           " workers, transport mpi"
                                                      : "in this process, transport in-process");
     engine_->start();
     gate_.open(*engine_);
@@ -245,7 +246,7 @@ class Server {
     c.device = "cpu";
     c.isa = profile_.isa;
     c.dtype = profile_.dtype;
-    c.transport = options_.workers > 0 ? "mpi" : "in-process";
+    c.transport = options_.clustered() ? "mpi" : "in-process";
     if (!started_) return view;  // the rest is being made
     view.limits = limits();
     ModelPlan const& plan = runtime_.plan();

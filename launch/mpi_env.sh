@@ -16,8 +16,11 @@ em_mpi_default UCX_TLS tcp,self
 # No rendezvous: a send that waits for a dead peer's consent never ends, and its buffer never comes back. (At 64 KiB this
 # is also the faster way; at 1 MiB a quarter slower.)
 em_mpi_default UCX_RNDV_THRESH inf
-# The workers are on this host: nothing of theirs leaves it.
-em_mpi_default UCX_NET_DEVICES lo
+# Workers of this host talk over the loopback interface, those of others (serve --interface) over one more; nothing
+# uses any other.
+em_mpi_interfaces="lo"
+[[ -z "${EXPERTMESH_INTERFACE:-}" || "$EXPERTMESH_INTERFACE" == lo ]] || em_mpi_interfaces="lo,$EXPERTMESH_INTERFACE"
+em_mpi_default UCX_NET_DEVICES "$em_mpi_interfaces"
 # Without these two, Open MPI takes UCX only where it finds InfiniBand, and stops with "PML ucx cannot be selected".
 em_mpi_default OMPI_MCA_pml_ucx_tls any
 em_mpi_default OMPI_MCA_pml_ucx_devices any
@@ -45,8 +48,8 @@ em_mpi_default EVENT_NOEPOLL 1
 # Job data by message instead of shared memory: a worker killed inside MPI_Init may hold the lock of the shared one for
 # ever (openpmix issue 1233), and the segments need space in the temporary folder.
 em_mpi_default PMIX_MCA_gds hash
-# Its messages use the loopback interface. (It still listens on every interface, as Open MPI 4.1 always does.)
-em_mpi_default OMPI_MCA_oob_tcp_if_include lo
+# Its messages use these interfaces. (It still listens on every interface, as Open MPI 4.1 always does.)
+em_mpi_default OMPI_MCA_oob_tcp_if_include "$em_mpi_interfaces"
 # Its files: a folder named after this process (which becomes the coordinator), since a killed coordinator leaves some
 # behind; those of coordinators that are gone are removed at the next start.
 em_mpi_session_base() {
@@ -59,6 +62,21 @@ em_mpi_session_base() {
   export OMPI_MCA_orte_tmpdir_base
 }
 [[ -n "${OMPI_MCA_orte_tmpdir_base:-}" ]] || em_mpi_session_base || return 1
+
+# ---- name server
+# Processes of other hosts find the coordinator's MPI through Open MPI's name server. It ends with this process, which
+# becomes the coordinator.
+em_mpi_name_server() {
+  local uri="$OMPI_MCA_orte_tmpdir_base/name-server"
+  export OMPI_MCA_pmix_server_uri="file:$uri"
+  OMPI_MCA_oob_tcp_if_include="$EXPERTMESH_INTERFACE" setpriv --pdeathsig KILL \
+    ompi-server --no-daemonize --report-uri "$uri" </dev/null >/dev/null 2>"$uri.log" &
+  local server=$!
+  until [[ -s "$uri" ]]; do
+    kill -0 "$server" 2>/dev/null || { echo "expertmesh: Open MPI's name server did not start: $(<"$uri.log")" >&2; return 1; }
+    sleep 0.02
+  done
+}
 
 # ---- root
 # Open MPI refuses to run as root unless told twice. In a container that is the usual user, so allow it and say so.
@@ -83,3 +101,4 @@ em_mpi_check_shm() {
   fi
 }
 em_mpi_check_shm || return 1
+[[ -z "${EXPERTMESH_INTERFACE:-}" ]] || em_mpi_name_server || return 1

@@ -1,12 +1,17 @@
 #include "worker/control_client.h"
 
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <cstring>
 #include <future>
 #include <thread>
 
@@ -24,6 +29,11 @@ namespace {
   exit_without_finalize(exit_code);
 }
 
+constexpr int kExitRefused = 2;  // as it is, this worker will never be taken in
+
+// How long what was sent may stay unacknowledged: a coordinator's host that is gone says nothing any more.
+constexpr unsigned kUnansweredMs = 3000;
+
 boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string const& address) {
   std::size_t const colon = address.rfind(':');
   if (colon == std::string::npos) throw NetworkError("connect", 0, "not HOST:PORT", address);
@@ -34,6 +44,8 @@ boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string co
   boost::asio::ip::tcp::socket socket(io);
   boost::asio::connect(socket, endpoints, error);
   if (error) throw NetworkError("connect", error.value(), error.message(), address);
+  if (setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &kUnansweredMs, sizeof kUnansweredMs) != 0)
+    throw NetworkError("setsockopt", errno, std::strerror(errno), address);
   return socket;
 }
 
@@ -65,7 +77,10 @@ class ControlClient::Impl {
     thread_.join();
   }
 
+  control::Welcome wait_for_welcome() { return welcomed_.get_future().get(); }
+  control::Connect wait_for_connect() { return connect_.get_future().get(); }
   control::Assign wait_for_assign() { return assigned_.get_future().get(); }
+  [[nodiscard]] control::Hello const& hello() const { return hello_; }
   void send(control::Message const& message) { connection_->send(message); }
   ServingGate& gate() { return gate_; }
   void on_hold(std::function<void(control::Hold)> handler) {
@@ -81,10 +96,15 @@ class ControlClient::Impl {
 
  private:
   void receive(control::Message message) {
-    if (auto const* refuse = std::get_if<control::Refuse>(&message))
+    if (auto const* refuse = std::get_if<control::Refuse>(&message)) {
+      exit_code_ = kExitRefused;
       return closed("refused by the coordinator: " + refuse->reason);
+    }
     if (!welcome_) return introduce(message);
-    if (auto* assign = std::get_if<control::Assign>(&message)) {
+    if (auto const* how = std::get_if<control::Connect>(&message)) {
+      if (std::exchange(connects_, true)) return closed("told twice how to connect");
+      connect_.set_value(*how);
+    } else if (auto* assign = std::get_if<control::Assign>(&message)) {
       if (assigned_before_) return closed("a second assignment");
       assigned_before_ = true;
       awake_interval_ = heartbeat_interval_ = std::chrono::milliseconds(assign->heartbeat_ms);
@@ -118,9 +138,11 @@ class ControlClient::Impl {
       hello_.proof = control::hello_proof(secret_, nonce_, hello_);
       connection_->send(hello_);
     } else if (auto const* welcome = std::get_if<control::Welcome>(&message); welcome != nullptr && !nonce_.empty()) {
-      if (!same_proof(welcome->proof, control::welcome_proof(secret_, nonce_, hello_)))
+      if (!same_proof(welcome->proof,
+                      control::welcome_proof(secret_, nonce_, hello_, welcome->worker, welcome->incarnation)))
         closed("the coordinator does not know the secret");
       welcome_ = true;
+      welcomed_.set_value(*welcome);
     } else {
       closed("a message before challenge and welcome");
     }
@@ -150,6 +172,9 @@ class ControlClient::Impl {
   boost::asio::signal_set asked_to_end_{io_, SIGTERM};
   std::chrono::milliseconds awake_interval_{0};
   std::chrono::milliseconds heartbeat_interval_{0};
+  std::promise<control::Welcome> welcomed_;
+  std::promise<control::Connect> connect_;
+  bool connects_ = false;
   std::promise<control::Assign> assigned_;
   bool assigned_before_ = false;
   std::function<void(control::Hold)> on_hold_;
@@ -172,6 +197,15 @@ void ControlClient::send(control::Message const& message) {
 }
 void ControlClient::fail(control::FailureKind kind, std::string const& reason, int exit_code) {
   impl_->fail(kind, reason, exit_code);
+}
+control::Welcome ControlClient::wait_for_welcome() {
+  return impl_->wait_for_welcome();
+}
+control::Connect ControlClient::wait_for_connect() {
+  return impl_->wait_for_connect();
+}
+control::Hello const& ControlClient::hello() const {
+  return impl_->hello();
 }
 ServingGate& ControlClient::gate() {
   return impl_->gate();

@@ -17,8 +17,10 @@ class ControlClient {
   ControlClient(std::string const& address, std::string secret, control::Hello hello);
   ~ControlClient();
 
-  // Blocks until the coordinator has said what to load; heartbeats begin. A refusal ends the process.
-  control::Assign wait_for_assign();
+  // Each blocks until the coordinator has said so. A refusal ends the process.
+  control::Welcome wait_for_welcome();
+  control::Connect wait_for_connect();  // only a worker that came by itself is told
+  control::Assign wait_for_assign();    // what to load; heartbeats begin
 
   // From now on; on the control thread, which must not be kept: another placement to load.
   void on_hold(std::function<void(control::Hold)> handler);
@@ -27,6 +29,7 @@ class ControlClient {
   // Last words: sends them and ends the process with this exit code once they are out.
   [[noreturn]] void fail(control::FailureKind kind, std::string const& reason, int exit_code);
 
+  [[nodiscard]] control::Hello const& hello() const;
   [[nodiscard]] ServingGate& gate();
 
  private:

@@ -8,20 +8,27 @@
 #include <chrono>
 #include <csignal>
 #include <cstdint>
-#include <fstream>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
 #include <string>
 #include <thread>
 
+#include "common/base/check.h"
 #include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
+#include "common/base/network_interface.h"
+#include "common/checkpoint/fingerprint.h"
 #include "common/checkpoint/weight_source.h"
 #include "common/experts/expert_service.h"
 #include "common/experts/expert_store.h"
 #include "common/kernels/exec.h"
+#include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
 #include "worker/control_client.h"
+#include "worker/remote_weights.h"
 #include "worker/served_placement.h"
 #include "worker/worker_loop.h"
 
@@ -32,16 +39,11 @@ constexpr int kExitModel = 2;  // the model directory is at fault
 constexpr int kExitOther = 1;
 constexpr PeerId kCoordinator{0};
 
-std::string read_secret(std::string const& path) {
-  std::ifstream file(path);
-  std::string token;
-  if (!(file >> token)) throw FileError("read", 0, "no secret there", path);
-  return token;
-}
-
 control::Hello make_hello(WorkerOptions const& options) {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
+  std::vector<std::string> isas;
+  for (Isa const isa : runnable_isas()) isas.emplace_back(name_of(isa));
   return {.protocol = control::kProtocolVersion,
           .build = control::build_version(),
           .nonce = {},
@@ -51,10 +53,42 @@ control::Hello make_hello(WorkerOptions const& options) {
           .pid = getpid(),
           .host = host.data(),
           .device = "cpu",
-          .isa = options.isa,
+          .isas = std::move(isas),
           .dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))},
           .memory_bytes =
-              static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE))};
+              static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)),
+          .checkpoint = options.model_dir.empty() ? Fingerprint{} : fingerprint_of(options.model_dir)};
+}
+
+// Where this worker's weights come from: its own copy of the checkpoint, a folder at the coordinator's path, or the
+// coordinator.
+std::unique_ptr<WeightSource> open_weights(WorkerOptions const& options, std::string const& secret,
+                                           control::Assign const& assign, control::Hello hello) {
+  if (assign.load_format == LoadFormat::dummy) return make_dummy_weights(assign.dummy_seed);
+  if (!options.model_dir.empty()) return open_checkpoint(options.model_dir);
+  std::error_code ignored;
+  if (std::filesystem::exists(assign.model_dir, ignored)) {
+    std::string const what = difference(assign.checkpoint, fingerprint_of(assign.model_dir));
+    if (!what.empty()) throw ModelError(assign.model_dir + ": another checkpoint: not the coordinator's " + what);
+    return open_checkpoint(assign.model_dir);
+  }
+  if (assign.weights.empty())
+    throw ModelError(assign.model_dir +
+                     " is not on this host, no other folder was given with --model, and the "
+                     "coordinator sends no weights (serve --weights-rate 0)");
+  spdlog::info("{} is not on this host: the weights come from {}", assign.model_dir, assign.weights);
+  return fetch_weights(assign.weights, secret, hello);
+}
+
+// Before any other thread is there: everything of this process goes through the interface by which the coordinator is
+// reached, unless the environment says otherwise.
+void choose_interface(std::string const& control) {
+  auto const address = local_address_towards(control);
+  auto const interface = address ? interface_of_address(*address) : std::nullopt;
+  if (!interface) return;  // the connection will say why
+  setenv("UCX_NET_DEVICES", interface->c_str(), 1);
+  setenv("OMPI_MCA_oob_tcp_if_include", interface == "lo" ? "lo" : ("lo," + *interface).c_str(), 1);
+  spdlog::info("interface {}, {}", *interface, *address);
 }
 
 // Tells the coordinator how the load goes, a few times a second.
@@ -74,20 +108,19 @@ class ProgressReporter {
 };
 
 // From assignment to the end of the process; throws only before the first request.
-[[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control) {
+[[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control,
+                        std::string const& secret, Incarnation incarnation, MpiComm coordinator) {
   control::Assign const assign = control.wait_for_assign();
   if (hooks.assigned) hooks.assigned();
-  auto const isa = isa_from_name(options.isa);
-  if (!isa || !std::ranges::count(runnable_isas(), *isa))
-    control.fail(control::FailureKind::other, "this processor cannot run '" + options.isa + "'", kExitOther);
+  auto const isa = isa_from_name(assign.isa);  // it was in the hello
+  EM_CHECK(isa.has_value(), "assigned to run '" << assign.isa << "'");
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
-  auto const source = assign.load_format == LoadFormat::dummy ? make_dummy_weights(assign.dummy_seed)
-                                                              : open_checkpoint(assign.model_dir);
+  auto const source = open_weights(options, secret, assign, control.hello());
   ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control));
   Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
-  ExpertServiceOptions service{.incarnation = Incarnation(options.incarnation),
+  ExpertServiceOptions service{.incarnation = incarnation,
                                .epoch = assign.epoch,
                                .wire = assign.model.wire,
                                .limits = assign.limits,
@@ -96,7 +129,7 @@ class ProgressReporter {
   std::size_t const resident_bytes = store.resident_bytes();
   auto latest = std::make_shared<ServedPlacement>(std::move(store), exec, service);
   MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
-  transport.add_peer(kCoordinator, parent_comm());
+  transport.add_peer(kCoordinator, coordinator);
   std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(transport) : nullptr;
   WorkerLoop loop(wrapped ? *wrapped : transport, kCoordinator, latest, assign.max_requests,
                   options.shared_cores ? PollPause::sleep : PollPause::yield);
@@ -121,7 +154,7 @@ class ProgressReporter {
   control.gate().set(ServingGate::Mode::serving);
   control.send(control::Loaded{.epoch = assign.epoch, .resident_bytes = resident_bytes});
   spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
-               options.isa);
+               assign.isa);
   try {
     loop.run(control.gate());
   } catch (WorkerLoopError const& error) {  // here, where the buffers that MPI may still write to are alive
@@ -133,14 +166,28 @@ class ProgressReporter {
 }  // namespace
 
 [[noreturn]] void run_worker(WorkerOptions const& options, WorkerHooks const& hooks) {
-  init_log("worker " + std::to_string(options.worker_id));
+  bool const by_itself = options.worker_id == 0;
+  init_log(by_itself ? "worker" : "worker " + std::to_string(options.worker_id));
   if (hooks.started) hooks.started();
+  std::string const secret = read_secret(options.secret_file);
+  if (by_itself) choose_interface(options.control);
   // Before MPI: should this process die inside MPI_Init, the coordinator sees it at once.
-  ControlClient control(options.control, read_secret(options.secret_file), make_hello(options));
+  ControlClient control(options.control, secret, make_hello(options));
   try {
     if (hooks.connected) hooks.connected();
-    init_mpi();
-    serve(options, hooks, control);
+    auto const welcome = control.wait_for_welcome();
+    MpiComm coordinator = nullptr;
+    if (by_itself) {
+      spdlog::info("taken in as worker {}, incarnation {}", welcome.worker.value(), welcome.incarnation.value());
+      auto const how = control.wait_for_connect();
+      setenv("OMPI_MCA_pmix_server_uri", how.name_server.c_str(), 1);  // the control thread reads no environment
+      init_mpi();
+      coordinator = connect_to_port(how.port);
+    } else {
+      init_mpi();
+      coordinator = parent_comm();
+    }
+    serve(options, hooks, control, secret, welcome.incarnation, coordinator);
   } catch (ModelError const& error) {
     control.fail(control::FailureKind::model, error.what(), kExitModel);
   } catch (std::exception const& error) {
@@ -152,15 +199,32 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C reaches the whole terminal; the coordinator decides when workers leave
   CLI::App app{"Holds experts of a Mixture-of-Experts model for an ExpertMesh coordinator, which starts it"};
   WorkerOptions options;
-  app.add_option("--control", options.control, "HOST:PORT of the coordinator's control plane")->required();
-  app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->required();
-  app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1")->required();
+  auto* control = app.add_option("--control", options.control, "HOST:PORT of the coordinator that starts this worker");
+  auto* join = app.add_option("--join", options.control, "HOST:PORT of the coordinator to join (serve --interface)");
   app.add_option("--secret-file", options.secret_file, "file with the cluster's secret")->required();
-  app.add_option("--threads", options.threads, "compute threads")->check(CLI::Range(1, 4096));
-  app.add_option("--isa", options.isa, "instruction set of the numerics profile")->required();
+  app.add_option(
+      "--model", options.model_dir,
+      "this host's copy of the checkpoint [the coordinator's path; if nothing is there, it sends the weights]");
+  app.add_option("--threads", options.threads, "compute threads [all usable cores; 1 if started by a coordinator]")
+      ->check(CLI::Range(1, 4096));
+  auto* id =
+      app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
+  auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
   app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
-  CLI11_PARSE(app, argc, argv);
+  join->excludes(control)->excludes(id)->excludes(life);
+  control->needs(id)->needs(life);
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::ParseError const& error) {
+    return app.exit(error) == 0 ? 0 : kExitModel;
+  }
+  if (control->count() + join->count() == 0) {
+    std::cerr << "expertmesh-worker: --join HOST:PORT is required" << std::endl;
+    return kExitModel;
+  }
+  if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();
+  if (options.threads == 0) options.threads = 1;
   try {
     run_worker(options, hooks_for ? hooks_for(options) : WorkerHooks{});
   } catch (std::exception const& error) {

@@ -12,12 +12,12 @@
 namespace expertmesh {
 
 struct WorkerOptions {
-  std::string control;  // HOST:PORT of the coordinator
-  std::uint32_t worker_id = 0;
+  std::string control;          // HOST:PORT of the coordinator
+  std::uint32_t worker_id = 0;  // 0: comes by itself, from wherever it is
   std::uint32_t incarnation = 0;
   std::string secret_file;
-  std::size_t threads = 1;
-  std::string isa;
+  std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
+  std::size_t threads = 0;
   std::vector<int> cores;     // none: any
   bool shared_cores = false;  // with other processes' compute threads
 };

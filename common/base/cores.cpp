@@ -2,7 +2,10 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <ctime>
+#include <fstream>
+#include <string>
 
 namespace expertmesh {
 
@@ -14,6 +17,19 @@ std::vector<int> allowed_cores() {
   for (int core = 0; core < CPU_SETSIZE; ++core)
     if (CPU_ISSET(core, &set)) cores.push_back(core);
   return cores;
+}
+
+std::size_t usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::size_t cores = 1;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = static_cast<std::size_t>(CPU_COUNT(&set));
+  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // "<quota> <period>" in microseconds, or "max <period>"
+  double quota = 0;
+  double period = 0;
+  if (quota_file >> quota >> period && period > 0)
+    cores = std::min(cores, static_cast<std::size_t>(std::max(1.0, quota / period)));
+  return std::max<std::size_t>(cores, 1);
 }
 
 void restrict_to_cores(std::vector<int> const& cores) {

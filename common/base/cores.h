@@ -1,11 +1,13 @@
 // Cores of this host: which of them a thread may run on, and how it waits where there are fewer of them than threads.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace expertmesh {
 
 std::vector<int> allowed_cores();  // of the calling thread, in rising order
+std::size_t usable_cores();        // of those and of the cgroup's quota, at least 1
 
 // The calling thread and those it starts from now on run on these cores alone. What the system refuses is left as it
 // is: this is for speed only.

@@ -107,10 +107,22 @@ void read(JsonReader& in, Challenge& m) {
   m.nonce = in.text("nonce");
 }
 
+json to_json(Fingerprint const& f) {
+  return {{"config", f.config}, {"tensors", f.tensors}, {"sizes", f.sizes}};
+}
+Fingerprint fingerprint(json const& object, std::string const& where) {
+  JsonReader in(object, where);
+  Fingerprint out{.config = in.text("config"), .tensors = in.text("tensors"), .sizes = in.text("sizes")};
+  in.finish();
+  return out;
+}
+
 json fields(Welcome const& m) {
-  return {{"proof", m.proof}};
+  return {{"worker", m.worker.value()}, {"incarnation", m.incarnation.value()}, {"proof", m.proof}};
 }
 void read(JsonReader& in, Welcome& m) {
+  m.worker = in.id<WorkerId>("worker");
+  m.incarnation = in.id<Incarnation>("incarnation");
   m.proof = in.text("proof");
 }
 
@@ -124,9 +136,10 @@ json fields(Hello const& m) {
           {"pid", m.pid},
           {"host", m.host},
           {"device", m.device},
-          {"isa", m.isa},
+          {"isas", m.isas},
           {"dtypes", m.dtypes},
-          {"memory_bytes", m.memory_bytes}};
+          {"memory_bytes", m.memory_bytes},
+          {"checkpoint", to_json(m.checkpoint)}};
 }
 void read(JsonReader& in, Hello& m) {
   m.protocol = in.number<std::uint32_t>("protocol");
@@ -138,9 +151,37 @@ void read(JsonReader& in, Hello& m) {
   m.pid = in.number<std::int64_t>("pid");
   m.host = in.text("host");
   m.device = in.text("device");
-  m.isa = in.text("isa");
+  m.isas = in.texts("isas");
   m.dtypes = in.texts("dtypes");
   m.memory_bytes = in.number("memory_bytes");
+  m.checkpoint = fingerprint(in.at("checkpoint"), "hello.checkpoint");
+}
+
+json fields(Connect const& m) {
+  return {{"port", m.port}, {"name_server", m.name_server}};
+}
+void read(JsonReader& in, Connect& m) {
+  m.port = in.text("port");
+  m.name_server = in.text("name_server");
+}
+
+json fields(Fetch const& m) {
+  return {{"name", m.name}, {"shape", m.shape}};
+}
+void read(JsonReader& in, Fetch& m) {
+  m.name = in.text("name");
+  for (auto const& item : in.array("shape")) {
+    if (!item.is_number_unsigned()) in.fail("shape", "not a list of sizes");
+    m.shape.push_back(item.get<std::uint64_t>());
+  }
+}
+
+json fields(Tensor const& m) {
+  return {{"dtype", m.dtype}, {"num_bytes", m.num_bytes}};
+}
+void read(JsonReader& in, Tensor& m) {
+  m.dtype = in.text("dtype");
+  m.num_bytes = in.number("num_bytes");
 }
 
 json fields(Refuse const& m) {
@@ -151,7 +192,10 @@ void read(JsonReader& in, Refuse& m) {
 }
 
 json fields(Assign const& m) {
-  return {{"model_dir", m.model_dir},
+  return {{"isa", m.isa},
+          {"model_dir", m.model_dir},
+          {"checkpoint", to_json(m.checkpoint)},
+          {"weights", m.weights},
           {"load_format", m.load_format == LoadFormat::dummy ? "dummy" : "auto"},
           {"dummy_seed", m.dummy_seed},
           {"model", to_json(m.model)},
@@ -163,7 +207,10 @@ json fields(Assign const& m) {
           {"heartbeat_ms", m.heartbeat_ms}};
 }
 void read(JsonReader& in, Assign& m) {
+  m.isa = in.text("isa");
   m.model_dir = in.text("model_dir");
+  m.checkpoint = fingerprint(in.at("checkpoint"), "assign.checkpoint");
+  m.weights = in.text("weights");
   m.load_format = in.choice<LoadFormat>("load_format", {{"auto", LoadFormat::automatic}, {"dummy", LoadFormat::dummy}});
   m.dummy_seed = in.number("dummy_seed");
   m.model = model_spec(in.at("model"), "assign.model");
@@ -226,8 +273,9 @@ requires std::is_empty_v<Signal>
 void read(JsonReader&, Signal&) {}
 
 // In the order of Message's alternatives.
-constexpr char const* kTypes[] = {"challenge", "hello",   "welcome",   "refuse", "assign", "progress", "loaded",
-                                  "hold",      "leaving", "heartbeat", "idle",   "wake",   "shutdown", "failed"};
+constexpr char const* kTypes[] = {"challenge", "hello",  "welcome", "refuse",    "assign", "progress",
+                                  "loaded",    "hold",   "leaving", "heartbeat", "idle",   "wake",
+                                  "shutdown",  "failed", "connect", "fetch",     "tensor"};
 static_assert(std::size(kTypes) == std::variant_size_v<Message>);
 
 template <std::size_t I = 0>
@@ -261,8 +309,10 @@ std::string hello_proof(std::string_view secret, std::string_view coordinator_no
   return prove(secret, Prover::worker, coordinator_nonce, hello.nonce, bound_by(hello));
 }
 
-std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello) {
-  return prove(secret, Prover::coordinator, coordinator_nonce, hello.nonce, bound_by(hello));
+std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello,
+                          WorkerId worker, Incarnation incarnation) {
+  return prove(secret, Prover::coordinator, coordinator_nonce, hello.nonce,
+               bound_by(hello) + std::to_string(worker.value()) + '/' + std::to_string(incarnation.value()));
 }
 
 std::string encode(Message const& message) {

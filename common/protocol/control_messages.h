@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "common/base/strong_id.h"
+#include "common/checkpoint/fingerprint.h"
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
 #include "common/protocol/dispatch_layout.h"
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 2;
+constexpr std::uint32_t kProtocolVersion = 3;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -31,20 +32,29 @@ struct Hello {
   std::uint32_t protocol = kProtocolVersion;
   std::string build;
   std::string nonce;
-  std::string proof;  // see hello_proof()
-  WorkerId worker;
-  Incarnation incarnation;
+  std::string proof;        // see hello_proof()
+  WorkerId worker;          // 0: comes by itself, and is told in the welcome
+  Incarnation incarnation;  // likewise
   std::int64_t pid = 0;
   std::string host;
   std::string device;               // "cpu"
-  std::string isa;                  // as --isa chose it
+  std::vector<std::string> isas;    // that it can run
   std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
   std::uint64_t memory_bytes = 0;   // of the host
+  Fingerprint checkpoint;           // of the one it has; empty: none that it knows of
 };
 
 // coordinator -> worker: taken in, by one that knows the secret too.
 struct Welcome {
+  WorkerId worker;
+  Incarnation incarnation;
   std::string proof;
+};
+
+// coordinator -> worker that came by itself: how to get into its MPI world.
+struct Connect {
+  std::string port;         // for MPI_Comm_connect
+  std::string name_server;  // Open MPI's URI of it
 };
 
 // coordinator -> worker: there is no place for you. The worker ends.
@@ -54,7 +64,10 @@ struct Refuse {
 
 // coordinator -> worker: load these experts.
 struct Assign {
-  std::string model_dir;
+  std::string isa;         // of the numerics profile
+  std::string model_dir;   // on the coordinator's host
+  Fingerprint checkpoint;  // of that; empty for dummy weights
+  std::string weights;     // HOST:PORT to get tensors from, if there is no such folder; empty: nowhere
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   ExpertModelSpec model;
@@ -90,13 +103,23 @@ enum class FailureKind : std::uint8_t {
   model,  // the model directory is at fault
   other,
 };
+// worker -> the coordinator's weight port: one tensor, please. The answer is a Tensor and then its bytes, or a Failed.
+struct Fetch {
+  std::string name;
+  std::vector<std::uint64_t> shape;
+};
+struct Tensor {
+  std::string dtype;
+  std::uint64_t num_bytes = 0;
+};
+
 struct Failed {  // worker -> coordinator, its last words
   FailureKind kind = FailureKind::other;
   std::string reason;
 };
 
 using Message = std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Hold, Leaving, Heartbeat,
-                             Idle, Wake, Shutdown, Failed>;
+                             Idle, Wake, Shutdown, Failed, Connect, Fetch, Tensor>;
 
 // Names the message and the field and says what is wrong with it.
 class MessageError : public std::runtime_error {
@@ -106,7 +129,8 @@ class MessageError : public std::runtime_error {
 
 // What Hello::proof and Welcome::proof have to be.
 std::string hello_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello);
-std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello);
+std::string welcome_proof(std::string_view secret, std::string_view coordinator_nonce, Hello const& hello,
+                          WorkerId worker, Incarnation incarnation);
 
 std::string encode(Message const& message);
 // Throws MessageError: not JSON, an unknown type, a missing, unknown or ill-typed field, a value out of range, or parts

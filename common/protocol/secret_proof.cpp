@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <span>
 
 #include "common/base/check.h"
@@ -26,6 +27,17 @@ std::string hexadecimal(std::span<unsigned char const> bytes) {
 }
 
 }  // namespace
+
+std::string read_secret(std::filesystem::path const& path) {
+  std::ifstream file(path);
+  std::string token;
+  if (!(file >> token)) throw FileError("read", errno, "no secret there", path.string());
+  auto const permissions = std::filesystem::status(path).permissions();
+  using std::filesystem::perms;
+  if ((permissions & (perms::group_all | perms::others_all)) != perms::none)
+    throw FileError("read", EACCES, "others may read the secret: chmod 600", path.string());
+  return token;
+}
 
 std::string random_nonce() {
   std::array<unsigned char, 32> bytes{};

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdio>
@@ -22,32 +23,53 @@ namespace {
 
 constexpr auto kLookInterval = std::chrono::milliseconds(20);  // between questions to give_up
 
-// Shared by the caller and the disposable thread, whichever ends last.
-struct Spawn {
-  std::string program;
-  std::vector<std::string> arguments;
+// A call that may never return, and its result: shared by the caller and the disposable thread, whichever ends last.
+struct SlowCall {
+  std::function<int(MPI_Comm*)> call;  // -> MPI code
 
   std::mutex mutex;
   std::condition_variable ended;
-  std::optional<int> code;  // set when MPI_Comm_spawn has returned
+  std::optional<int> code;  // set when the call has returned
   MPI_Comm comm = MPI_COMM_NULL;
 
   void run() {
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    MPI_Comm spawned = MPI_COMM_NULL;
-    int process_code = MPI_SUCCESS;
-    int spawn_code =
-        MPI_Comm_spawn(program.c_str(), argv.data(), 1, MPI_INFO_NULL, 0, MPI_COMM_SELF, &spawned, &process_code);
-    if (spawn_code == MPI_SUCCESS) spawn_code = process_code;
-    if (spawn_code == MPI_SUCCESS) spawn_code = MPI_Comm_set_errhandler(spawned, MPI_ERRORS_RETURN);
+    MPI_Comm made = MPI_COMM_NULL;
+    int call_code = call(&made);
+    if (call_code == MPI_SUCCESS) call_code = MPI_Comm_set_errhandler(made, MPI_ERRORS_RETURN);
     std::lock_guard const lock(mutex);
-    code = spawn_code;
-    comm = spawned;
+    code = call_code;
+    comm = made;
     ended.notify_one();
   }
 };
+
+// name: of the MPI call; hung: why it may not have returned.
+MpiComm run_with_deadline(std::function<int(MPI_Comm*)> call, std::chrono::milliseconds deadline,
+                          std::function<bool()> const& give_up, std::string const& name, std::string const& hung,
+                          std::string const& peer) {
+  auto const give_up_at = std::chrono::steady_clock::now() + deadline;
+  auto const slow = std::make_shared<SlowCall>();
+  slow->call = std::move(call);
+  // These calls are collective over MPI_COMM_SELF: they must not overlap as long as anybody waits for them.
+  static std::timed_mutex one_at_a_time;
+  std::unique_lock const turn(one_at_a_time, give_up_at);
+  std::unique_lock lock(slow->mutex);
+  if (turn) std::thread([slow] { slow->run(); }).detach();
+  bool abandoned = false;
+  while (turn && !slow->code && !abandoned && std::chrono::steady_clock::now() < give_up_at) {
+    slow->ended.wait_until(lock, std::min(give_up_at, std::chrono::steady_clock::now() + kLookInterval));
+    abandoned = give_up && give_up();
+  }
+  if (!slow->code) {
+    throw MpiError(name, ETIMEDOUT,
+                   abandoned ? "the process died, or hung, " + hung
+                             : "the process did not reach MPI within " + std::to_string(deadline.count()) +
+                                   " ms (it died, or hangs, " + hung + ")",
+                   peer);
+  }
+  mpi_check(*slow->code, name.c_str(), peer);
+  return slow->comm;
+}
 
 // Open MPI 4.1 never returns from the spawn of a program that cannot be started.
 void check_program(std::filesystem::path const& program) {
@@ -76,31 +98,37 @@ void init_mpi() {
 
 MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
                      std::chrono::milliseconds deadline, std::function<bool()> const& give_up) {
-  auto const give_up_at = std::chrono::steady_clock::now() + deadline;
   check_program(program);
-  auto const spawn = std::make_shared<Spawn>();
-  spawn->program = std::filesystem::absolute(program).string();
-  spawn->arguments = arguments;
+  std::string const path = std::filesystem::absolute(program).string();
+  auto const spawn = [path, words = std::vector<std::string>(arguments)](MPI_Comm* spawned) mutable {
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    int process_code = MPI_SUCCESS;
+    int const code =
+        MPI_Comm_spawn(path.c_str(), argv.data(), 1, MPI_INFO_NULL, 0, MPI_COMM_SELF, spawned, &process_code);
+    return code == MPI_SUCCESS ? process_code : code;
+  };
+  return run_with_deadline(spawn, deadline, give_up, "MPI_Comm_spawn", "before or inside MPI_Init", path);
+}
 
-  // A spawn is collective over MPI_COMM_SELF: the calls must not overlap as long as anybody waits for them.
-  static std::timed_mutex one_at_a_time;
-  std::unique_lock const turn(one_at_a_time, give_up_at);
-  std::unique_lock lock(spawn->mutex);
-  if (turn) std::thread([spawn] { spawn->run(); }).detach();
-  bool abandoned = false;
-  while (turn && !spawn->code && !abandoned && std::chrono::steady_clock::now() < give_up_at) {
-    spawn->ended.wait_until(lock, std::min(give_up_at, std::chrono::steady_clock::now() + kLookInterval));
-    abandoned = give_up && give_up();
-  }
-  if (!spawn->code) {
-    throw MpiError("MPI_Comm_spawn", ETIMEDOUT,
-                   abandoned ? "the process died, or hung, before or inside MPI_Init"
-                             : "the process did not reach MPI within " + std::to_string(deadline.count()) +
-                                   " ms (it died, or hangs, before or inside MPI_Init)",
-                   spawn->program);
-  }
-  mpi_check(*spawn->code, "MPI_Comm_spawn", spawn->program);
-  return spawn->comm;
+MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port, std::chrono::milliseconds deadline,
+                      std::function<bool()> const& give_up) {
+  std::array<char, MPI_MAX_PORT_NAME> port{};
+  mpi_check(MPI_Open_port(MPI_INFO_NULL, port.data()), "MPI_Open_port");
+  std::string const name = port.data();
+  on_port(name);
+  auto const accept = [name](MPI_Comm* accepted) {
+    return MPI_Comm_accept(name.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, accepted);
+  };
+  return run_with_deadline(accept, deadline, give_up, "MPI_Comm_accept", "before MPI_Comm_connect", "");
+}
+
+MpiComm connect_to_port(std::string const& port) {
+  MPI_Comm made = MPI_COMM_NULL;
+  mpi_check(MPI_Comm_connect(port.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, &made), "MPI_Comm_connect", port);
+  mpi_check(MPI_Comm_set_errhandler(made, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", port);
+  return made;
 }
 
 MpiComm parent_comm() {

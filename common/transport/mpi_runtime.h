@@ -27,6 +27,13 @@ void init_mpi();
 MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::string> const& arguments,
                      std::chrono::milliseconds deadline, std::function<bool()> const& give_up = nullptr);
 
+// Takes in one process that comes from elsewhere: tells on_port the name that it has to connect to, and returns the
+// intercommunicator to it. Otherwise as spawn_worker.
+MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port, std::chrono::milliseconds deadline,
+                      std::function<bool()> const& give_up);
+// The other end of it: may block for ever. Throws MpiError.
+MpiComm connect_to_port(std::string const& port);
+
 // In a spawned process: the intercommunicator to the process that spawned it. Throws MpiError if nobody did.
 MpiComm parent_comm();
 

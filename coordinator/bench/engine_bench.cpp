@@ -5,6 +5,7 @@
 #include <deque>
 #include <numeric>
 
+#include "common/base/cores.h"
 #include "common/base/counter_rng.h"
 #include "common/base/log.h"
 #include "common/kernels/machine_ceilings.h"

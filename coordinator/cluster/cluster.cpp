@@ -4,7 +4,9 @@
 #include <atomic>
 #include <climits>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
+#include <fstream>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -12,12 +14,15 @@
 #include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
+#include "common/base/network_interface.h"
+#include "common/checkpoint/fingerprint.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
 #include "coordinator/cluster/control_server.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/static_split.h"
+#include "coordinator/cluster/weight_server.h"
 
 namespace expertmesh {
 namespace {
@@ -33,12 +38,10 @@ constexpr std::size_t kOpsPerWorker = 4 * kMaxRequests;
 constexpr std::size_t kMaxQuarantinedOps = 4096;  // of dead workers, all together
 constexpr std::size_t kMaxWorkers = 256;          // at once, those that died for good included
 
+// Of those that this host starts.
 bool any_dead(Records const& records) {
-  return std::ranges::any_of(records, [](auto const& r) { return r.status.state == WorkerState::dead; });
-}
-
-bool all_in(Records const& records, WorkerState state) {
-  return std::ranges::all_of(records, [&](auto const& r) { return r.status.state == state; });
+  return std::ranges::any_of(records,
+                             [](auto const& r) { return !r.status.remote && r.status.state == WorkerState::dead; });
 }
 
 std::size_t total_held(HeldExperts const& held) {
@@ -50,7 +53,7 @@ std::size_t total_held(HeldExperts const& held) {
 // The start cannot go on without them.
 void throw_for_dead(Records const& records) {
   for (auto const& record : records) {
-    if (record.status.state != WorkerState::dead) continue;
+    if (record.status.remote || record.status.state != WorkerState::dead) continue;
     std::string const text = "worker " + std::to_string(record.status.id.value()) + ": " + record.status.death_reason;
     if (record.failure_kind == control::FailureKind::model) throw ModelError(text);
     throw ClusterError(text);
@@ -79,17 +82,25 @@ char const* name_of(WorkerState state) {
 
 class Cluster::Impl {
  public:
-  Impl(ClusterOptions options, OnChange on_change)
+  Impl(ClusterOptions options, WeightSource const& source, OnChange on_change)
       : options_(std::move(options)),
         on_change_(std::move(on_change)),
+        checkpoint_(options_.load_format == LoadFormat::dummy ? Fingerprint{} : fingerprint_of(options_.model_dir)),
+        name_server_(takes_remote() ? read_name_server() : ""),
         membership_({.num_experts = num_experts_of(options_.experts),
                      .num_local = options_.num_workers,
+                     .num_remote = options_.remote.num_workers,
                      .redundant_experts = options_.redundant_experts,
-                     .max_workers = kMaxWorkers}),
+                     .max_workers = kMaxWorkers,
+                     .return_time = options_.remote.return_time}),
         links_(kMaxWorkers),
         transport_({.max_ops = kOpsPerWorker * kMaxWorkers + kMaxQuarantinedOps}),
         control_({.max_workers = kMaxWorkers,
+                  .address = listen_address(),
+                  .port = options_.remote.port,
+                  .secret_file = options_.remote.secret_file,
                   .isa = options_.isa,
+                  .checkpoint = checkpoint_,
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
@@ -98,8 +109,13 @@ class Cluster::Impl {
                       [this](WorkerId worker, Incarnation incarnation, PlacementEpoch epoch) {
                         tell([&] { membership_.moved({worker, incarnation}, epoch); });
                       },
-                  .on_leaving = [this](WorkerId worker, Incarnation) { drain(worker); }}) {
+                  .on_leaving = [this](WorkerId worker, Incarnation) { drain(worker); },
+                  .on_join = takes_remote() ? [this] { return take_in(); } : std::function<std::optional<Life>()>()}) {
     check_message_size();
+    if (takes_remote() && options_.remote.weights_per_second > 0)
+      weight_server_.emplace(source, WeightServer::Options{.address = listen_address(),
+                                                           .secret = control_.secret().secret(),
+                                                           .bytes_per_second = options_.remote.weights_per_second});
   }
 
   ~Impl() { stop_supervising(); }
@@ -110,7 +126,13 @@ class Cluster::Impl {
     {
       std::lock_guard lock(mutex_);
       membership_.start_all();
-      for (auto& action : membership_.tick(Clock::now())) starts.push_back(std::get<Membership::Start>(action));
+      for (auto& action : membership_.tick(Clock::now())) {
+        auto const& start = std::get<Membership::Start>(action);
+        if (start.remote)
+          to_start_.push_back(start);  // it was fast
+        else
+          starts.push_back(start);
+      }
     }
     for (auto const& start : starts) {
       throw_for_dead(control_.records());
@@ -125,13 +147,25 @@ class Cluster::Impl {
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
     for (auto const& start : starts) control_.assign(start.life.worker, assignment(start.share));
-    wait_for_loading(on_progress);
+    wait_for_loading(on_progress, [](Records const& records) {
+      return std::ranges::all_of(records, [](auto const& record) {
+        return record.status.remote || record.status.state == WorkerState::serving;
+      });
+    });
     {
       std::lock_guard lock(mutex_);
       membership_.supervise(Clock::now());
     }
     supervisor_ = std::thread([this] { supervise(); });
     starter_ = std::thread([this] { start_workers(); });
+    if (!takes_remote()) return;
+    spdlog::info("workers of other hosts may join: expertmesh worker --join {} --secret-file {}", control_.address(),
+                 control_.secret().path().string());
+    wait_for_loading(on_progress, [this](Records const& records) {
+      return std::ranges::count_if(records, [](auto const& record) {
+               return record.status.remote && record.status.state == WorkerState::serving;
+             }) >= static_cast<std::ptrdiff_t>(options_.remote.num_workers);
+    });
   }
 
   void shutdown() {
@@ -274,6 +308,58 @@ class Cluster::Impl {
     }
   }
 
+  [[nodiscard]] bool takes_remote() const { return !options_.remote.interface.empty(); }
+
+  std::string listen_address() const {
+    if (!takes_remote()) return "127.0.0.1";
+    auto const address = address_of_interface(options_.remote.interface);
+    if (!address)
+      throw ClusterError("--interface " + options_.remote.interface + ": there is none with an IPv4 address");
+    return *address;
+  }
+
+  // Where the launcher has put the URI of Open MPI's name server, through which processes of other hosts connect.
+  static std::string read_name_server() {
+    char const* const where = std::getenv("OMPI_MCA_pmix_server_uri");
+    std::string const prefix = "file:";
+    std::string uri;
+    if (where != nullptr && std::string_view(where).starts_with(prefix))
+      std::getline(std::ifstream(where + prefix.size()) >> std::ws, uri);
+    if (uri.empty()) throw ClusterError("there is no Open MPI name server: start this program with 'expertmesh serve'");
+    return uri;
+  }
+
+  // Monitor thread.
+  std::optional<Life> take_in() {
+    std::optional<Life> life;
+    tell([&] { life = membership_.join(); });
+    return life;
+  }
+
+  // One that came by itself, up to its place in MPI. Throws ClusterError.
+  void accept(Membership::Start const& start, Clock::time_point deadline) {
+    auto const [worker, incarnation] = start.life;
+    {
+      std::lock_guard lock(mutex_);
+      links_[worker.value() - 1] = {.peer = PeerId(next_peer_++), .comm = std::nullopt};
+    }
+    // Its welcome is under way on the monitor thread.
+    control_.wait_until(deadline, [&](Records const& records) {
+      return records.size() >= worker.value() &&
+             records[worker.value() - 1].status.incarnation >= start.life.incarnation;
+    });
+    auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    try {
+      MpiComm const comm = accept_worker(
+          [&](std::string const& port) { control_.connect(worker, {.port = port, .name_server = name_server_}); }, left,
+          [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
+      std::lock_guard lock(mutex_);
+      links_[worker.value() - 1].comm = comm;
+    } catch (MpiError const& error) {
+      throw_not_come_up(start.life, error);
+    }
+  }
+
   // Up to its place in MPI; its hello may still be on its way. Throws ClusterError.
   void spawn(Membership::Start const& start, Clock::time_point deadline) {
     auto const [worker, incarnation] = start.life;
@@ -286,8 +372,7 @@ class Cluster::Impl {
                                        "--worker-id",   std::to_string(worker.value()),
                                        "--incarnation", std::to_string(incarnation.value()),
                                        "--secret-file", control_.secret().path().string(),
-                                       "--threads",     std::to_string(options_.threads_per_worker),
-                                       "--isa",         options_.isa};
+                                       "--threads",     std::to_string(options_.threads_per_worker)};
     if (options_.shared_cores) arguments.emplace_back("--shared-cores");
     if (std::string const cores = cores_of(worker); !cores.empty())
       arguments.insert(arguments.end(), {"--cores", cores});
@@ -298,15 +383,24 @@ class Cluster::Impl {
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1].comm = comm;
     } catch (MpiError const& error) {
-      throw ClusterError("worker " + std::to_string(worker.value()) + ": " + error.what());
+      throw_not_come_up(start.life, error);
     }
+  }
+
+  // For the reason that the control plane has seen, if it has: MPI only knows that it waited in vain.
+  [[noreturn]] void throw_not_come_up(Life life, MpiError const& error) const {
+    std::string const seen = control_.dead(life.worker, life.incarnation) ? control_.death_reason(life.worker) : "";
+    throw ClusterError("worker " + std::to_string(life.worker.value()) + ": " + (seen.empty() ? error.what() : seen));
   }
 
   void replace(Membership::Start const& start) {
     auto const deadline = Clock::now() + options_.rejoin_timeout;
     WorkerId const worker = start.life.worker;
     try {
-      spawn(start, deadline);
+      if (start.remote)
+        accept(start, deadline);
+      else
+        spawn(start, deadline);
       control_.wait_until(deadline, [&](Records const& records) {
         auto const& record = records[worker.value() - 1];
         return record.joined || record.status.state == WorkerState::dead;
@@ -338,14 +432,16 @@ class Cluster::Impl {
     return text;
   }
 
-  void wait_for_loading(OnProgress const& on_progress) {
+  template <class Done>
+  void wait_for_loading(OnProgress const& on_progress, Done const& all_serve) {
     auto const begin = Clock::now();
-    auto const done = [](Records const& records) { return any_dead(records) || all_in(records, WorkerState::serving); };
+    auto const done = [&](Records const& records) { return any_dead(records) || all_serve(records); };
     for (bool finished = false; !finished;) {
       finished = control_.wait_until(Clock::now() + kProgressInterval, done);
       Records const records = control_.records();
       report(records, begin, on_progress);
-      throw_for_dead(records);
+      if (!supervisor_.joinable()) throw_for_dead(records);  // later ones are replaced
+      finished = all_serve(records);
       if (!finished && Clock::now() - begin > options_.load_timeout)
         throw ClusterError("the workers did not load their experts within " +
                            std::to_string(options_.load_timeout.count()) + " s");
@@ -370,7 +466,10 @@ class Cluster::Impl {
   }
 
   control::Assign assignment(Share const& share) const {
-    return {.model_dir = options_.model_dir.string(),
+    return {.isa = options_.isa,
+            .model_dir = options_.model_dir.string(),
+            .checkpoint = checkpoint_,
+            .weights = weight_server_ ? weight_server_->address() : "",
             .load_format = options_.load_format,
             .dummy_seed = options_.dummy_seed,
             .model = options_.experts,
@@ -405,6 +504,8 @@ class Cluster::Impl {
 
   ClusterOptions const options_;
   OnChange const on_change_;
+  Fingerprint const checkpoint_;
+  std::string const name_server_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Membership membership_;    // guarded by mutex_, like the next three
@@ -421,15 +522,17 @@ class Cluster::Impl {
   std::vector<std::shared_ptr<void const>> kept_;  // before the transport, which goes first
   MpiTransport transport_;
   ControlServer control_;  // calls take_change() as long as it is there
+  std::optional<WeightServer> weight_server_;
 };
 
 Cluster::Cluster(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-std::unique_ptr<Cluster> Cluster::start(ClusterOptions options, OnProgress const& on_progress, OnChange on_change) {
-  if (options.num_workers > kMaxWorkers)
-    throw ClusterError(std::to_string(options.num_workers) + " workers: at most " + std::to_string(kMaxWorkers));
+std::unique_ptr<Cluster> Cluster::start(ClusterOptions options, WeightSource const& source,
+                                        OnProgress const& on_progress, OnChange on_change) {
+  if (std::size_t const all = options.num_workers + options.remote.num_workers; all > kMaxWorkers)
+    throw ClusterError(std::to_string(all) + " workers: at most " + std::to_string(kMaxWorkers));
   auto cluster =
-      std::unique_ptr<Cluster>(new Cluster(std::make_unique<Impl>(std::move(options), std::move(on_change))));
+      std::unique_ptr<Cluster>(new Cluster(std::make_unique<Impl>(std::move(options), source, std::move(on_change))));
   cluster->impl_->start(on_progress);  // if it throws, the destructor ends what was started
   return cluster;
 }

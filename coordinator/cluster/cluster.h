@@ -33,6 +33,16 @@ struct ClusterOptions {
   bool shared_cores = false;
   std::string isa;  // as in kernels/exec.h: every worker runs the coordinator's, or refuses
 
+  // Workers that come by themselves, from other hosts; none without an interface.
+  struct Remote {
+    std::size_t num_workers = 0;           // that are awaited at the start, and have their share from then on
+    std::string interface;                 // "eth0": what the control plane and the weight port listen on
+    std::uint16_t port = 0;                // of the control plane
+    std::filesystem::path secret_file;     // empty: a new one, whose path is logged
+    std::size_t weights_per_second = 0;    // bytes, to hosts without the checkpoint; 0: those get none
+    std::chrono::seconds return_time{10};  // a dead one may take, before others take its experts over
+  } remote{};
+
   std::chrono::milliseconds heartbeat_interval{25};
   std::chrono::milliseconds death_timeout{200};  // without a heartbeat
   std::chrono::seconds join_timeout{60};         // of the first start, from spawn to hello, all workers together
@@ -50,6 +60,7 @@ struct WorkerStatus {
   WorkerState state = WorkerState::joining;
   std::int64_t pid = 0;  // 0 until hello
   std::string host;
+  bool remote = false;          // came by itself
   std::string device;           // "cpu"
   std::string isa;              // as the worker reported it
   std::string dtype;            // weights: "float32", "bfloat16"
@@ -81,11 +92,13 @@ class Cluster final : public WorkerGroup {
   // A worker began to serve, or died. On the monitor thread; must not block or throw.
   using OnChange = std::function<void(WorkerStatus const&)>;
 
-  // Spawns the workers, gives them their experts and returns when all serve. From then on a dead one is replaced: at
+  // Spawns the workers, gives them their experts and returns when all serve, those awaited from elsewhere too. source:
+  // what workers without a checkpoint are given; must outlive the cluster. From then on a dead one is replaced: at
   // once, or after a pause if it died before it served; one that did so three times in a row is left dead,
   // and the others take its experts over. MPI must be initialised. Throws ClusterError, ModelError or NetworkError;
   // nothing is left behind then.
-  static std::unique_ptr<Cluster> start(ClusterOptions options, OnProgress const& on_progress, OnChange on_change);
+  static std::unique_ptr<Cluster> start(ClusterOptions options, WeightSource const& source,
+                                        OnProgress const& on_progress, OnChange on_change);
   ~Cluster() override;  // shutdown()
 
   // Asks the workers to leave, waits at most leave_timeout, kills what is still there.

@@ -28,6 +28,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kHelloTimeout = std::chrono::seconds(5);         // from connect
 constexpr auto kStrangerPause = std::chrono::milliseconds(10);  // before the next connection is taken
 constexpr auto kComplaintInterval = std::chrono::seconds(10);
+constexpr auto kJoinTimeout = std::chrono::seconds(30);     // of one that came by itself, from hello to heartbeats
 constexpr auto kLoadingTimeout = std::chrono::seconds(10);  // of heartbeats while the worker maps and packs weights
 
 std::int64_t in_ms(Clock::duration duration) {
@@ -40,6 +41,7 @@ class ControlServer::Impl {
  public:
   explicit Impl(Options options)
       : options_(std::move(options)),
+        secret_(options_.secret_file),
         workers_(options_.max_workers),
         dead_(options_.max_workers),
         monitor_(options_.max_workers),
@@ -59,7 +61,7 @@ class ControlServer::Impl {
     thread_.join();
   }
 
-  std::string address() const { return "127.0.0.1:" + std::to_string(acceptor_port_); }
+  std::string address() const { return options_.address + ":" + std::to_string(acceptor_port_); }
   SecretFile const& secret() const { return secret_; }
 
   std::vector<WorkerRecord> records() const {
@@ -69,17 +71,7 @@ class ControlServer::Impl {
 
   void expect(WorkerId id, Incarnation incarnation) {
     std::lock_guard lock(mutex_);
-    Worker& worker = workers_[id.value() - 1];
-    EM_CHECK(worker.connection == nullptr && incarnation > worker.record.status.incarnation,
-             "worker " << id << ", incarnation " << incarnation << " after " << worker.record.status.incarnation);
-    std::string const last_reason = worker.record.status.death_reason;
-    num_expected_ = std::max<std::size_t>(num_expected_, id.value());
-    worker.leaving = false;
-    worker.record = {};
-    worker.process.reset();
-    worker.record.status.id = id;
-    worker.record.status.incarnation = incarnation;
-    worker.record.status.death_reason = last_reason;
+    expect_locked(id, incarnation);
   }
 
   bool dead(WorkerId id, Incarnation incarnation) const {
@@ -107,6 +99,11 @@ class ControlServer::Impl {
     worker.record.status.state = WorkerState::loading;
     monitor_.watch(id.value() - 1, kLoadingTimeout, Clock::now());
     worker.connection->send(assignment);
+  }
+
+  void connect(WorkerId id, control::Connect const& how) {
+    std::lock_guard lock(mutex_);
+    if (auto const& connection = workers_[id.value() - 1].connection) connection->send(how);
   }
 
   void idle() {
@@ -149,8 +146,8 @@ class ControlServer::Impl {
   }
 
  private:
-  // One life of one worker.
-  struct Life {
+  // A Life by its place in workers_.
+  struct LifeOf {
     std::size_t index;
     Incarnation incarnation;
   };
@@ -163,10 +160,14 @@ class ControlServer::Impl {
 
   void listen() {
     boost::system::error_code error;
-    tcp::endpoint const endpoint(boost::asio::ip::address_v4::loopback(), 0);
-    if (!acceptor_.open(endpoint.protocol(), error) && !acceptor_.bind(endpoint, error))
+    tcp::endpoint const endpoint(boost::asio::ip::make_address(options_.address, error), options_.port);
+    // Anew at once after a coordinator that was killed.
+    if (!error && !acceptor_.open(endpoint.protocol(), error) &&
+        !acceptor_.set_option(tcp::acceptor::reuse_address(true), error) && !acceptor_.bind(endpoint, error))
       acceptor_.listen(boost::asio::socket_base::max_listen_connections, error);
-    if (error) throw NetworkError("listen", error.value(), error.message(), "127.0.0.1");
+    if (error)
+      throw NetworkError("listen", error.value(), error.message(),
+                         options_.address + ":" + std::to_string(options_.port));
     acceptor_port_ = acceptor_.local_endpoint().port();
   }
 
@@ -216,32 +217,51 @@ class ControlServer::Impl {
     auto const* hello = std::get_if<control::Hello>(&message);
     if (hello == nullptr || !same_proof(hello->proof, control::hello_proof(secret_.secret(), nonce, *hello)))
       return turn_away(*connection);
-    if (std::string const reason = objection(*hello); !reason.empty()) {
+    Life life{.worker = hello->worker, .incarnation = hello->incarnation};
+    bool const by_itself = life.worker.value() == 0;
+    std::string reason = misfit(*hello);
+    if (reason.empty() && by_itself) {
+      auto const given = options_.on_join ? options_.on_join() : std::nullopt;
+      if (given)
+        life = *given;
+      else
+        reason = options_.on_join ? "there are " + std::to_string(workers_.size()) + " workers already"
+                                  : "this coordinator takes no workers but its own (see serve --interface)";
+    }
+    if (reason.empty() && !by_itself) reason = objection(life);
+    if (!reason.empty()) {
       connection->close_after_sending(control::Refuse{.reason = reason});
+      if (by_itself) spdlog::warn("a worker of host {} was refused: {}", hello->host, reason);
       // Whoever has this place stays; it is lost only if this was the one that was to take it.
-      std::size_t const index = hello->worker.value() - 1;
-      if (index < workers_.size() && is_awaited(index, hello->incarnation))
-        bury({index, hello->incarnation}, "refused: " + reason);
+      std::size_t const index = life.worker.value() - 1;
+      if (index < workers_.size() && is_awaited(index, life.incarnation))
+        bury({index, life.incarnation}, "refused: " + reason);
       return;
     }
-    std::size_t const index = hello->worker.value() - 1;
+    std::size_t const index = life.worker.value() - 1;
+    connection->send(control::Welcome{
+        .worker = life.worker,
+        .incarnation = life.incarnation,
+        .proof = control::welcome_proof(secret_.secret(), nonce, *hello, life.worker, life.incarnation)});
     {
       std::lock_guard lock(mutex_);
+      if (by_itself) expect_locked(life.worker, life.incarnation);
       Worker& worker = workers_[index];
       WorkerStatus& status = worker.record.status;
       worker.record.joined = true;
+      status.remote = by_itself;
       status.pid = hello->pid;
       status.host = hello->host;
       status.device = hello->device;
-      status.isa = hello->isa;
+      status.isa = options_.isa;
       status.dtype = options_.dtype;
       worker.connection = connection;
-      worker.process.emplace(hello->pid);
+      if (!by_itself) worker.process.emplace(hello->pid);  // another host's pid means nothing here
+      if (by_itself) monitor_.watch(index, kJoinTimeout, Clock::now());
     }
-    connection->send(control::Welcome{.proof = control::welcome_proof(secret_.secret(), nonce, *hello)});
-    Life const life{index, hello->incarnation};
-    connection->hand_over({.on_message = [this, life](control::Message const& m) { hear(life, m); },
-                           .on_closed = [this, life](std::string const& reason) { hung_up(life, reason); }},
+    LifeOf const of{index, life.incarnation};
+    connection->hand_over({.on_message = [this, of](control::Message const& m) { hear(of, m); },
+                           .on_closed = [this, of](std::string const& closed) { hung_up(of, closed); }},
                           kMaxFrameBytes);
     changed_.notify_all();
   }
@@ -252,22 +272,30 @@ class ControlServer::Impl {
     return !record.joined && record.status.incarnation == incarnation && record.status.state == WorkerState::joining;
   }
 
-  // Why this worker cannot join; empty if it can.
-  std::string objection(control::Hello const& hello) const {
+  // Why no place is for this worker; empty: any is.
+  std::string misfit(control::Hello const& hello) const {
     if (hello.protocol != control::kProtocolVersion)
       return "control protocol " + std::to_string(hello.protocol) + ", the coordinator speaks " +
              std::to_string(control::kProtocolVersion);
     if (hello.build != control::build_version())
       return "build " + hello.build + ", the coordinator is " + control::build_version();
-    if (hello.worker.value() < 1 || hello.worker.value() > workers_.size())
-      return "there is no worker " + std::to_string(hello.worker.value());
-    if (hello.isa != options_.isa) return "runs '" + hello.isa + "', the numerics profile is '" + options_.isa + "'";
+    if (std::ranges::find(hello.isas, options_.isa) == hello.isas.end())
+      return "cannot run '" + options_.isa + "', the numerics profile";
     if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
       return "cannot run weights in " + options_.dtype;
+    if (hello.checkpoint.empty() || options_.checkpoint.empty()) return "";
+    std::string const what = difference(options_.checkpoint, hello.checkpoint);
+    return what.empty() ? "" : "another checkpoint: not the coordinator's " + what;
+  }
+
+  // Why this life has no place; empty if it has.
+  std::string objection(Life life) const {
+    if (life.worker.value() < 1 || life.worker.value() > workers_.size())
+      return "there is no worker " + std::to_string(life.worker.value());
     std::lock_guard lock(mutex_);
-    WorkerRecord const& record = workers_[hello.worker.value() - 1].record;
-    if (hello.incarnation != record.status.incarnation)
-      return "incarnation " + std::to_string(hello.incarnation.value()) + ", expected " +
+    WorkerRecord const& record = workers_[life.worker.value() - 1].record;
+    if (life.incarnation != record.status.incarnation)
+      return "incarnation " + std::to_string(life.incarnation.value()) + ", expected " +
              std::to_string(record.status.incarnation.value());
     if (record.joined) return "this worker has joined already";
     if (record.status.state != WorkerState::joining) return "this worker was given up";
@@ -275,7 +303,7 @@ class ControlServer::Impl {
     return "";
   }
 
-  void hear(Life life, control::Message const& message) {
+  void hear(LifeOf life, control::Message const& message) {
     std::size_t const index = life.index;
     if (std::holds_alternative<control::Heartbeat>(message)) {
       std::lock_guard lock(mutex_);
@@ -303,7 +331,7 @@ class ControlServer::Impl {
     changed_.notify_all();
   }
 
-  void serve(Life life, control::Loaded const& loaded) {
+  void serve(LifeOf life, control::Loaded const& loaded) {
     WorkerStatus status;
     bool moved = false;
     {
@@ -323,7 +351,7 @@ class ControlServer::Impl {
     if (options_.on_change) options_.on_change(status);
   }
 
-  void hung_up(Life life, std::string const& reason) {
+  void hung_up(LifeOf life, std::string const& reason) {
     {
       std::lock_guard lock(mutex_);
       if (leaving_ || workers_[life.index].leaving) {
@@ -338,7 +366,7 @@ class ControlServer::Impl {
   }
 
   // This life is over: it is cut off, and the process ended in case it is only stuck.
-  void bury(Life life, std::string const& reason) {
+  void bury(LifeOf life, std::string const& reason) {
     WorkerStatus status;
     {
       std::lock_guard lock(mutex_);
@@ -370,13 +398,13 @@ class ControlServer::Impl {
   }
 
   void check() {
-    std::vector<Life> silent;
+    std::vector<LifeOf> silent;
     {
       std::lock_guard lock(mutex_);
       for (std::size_t const index : monitor_.check(Clock::now(), check_timer_.expiry()))
         silent.push_back({index, workers_[index].record.status.incarnation});
     }
-    for (Life const life : silent) bury(life, "no heartbeat for " + std::to_string(timeout_ms(life.index)) + " ms");
+    for (LifeOf const life : silent) bury(life, "no heartbeat for " + std::to_string(timeout_ms(life.index)) + " ms");
   }
 
   std::int64_t timeout_ms(std::size_t index) const {
@@ -385,6 +413,20 @@ class ControlServer::Impl {
   }
 
   // ---- with mutex_ held
+
+  void expect_locked(WorkerId id, Incarnation incarnation) {
+    Worker& worker = workers_[id.value() - 1];
+    EM_CHECK(worker.connection == nullptr && incarnation > worker.record.status.incarnation,
+             "worker " << id << ", incarnation " << incarnation << " after " << worker.record.status.incarnation);
+    std::string const last_reason = worker.record.status.death_reason;
+    num_expected_ = std::max<std::size_t>(num_expected_, id.value());
+    worker.leaving = false;
+    worker.record = {};
+    worker.process.reset();
+    worker.record.status.id = id;
+    worker.record.status.incarnation = incarnation;
+    worker.record.status.death_reason = last_reason;
+  }
 
   Clock::duration timeout(WorkerState state) const {
     return state == WorkerState::serving ? paced(options_.death_timeout) : kLoadingTimeout;
@@ -468,6 +510,9 @@ bool ControlServer::wait_until(Clock::time_point deadline,
 }
 void ControlServer::assign(WorkerId worker, control::Assign const& assignment) {
   impl_->assign(worker, assignment);
+}
+void ControlServer::connect(WorkerId worker, control::Connect const& how) {
+  impl_->connect(worker, how);
 }
 void ControlServer::idle() {
   impl_->idle();

@@ -2,11 +2,14 @@
 // its own (the monitor thread).
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "common/checkpoint/fingerprint.h"
 #include "common/protocol/control_messages.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/secret_file.h"
@@ -26,21 +29,28 @@ class ControlServer {
  public:
   struct Options {
     std::size_t max_workers = 1;
+    std::string address = "127.0.0.1";    // to listen on
+    std::uint16_t port = 0;               // 0: any free one
+    std::filesystem::path secret_file{};  // empty: a new one
     std::string isa;
-    std::string dtype;  // of weights, that every worker must be able to run
+    Fingerprint checkpoint{};  // workers with another one are refused; empty: any
+    std::string dtype;         // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
     Cluster::OnChange on_change;
     // A worker that serves has loaded another placement. On the monitor thread.
     std::function<void(WorkerId, Incarnation, PlacementEpoch)> on_moved{};
     std::function<void(WorkerId, Incarnation)> on_leaving{};  // it was asked to end; on the monitor thread
+    // A worker has come by itself: its life, or none for want of a place. On the monitor thread; empty: such are
+    // refused.
+    std::function<std::optional<Life>()> on_join{};
   };
 
-  // Listens on a free port of 127.0.0.1. Throws NetworkError.
+  // Throws NetworkError or FileError.
   explicit ControlServer(Options options);
   ~ControlServer();  // hangs up: workers that are still there end themselves
 
-  [[nodiscard]] std::string address() const;  // "127.0.0.1:port"
+  [[nodiscard]] std::string address() const;  // "ADDRESS:PORT"
   [[nodiscard]] SecretFile const& secret() const;
 
   [[nodiscard]] std::vector<WorkerRecord> records() const;  // of those that were ever expected
@@ -61,6 +71,7 @@ class ControlServer {
   void hold(WorkerId worker, control::Hold const& placement);       // to one that serves
   void shutdown_worker(WorkerId worker);                            // its end of a connection is no death from now on
   void shutdown_workers();                                          // an end of a connection is no death from now on
+  void connect(WorkerId worker, control::Connect const& how);       // to one that came by itself
   void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
   void kill_remaining();                                            // workers of this host that are still there
 

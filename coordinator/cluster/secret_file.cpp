@@ -19,7 +19,13 @@ namespace {
 
 }  // namespace
 
-SecretFile::SecretFile() : token_(random_nonce()) {
+SecretFile::SecretFile(std::filesystem::path const& given) {
+  if (!given.empty()) {
+    path_ = std::filesystem::absolute(given);
+    token_ = read_secret(path_);
+    return;
+  }
+  token_ = random_nonce();
   // Beside Open MPI's files of this run: what a killed coordinator leaves there is removed at the next start.
   char const* const run = std::getenv("OMPI_MCA_orte_tmpdir_base");
   auto const parent = run != nullptr ? std::filesystem::path(run) : std::filesystem::temp_directory_path();
@@ -34,6 +40,7 @@ SecretFile::SecretFile() : token_(random_nonce()) {
 }
 
 SecretFile::~SecretFile() {
+  if (directory_.empty()) return;
   std::error_code ignored;  // somebody else's cleaning may have been faster
   std::filesystem::remove_all(directory_, ignored);
 }

@@ -1,4 +1,4 @@
-// The shared secret of a coordinator and the workers it starts: a file that only this user can read.
+// The shared secret of a coordinator and its workers: a file that only this user can read.
 #pragma once
 #include <filesystem>
 #include <string>
@@ -8,9 +8,10 @@ namespace expertmesh {
 
 class SecretFile {
  public:
-  // A fresh random token, in a 0600 file in a fresh 0700 directory. Throws FileError.
-  SecretFile();
-  ~SecretFile();  // removes file and directory
+  // given: a file with the secret, that nobody else may read. Empty: a fresh random token, in a 0600 file in a fresh
+  // 0700 directory. Throws FileError.
+  explicit SecretFile(std::filesystem::path const& given = {});
+  ~SecretFile();  // removes a fresh one
   SecretFile(SecretFile const&) = delete;
   SecretFile& operator=(SecretFile const&) = delete;
 

@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <thread>
 
@@ -93,7 +96,7 @@ TEST_P(MpiClusterOf, AnyNumberOfWorkersGivesTheBitsOfThisProcess) {
   for (std::size_t const num_workers : {1U, 2U, 3U, 5U}) {
     LoadProgress last;
     auto const on_progress = [&](LoadProgress const& progress) { last = progress; };
-    clusters.push_back(Cluster::start(options(world.model, num_workers), on_progress, nullptr));
+    clusters.push_back(Cluster::start(options(world.model, num_workers), *source, on_progress, nullptr));
     clusters.back()->idle();
     EXPECT_EQ(last.loaded_bytes, last.total_bytes);
     EXPECT_EQ(last.total_bytes, clusters.back()->resident_bytes());
@@ -130,7 +133,7 @@ INSTANTIATE_TEST_SUITE_P(WireDtypes, MpiClusterOf, ::testing::Values(DType::f32,
 void replace_ten_times(int signal) {
   World world;
   auto const source = make_dummy_weights(kSeed);
-  auto const cluster = Cluster::start(options(world.model, 3), nullptr, nullptr);
+  auto const cluster = Cluster::start(options(world.model, 3), *source, nullptr, nullptr);
   auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
   auto const expected = world.run(*experts, 1);
   std::vector<std::int64_t> pids;
@@ -194,7 +197,7 @@ TEST(MpiCluster, MortalWorkersMayFailAtAnyPoint) {
   mortal.worker_program = executable_dir() / "mpi_mortal_worker";
   // A process that dies before it says hello is missed at this deadline only.
   mortal.rejoin_timeout = 2s;
-  auto const cluster = Cluster::start(mortal, nullptr, nullptr);
+  auto const cluster = Cluster::start(mortal, *source, nullptr, nullptr);
   auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
   auto const local = make_local_experts(world.model, *source, kLimits, world.exec, [](std::size_t, std::size_t) {});
   auto const expected = world.run(*local, 1);
@@ -229,13 +232,16 @@ TEST(MpiCluster, WhatIsWrongWithTheModelIsSaidByTheWorkerThatFoundIt) {
   World world;
   ClusterOptions bad = options(world.model, 2);
   bad.load_format = LoadFormat::automatic;
-  bad.model_dir = "/nonexistent/model";
+  auto const folder = std::filesystem::temp_directory_path() / ("expertmesh-no-weights-" + std::to_string(getpid()));
+  std::filesystem::create_directory(folder);
+  std::ofstream(folder / "config.json") << "{}";
+  bad.model_dir = folder;
   try {
-    Cluster::start(bad, nullptr, nullptr);
+    Cluster::start(bad, *make_dummy_weights(kSeed), nullptr, nullptr);
     FAIL() << "a cluster without weights";
   } catch (std::exception const& error) {
     EXPECT_EQ(std::string(error.what()).find("worker "), 0U) << error.what();
-    EXPECT_NE(std::string(error.what()).find("/nonexistent/model"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find(folder.string()), std::string::npos) << error.what();
   }
 }
 
@@ -244,10 +250,10 @@ TEST(MpiCluster, AWorkerThatCannotRunTheProfileIsNamed) {
   ClusterOptions bad = options(world.model, 1);
   bad.isa = "abacus";
   try {
-    Cluster::start(bad, nullptr, nullptr);
+    Cluster::start(bad, *make_dummy_weights(kSeed), nullptr, nullptr);
     FAIL() << "a cluster on an abacus";
   } catch (ClusterError const& error) {
-    EXPECT_EQ(std::string(error.what()), "worker 1: this processor cannot run 'abacus'");
+    EXPECT_EQ(std::string(error.what()), "worker 1: refused: cannot run 'abacus', the numerics profile");
   }
 }
 

@@ -48,9 +48,10 @@ class FakeWorker {
             .pid = std::int64_t{1} << 40,
             .host = "box",
             .device = "cpu",
-            .isa = "scalar",
+            .isas = {"scalar"},
             .dtypes = {"float32"},
-            .memory_bytes = 1};
+            .memory_bytes = 1,
+            .checkpoint = {}};
   }
 
   // Proves what it says, and expects to be welcome.
@@ -59,7 +60,8 @@ class FakeWorker {
     send(hello);
     auto const welcome = receive();
     ASSERT_TRUE(welcome && std::holds_alternative<control::Welcome>(*welcome));
-    EXPECT_EQ(std::get<control::Welcome>(*welcome).proof, control::welcome_proof(token_, nonce_, hello));
+    EXPECT_EQ(std::get<control::Welcome>(*welcome).proof,
+              control::welcome_proof(token_, nonce_, hello, hello.worker, hello.incarnation));
   }
   void claim(control::Hello hello) {
     hello.proof = control::hello_proof(token_, nonce_, hello);
@@ -292,18 +294,51 @@ TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
     return refusal(worker);
   };
   EXPECT_EQ(refused([](control::Hello&) {}), "there is no worker 3");
-  EXPECT_EQ(refused([](control::Hello& h) { h.worker = WorkerId(0); }), "there is no worker 0");
+  EXPECT_EQ(refused([](control::Hello& h) { h.worker = WorkerId(0); }),
+            "this coordinator takes no workers but its own (see serve --interface)");
   EXPECT_NE(refused([](control::Hello& h) { h.protocol = 9; }).find("control protocol 9"), std::string::npos);
   EXPECT_NE(refused([](control::Hello& h) { h.build = "0.0.1"; }).find("build 0.0.1"), std::string::npos);
   EXPECT_EQ(server.records()[0].status.state, WorkerState::joining);
 
   FakeWorker other_isa(server);
   control::Hello hello = other_isa.hello(1);
-  hello.isa = "avx2";
+  hello.isas = {"avx2"};
   other_isa.claim(hello);
-  EXPECT_EQ(refusal(other_isa), "runs 'avx2', the numerics profile is 'scalar'");
+  EXPECT_EQ(refusal(other_isa), "cannot run 'scalar', the numerics profile");
   await(1, WorkerState::dead);
-  EXPECT_NE(server.death_reason(WorkerId(1)).find("refused: runs 'avx2'"), std::string::npos);
+  EXPECT_NE(server.death_reason(WorkerId(1)).find("refused: cannot run 'scalar'"), std::string::npos);
+}
+
+TEST_F(ControlServerTest, WhoComesByItselfIsToldWhoItIs) {
+  std::uint32_t places = 1;
+  ControlServer open{{.max_workers = 2,
+                      .isa = "scalar",
+                      .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51"},
+                      .dtype = "float32",
+                      .on_change = nullptr,
+                      .on_join = [&]() -> std::optional<Life> {
+                        if (places == 0) return std::nullopt;
+                        --places;
+                        return Life{.worker = WorkerId(2), .incarnation = Incarnation(5)};
+                      }}};
+  auto const come = [&](FakeWorker& worker, std::string const& config) {
+    control::Hello hello = worker.hello(0);
+    hello.incarnation = Incarnation(0);
+    if (!config.empty()) hello.checkpoint = {.config = config, .tensors = "7e", .sizes = "51"};
+    worker.claim(hello);
+    return worker.receive();
+  };
+  FakeWorker stranger(open);
+  auto const refusal_of_stranger = come(stranger, "c1");
+  EXPECT_EQ(std::get<control::Refuse>(*refusal_of_stranger).reason,
+            "another checkpoint: not the coordinator's config.json");
+  FakeWorker worker(open);
+  auto const welcome = std::get<control::Welcome>(*come(worker, "c0"));
+  EXPECT_EQ(welcome.worker, WorkerId(2));
+  EXPECT_EQ(welcome.incarnation, Incarnation(5));
+  EXPECT_TRUE(open.records()[1].joined && open.records()[1].status.remote);
+  FakeWorker late(open);
+  EXPECT_EQ(std::get<control::Refuse>(*come(late, "")).reason, "there are 2 workers already");
 }
 
 TEST_F(ControlServerTest, ASecondClaimToThePlaceOfALivingWorkerIsRefused) {

@@ -338,9 +338,10 @@ void SimulatedCluster::spawn(std::optional<Life> life) {
                        .pid = 1,
                        .host = "h",
                        .device = "cpu",
-                       .isa = "scalar",
+                       .isas = {"scalar"},
                        .dtypes = {"float32"},
-                       .memory_bytes = 1};
+                       .memory_bytes = 1,
+                       .checkpoint = {}};
   to_coordinator(process.connection, hello);
   after(kHeartbeatMs, [this, index] { beat(index); });
 }

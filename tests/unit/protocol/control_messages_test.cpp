@@ -45,9 +45,10 @@ Hello sample_hello() {
           .pid = 4711,
           .host = "box",
           .device = "cpu",
-          .isa = "avx2",
+          .isas = {"avx2"},
           .dtypes = {"float32", "bfloat16"},
-          .memory_bytes = 1ULL << 40};
+          .memory_bytes = 1ULL << 40,
+          .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51"}};
 }
 
 std::string error_of(std::string const& text) {
@@ -88,6 +89,17 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_EQ(failed.kind, FailureKind::model);
   EXPECT_EQ(failed.reason, "no \xEF\xBF\xBD file");  // what is no UTF-8 arrives as U+FFFD
 
+  auto const fetch = std::get<Fetch>(decode(encode(Fetch{.name = "a.b", .shape = {3, 5}})));
+  EXPECT_EQ(fetch.name, "a.b");
+  EXPECT_EQ(fetch.shape, (std::vector<std::uint64_t>{3, 5}));
+  EXPECT_EQ(std::get<Tensor>(decode(encode(Tensor{.dtype = "float32", .num_bytes = 60}))).num_bytes, 60U);
+  EXPECT_EQ(std::get<Connect>(decode(encode(Connect{.port = "1.0:2", .name_server = "3.0;tcp"}))).name_server,
+            "3.0;tcp");
+  EXPECT_EQ(
+      std::get<Welcome>(decode(encode(Welcome{.worker = WorkerId(4), .incarnation = Incarnation(2), .proof = "5"})))
+          .worker,
+      WorkerId(4));
+
   EXPECT_EQ(std::get<Progress>(decode(encode(Progress{.loaded_bytes = 3, .total_bytes = 7}))).total_bytes, 7U);
   EXPECT_EQ(std::get<Loaded>(decode(encode(Loaded{.resident_bytes = 9}))).resident_bytes, 9U);
   EXPECT_EQ(std::get<Refuse>(decode(encode(Refuse{.reason = "full"}))).reason, "full");
@@ -105,7 +117,9 @@ TEST(ControlMessages, AProofFitsOneSecretOneConnectionOneDirectionAndOneHello) {
   EXPECT_TRUE(same_proof(proof, hello_proof("secret", "nonce", hello)));
   EXPECT_FALSE(same_proof(proof, hello_proof("secrets", "nonce", hello)));
   EXPECT_FALSE(same_proof(proof, hello_proof("secret", "another", hello)));
-  EXPECT_FALSE(same_proof(proof, welcome_proof("secret", "nonce", hello)));
+  EXPECT_FALSE(same_proof(proof, welcome_proof("secret", "nonce", hello, hello.worker, hello.incarnation)));
+  EXPECT_FALSE(same_proof(welcome_proof("secret", "nonce", hello, WorkerId(1), Incarnation(12)),
+                          welcome_proof("secret", "nonce", hello, WorkerId(11), Incarnation(2))));
   EXPECT_FALSE(same_proof(proof, ""));
   for (auto const change :
        {+[](Hello& h) { h.worker = WorkerId(3); }, +[](Hello& h) { h.incarnation = Incarnation(2); },
@@ -117,6 +131,18 @@ TEST(ControlMessages, AProofFitsOneSecretOneConnectionOneDirectionAndOneHello) {
   Hello claimed = hello;
   claimed.proof = "anything";  // is not part of what is proved
   EXPECT_TRUE(same_proof(proof, hello_proof("secret", "nonce", claimed)));
+}
+
+TEST(ControlMessages, AnotherCheckpointIsNamed) {
+  Fingerprint const ours = sample_hello().checkpoint;
+  EXPECT_EQ(difference(ours, ours), "");
+  Fingerprint theirs = ours;
+  theirs.tensors = "8e";
+  EXPECT_EQ(difference(ours, theirs), "tensor index (names, types, shapes or places)");
+  theirs.sizes = "61";
+  EXPECT_EQ(difference(ours, theirs), "weight files (their names or sizes)");
+  theirs.config = "c1";
+  EXPECT_EQ(difference(ours, theirs), "config.json");
 }
 
 TEST(ControlMessages, WhatIsNoMessageIsRefused) {

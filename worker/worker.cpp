@@ -67,7 +67,7 @@ std::unique_ptr<WeightSource> open_weights(WorkerOptions const& options, std::st
   if (assign.load_format == LoadFormat::dummy) return make_dummy_weights(assign.dummy_seed);
   if (!options.model_dir.empty()) return open_checkpoint(options.model_dir);
   std::error_code ignored;
-  if (std::filesystem::exists(assign.model_dir, ignored)) {
+  if (std::filesystem::exists(std::filesystem::path(assign.model_dir) / "config.json", ignored)) {
     std::string const what = difference(assign.checkpoint, fingerprint_of(assign.model_dir));
     if (!what.empty()) throw ModelError(assign.model_dir + ": another checkpoint: not the coordinator's " + what);
     return open_checkpoint(assign.model_dir);
@@ -189,8 +189,10 @@ class ProgressReporter {
     }
     serve(options, hooks, control, secret, welcome.incarnation, coordinator);
   } catch (ModelError const& error) {
+    if (by_itself) spdlog::error("{}", error.what());  // the coordinator's log is on another host
     control.fail(control::FailureKind::model, error.what(), kExitModel);
   } catch (std::exception const& error) {
+    if (by_itself) spdlog::error("{}", error.what());
     control.fail(control::FailureKind::other, error.what(), kExitOther);
   }
 }

@@ -23,7 +23,8 @@ Json process_json(WorkerStatus const& w) {
             {"dtype", w.dtype},
             {"transport", w.transport},
             {"experts", w.num_experts},
-            {"resident_bytes", w.resident_bytes}};
+            {"resident_bytes", w.resident_bytes},
+            {"speed", w.speed}};
   if (w.heartbeat_age) j["heartbeat_age_ms"] = w.heartbeat_age->count();
   if (!w.death_reason.empty()) j["death_reason"] = w.death_reason;
   return j;

@@ -79,7 +79,7 @@ class ModelRuntime {
   // After load().
   [[nodiscard]] Exec const& exec() const { return *exec_; }
   [[nodiscard]] Experts& experts();
-  [[nodiscard]] RemoteExperts const* remote_experts() const { return remote_.get(); }  // none: a model without experts
+  [[nodiscard]] RemoteExperts* remote_experts() const { return remote_.get(); }  // none: a model without experts
   [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }                    // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }

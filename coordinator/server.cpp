@@ -17,6 +17,8 @@
 namespace expertmesh {
 namespace {
 
+constexpr auto kJudgementInterval = std::chrono::seconds(1);  // between looks for slow workers
+
 constexpr std::chrono::seconds kDrainDeadline{30};
 constexpr char const* kLoading = "the model is loading";
 constexpr std::chrono::seconds kConnectionsDeadline{2};  // for answers to reach their clients after the drain
@@ -191,6 +193,10 @@ class Server {
     count_traffic();
     if (options_.rebalance_interval_s == 0) return;
     auto const now = std::chrono::steady_clock::now();
+    if (now >= next_judgement_) {
+      next_judgement_ = now + kJudgementInterval;
+      judge_paces();
+    }
     if (now < next_rebalance_) return;
     next_rebalance_ = now + std::chrono::seconds(options_.rebalance_interval_s);
     // What came since the last time.
@@ -205,6 +211,17 @@ class Server {
     load_before_.resize(load.size());
     for (std::size_t m = 0; m < load.size(); ++m) load_before_[m] = sums.layer(m).load;
     if (!first) runtime_.cluster()->consider_load(std::move(load));
+  }
+
+  void judge_paces() {
+    for (auto const& [life, speed] : runtime_.remote_experts()->judge_paces()) {
+      if (speed < 1)
+        spdlog::warn("worker {} is slow: about {:.2f} of the others' speed; it gets as much less", life.worker.value(),
+                     speed);
+      else
+        spdlog::info("worker {} is not slow any more", life.worker.value());
+      runtime_.cluster()->set_speed(life, speed);
+    }
   }
 
   void count_traffic() {
@@ -276,8 +293,9 @@ class Server {
   std::optional<Engine> engine_;
   std::optional<ApiServer> api_;
   std::size_t activation_bytes_ = 0;
-  std::chrono::steady_clock::time_point next_rebalance_{};  // like the next three, of the engine thread
-  std::vector<std::vector<double>> load_before_;            // [MoE layers][E]
+  std::chrono::steady_clock::time_point next_rebalance_{};  // like the next four, of the engine thread
+  std::chrono::steady_clock::time_point next_judgement_{};
+  std::vector<std::vector<double>> load_before_;  // [MoE layers][E]
   std::size_t counted_sent_ = 0;
   std::size_t counted_received_ = 0;
 };

@@ -219,6 +219,9 @@ class Cluster::Impl {
   std::optional<std::string> drain(WorkerId worker) {
     return ask([&] { return membership_.drain(worker); });
   }
+  void set_speed(Life life, double speed) {
+    tell([&] { membership_.set_speed(life, speed); });
+  }
   void consider_load(std::vector<std::vector<double>> load) {
     tell([&] { membership_.consider_load(std::move(load)); });
   }
@@ -484,6 +487,7 @@ class Cluster::Impl {
   void complete(WorkerStatus& status) const {
     Membership::Place const& place = membership_.place(status.id);
     status.transport = "mpi";
+    status.speed = place.speed;
     status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
     if (place.draining && status.state == WorkerState::serving) status.state = WorkerState::draining;
   }
@@ -548,6 +552,9 @@ std::optional<std::string> Cluster::add_worker() {
 }
 std::optional<std::string> Cluster::drain(WorkerId worker) {
   return impl_->drain(worker);
+}
+void Cluster::set_speed(Life life, double speed) {
+  impl_->set_speed(life, speed);
 }
 void Cluster::consider_load(std::vector<std::vector<double>> load) {
   impl_->consider_load(std::move(load));

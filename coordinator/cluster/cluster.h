@@ -67,6 +67,7 @@ struct WorkerStatus {
   std::string transport;        // "mpi"
   std::size_t num_experts = 0;  // held, all layers together
   std::size_t resident_bytes = 0;
+  double speed = 1;                                        // relative to the others, as far as it matters
   std::optional<std::chrono::milliseconds> heartbeat_age;  // while it lives
   std::string death_reason;  // of the last life that ended before its time; empty if there was none
 };
@@ -110,6 +111,8 @@ class Cluster final : public WorkerGroup {
   std::optional<std::string> add_worker();
   // The others take the worker's experts over, then it ends, for good. None, or why not.
   std::optional<std::string> drain(WorkerId worker);
+  // This life works at such a speed, relative to the others: it gets a share to match.
+  void set_speed(Life life, double speed);
   // [layers][E] tokens that each expert got lately: experts move if that balances them clearly better.
   void consider_load(std::vector<std::vector<double>> load);
   using Balance = Membership::Balance;

@@ -48,6 +48,7 @@ struct Leg {
   std::shared_ptr<Member> member;
   LegMessages* messages = nullptr;  // of the member
   std::size_t num_entries = 0;
+  std::chrono::steady_clock::time_point sent;
   bool send_done = false;
   bool recv_done = false;
   OpId send{};

@@ -31,6 +31,10 @@ std::uint64_t random_id() {
   return static_cast<std::uint64_t>(device()) << 32 | device();
 }
 
+Life life_of(Member const& member) {
+  return {.worker = member.peer.worker, .incarnation = member.peer.incarnation};
+}
+
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -138,6 +142,13 @@ class RemoteExperts::Impl {
     else
       usual_seconds_ += 0.05 * (seconds_since(slot.begin) - usual_seconds_);
     if (!failure.empty()) throw ExpertsLost(failure);
+  }
+
+  std::vector<PaceMonitor::Verdict> judge_paces() {
+    std::vector<Life> living;
+    for (auto const& member : members_)
+      if (!member->lost()) living.push_back(life_of(*member));
+    return paces_.judge(living);
   }
 
   WorkerGroup& group() { return *group_; }
@@ -255,6 +266,7 @@ class RemoteExperts::Impl {
     leg.member = member;
     leg.messages = &messages;
     leg.num_entries = entries.size();
+    leg.sent = Clock::now();
     leg.id = {.coordinator_id = coordinator_id_,
               .step = num_exchanges_,
               .coordinator_incarnation = 1,
@@ -323,6 +335,7 @@ class RemoteExperts::Impl {
         if (leg.state != Leg::State::waiting || (completion.op != leg.send && completion.op != leg.recv)) continue;
         (completion.op == leg.send ? leg.send_done : leg.recv_done) = true;
         if (completion.op == leg.recv && !accept(s, leg, completion.bytes)) return;
+        if (completion.op == leg.recv) paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
         if (leg.send_done && leg.recv_done) leg.state = Leg::State::answered;
         return;
       }
@@ -456,6 +469,7 @@ class RemoteExperts::Impl {
   double usual_seconds_ = 0;  // of an exchange without a death
   Traffic traffic_;
   Recoveries recoveries_;
+  PaceMonitor paces_;
 };
 
 RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits,
@@ -479,6 +493,9 @@ RemoteExperts::Traffic const& RemoteExperts::traffic() const {
 }
 RemoteExperts::Recoveries RemoteExperts::recoveries() const {
   return impl_->recoveries();
+}
+std::vector<PaceMonitor::Verdict> RemoteExperts::judge_paces() {
+  return impl_->judge_paces();
 }
 WorkerGroup& RemoteExperts::group() {
   return impl_->group();

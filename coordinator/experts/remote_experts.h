@@ -17,6 +17,7 @@
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/experts/experts.h"
 #include "coordinator/experts/own_experts.h"
+#include "coordinator/experts/pace_monitor.h"
 
 namespace expertmesh {
 
@@ -56,6 +57,8 @@ class RemoteExperts final : public Experts {
     std::size_t quarantined_bytes = 0;  // buffers that dead workers' messages still hold
   };
   [[nodiscard]] Recoveries recoveries() const;
+  // Whom the last second or so showed to be slow, or no longer; engine thread, about once a second.
+  std::vector<PaceMonitor::Verdict> judge_paces();
   [[nodiscard]] WorkerGroup& group();
 
  protected:

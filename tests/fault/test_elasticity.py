@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 import unittest
 
@@ -57,7 +58,8 @@ class ElasticityTest(unittest.TestCase):
                     self.assertEqual(status, 202, answer)
                     wait_until(lambda count=count: settled(server, count), 60, f"{count} workers serve all experts")
                     self.assertEqual(experts_of(server), total)
-                rate = (crowd.tokens - tokens) / (time.monotonic() - begin)
+                elapsed = time.monotonic() - begin
+                rate = (crowd.tokens - tokens) / elapsed
             self.assertEqual(crowd.failures, [])
             wait_until(lambda: not any(map(is_alive, left)), 20, "those that left are gone")
             metrics = server.metrics()
@@ -91,6 +93,38 @@ class ElasticityTest(unittest.TestCase):
                 wait_until(lambda: crowd.answers > done + 8, 60, "answers")
             self.assertEqual(crowd.failures, [])
             self.assertEqual([w["state"] for w in workers_of(server)], ["serving", "dead", "serving"])
+
+    def test_a_slow_worker_is_given_less(self):
+        with Server(DEMO_MODEL, "--workers", 2) as server:
+            expected = quiet_answers(server)
+            total = experts_of(server)
+            with Crowd(server, expected, 6) as crowd:
+                wait_until(lambda: crowd.answers >= 6, 120, "the crowd is at work")
+                victim = workers_of(server)[0]
+                stop = threading.Event()
+
+                def hold_back():  # it runs for a sixth of the time
+                    while not stop.is_set():
+                        os.kill(victim["pid"], signal.SIGSTOP)
+                        stop.wait(0.1)
+                        os.kill(victim["pid"], signal.SIGCONT)
+                        stop.wait(0.02)
+
+                holder = threading.Thread(target=hold_back)
+                holder.start()
+                try:
+                    slow = lambda: next(w for w in workers_of(server) if w["id"] == victim["id"])  # noqa: E731
+                    wait_until(lambda: slow()["speed"] < 1 and slow()["experts"] < victim["experts"] / 2, 60, "it has less")
+                    print(f"a worker held back: speed {slow()['speed']}, {slow()['experts']} experts instead of "
+                          f"{victim['experts']}", flush=True)
+                    self.assertEqual(experts_of(server), total)
+                finally:
+                    stop.set()
+                    holder.join()
+                self.assertEqual(slow()["incarnation"], victim["incarnation"], "slow is not dead")
+                wait_until(lambda: slow()["speed"] == 1, 120, "it is as fast as before")
+                wait_until(lambda: slow()["experts"] > victim["experts"] / 2, 60, "it has its share again")
+            self.assertEqual(crowd.failures, [])
 
     def test_replicas_and_the_command(self):
         with Server(DEMO_MODEL, "--workers", 2, "--redundant-experts", 4) as server:

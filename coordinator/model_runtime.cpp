@@ -142,6 +142,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .threads_per_worker = threads,
                          .shared_cores = shares_cores(options),
                          .isa = std::string(name_of(isa)),
+                         .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
                                     .port = options.control_port,
@@ -211,6 +212,7 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   }
   RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
                                      .max_tokens = sizes_.max_num_batched_tokens,
+                                     .checksums = options_.checksum_messages,
                                      .own_cache_bytes = sizes_.own_cache_bytes};
   if (options_.clustered()) {
     cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, std::move(on_change));

@@ -36,6 +36,8 @@ struct ModelRuntimeOptions {
   std::optional<Isa> isa;  // none: the best this processor runs
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;
+  bool checksum_messages = false;
+  bool verify_weights = false;
   // Workers of other hosts; see ClusterOptions::Remote.
   std::string interface;
   std::uint16_t control_port = 7070;
@@ -80,7 +82,7 @@ class ModelRuntime {
   [[nodiscard]] Exec const& exec() const { return *exec_; }
   [[nodiscard]] Experts& experts();
   [[nodiscard]] RemoteExperts* remote_experts() const { return remote_.get(); }  // none: a model without experts
-  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }                    // none: no workers
+  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }              // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }

@@ -150,6 +150,10 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
                 "Seconds between looks at the experts' load, to move them if that pays; 0: never")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
+  s->add_flag("--checksum-messages", serve.checksum_messages,
+              "A checksum in every message of rows; whoever sends a wrong one is fenced off");
+  s->add_flag("--verify-weights", serve.verify_weights,
+              "Read every expert here too, and refuse workers that loaded other bytes [compared among the workers]");
   s->add_option(
       "--interface", serve.interface,
       "Network interface, such as eth0, that workers of other hosts join through, and all their traffic keeps "

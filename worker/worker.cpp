@@ -145,14 +145,20 @@ class ProgressReporter {
         service.epoch = hold.epoch;
         latest = std::make_shared<ServedPlacement>(std::move(loaded), exec, service);
         loop.offer(latest);
-        control.send(control::Loaded{.epoch = hold.epoch, .resident_bytes = bytes});
+        control.send(control::Loaded{.epoch = hold.epoch,
+                                     .resident_bytes = bytes,
+                                     .held = latest->store.held(),
+                                     .checksums = latest->store.checksums()});
       } catch (std::exception const& error) {
         control.fail(control::FailureKind::other, error.what(), kExitOther);
       }
     }).detach();
   });
   control.gate().set(ServingGate::Mode::serving);
-  control.send(control::Loaded{.epoch = assign.epoch, .resident_bytes = resident_bytes});
+  control.send(control::Loaded{.epoch = assign.epoch,
+                               .resident_bytes = resident_bytes,
+                               .held = latest->store.held(),
+                               .checksums = latest->store.checksums()});
   spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
                assign.isa);
   try {

@@ -87,6 +87,8 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
   }
   for (std::size_t g = 0; g < groups_.hit().size(); ++g) groups_.set_weights(g, &store_.expert(groups_.hit()[g]));
   groups_.run(exec_, options_.wire, 0, groups_.hit().size());
+  for (ServiceCall& call : calls)
+    if (call.answer_bytes > 0) seal(call.answer.first(call.answer_bytes));
 }
 
 }  // namespace expertmesh

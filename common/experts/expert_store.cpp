@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "common/base/check.h"
+#include "common/base/checksum.h"
 
 namespace expertmesh {
 namespace {
@@ -76,6 +77,11 @@ FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, Weigh
   return out;
 }
 
+std::uint64_t checksum_of(FfnWeights const& expert) {
+  auto const bytes = [](PackedMatrix const& matrix) { return std::span(matrix.data(), matrix.size_bytes()); };
+  return checksum(bytes(expert.down), checksum(bytes(expert.gate_up)));
+}
+
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                          ThreadPool& pool, OnBytes const& on_bytes, ExpertStore const* before)
     : held_(held) {
@@ -119,6 +125,15 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     }
   });
   if (failure) std::rethrow_exception(failure);
+
+  std::vector<std::uint64_t> sums(jobs.size());
+  pool.parallel_for(jobs.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t i = begin; i < end; ++i) sums[i] = checksum_of(*experts_[i]);
+  });
+  for (auto next = sums.begin(); auto const& layer : held) {
+    checksums_.emplace_back(next, next + static_cast<std::ptrdiff_t>(layer.size()));
+    next += static_cast<std::ptrdiff_t>(layer.size());
+  }
 }
 
 std::shared_ptr<FfnWeights const> ExpertStore::find(std::size_t layer_index, std::uint32_t expert) const {

@@ -29,6 +29,8 @@ std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const&
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source);
 std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format);
+// Packing is deterministic: two processes that loaded the same expert get the same.
+std::uint64_t checksum_of(FfnWeights const& expert);
 
 class ExpertStore {
  public:
@@ -49,6 +51,8 @@ class ExpertStore {
     return first_expert_[layer_index] + local_expert;
   }
   [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return *experts_[index]; }
+  // [layers][held] of the packed bytes, as they were loaded.
+  [[nodiscard]] std::vector<std::vector<std::uint64_t>> const& checksums() const { return checksums_; }
   [[nodiscard]] HeldExperts const& held() const { return held_; }
   [[nodiscard]] std::size_t num_experts() const { return experts_.size(); }
   [[nodiscard]] std::size_t resident_bytes() const { return resident_bytes_; }
@@ -60,6 +64,7 @@ class ExpertStore {
   std::vector<std::size_t> first_expert_;  // [layers]
   HeldExperts held_;
   std::vector<std::shared_ptr<FfnWeights const>> experts_;
+  std::vector<std::vector<std::uint64_t>> checksums_;
   std::size_t resident_bytes_ = 0;
 };
 

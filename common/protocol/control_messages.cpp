@@ -241,11 +241,25 @@ void read(JsonReader& in, Progress& m) {
 }
 
 json fields(Loaded const& m) {
-  return {{"epoch", m.epoch.value()}, {"resident_bytes", m.resident_bytes}};
+  return {
+      {"epoch", m.epoch.value()}, {"resident_bytes", m.resident_bytes}, {"held", m.held}, {"checksums", m.checksums}};
 }
 void read(JsonReader& in, Loaded& m) {
   m.epoch = in.id<PlacementEpoch>("epoch");
   m.resident_bytes = in.number("resident_bytes");
+  m.held = held(in, "loaded");
+  for (auto const& layer : in.array("checksums")) {
+    if (!layer.is_array()) in.fail("checksums", "not lists of numbers");
+    auto& sums = m.checksums.emplace_back();
+    for (auto const& sum : layer) {
+      if (!sum.is_number_unsigned()) in.fail("checksums", "not lists of numbers");
+      sums.push_back(sum.get<std::uint64_t>());
+    }
+  }
+  bool const fits = std::ranges::equal(
+      m.held, m.checksums, {}, [](auto const& ids) { return ids.size(); },
+      [](auto const& sums) { return sums.size(); });
+  if (!fits) in.fail("checksums", "not one for each expert held");
 }
 
 json fields(Hold const& m) {

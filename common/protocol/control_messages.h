@@ -85,6 +85,8 @@ struct Progress {  // worker -> coordinator while loading, packed bytes
 struct Loaded {  // worker -> coordinator: requests of this placement are served from now on
   PlacementEpoch epoch{};
   std::uint64_t resident_bytes = 0;
+  std::vector<std::vector<std::uint32_t>> held{};       // as in Assign
+  std::vector<std::vector<std::uint64_t>> checksums{};  // of each, as it was packed
 };
 
 // coordinator -> worker that serves: load these as well, and say so; requests of the placement before are served until

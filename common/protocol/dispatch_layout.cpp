@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstring>
 #include <type_traits>
 
 #include "common/base/check.h"
+#include "common/base/checksum.h"
 
 namespace expertmesh {
 namespace {
@@ -47,7 +49,8 @@ WireError check_header(std::span<std::byte const> message, std::uint32_t magic, 
   };
   if ((header.id.flags & ~kImplementedFlags) != 0)
     return refuse(WireFault::unknown_flags, header.id.flags, kImplementedFlags);
-  if (header.checksum != 0) return refuse(WireFault::bad_checksum, header.checksum, 0);
+  std::uint64_t const sum = (header.id.flags & kFlagChecksum) != 0 ? checksum(message.subspan(sizeof(Header))) : 0;
+  if (header.checksum != sum) return refuse(WireFault::bad_checksum, header.checksum, sum);
   if (header.id.stack != kDecoderStack) return refuse(WireFault::bad_stack, header.id.stack, kDecoderStack);
   return refuse(WireFault::none, 0, 0);
 }
@@ -71,7 +74,7 @@ char const* name_of(WireFault fault) {
     case WireFault::bad_wire_dtype:
       return "another wire dtype";
     case WireFault::bad_checksum:
-      return "checksum without its flag";
+      return "wrong checksum";
     case WireFault::stale_incarnation:
       return "another incarnation of the worker";
     case WireFault::stale_epoch:
@@ -163,6 +166,18 @@ AnswerWriter DispatchLayout::write_answer(std::span<std::byte> buffer, ExchangeI
   out.row_bytes = row_bytes_;
   out.bytes = bytes;
   return out;
+}
+
+void seal(std::span<std::byte> message) {
+  // Requests and answers have flags and checksum in the same places.
+  static_assert(offsetof(DispatchHeader, id) == offsetof(AnswerHeader, id) &&
+                offsetof(DispatchHeader, checksum) == offsetof(AnswerHeader, checksum));
+  DispatchHeader header;
+  EM_CHECK(message.size() >= sizeof header, "message of " << message.size() << " bytes");
+  std::memcpy(&header, message.data(), sizeof header);
+  if ((header.id.flags & kFlagChecksum) == 0) return;
+  std::uint64_t const sum = checksum(message.subspan(sizeof header));
+  std::memcpy(message.data() + offsetof(DispatchHeader, checksum), &sum, sizeof sum);
 }
 
 std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request) {

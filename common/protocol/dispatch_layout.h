@@ -26,10 +26,10 @@ constexpr std::uint32_t kDispatchVersion = 1;
 constexpr std::uint32_t kDecoderStack = 0;
 constexpr std::uint32_t kRequestTag = 0;  // transport tag of every request; answers have their attempt's, never 0
 
-// Bits of ExchangeId::flags. A receiver refuses bits it does not implement; this version implements none.
+// Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
 constexpr std::uint32_t kFlagChecksum = 1U << 1;     // `checksum` covers all that follows the header
-constexpr std::uint32_t kImplementedFlags = 0;
+constexpr std::uint32_t kImplementedFlags = kFlagChecksum;
 
 // Which exchange a message belongs to. An answer carries its request's, field for field.
 struct ExchangeId {
@@ -176,6 +176,9 @@ struct RequestExpectation {
   DispatchLimits limits;
   std::span<HeldLayer const> layers;
 };
+
+// Once the message is written: its checksum, if its header says that it has one.
+void seal(std::span<std::byte> message);
 
 // The placement a request belongs to; none if there are not enough bytes for a header. Checks nothing else.
 std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request);

@@ -84,6 +84,7 @@ class Cluster::Impl {
  public:
   Impl(ClusterOptions options, WeightSource const& source, OnChange on_change)
       : options_(std::move(options)),
+        source_(source),
         on_change_(std::move(on_change)),
         checkpoint_(options_.load_format == LoadFormat::dummy ? Fingerprint{} : fingerprint_of(options_.model_dir)),
         name_server_(takes_remote() ? read_name_server() : ""),
@@ -105,6 +106,7 @@ class Cluster::Impl {
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
                   .on_change = [this](WorkerStatus const& status) { take_change(status); },
+                  .check_loaded = [this](control::Loaded const& loaded) { return check_loaded(loaded); },
                   .on_moved =
                       [this](WorkerId worker, Incarnation incarnation, PlacementEpoch epoch) {
                         tell([&] { membership_.moved({worker, incarnation}, epoch); });
@@ -112,6 +114,14 @@ class Cluster::Impl {
                   .on_leaving = [this](WorkerId worker, Incarnation) { drain(worker); },
                   .on_join = takes_remote() ? [this] { return take_in(); } : std::function<std::optional<Life>()>()}) {
     check_message_size();
+    for (auto const& layer : options_.experts.layers) checksums_.emplace_back(layer.experts.size());
+    if (options_.verify_weights) {
+      ThreadPool pool(usable_cores());
+      for (std::size_t i = 0; i < checksums_.size(); ++i)
+        pool.parallel_for(checksums_[i].size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t e = begin; e < end; ++e) checksums_[i][e] = own_checksum(i, static_cast<std::uint32_t>(e));
+        });
+    }
     if (takes_remote() && options_.remote.weights_per_second > 0)
       weight_server_.emplace(source, WeightServer::Options{.address = listen_address(),
                                                            .secret = control_.secret().secret(),
@@ -332,6 +342,31 @@ class Cluster::Impl {
     return uri;
   }
 
+  [[nodiscard]] std::uint64_t own_checksum(std::size_t layer_index, std::uint32_t expert) const {
+    return checksum_of(load_expert(options_.experts.layers[layer_index], expert, options_.experts.weights, source_));
+  }
+
+  // Monitor thread. Whoever loads an expert that somebody has loaded before has the same bytes, or one of the two has a
+  // bad disk or memory: what this process reads decides.
+  std::string check_loaded(control::Loaded const& loaded) {
+    if (loaded.held.size() != checksums_.size()) return "loaded another number of layers than the model has";
+    for (std::size_t i = 0; i < loaded.held.size(); ++i)
+      for (std::size_t k = 0; k < loaded.held[i].size(); ++k) {
+        std::uint32_t const expert = loaded.held[i][k];
+        if (expert >= checksums_[i].size()) return "loaded an expert that the model does not have";
+        std::uint64_t& known = checksums_[i][expert];
+        std::uint64_t const seen = loaded.checksums[i][k];
+        if (known == 0) known = seen;
+        if (known == seen) continue;
+        std::string const name =
+            "expert " + std::to_string(expert) + " of layer " + std::to_string(options_.experts.layers[i].layer);
+        known = own_checksum(i, expert);
+        if (known != seen) return "loaded other bytes for " + name + " than the checkpoint has here";
+        spdlog::error("{}: a worker before this one has loaded other bytes than the checkpoint has here", name);
+      }
+    return "";
+  }
+
   // Monitor thread.
   std::optional<Life> take_in() {
     std::optional<Life> life;
@@ -507,9 +542,11 @@ class Cluster::Impl {
   }
 
   ClusterOptions const options_;
+  WeightSource const& source_;
   OnChange const on_change_;
   Fingerprint const checkpoint_;
   std::string const name_server_;
+  std::vector<std::vector<std::uint64_t>> checksums_;  // [layers][E] monitor thread; 0: not known yet
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Membership membership_;    // guarded by mutex_, like the next three

@@ -33,6 +33,8 @@ struct ClusterOptions {
   bool shared_cores = false;
   std::string isa;  // as in kernels/exec.h: every worker runs the coordinator's, or refuses
 
+  bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
+
   // Workers that come by themselves, from other hosts; none without an interface.
   struct Remote {
     std::size_t num_workers = 0;           // that are awaited at the start, and have their share from then on

@@ -332,6 +332,8 @@ class ControlServer::Impl {
   }
 
   void serve(LifeOf life, control::Loaded const& loaded) {
+    if (options_.check_loaded)
+      if (std::string const wrong = options_.check_loaded(loaded); !wrong.empty()) return bury(life, wrong);
     WorkerStatus status;
     bool moved = false;
     {

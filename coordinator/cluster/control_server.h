@@ -38,6 +38,8 @@ class ControlServer {
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
     Cluster::OnChange on_change;
+    // What is wrong with what a worker says it has loaded; empty: nothing. On the monitor thread.
+    std::function<std::string(control::Loaded const&)> check_loaded{};
     // A worker that serves has loaded another placement. On the monitor thread.
     std::function<void(WorkerId, Incarnation, PlacementEpoch)> on_moved{};
     std::function<void(WorkerId, Incarnation)> on_leaving{};  // it was asked to end; on the monitor thread

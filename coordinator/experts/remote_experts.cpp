@@ -274,7 +274,8 @@ class RemoteExperts::Impl {
               .placement_epoch = member->peer.epoch.value(),
               .layer = layer.layer,
               .micro_batch = slot_index,
-              .attempt = attempt_};
+              .attempt = attempt_,
+              .flags = limits_.checksums ? kFlagChecksum : 0};
     RequestWriter request = layout.write_request(messages.request.span(), leg.id, rows.size(), entries.size());
     for (std::size_t r = 0; r < rows.size(); ++r)
       std::memcpy(request.row(r), slot.wire_rows.data() + rows[r] * row_bytes, row_bytes);
@@ -285,6 +286,7 @@ class RemoteExperts::Impl {
       slot.leg_of[entries[i].slot] = leg_index;
     }
 
+    seal(messages.request.span().first(request.bytes));
     leg.recv = transport_.post_recv(member->peer.peer, MessageTag(leg.id.attempt),
                                     messages.answer.span().first(layout.answer_bytes(entries.size())));
     leg.send = transport_.post_send(member->peer.peer, MessageTag(kRequestTag),

@@ -24,6 +24,7 @@ namespace expertmesh {
 struct RemoteExpertsLimits {
   std::size_t experts_per_token = 1;  // K
   std::size_t max_tokens = 1;         // T of one dispatch
+  bool checksums = false;             // in every message, both ways
   std::size_t own_cache_bytes = 0;    // of experts this process keeps for workers that died; see OwnExpertsLimits
 };
 

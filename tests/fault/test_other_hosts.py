@@ -6,6 +6,7 @@ Needs the right to make namespaces; says so and passes over what the kernel does
 """
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,7 +222,16 @@ class OtherHostsTest(unittest.TestCase):
         silent = self.host()
         silent.run("mount", "-t", "tmpfs", "tmpfs", str(DEMO_MODEL))
         cases.append((silent, 2, f"{DEMO_MODEL} is not on this host"))
-        with self.serve("--workers", 1, "--weights-rate", 0) as server:
+        # The same names, types, shapes and sizes, but other numbers: seen when they are loaded.
+        rotten = Path(self.folder.name) / "rotten"
+        shutil.copytree(other, rotten)
+        shutil.copyfile(DEMO_MODEL / "config.json", rotten / "config.json")
+        for file in rotten.glob("*.safetensors"):
+            data = bytearray(file.read_bytes())
+            for place in range(8 + int.from_bytes(data[:8], "little"), len(data), 4096):
+                data[place] ^= 1
+            file.write_bytes(data)
+        with self.serve("--workers", 1, "--weights-rate", 0, "--checksum-messages") as server:
             wanted = server.complete(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"]
             for host, code, text in cases:
                 host.command += ["--rejoin-for", "0"]
@@ -229,7 +239,11 @@ class OtherHostsTest(unittest.TestCase):
                 self.assertEqual(host.worker.wait(60), code, host.text())
                 self.assertIn(text, host.text())
                 self.assertNotIn(self.secret.read_text(), host.text())
-            self.assertEqual(remote_workers(server), [])
+            spoiled = self.host("--model", str(rotten), "--rejoin-for", "0")
+            spoiled.start()
+            wait_until(lambda: "loaded other bytes for expert" in server.log(), 60, "its weights are refused")
+            spoiled.worker.wait(60)
+            wait_until(lambda: not remote_workers(server), 60, "it is dead")
             self.assertEqual(server.complete(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"], wanted)
             status, _, body = server.request("GET", "/v1/cluster")
             self.assertNotIn(self.secret.read_text(), body.decode() + server.log())

@@ -102,6 +102,12 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
 
   EXPECT_EQ(std::get<Progress>(decode(encode(Progress{.loaded_bytes = 3, .total_bytes = 7}))).total_bytes, 7U);
   EXPECT_EQ(std::get<Loaded>(decode(encode(Loaded{.resident_bytes = 9}))).resident_bytes, 9U);
+  auto const loaded = std::get<Loaded>(decode(encode(Loaded{
+      .epoch = PlacementEpoch(4), .resident_bytes = 9, .held = {{1, 5}, {}}, .checksums = {{7, 1ULL << 63}, {}}})));
+  EXPECT_EQ(loaded.held, (std::vector<std::vector<std::uint32_t>>{{1, 5}, {}}));
+  EXPECT_EQ(loaded.checksums, (std::vector<std::vector<std::uint64_t>>{{7, 1ULL << 63}, {}}));
+  EXPECT_EQ(error_of(encode(Loaded{.held = {{1}}, .checksums = {{}}})),
+            "loaded.checksums: not one for each expert held");
   EXPECT_EQ(std::get<Refuse>(decode(encode(Refuse{.reason = "full"}))).reason, "full");
   EXPECT_TRUE(std::holds_alternative<Heartbeat>(decode(encode(Heartbeat{}))));
   EXPECT_TRUE(std::holds_alternative<Idle>(decode(encode(Idle{}))));

@@ -103,7 +103,7 @@ TEST_F(Fixture, EveryHeaderFieldIsChecked) {
   EXPECT_EQ(fault_after([](auto& h) { h.magic = kAnswerMagic; }), WireFault::bad_magic);
   EXPECT_EQ(fault_after([](auto& h) { h.version = 2; }), WireFault::bad_version);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagGateOnInput; }), WireFault::unknown_flags);
-  EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagChecksum; }), WireFault::unknown_flags);
+  EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagChecksum; }), WireFault::bad_checksum);
   EXPECT_EQ(fault_after([](auto& h) { h.checksum = 1; }), WireFault::bad_checksum);
   EXPECT_EQ(fault_after([](auto& h) { h.id.stack = 1; }), WireFault::bad_stack);
   EXPECT_EQ(fault_after([](auto& h) { h.id.worker_incarnation = 3; }), WireFault::stale_incarnation);
@@ -116,6 +116,20 @@ TEST_F(Fixture, EveryHeaderFieldIsChecked) {
   EXPECT_EQ(fault_after([](auto& h) { h.num_rows = 0xffffffff; }), WireFault::too_many_rows);
   EXPECT_EQ(fault_after([](auto& h) { h.num_rows = 4; }), WireFault::bad_size);
   EXPECT_EQ(fault_after([](auto& h) { h.num_rows = 2; }), WireFault::bad_size);
+}
+
+TEST_F(Fixture, ASealedMessageShowsEveryChange) {
+  auto const message = good_request();
+  auto* const header = reinterpret_cast<DispatchHeader*>(message.data());
+  header->id.flags = kFlagChecksum;
+  seal(message);
+  EXPECT_EQ(fault_of(message), WireFault::none);
+  for (std::size_t i = sizeof(DispatchHeader); i < message.size(); ++i) {
+    message[i] ^= std::byte{4};
+    EXPECT_EQ(fault_of(message), WireFault::bad_checksum) << "byte " << i;
+    message[i] ^= std::byte{4};
+  }
+  EXPECT_EQ(fault_of(message), WireFault::none);
 }
 
 TEST_F(Fixture, IndicesAreChecked) {

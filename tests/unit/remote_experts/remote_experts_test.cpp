@@ -136,6 +136,19 @@ TEST_P(RemoteExpertsTest, RowsFindTheirExpertAndTheirWayBack) {
   EXPECT_EQ(results.size(), kExperts);
 }
 
+TEST_P(RemoteExpertsTest, ChecksumsChangeNothing) {
+  std::mt19937 random(9);
+  World world(GetParam());
+  Routing const routing = test::random_routing(random, 7, kExperts, 3);
+  auto const x = test::random_floats(random, 7 * world.hidden);
+  auto const plain = world.experts(world.group(2, 3), 3);
+  RemoteExpertsLimits limits = world.limits(3);
+  limits.checksums = true;
+  RemoteExperts sealed(world.model, world.source, limits, world.exec, world.group(2, 3));
+  EXPECT_TRUE(test::same_bits(run(sealed, 3, x, world.hidden, routing), run(*plain, 3, x, world.hidden, routing)));
+  EXPECT_EQ(sealed.recoveries().exchanges, 0U);
+}
+
 TEST_P(RemoteExpertsTest, TwoMicroBatchesInFlight) {
   std::mt19937 random(8);
   World world(GetParam());

@@ -8,6 +8,7 @@
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/model/model_plan.h"
 #include "coordinator/options.h"
+#include "coordinator/restart.h"
 #include "coordinator/server.h"
 
 namespace expertmesh {
@@ -42,11 +43,16 @@ int run_info(InfoOptions const& options) {
 
 int main(int argc, char** argv) {
   using namespace expertmesh;
+  Restart const restart(argc, argv);
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
   auto const& options = std::get<ServeOptions>(command);
-  int const code = run_serve(options);
+  int code = run_serve(options);
+  if (code == kExitRestart) {
+    restart.run();
+    code = fail(1, "cannot start anew");
+  }
   if (options.clustered()) exit_without_finalize(code);
   return code;
 }

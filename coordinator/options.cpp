@@ -90,6 +90,7 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   std::string kv_bytes;
   std::string body_bytes = "8M";
   std::string weights_rate = "1G";
+  std::string quarantine = "256M";
   auto* s = app.add_subcommand("serve", "Serve a model through an OpenAI-compatible HTTP API");
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
   add_runtime_flags(*s, serve);
@@ -150,6 +151,15 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
                 "Seconds between looks at the experts' load, to move them if that pays; 0: never")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
+  s->add_option("--max-quarantine", quarantine,
+                "Bytes that MPI may hold for dead workers; beyond them the server finishes what runs and starts anew")
+      ->check(check_bytes)
+      ->capture_default_str();
+  s->add_option("--min-step-rate", serve.min_step_rate,
+                "Steps a second, below which new requests get 503 while the coordinator streams experts that no worker "
+                "holds; 0: never")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
   s->add_flag("--checksum-messages", serve.checksum_messages,
               "A checksum in every message of rows; whoever sends a wrong one is fenced off");
   s->add_flag("--verify-weights", serve.verify_weights,
@@ -200,6 +210,7 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   if (i->parsed()) return info;
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
+  serve.max_quarantine_bytes = *parse_bytes(quarantine);
   serve.weights_per_second = *parse_bytes(weights_rate);
   if (serve.remote_workers > 0 && serve.interface.empty()) {
     std::cerr << "expertmesh: --remote-workers needs --interface, for them to join through" << std::endl;

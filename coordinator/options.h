@@ -15,9 +15,11 @@ struct ServeOptions : ModelRuntimeOptions {
   std::string host = "127.0.0.1";
   std::uint16_t port = 8000;  // 0: any free one
   std::size_t max_queued_requests = 256;
-  std::size_t request_timeout_s = 3600;   // 0: none
-  std::size_t queue_timeout_s = 300;      // 0: none
-  std::size_t step_budget_ms = 500;       // 0: prompt chunks are not cut
+  std::size_t request_timeout_s = 3600;  // 0: none
+  std::size_t queue_timeout_s = 300;     // 0: none
+  std::size_t step_budget_ms = 500;      // 0: prompt chunks are not cut
+  std::size_t max_quarantine_bytes = std::size_t{256} << 20;
+  double min_step_rate = 0;               // a second, while experts are streamed; 0: any
   std::size_t rebalance_interval_s = 60;  // 0: experts move only with their workers
   std::string served_model_name;          // empty: the folder's name
   std::size_t max_logprobs = 20;

@@ -10,6 +10,7 @@
 #include "coordinator/engine/engine.h"
 #include "coordinator/http/api_keys.h"
 #include "coordinator/http/api_server.h"
+#include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
 #include "coordinator/model_runtime.h"
 #include "coordinator/shutdown_signal.h"
@@ -17,6 +18,9 @@
 namespace expertmesh {
 namespace {
 
+// What Open MPI's spawn keeps for a process that died: measured over 1,000 deaths.
+constexpr std::size_t kMpiBytesPerDeath = std::size_t{96} << 10;
+constexpr auto kDegradedFor = std::chrono::seconds(2);        // then a request may try again
 constexpr auto kJudgementInterval = std::chrono::seconds(1);  // between looks for slow workers
 
 constexpr std::chrono::seconds kDrainDeadline{30};
@@ -31,7 +35,16 @@ bool is_loopback(std::string const& host) {
 class EngineGate final : public Generator {
  public:
   void open(Generator& engine) { engine_ = &engine; }
+  // Until then new requests are refused: those under way are slow enough.
+  void refuse_until(std::chrono::steady_clock::time_point when) { refuse_until_ = when; }
   Result<std::vector<SequenceId>> submit(std::vector<Submission> submissions) override {
+    if (std::chrono::steady_clock::now() < refuse_until_.load())
+      return ApiError{.status = 503,
+                      .message = "experts without a worker are streamed from disk, too slowly for more requests",
+                      .type = "service_unavailable",
+                      .param = {},
+                      .code = "degraded",
+                      .retry_after_s = 5};
     if (Generator* const engine = engine_) return engine->submit(std::move(submissions));
     return ApiError{.status = 503,
                     .message = kLoading,
@@ -46,6 +59,7 @@ class EngineGate final : public Generator {
 
  private:
   std::atomic<Generator*> engine_ = nullptr;
+  std::atomic<std::chrono::steady_clock::time_point> refuse_until_{};
 };
 
 ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtime) {
@@ -110,6 +124,10 @@ class Server {
     gate_.open(*engine_);
     started_ = true;
   }
+
+  // Raises the signal when it wants to be started anew.
+  void restart_through(ShutdownSignal const& signal) { shutdown_ = &signal; }
+  [[nodiscard]] bool wants_restart() const { return restart_; }
 
   [[nodiscard]] std::string address() const {
     std::string const host = options_.host.find(':') == std::string::npos ? options_.host : "[" + options_.host + "]";
@@ -182,7 +200,10 @@ class Server {
     else
       spdlog::error("worker {} (pid {}, incarnation {}, {} experts) is dead: {}", worker.id.value(), worker.pid,
                     worker.incarnation.value(), worker.num_experts, worker.death_reason);
-    if (!serving) metrics_.count_worker_death();
+    if (!serving) {
+      metrics_.count_worker_death();
+      ++num_deaths_;
+    }
     serving_[place] = serving;
     metrics_.set_workers_serving(static_cast<std::size_t>(std::ranges::count(serving_, true)));
   }
@@ -191,12 +212,14 @@ class Server {
   void after_step() {
     if (!runtime_.cluster()) return;
     count_traffic();
-    if (options_.rebalance_interval_s == 0) return;
+    ++num_steps_;
     auto const now = std::chrono::steady_clock::now();
     if (now >= next_judgement_) {
+      judge_recoveries(now);
+      if (options_.rebalance_interval_s != 0) judge_paces();
       next_judgement_ = now + kJudgementInterval;
-      judge_paces();
     }
+    if (options_.rebalance_interval_s == 0) return;
     if (now < next_rebalance_) return;
     next_rebalance_ = now + std::chrono::seconds(options_.rebalance_interval_s);
     // What came since the last time.
@@ -211,6 +234,25 @@ class Server {
     load_before_.resize(load.size());
     for (std::size_t m = 0; m < load.size(); ++m) load_before_[m] = sums.layer(m).load;
     if (!first) runtime_.cluster()->consider_load(std::move(load));
+  }
+
+  // What deaths have cost: more memory than may be, or more speed.
+  void judge_recoveries(std::chrono::steady_clock::time_point now) {
+    auto const r = runtime_.remote_experts()->recoveries();
+    std::size_t const held = r.quarantined_bytes + num_deaths_ * kMpiBytesPerDeath;
+    ShutdownSignal const* const shutdown = shutdown_;
+    if (held > options_.max_quarantine_bytes && shutdown != nullptr && !restart_.exchange(true)) {
+      spdlog::error(
+          "MPI holds about {} for {} dead workers, more than --max-quarantine: no new requests; this server "
+          "starts anew when those under way are done",
+          human_bytes(held), num_deaths_.load());
+      shutdown->raise();
+    }
+    std::chrono::duration<double> const since = now - (next_judgement_ - kJudgementInterval);
+    bool const streams = r.own.rows > judged_own_rows_;
+    judged_own_rows_ = r.own.rows;
+    double const rate = static_cast<double>(std::exchange(num_steps_, 0)) / since.count();
+    if (streams && rate < options_.min_step_rate) gate_.refuse_until(now + kDegradedFor);
   }
 
   void judge_paces() {
@@ -293,8 +335,13 @@ class Server {
   std::optional<Engine> engine_;
   std::optional<ApiServer> api_;
   std::size_t activation_bytes_ = 0;
+  std::atomic<ShutdownSignal const*> shutdown_ = nullptr;
+  std::atomic<bool> restart_ = false;
+  std::atomic<std::size_t> num_deaths_ = 0;
   std::chrono::steady_clock::time_point next_rebalance_{};  // like the next four, of the engine thread
   std::chrono::steady_clock::time_point next_judgement_{};
+  std::size_t num_steps_ = 0;  // since the last judgement, like judged_own_rows_
+  std::size_t judged_own_rows_ = 0;
   std::vector<std::vector<double>> load_before_;  // [MoE layers][E]
   std::size_t counted_sent_ = 0;
   std::size_t counted_received_ = 0;
@@ -307,11 +354,12 @@ int serve(ServeOptions const& options) {
   Server server(options);
   server.start();
   ShutdownSignal const shutdown;
+  server.restart_through(shutdown);
   spdlog::info("ready after {:.2f} s", std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   std::cout << "ExpertMesh is ready at " << server.address() << std::endl;
   shutdown.wait();
   server.drain();
-  return 0;
+  return server.wants_restart() ? kExitRestart : 0;
 }
 
 }  // namespace expertmesh

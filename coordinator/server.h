@@ -4,6 +4,9 @@
 
 namespace expertmesh {
 
+// What serve() returns when this program should be started anew.
+constexpr int kExitRestart = 75;
+
 // Serves until SIGINT or SIGTERM, then drains. Returns the exit code; throws ModelError, OutsideError or ClusterError
 // if the server cannot be brought up. With workers the process must be left by exit_without_finalize().
 int serve(ServeOptions const& options);

@@ -40,6 +40,11 @@ ShutdownSignal::ShutdownSignal() : event_(eventfd(0, EFD_CLOEXEC)) {
   signal(SIGPIPE, SIG_IGN);  // a client that goes away is an error code, not a signal
 }
 
+void ShutdownSignal::raise() const {
+  std::uint64_t const one = 1;
+  [[maybe_unused]] ssize_t const written = write(event_, &one, sizeof one);
+}
+
 void ShutdownSignal::wait() const {
   std::uint64_t count = 0;
   while (read(event_, &count, sizeof count) < 0 && errno == EINTR) {

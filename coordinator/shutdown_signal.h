@@ -7,6 +7,7 @@ class ShutdownSignal {
  public:
   ShutdownSignal();  // from now on the signals are caught; one object a process
   void wait() const;
+  void raise() const;  // as if one had come; any thread
 
  private:
   int event_;

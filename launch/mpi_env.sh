@@ -58,6 +58,7 @@ em_mpi_session_base() {
     [[ -O "$old" && -d "$old" && ! -L "$old" ]] && ! kill -0 "${old##*.}" 2>/dev/null && rm -rf -- "$old"
   done
   OMPI_MCA_orte_tmpdir_base="$base/expertmesh-mpi-$UID.$$"
+  rm -rf -- "$OMPI_MCA_orte_tmpdir_base"  # of this process before it started anew, or of one of that number long ago
   (umask 077 && mkdir -- "$OMPI_MCA_orte_tmpdir_base") || return 1
   export OMPI_MCA_orte_tmpdir_base
 }

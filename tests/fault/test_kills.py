@@ -2,13 +2,17 @@
 
 EM_FAULT_KILLS: kills of random workers (default 20; the documented long form takes 1,000).
 """
+import contextlib
+import http.client
 import os
 import random
 import signal
+import socket
 import time
 import unittest
 
-from crowd import (DEMO_MODEL, Crowd, Leftovers, Server, books_are_closed, percentile, quiet_answers, wait_until, workers_of)
+from crowd import (DEMO_MODEL, Crowd, Leftovers, Server, books_are_closed, descendants, job, percentile, quiet_answers,
+                   state_of, wait_until, workers_of)
 
 KILLS = int(os.environ.get("EM_FAULT_KILLS", "20"))
 CLIENTS = 32
@@ -72,6 +76,30 @@ class KillTest(unittest.TestCase):
         with Server(DEMO_MODEL, "--workers", 3) as server:
             expected = quiet_answers(server)
             self.storm(server, expected, KILLS, lambda rng, _: kill_all([rng.choice(workers_of(server))]))
+
+    def test_a_server_that_has_lost_too_much_starts_anew(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with Server(DEMO_MODEL, "--workers", 2, "--max-quarantine", "400K", "--port", port) as server:
+            wanted = server.complete(**job(1))["choices"]
+            children = descendants(server.pid)
+            for _ in range(5):  # the memory that Open MPI is taken to keep for each: 96 KiB
+                victim = workers_of(server)[0]
+                kill(victim)
+                wait_until(lambda victim=victim: replaced(server, [victim]), 60, "it is replaced")
+            with server.stream("/v1/completions", {**job(1), "max_tokens": 400, "min_tokens": 400}) as events:
+                tokens = sum(1 for event in events)  # under way when the server notices
+            self.assertGreater(tokens, 300)
+
+            def anew():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    return server.get("/ready")[0] == 200 and server.metric("worker_deaths_total") == 0
+
+            wait_until(anew, 60, "it is there again")
+            self.assertIn("starts anew", server.log())
+            self.assertEqual(server.complete(**job(1))["choices"], wanted)
+            self.assertEqual([pid for pid in children if state_of(pid) not in ("", "Z")], [])
+            self.assertEqual([pid for pid in descendants(server.pid) if state_of(pid) == "Z"], [])
 
     def test_several_at_once_and_in_every_way(self):
         ways = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP]

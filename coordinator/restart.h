@@ -1,0 +1,20 @@
+// This program anew, in the place of this process: as it was started, with nothing of what it has become.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace expertmesh {
+
+class Restart {
+ public:
+  Restart(int argc, char** argv);  // remembers arguments and environment: before anything changes them
+
+  // Ends the child processes and runs the launcher with the same arguments. Returns only if that cannot be run.
+  void run() const;
+
+ private:
+  std::vector<std::string> arguments_;
+  std::vector<std::string> environment_;
+};
+
+}  // namespace expertmesh

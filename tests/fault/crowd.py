@@ -84,6 +84,16 @@ class Crowd:
                 if problem:
                     self.failures.append(problem)
 
+    def lowest_rate(self, begin, end, window=1.0):
+        """-> the lowest tokens a second of any such window between the two moments, by tenths of a second"""
+        with self._lock:
+            times = sorted(time for _, time in self.pauses if begin <= time <= end)
+        counts = [0] * (int((end - begin) * 10) + 1)
+        for time_ in times:
+            counts[int((time_ - begin) * 10)] += 1
+        width = int(window * 10)
+        return min(sum(counts[i:i + width]) for i in range(len(counts) - width)) / window
+
     def longest_pauses(self, moments):
         """-> per moment, the longest wait of any stream that it fell into, in seconds"""
         with self._lock:

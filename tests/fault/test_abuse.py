@@ -1,22 +1,26 @@
 """Strangers at the control port and the HTTP port of a live cluster under load: nothing is lost.
 
-EM_FAULT_MESSAGES: broken messages to each port (default 300; the documented long form sends 10,000).
+EM_FAULT_MESSAGES: broken messages to each port (default 300; the documented long form sends 10,000), and idle connections.
 """
+import contextlib
 import json
 import os
 import random
+import resource
 import socket
 import struct
 import threading
 import time
 import unittest
 
-from crowd import DEMO_MODEL, Crowd, Server, books_are_closed, quiet_answers, wait_until, workers_of
+from crowd import (DEMO_MODEL, Crowd, Server, books_are_closed, quiet_answers, resident_bytes, wait_until,
+                   workers_of)
 
 MESSAGES = int(os.environ.get("EM_FAULT_MESSAGES", "300"))
 CLIENTS = 8
-HELLO = {"type": "hello", "protocol": 2, "build": "0.1.0", "nonce": "00" * 32, "proof": "11" * 32, "worker": 1,
-         "incarnation": 1, "pid": 1, "host": "x", "device": "cpu", "isa": "scalar", "dtypes": ["float32"], "memory_bytes": 1}
+HELLO = {"type": "hello", "protocol": 3, "build": "0.1.0", "nonce": "00" * 32, "proof": "11" * 32, "worker": 1,
+         "incarnation": 1, "pid": 1, "host": "x", "device": "cpu", "isas": ["scalar"], "dtypes": ["float32"], "memory_bytes": 1,
+         "checkpoint": {"config": "", "tensors": "", "sizes": ""}}
 BODY = {"prompt": "Once", "max_tokens": 4, "temperature": 0, "stream": True}
 
 
@@ -83,6 +87,42 @@ class AbuseTest(unittest.TestCase):
             wait_until(lambda: server.metric("num_requests_running") == 0, 20, "what the broken requests started ends")
             self.assertTrue(books_are_closed(server.metrics()))
             print(f"{MESSAGES} broken messages at each port, {crowd.answers} answers, 0 wrong", flush=True)
+
+    def test_clients_that_say_nothing_or_little_or_do_not_read(self):
+        idle = max(1000, min(MESSAGES, 10000))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard < idle + 500:
+            print(f"SKIPPED: {idle} idle connections (at most {hard} open files here): {hard - 500}", flush=True)
+            idle = hard - 500
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with Server(DEMO_MODEL, "--workers", 2, "--max-connections", idle + 400) as server:
+            expected = quiet_answers(server)
+            before = resident_bytes(server.pid)
+            with contextlib.ExitStack() as opened, Crowd(server, expected, CLIENTS) as crowd:
+                connect = lambda: opened.enter_context(  # noqa: E731
+                    socket.create_connection(("127.0.0.1", server.port), timeout=30))
+                for _ in range(idle):
+                    connect()
+                slow = [connect() for _ in range(100)]  # a header that takes for ever
+                deaf = [connect() for _ in range(20)]  # a stream that nobody reads
+                body = json.dumps({**BODY, "max_tokens": 400, "ignore_eos": True}).encode()
+                for connection in deaf:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                text = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-Slow: " + b"y" * 40
+                for byte in text:
+                    done = crowd.answers
+                    for connection in slow:
+                        with contextlib.suppress(OSError):  # it may have been cut off
+                            connection.send(bytes([byte]))
+                    if byte == text[0]:
+                        wait_until(lambda done=done: crowd.answers > done + 2 * CLIENTS, 120, "the others are served")
+                self.assertEqual(server.get("/ready")[0], 200)
+                print(f"{idle} idle connections, 100 slow headers, 20 unread streams: {crowd.answers} answers, "
+                      f"{len(crowd.failures)} wrong, resident +{(resident_bytes(server.pid) - before) / 1e6:.0f} MB", flush=True)
+            self.assertEqual(crowd.failures, [])
+            wait_until(lambda: server.metric("num_requests_running") == 0, 60, "the unread streams have ended")
+            self.assertTrue(books_are_closed(server.metrics()))
 
     def test_a_peer_with_the_wrong_secret_in_a_tight_loop(self):
         with Server(DEMO_MODEL, "--workers", 2) as server:

@@ -41,6 +41,9 @@ class ElasticityTest(unittest.TestCase):
             left = []
             with Crowd(server, expected, CLIENTS) as crowd:
                 wait_until(lambda: crowd.answers >= CLIENTS, 120, "the crowd is at work")
+                quiet = time.monotonic()
+                answers = crowd.answers
+                wait_until(lambda: crowd.answers >= answers + 3 * CLIENTS, 120, "the steady rate shows")
                 begin, tokens = time.monotonic(), crowd.tokens
                 for number in range(STORM):
                     if count < 4 and (count == 1 or rng.random() < 0.5):
@@ -58,8 +61,8 @@ class ElasticityTest(unittest.TestCase):
                     self.assertEqual(status, 202, answer)
                     wait_until(lambda count=count: settled(server, count), 60, f"{count} workers serve all experts")
                     self.assertEqual(experts_of(server), total)
-                elapsed = time.monotonic() - begin
-                rate = (crowd.tokens - tokens) / elapsed
+                end = time.monotonic()
+                rate = (crowd.tokens - tokens) / (end - begin)
             self.assertEqual(crowd.failures, [])
             wait_until(lambda: not any(map(is_alive, left)), 20, "those that left are gone")
             metrics = server.metrics()
@@ -68,7 +71,10 @@ class ElasticityTest(unittest.TestCase):
             self.assertEqual(metrics["expertmesh:worker_deaths_total"], 0, "leaving is no death")
             placement = server.get("/v1/cluster")[1]["placement"]
             print(f"{STORM} joins and leaves, {placement['experts_moved']} experts moved, {crowd.answers} answers, 0 wrong, "
-                  f"{rate:.0f} tokens a second", flush=True)
+                  f"{rate:.0f} tokens a second")
+            print(f"of the lowest second of the quiet time before ({crowd.lowest_rate(quiet, begin):.0f} tokens): the lowest of "
+                  f"the storm is {crowd.lowest_rate(begin, end) / crowd.lowest_rate(quiet, begin):.0%}, the lowest two are "
+                  f"{crowd.lowest_rate(begin, end, 2) / crowd.lowest_rate(quiet, begin):.0%}", flush=True)
 
     def test_the_dead_that_cannot_be_replaced_are_inherited(self):
         with Server(DEMO_MODEL, "--workers", 3) as server:

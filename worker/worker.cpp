@@ -235,6 +235,9 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   if (options.threads == 0) options.threads = 1;
   try {
     run_worker(options, hooks_for ? hooks_for(options) : WorkerHooks{});
+  } catch (FileError const& error) {  // of what the user named: trying again does not help
+    spdlog::error("{}", error.what());
+    exit_without_finalize(kExitModel);
   } catch (std::exception const& error) {
     spdlog::error("{}", error.what());
     exit_without_finalize(kExitOther);

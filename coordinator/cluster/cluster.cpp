@@ -156,7 +156,7 @@ class Cluster::Impl {
       if (!all_joined && !record.joined)
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
-    for (auto const& start : starts) control_.assign(start.life.worker, assignment(start.share));
+    for (auto const& start : starts) control_.assign(start.life, assignment(start.share));
     wait_for_loading(on_progress, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
@@ -292,9 +292,9 @@ class Cluster::Impl {
         if (auto const* start = std::get_if<Membership::Start>(&action))
           to_start_.push_back(*start);
         else if (auto const* hold = std::get_if<Membership::Hold>(&action))
-          control_.hold(hold->life.worker, {.held = *hold->share.held, .epoch = hold->share.epoch});
+          control_.hold(hold->life, {.held = *hold->share.held, .epoch = hold->share.epoch});
         else if (auto const* let_go = std::get_if<Membership::LetGo>(&action))
-          control_.shutdown_worker(let_go->life.worker);
+          control_.let_go(let_go->life);
       }
       if (!actions.empty()) {
         changed_.notify_all();  // the starter
@@ -389,8 +389,8 @@ class Cluster::Impl {
     auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
     try {
       MpiComm const comm = accept_worker(
-          [&](std::string const& port) { control_.connect(worker, {.port = port, .name_server = name_server_}); }, left,
-          [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
+          [&](std::string const& port) { control_.connect(start.life, {.port = port, .name_server = name_server_}); },
+          left, [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1].comm = comm;
     } catch (MpiError const& error) {
@@ -443,7 +443,7 @@ class Cluster::Impl {
         auto const& record = records[worker.value() - 1];
         return record.joined || record.status.state == WorkerState::dead;
       });
-      control_.assign(worker, assignment(start.share));
+      control_.assign(start.life, assignment(start.share));
     } catch (ClusterError const& error) {
       if (!stopping_) control_.declare_dead(worker, start.life.incarnation, error.what());
     }

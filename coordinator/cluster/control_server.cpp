@@ -92,18 +92,18 @@ class ControlServer::Impl {
     return changed_.wait_until(lock, deadline, [&] { return done(records_locked()); });
   }
 
-  void assign(WorkerId id, control::Assign const& assignment) {
+  void assign(Life life, control::Assign const& assignment) {
     std::lock_guard lock(mutex_);
-    Worker& worker = workers_[id.value() - 1];
-    if (!worker.connection) return;  // it died meanwhile
-    worker.record.status.state = WorkerState::loading;
-    monitor_.watch(id.value() - 1, kLoadingTimeout, Clock::now());
-    worker.connection->send(assignment);
+    Worker* const worker = living(life);
+    if (worker == nullptr) return;  // it died meanwhile
+    worker->record.status.state = WorkerState::loading;
+    monitor_.watch(life.worker.value() - 1, kLoadingTimeout, Clock::now());
+    worker->connection->send(assignment);
   }
 
-  void connect(WorkerId id, control::Connect const& how) {
+  void connect(Life life, control::Connect const& how) {
     std::lock_guard lock(mutex_);
-    if (auto const& connection = workers_[id.value() - 1].connection) connection->send(how);
+    if (Worker* const worker = living(life)) worker->connection->send(how);
   }
 
   void idle() {
@@ -121,16 +121,17 @@ class ControlServer::Impl {
     boost::asio::post(io_, [this] { schedule_check(); });
   }
 
-  void hold(WorkerId id, control::Hold const& placement) {
+  void hold(Life life, control::Hold const& placement) {
     std::lock_guard lock(mutex_);
-    if (auto const& connection = workers_[id.value() - 1].connection) connection->send(placement);
+    if (Worker* const worker = living(life)) worker->connection->send(placement);
   }
 
-  void shutdown_worker(WorkerId id) {
+  void let_go(Life life) {
     std::lock_guard lock(mutex_);
-    Worker& worker = workers_[id.value() - 1];
-    worker.leaving = true;
-    if (worker.connection) worker.connection->send(control::Shutdown{});
+    Worker* const worker = living(life);
+    if (worker == nullptr) return;
+    worker->leaving = true;
+    worker->connection->send(control::Shutdown{});
   }
 
   void shutdown_workers() {
@@ -416,6 +417,12 @@ class ControlServer::Impl {
 
   // ---- with mutex_ held
 
+  // Its worker, as long as this life lasts and its connection is there.
+  Worker* living(Life life) {
+    Worker& worker = workers_[life.worker.value() - 1];
+    return worker.connection && worker.record.status.incarnation == life.incarnation ? &worker : nullptr;
+  }
+
   void expect_locked(WorkerId id, Incarnation incarnation) {
     Worker& worker = workers_[id.value() - 1];
     EM_CHECK(worker.connection == nullptr && incarnation > worker.record.status.incarnation,
@@ -510,11 +517,11 @@ bool ControlServer::wait_until(Clock::time_point deadline,
                                std::function<bool(std::vector<WorkerRecord> const&)> const& done) {
   return impl_->wait_until(deadline, done);
 }
-void ControlServer::assign(WorkerId worker, control::Assign const& assignment) {
-  impl_->assign(worker, assignment);
+void ControlServer::assign(Life life, control::Assign const& assignment) {
+  impl_->assign(life, assignment);
 }
-void ControlServer::connect(WorkerId worker, control::Connect const& how) {
-  impl_->connect(worker, how);
+void ControlServer::connect(Life life, control::Connect const& how) {
+  impl_->connect(life, how);
 }
 void ControlServer::idle() {
   impl_->idle();
@@ -522,11 +529,11 @@ void ControlServer::idle() {
 void ControlServer::wake() {
   impl_->wake();
 }
-void ControlServer::hold(WorkerId worker, control::Hold const& placement) {
-  impl_->hold(worker, placement);
+void ControlServer::hold(Life life, control::Hold const& placement) {
+  impl_->hold(life, placement);
 }
-void ControlServer::shutdown_worker(WorkerId worker) {
-  impl_->shutdown_worker(worker);
+void ControlServer::let_go(Life life) {
+  impl_->let_go(life);
 }
 void ControlServer::shutdown_workers() {
   impl_->shutdown_workers();

@@ -70,12 +70,13 @@ class ControlServer {
   // To all that live; these return at once.
   void idle();  // heartbeats get rarer
   void wake();
-  void hold(WorkerId worker, control::Hold const& placement);       // to one that serves
-  void shutdown_worker(WorkerId worker);                            // its end of a connection is no death from now on
-  void shutdown_workers();                                          // an end of a connection is no death from now on
-  void connect(WorkerId worker, control::Connect const& how);       // to one that came by itself
-  void assign(WorkerId worker, control::Assign const& assignment);  // to one that has joined: it is loading now
-  void kill_remaining();                                            // workers of this host that are still there
+  void shutdown_workers();  // an end of a connection is no death from now on
+  // To one life; nothing if it is over.
+  void connect(Life life, control::Connect const& how);       // that came by itself
+  void assign(Life life, control::Assign const& assignment);  // that has joined: it is loading now
+  void hold(Life life, control::Hold const& placement);       // that serves
+  void let_go(Life life);                                     // its end of a connection is no death from now on
+  void kill_remaining();                                      // workers of this host that are still there
 
  private:
   class Impl;

@@ -218,7 +218,7 @@ class OtherHostsTest(unittest.TestCase):
         (other / "config.json").write_bytes((other / "config.json").read_bytes() + b"\n")
         cases = [(self.host("--rejoin-for", "0", secret=wrong), 1, "closed"),
                  (self.host("--model", str(other)), 2, "another checkpoint: not the coordinator's config.json"),
-                 (self.host("--model", str(other / "nothing")), 1, str(other / "nothing"))]
+                 (self.host("--model", str(other / "nothing")), 2, str(other / "nothing"))]
         silent = self.host()
         silent.run("mount", "-t", "tmpfs", "tmpfs", str(DEMO_MODEL))
         cases.append((silent, 2, f"{DEMO_MODEL} is not on this host"))

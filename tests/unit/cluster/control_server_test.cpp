@@ -121,7 +121,7 @@ struct ControlServerTest : ::testing::Test {
                                   [&](auto const& records) { return records[id - 1].joined; }));
     control::Assign assign;
     assign.model_dir = "/model";
-    server.assign(WorkerId(id), assign);
+    server.assign({.worker = WorkerId(id), .incarnation = server.records()[id - 1].status.incarnation}, assign);
     auto const assignment = worker.receive();
     ASSERT_TRUE(assignment.has_value());
     EXPECT_EQ(std::get<control::Assign>(*assignment).model_dir, "/model");
@@ -227,7 +227,7 @@ TEST_F(ControlServerTest, ADeadWorkersNextLifeIsAnotherOne) {
   second.introduce(hello);
   ASSERT_TRUE(server.wait_until(std::chrono::steady_clock::now() + 60s,
                                 [&](auto const& records) { return records[0].joined; }));
-  server.assign(WorkerId(1), {});
+  server.assign({.worker = WorkerId(1), .incarnation = Incarnation(2)}, {});
   ASSERT_TRUE(second.receive().has_value());
   server.idle();
   second.send(control::Loaded{.resident_bytes = 5});

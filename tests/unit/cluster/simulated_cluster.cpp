@@ -106,18 +106,19 @@ void SimulatedCluster::tick() {
       if (!membership_.place(hold->life.worker).serving) fail(name_of(hold->life) + " is to load and does not serve");
       if (hold->share.epoch <= last_hold_[worker]) fail(name_of(hold->life) + " is given an old placement");
       last_hold_[worker] = hold->share.epoch;
-      to_worker(worker, control::Hold{.held = *hold->share.held, .epoch = hold->share.epoch});
+      to_worker(hold->life, control::Hold{.held = *hold->share.held, .epoch = hold->share.epoch});
       if (mistake_ == Mistake::commits_before_loaded) membership_.moved(hold->life, hold->share.epoch);
     } else if (auto const* let_go = std::get_if<Membership::LetGo>(&action)) {
       auto const& place = membership_.place(let_go->life.worker);
       if (!std::ranges::all_of(*place.held, [](auto const& layer) { return layer.empty(); }))
         fail(name_of(let_go->life) + " is let go with experts");
-      to_worker(let_go->life.worker.value(), control::Shutdown{});
+      to_worker(let_go->life, control::Shutdown{});
     }
   }
   if (mistake_ == Mistake::lets_go_too_early)
     for (std::uint32_t w = 1; w <= membership_.num_places(); ++w)
-      if (membership_.place(WorkerId(w)).draining) to_worker(w, control::Shutdown{});
+      if (membership_.place(WorkerId(w)).draining)
+        to_worker(membership_.place(WorkerId(w)).life(), control::Shutdown{});
   if (auto const next = membership_.next_tick())
     after(std::max<Ms>(1, std::chrono::duration_cast<std::chrono::milliseconds>(*next - time()).count()),
           [this] { want_tick(); });
@@ -139,7 +140,7 @@ void SimulatedCluster::start(Membership::Start const& start) {
     });
     return;
   }
-  to_worker(worker, assignment(num_experts_, start.share));
+  to_worker(start.life, assignment(num_experts_, start.share));
 }
 
 void SimulatedCluster::hear(ConnectionId id, std::string const& json) {
@@ -171,8 +172,7 @@ void SimulatedCluster::hear(ConnectionId id, std::string const& json) {
     connection.life = *life;
     connection_of_[life->worker.value()] = id;
     monitor_.watch(life->worker.value() - 1, 10 * kDeathTimeout, time());
-    if (hello->worker.value() != 0)
-      to_worker(life->worker.value(), assignment(num_experts_, membership_.place(life->worker).share));
+    if (hello->worker.value() != 0) to_worker(*life, assignment(num_experts_, membership_.place(life->worker).share));
     want_tick();
     return;
   }
@@ -281,9 +281,9 @@ void SimulatedCluster::check_at_the_end() {
 
 // ---- the network
 
-void SimulatedCluster::to_worker(std::uint32_t worker, control::Message const& message) {
-  auto const found = connection_of_.find(worker);
-  if (found == connection_of_.end()) return;
+void SimulatedCluster::to_worker(Life life, control::Message const& message) {
+  auto const found = connection_of_.find(life.worker.value());
+  if (found == connection_of_.end() || connections_[found->second].life != life) return;
   ConnectionId const id = found->second;
   deliver(id, [this, id, json = control::encode(message)] {
     std::size_t const process = connections_[id].process;

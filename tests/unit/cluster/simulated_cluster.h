@@ -96,7 +96,7 @@ class SimulatedCluster {
   void check_at_the_end();
 
   // ---- the network
-  void to_worker(std::uint32_t worker, control::Message const& message);  // its present life
+  void to_worker(Life life, control::Message const& message);  // nothing if it is over
   void to_coordinator(ConnectionId id, control::Message const& message);
   void deliver(ConnectionId id, std::function<void()> const& arrive);
   void lose(ConnectionId id);

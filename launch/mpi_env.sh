@@ -52,10 +52,22 @@ em_mpi_default PMIX_MCA_gds hash
 em_mpi_default OMPI_MCA_oob_tcp_if_include "$em_mpi_interfaces"
 # Its files: a folder named after this process (which becomes the coordinator), since a killed coordinator leaves some
 # behind; those of coordinators that are gone are removed at the next start.
+# em_mpi_end_daemons BASE: the daemons of a run that is over. They end by themselves, but for one in a great many, which
+# loses its way and keeps a core busy.
+em_mpi_end_daemons() {
+  local process
+  for process in /proc/[0-9]*; do
+    [[ -O "$process" && "$(cat "$process/comm" 2>/dev/null)" == orted ]] || continue
+    grep -qzxF -- "OMPI_MCA_orte_tmpdir_base=$1" "$process/environ" 2>/dev/null && kill -9 "${process##*/}" 2>/dev/null
+  done
+  return 0
+}
 em_mpi_session_base() {
   local base="${TMPDIR:-/tmp}" old
   for old in "$base/expertmesh-mpi-$UID".*; do
-    [[ -O "$old" && -d "$old" && ! -L "$old" ]] && ! kill -0 "${old##*.}" 2>/dev/null && rm -rf -- "$old"
+    [[ -O "$old" && -d "$old" && ! -L "$old" ]] && ! kill -0 "${old##*.}" 2>/dev/null || continue
+    em_mpi_end_daemons "$old"
+    rm -rf -- "$old"
   done
   OMPI_MCA_orte_tmpdir_base="$base/expertmesh-mpi-$UID.$$"
   rm -rf -- "$OMPI_MCA_orte_tmpdir_base"  # of this process before it started anew, or of one of that number long ago

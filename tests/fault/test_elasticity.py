@@ -34,7 +34,7 @@ def experts_of(server):
 class ElasticityTest(unittest.TestCase):
     def test_a_storm_of_joins_and_leaves(self):
         rng = random.Random(3)
-        with Server(DEMO_MODEL, "--workers", 2) as server:
+        with Server(DEMO_MODEL, "--workers", 2, "--rebalance-interval", 0) as server:
             expected = quiet_answers(server)
             total = experts_of(server)
             count = 2
@@ -101,7 +101,8 @@ class ElasticityTest(unittest.TestCase):
             self.assertEqual([w["state"] for w in workers_of(server)], ["serving", "dead", "serving"])
 
     def test_a_slow_worker_is_given_less(self):
-        with Server(DEMO_MODEL, "--workers", 2) as server:
+        # On a busy machine its pauses may be much longer than meant: slow is not dead.
+        with Server(DEMO_MODEL, "--workers", 2, "--heartbeat-timeout-ms", 10000) as server:
             expected = quiet_answers(server)
             total = experts_of(server)
             with Crowd(server, expected, 6) as crowd:
@@ -133,7 +134,7 @@ class ElasticityTest(unittest.TestCase):
             self.assertEqual(crowd.failures, [])
 
     def test_replicas_and_the_command(self):
-        with Server(DEMO_MODEL, "--workers", 2, "--redundant-experts", 4) as server:
+        with Server(DEMO_MODEL, "--workers", 2, "--redundant-experts", 4, "--rebalance-interval", 0) as server:
             expected = quiet_answers(server)
             self.assertEqual(experts_of(server), 5 * (8 + 4))
             url = f"http://127.0.0.1:{server.port}"

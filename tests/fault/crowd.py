@@ -85,14 +85,14 @@ class Crowd:
                     self.failures.append(problem)
 
     def lowest_rate(self, begin, end, window=1.0):
-        """-> the lowest tokens a second of any such window between the two moments, by tenths of a second"""
+        """-> the lowest tokens a second of any window of so many seconds between the two moments, or of all of a shorter time"""
         with self._lock:
             times = sorted(time for _, time in self.pauses if begin <= time <= end)
         counts = [0] * (int((end - begin) * 10) + 1)
         for time_ in times:
             counts[int((time_ - begin) * 10)] += 1
-        width = int(window * 10)
-        return min(sum(counts[i:i + width]) for i in range(len(counts) - width)) / window
+        width = min(int(window * 10), len(counts))
+        return min(sum(counts[i:i + width]) for i in range(len(counts) - width + 1)) / (width / 10)
 
     def longest_pauses(self, moments):
         """-> per moment, the longest wait of any stream that it fell into, in seconds"""

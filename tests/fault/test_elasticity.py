@@ -72,9 +72,10 @@ class ElasticityTest(unittest.TestCase):
             placement = server.get("/v1/cluster")[1]["placement"]
             print(f"{STORM} joins and leaves, {placement['experts_moved']} experts moved, {crowd.answers} answers, 0 wrong, "
                   f"{rate:.0f} tokens a second")
-            print(f"of the lowest second of the quiet time before ({crowd.lowest_rate(quiet, begin):.0f} tokens): the lowest of "
-                  f"the storm is {crowd.lowest_rate(begin, end) / crowd.lowest_rate(quiet, begin):.0%}, the lowest two are "
-                  f"{crowd.lowest_rate(begin, end, 2) / crowd.lowest_rate(quiet, begin):.0%}", flush=True)
+            steady = max(1, crowd.lowest_rate(quiet, begin))
+            print(f"of the lowest second of the quiet time before ({steady:.0f} tokens): the lowest of the storm is "
+                  f"{crowd.lowest_rate(begin, end) / steady:.0%}, the lowest two are "
+                  f"{crowd.lowest_rate(begin, end, 2) / steady:.0%}", flush=True)
 
     def test_the_dead_that_cannot_be_replaced_are_inherited(self):
         with Server(DEMO_MODEL, "--workers", 3) as server:

@@ -394,7 +394,10 @@ void SimulatedCluster::end(std::size_t index) {
   if (std::exchange(process.over, true)) return;
   after(between(0, 5), [this, id = process.connection] { hung_up(id); });
   if (!process.remote) return;
-  bool const sent_away = process.life.worker.value() != 0 && membership_.place(process.life.worker).left;
+  // What became of a later life in its place says nothing of this one.
+  bool const taken_in = process.life.worker.value() != 0;
+  bool const sent_away = taken_in && membership_.place(process.life.worker).left &&
+                         membership_.place(process.life.worker).incarnation == process.life.incarnation;
   if (!sent_away) after(between(10, 200), [this] { spawn(std::nullopt); });
 }
 

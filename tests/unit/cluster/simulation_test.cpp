@@ -1,4 +1,5 @@
-// EM_SIMULATION_SEEDS: how many (default 2,000; the documented long form takes 100,000).
+// EM_SIMULATION_SEEDS: how many (default 2,000; the documented long form takes 100,000). EM_SIMULATION_FIRST: from
+// which on (default 1), to run one again.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -17,10 +18,14 @@ class ClusterSimulation : public ::testing::Test {
 };
 
 TEST_F(ClusterSimulation, WhateverHappensNothingIsLost) {
-  char const* const wanted = std::getenv("EM_SIMULATION_SEEDS");
-  std::uint64_t const seeds = wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 2000;
+  auto const number = [](char const* name, std::uint64_t otherwise) {
+    char const* const text = std::getenv(name);
+    return text != nullptr ? std::strtoull(text, nullptr, 10) : otherwise;
+  };
+  std::uint64_t const seeds = number("EM_SIMULATION_SEEDS", 2000);
+  std::uint64_t const first = number("EM_SIMULATION_FIRST", 1);
   SimulatedCluster::Counts sums;
-  for (std::uint64_t seed = 1; seed <= seeds; ++seed) {
+  for (std::uint64_t seed = first; seed < first + seeds; ++seed) {
     SimulatedCluster cluster(seed, Mistake::none);
     cluster.run();
     ASSERT_EQ(cluster.failure(), "") << "seed " << seed;
@@ -39,7 +44,7 @@ TEST_F(ClusterSimulation, WhateverHappensNothingIsLost) {
             << " stops, " << sums.lost_messages << " messages lost, " << sums.joins << " joins from elsewhere, "
             << sums.drains << " drains, " << sums.moves << " placements, " << sums.requests << " requests, "
             << sums.late_words << " words of the dead\n";
-  EXPECT_GT(sums.late_words, 0U);
+  EXPECT_TRUE(seeds < 100 || sums.late_words > 0);
 }
 
 TEST_F(ClusterSimulation, ASeedGivesTheSameRunAgain) {

@@ -213,9 +213,11 @@ class Server {
     if (!runtime_.cluster()) return;
     count_traffic();
     ++num_steps_;
+    for (double const seconds : runtime_.runner().stages().seconds()) step_seconds_ += seconds;
     auto const now = std::chrono::steady_clock::now();
     if (now >= next_judgement_) {
-      judge_recoveries(now);
+      judge_recoveries();
+      if (streams_too_slowly()) gate_.refuse_until(now + kDegradedFor);
       if (options_.rebalance_interval_s != 0) judge_paces();
       next_judgement_ = now + kJudgementInterval;
     }
@@ -236,8 +238,8 @@ class Server {
     if (!first) runtime_.cluster()->consider_load(std::move(load));
   }
 
-  // What deaths have cost: more memory than may be, or more speed.
-  void judge_recoveries(std::chrono::steady_clock::time_point now) {
+  // Whether deaths have cost more memory than may be.
+  void judge_recoveries() {
     auto const r = runtime_.remote_experts()->recoveries();
     std::size_t const held = r.quarantined_bytes + num_deaths_ * kMpiBytesPerDeath;
     ShutdownSignal const* const shutdown = shutdown_;
@@ -248,11 +250,15 @@ class Server {
           human_bytes(held), num_deaths_.load());
       shutdown->raise();
     }
-    std::chrono::duration<double> const since = now - (next_judgement_ - kJudgementInterval);
-    bool const streams = r.own.rows > judged_own_rows_;
-    judged_own_rows_ = r.own.rows;
-    double const rate = static_cast<double>(std::exchange(num_steps_, 0)) / since.count();
-    if (streams && rate < options_.min_step_rate) gate_.refuse_until(now + kDegradedFor);
+  }
+
+  // Of the steps since the last look.
+  bool streams_too_slowly() {
+    std::size_t const own_rows = runtime_.remote_experts()->recoveries().own.rows;
+    bool const streams = own_rows > std::exchange(judged_own_rows_, own_rows);
+    auto const steps = static_cast<double>(std::exchange(num_steps_, 0));
+    double const seconds = std::exchange(step_seconds_, 0.0);
+    return streams && steps < options_.min_step_rate * seconds;
   }
 
   void judge_paces() {
@@ -342,6 +348,7 @@ class Server {
   std::chrono::steady_clock::time_point next_judgement_{};
   std::size_t num_steps_ = 0;  // since the last judgement, like judged_own_rows_
   std::size_t judged_own_rows_ = 0;
+  double step_seconds_ = 0;
   std::vector<std::vector<double>> load_before_;  // [MoE layers][E]
   std::size_t counted_sent_ = 0;
   std::size_t counted_received_ = 0;

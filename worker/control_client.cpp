@@ -3,7 +3,6 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -35,15 +34,7 @@ constexpr int kExitRefused = 2;  // as it is, this worker will never be taken in
 constexpr unsigned kUnansweredMs = 3000;
 
 boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string const& address) {
-  std::size_t const colon = address.rfind(':');
-  if (colon == std::string::npos) throw NetworkError("connect", 0, "not HOST:PORT", address);
-  boost::system::error_code error;
-  boost::asio::ip::tcp::resolver resolver(io);
-  auto const endpoints = resolver.resolve(address.substr(0, colon), address.substr(colon + 1), error);
-  if (error) throw NetworkError("resolve", error.value(), error.message(), address);
-  boost::asio::ip::tcp::socket socket(io);
-  boost::asio::connect(socket, endpoints, error);
-  if (error) throw NetworkError("connect", error.value(), error.message(), address);
+  auto socket = connect_to(io, address);
   if (setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &kUnansweredMs, sizeof kUnansweredMs) != 0)
     throw NetworkError("setsockopt", errno, std::strerror(errno), address);
   return socket;

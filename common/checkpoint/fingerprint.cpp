@@ -12,6 +12,7 @@
 
 #include "common/base/check.h"
 #include "common/base/error.h"
+#include "common/base/hexadecimal.h"
 #include "common/checkpoint/weight_source.h"
 
 namespace expertmesh {
@@ -26,10 +27,7 @@ class Sha256 {
   std::string digits() {
     std::array<unsigned char, 32> hash{};
     EM_CHECK(EVP_DigestFinal_ex(context_.get(), hash.data(), nullptr) == 1, "EVP_DigestFinal_ex");
-    std::string out;
-    for (unsigned char const byte : hash)
-      for (int const shift : {4, 0}) out += "0123456789abcdef"[byte >> shift & 0xf];
-    return out;
+    return hexadecimal(hash);
   }
 
  private:

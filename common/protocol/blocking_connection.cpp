@@ -4,12 +4,12 @@
 #include <sys/time.h>
 
 #include <array>
-#include <boost/asio/connect.hpp>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
 
 #include "common/base/error.h"
+#include "common/protocol/control_connection.h"
 
 namespace expertmesh {
 namespace {
@@ -19,15 +19,7 @@ constexpr std::size_t kLengthBytes = 4;
 }  // namespace
 
 BlockingConnection::BlockingConnection(std::string const& address)
-    : io_(std::make_unique<boost::asio::io_context>()), peer_(address), socket_(*io_) {
-  std::size_t const colon = address.rfind(':');
-  if (colon == std::string::npos) fail("connect", 0, "not HOST:PORT");
-  boost::system::error_code error;
-  boost::asio::ip::tcp::resolver resolver(*io_);
-  auto const endpoints = resolver.resolve(address.substr(0, colon), address.substr(colon + 1), error);
-  if (!error) boost::asio::connect(socket_, endpoints, error);
-  if (error) fail("connect", error.value(), error.message());
-}
+    : io_(std::make_unique<boost::asio::io_context>()), peer_(address), socket_(connect_to(*io_, address)) {}
 
 BlockingConnection::BlockingConnection(boost::asio::ip::tcp::socket socket, std::string peer)
     : peer_(std::move(peer)), socket_(std::move(socket)) {}

@@ -1,11 +1,28 @@
 #include "common/protocol/control_connection.h"
 
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
 #include <utility>
 
+#include "common/base/error.h"
+
 namespace expertmesh {
+
+boost::asio::ip::tcp::socket connect_to(boost::asio::io_context& io, std::string const& address) {
+  std::size_t const colon = address.rfind(':');
+  if (colon == std::string::npos) throw NetworkError("connect", 0, "not HOST:PORT", address);
+  boost::system::error_code error;
+  boost::asio::ip::tcp::resolver resolver(io);
+  auto const endpoints = resolver.resolve(address.substr(0, colon), address.substr(colon + 1), error);
+  if (error) throw NetworkError("resolve", error.value(), error.message(), address);
+  boost::asio::ip::tcp::socket socket(io);
+  boost::asio::connect(socket, endpoints, error);
+  if (error) throw NetworkError("connect", error.value(), error.message(), address);
+  return socket;
+}
 
 ControlConnection::ControlConnection(boost::asio::ip::tcp::socket socket) : socket_(std::move(socket)) {
   boost::system::error_code ignored;  // a connection that is gone already says so at the first read

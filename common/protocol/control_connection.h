@@ -1,6 +1,7 @@
 // One end of a control-plane connection: typed messages over a TCP socket, driven by the io_context of its owner.
 #pragma once
 #include <array>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <deque>
 #include <functional>
@@ -11,6 +12,9 @@
 #include "common/protocol/framing.h"
 
 namespace expertmesh {
+
+// "HOST:PORT". Throws NetworkError.
+boost::asio::ip::tcp::socket connect_to(boost::asio::io_context& io, std::string const& address);
 
 // Lives as long as its io_context has work for it. Every member but send() and close_after_sending() is called on the
 // io_context's thread.

@@ -13,21 +13,9 @@
 
 #include "common/base/check.h"
 #include "common/base/error.h"
+#include "common/base/hexadecimal.h"
 
 namespace expertmesh {
-namespace {
-
-std::string hexadecimal(std::span<unsigned char const> bytes) {
-  std::string text;
-  for (unsigned char const byte : bytes) {
-    text.push_back("0123456789abcdef"[byte >> 4]);
-    text.push_back("0123456789abcdef"[byte & 15]);
-  }
-  return text;
-}
-
-}  // namespace
-
 std::string read_secret(std::filesystem::path const& path) {
   std::ifstream file(path);
   std::string token;

@@ -62,24 +62,6 @@ void throw_for_dead(Records const& records) {
 
 }  // namespace
 
-char const* name_of(WorkerState state) {
-  switch (state) {
-    case WorkerState::joining:
-      return "joining";
-    case WorkerState::loading:
-      return "loading";
-    case WorkerState::serving:
-      return "serving";
-    case WorkerState::draining:
-      return "draining";
-    case WorkerState::dead:
-      return "dead";
-    case WorkerState::left:
-      return "left";
-  }
-  return "unknown";
-}
-
 class Cluster::Impl {
  public:
   Impl(ClusterOptions options, WeightSource const& source, OnChange on_change)
@@ -157,7 +139,7 @@ class Cluster::Impl {
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
     for (auto const& start : starts) control_.assign(start.life, assignment(start.share));
-    wait_for_loading(on_progress, [](Records const& records) {
+    wait_for_loading(on_progress, DeadLocal::ends_it, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
       });
@@ -171,7 +153,7 @@ class Cluster::Impl {
     if (!takes_remote()) return;
     spdlog::info("workers of other hosts may join: expertmesh worker --join {} --secret-file {}", control_.address(),
                  control_.secret().path().string());
-    wait_for_loading(on_progress, [this](Records const& records) {
+    wait_for_loading(on_progress, DeadLocal::is_replaced, [this](Records const& records) {
       return std::ranges::count_if(records, [](auto const& record) {
                return record.status.remote && record.status.state == WorkerState::serving;
              }) >= static_cast<std::ptrdiff_t>(options_.remote.num_workers);
@@ -470,15 +452,17 @@ class Cluster::Impl {
     return text;
   }
 
+  enum class DeadLocal : std::uint8_t { ends_it, is_replaced };
   template <class Done>
-  void wait_for_loading(OnProgress const& on_progress, Done const& all_serve) {
+  void wait_for_loading(OnProgress const& on_progress, DeadLocal dead, Done const& all_serve) {
     auto const begin = Clock::now();
-    auto const done = [&](Records const& records) { return any_dead(records) || all_serve(records); };
+    bool const fatal = dead == DeadLocal::ends_it;
+    auto const done = [&](Records const& records) { return (fatal && any_dead(records)) || all_serve(records); };
     for (bool finished = false; !finished;) {
       finished = control_.wait_until(Clock::now() + kProgressInterval, done);
       Records const records = control_.records();
       report(records, begin, on_progress);
-      if (!supervisor_.joinable()) throw_for_dead(records);  // later ones are replaced
+      if (fatal) throw_for_dead(records);
       finished = all_serve(records);
       if (!finished && Clock::now() - begin > options_.load_timeout)
         throw ClusterError("the workers did not load their experts within " +

@@ -11,8 +11,9 @@
 
 #include "common/checkpoint/fingerprint.h"
 #include "common/protocol/control_messages.h"
-#include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/secret_file.h"
+#include "coordinator/cluster/worker_status.h"
 
 namespace expertmesh {
 
@@ -37,7 +38,7 @@ class ControlServer {
     std::string dtype;         // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
-    Cluster::OnChange on_change;
+    std::function<void(WorkerStatus const&)> on_change;
     // What is wrong with what a worker says it has loaded; empty: nothing. On the monitor thread.
     std::function<std::string(control::Loaded const&)> check_loaded{};
     // A worker that serves has loaded another placement. On the monitor thread.

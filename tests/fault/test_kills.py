@@ -4,6 +4,7 @@ EM_FAULT_KILLS: kills of random workers (default 20; the documented long form ta
 """
 import contextlib
 import http.client
+import json
 import os
 import random
 import signal
@@ -76,6 +77,33 @@ class KillTest(unittest.TestCase):
         with Server(DEMO_MODEL, "--workers", 3) as server:
             expected = quiet_answers(server)
             self.storm(server, expected, KILLS, lambda rng, _: kill_all([rng.choice(workers_of(server))]))
+
+    def test_too_slow_for_more_requests(self):
+        # Without a worker the coordinator runs every expert itself; nobody is as fast as that.
+        with Server(DEMO_MODEL, "--interface", "lo", "--control-port", 0, "--min-step-rate", 1000000) as server:
+            wanted = server.complete(**job(1))["choices"]
+            with server.stream("/v1/completions", {**job(1), "max_tokens": 400}) as events:
+                refused = None
+
+                def refusal():
+                    nonlocal refused
+                    status, headers, body = server.request("POST", "/v1/completions", {**job(2), "max_tokens": 1})
+                    refused = (status, headers["Retry-After"], json.loads(body))
+                    return status == 503
+
+                for event in events:  # those under way go on
+                    if not (refused and refused[0] == 503):
+                        refusal()
+                if refused[0] != 503:  # it was over too soon: the next ones see to it
+                    wait_until(refusal, 60, "new requests are refused")
+            self.assertEqual((refused[1], refused[2]["error"]["code"]), ("5", "degraded"))
+
+            def served():
+                status, body = server.post("/v1/completions", job(1))
+                return status == 200 and body["choices"] == wanted
+
+            wait_until(served, 60, "a request may try again")
+            self.assertEqual(server.metric("requests_failed_total"), 0)
 
     def test_a_server_that_has_lost_too_much_starts_anew(self):
         with socket.create_server(("127.0.0.1", 0)) as free:

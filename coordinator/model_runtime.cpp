@@ -47,7 +47,7 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
 std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, ModelSpec const& spec) {
   if (options.load_format == LoadFormat::dummy) return make_dummy_weights(options.dummy_seed);
   auto source = open_checkpoint(options.model_dir);
-  source->verify(required_tensors(spec), optional_tensors(spec));
+  source->verify(expected_tensors(spec));
   return source;
 }
 

@@ -47,7 +47,7 @@ class RemoteWeights final : public WeightSource {
   }
 
   // The coordinator has done so.
-  void verify(std::span<TensorInfo const>, std::span<TensorInfo const>) const override {}
+  void verify(ExpectedTensors const&) const override {}
 
  private:
   static std::optional<DType> dtype_of(std::string const& name) {

@@ -79,18 +79,23 @@ class Checkpoint final : public WeightSource {
             .owned = {}};
   }
 
-  void verify(std::span<TensorInfo const> expected, std::span<TensorInfo const> optional) const override {
+  void verify(ExpectedTensors const& expected) const override {
     std::map<std::string_view, bool> known;
-    for (auto const& tensor : expected) {
+    for (auto const& tensor : expected.required) {
       known[tensor.name] = true;
       (void)load(tensor.name, tensor.shape);
     }
-    for (auto const& tensor : optional) {
+    for (auto const& tensor : expected.optional) {
       known[tensor.name] = true;
       if (tensors_.contains(tensor.name)) (void)load(tensor.name, tensor.shape);
     }
+    auto const skipped = [&](std::string const& name) {
+      return std::ranges::any_of(expected.skipped_prefixes,
+                                 [&](std::string const& prefix) { return name.starts_with(prefix); });
+    };
     for (auto const& [name, place] : tensors_)
-      if (!known.contains(name)) throw ModelError(place.first->name() + ": unexpected tensor " + in_quotes(name));
+      if (!known.contains(name) && !skipped(name))
+        throw ModelError(place.first->name() + ": unexpected tensor " + in_quotes(name));
   }
 
  private:

@@ -46,7 +46,7 @@ class DummyWeights final : public WeightSource {
     for (std::size_t i = 0; i < count; ++i) out[i] = to_bf16(mean + deviation * nearly_normal(mix64(key + i)));
     return tensor;
   }
-  void verify(std::span<TensorInfo const> /*expected*/, std::span<TensorInfo const> /*optional*/) const override {}
+  void verify(ExpectedTensors const& /*expected*/) const override {}
 
  private:
   std::uint64_t seed_;

@@ -1,6 +1,7 @@
 // Where weights come from: a mapped Hugging Face checkpoint, or deterministic random numbers for a bare config.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -22,9 +23,24 @@ struct StoredTensor {
   std::vector<std::byte> owned;      // filled by sources that make their numbers up
 };
 
+// What a tensor may be stored as.
+enum class TensorKind : std::uint8_t {
+  numbers,  // f32, bf16 or f16
+  fp8,      // f8_e4m3
+  bytes,    // u8
+};
+
 struct TensorInfo {
   std::string name;
   std::vector<std::size_t> shape;
+  TensorKind kind = TensorKind::numbers;
+};
+
+// What a checkpoint has to hold.
+struct ExpectedTensors {
+  std::vector<TensorInfo> required;
+  std::vector<TensorInfo> optional;           // may be there without being used
+  std::vector<std::string> skipped_prefixes;  // tensors whose names begin so may be there, whatever they are
 };
 
 class WeightSource {
@@ -33,9 +49,8 @@ class WeightSource {
   // The tensor `name`, which must have exactly `shape` and a dtype of f32, bf16 or f16. Only its own byte range of the
   // file is touched. Thread-safe. Throws ModelError naming file, tensor and what differs.
   [[nodiscard]] virtual StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const = 0;
-  // Throws ModelError unless the source holds exactly these tensors with these shapes (`optional` ones may be missing):
-  // names a missing, an unexpected or a misshapen one.
-  virtual void verify(std::span<TensorInfo const> expected, std::span<TensorInfo const> optional) const = 0;
+  // Throws ModelError unless the source holds exactly these tensors: names a missing, an unexpected or a misshapen one.
+  virtual void verify(ExpectedTensors const& expected) const = 0;
 };
 
 enum class LoadFormat : std::uint8_t { automatic, dummy };

@@ -67,13 +67,13 @@ std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const
 
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source) {
-  ExpertTensors const& names = layer.experts[expert];
+  FfnTensors const& tensors = layer.experts[expert];
   FfnWeights out{.gate_up = PackedMatrix(format, 2 * layer.intermediate, layer.hidden),
                  .down = PackedMatrix(format, layer.hidden, layer.intermediate),
-                 .activation = layer.activation};
-  set_rows(out.gate_up, 0, layer.intermediate, names.gate, source);
-  set_rows(out.gate_up, layer.intermediate, layer.intermediate, names.up, source);
-  set_rows(out.down, 0, layer.hidden, names.down, source);
+                 .activation = layer.activation.kind};
+  set_rows(out.gate_up, 0, layer.intermediate, tensors.gate->name, source);
+  set_rows(out.gate_up, layer.intermediate, layer.intermediate, tensors.up.name, source);
+  set_rows(out.down, 0, layer.hidden, tensors.down.name, source);
   return out;
 }
 

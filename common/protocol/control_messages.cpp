@@ -45,7 +45,8 @@ json to_json(ExpertModelSpec const& model) {
   json layers = json::array();
   for (auto const& layer : model.layers) {
     json experts = json::array();
-    for (auto const& e : layer.experts) experts.push_back({{"gate", e.gate}, {"up", e.up}, {"down", e.down}});
+    for (auto const& e : layer.experts)
+      experts.push_back({{"gate", e.gate->name}, {"up", e.up.name}, {"down", e.down.name}});
     layers.push_back({{"layer", layer.layer},
                       {"hidden", layer.hidden},
                       {"intermediate", layer.intermediate},
@@ -63,10 +64,11 @@ ExpertLayerSpec layer_spec(json const& object, std::string const& where) {
   if (out.hidden == 0) in.fail("hidden", "is 0");
   out.intermediate = in.number("intermediate", kMaxDimension);
   if (out.intermediate == 0) in.fail("intermediate", "is 0");
-  out.activation = in.choice<Activation>("activation", {{"silu", Activation::silu}});
+  out.activation.kind = in.choice<Activation>("activation", {{"silu", Activation::silu}});
   for (auto const& item : in.array("experts")) {
     JsonReader expert(item, where + ".experts[" + std::to_string(out.experts.size()) + "]");
-    out.experts.push_back({expert.text("gate"), expert.text("up"), expert.text("down")});
+    out.experts.push_back(
+        {.gate = WeightSlice{expert.text("gate")}, .up = {expert.text("up")}, .down = {expert.text("down")}});
     expert.finish();
   }
   in.finish();

@@ -10,7 +10,8 @@ namespace {
 // Weights that meet every token of a layer.
 std::size_t active_weights(LayerSpec const& layer, std::size_t hidden) {
   AttentionSpec const& a = layer.attention;
-  std::size_t const attention = hidden * a.head_dim * (2 * a.num_heads + 2 * a.num_kv_heads);
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  std::size_t const attention = hidden * p.head_dim * (2 * a.num_heads + 2 * p.num_kv_heads);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) return attention + 3 * hidden * dense->intermediate;
   auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
   std::size_t const router = (moe.router.noise ? 2 : 1) * hidden * moe.router.num_experts;
@@ -18,7 +19,7 @@ std::size_t active_weights(LayerSpec const& layer, std::size_t hidden) {
 }
 
 std::size_t tokens_seen(AttentionSpec const& attention, std::size_t context) {
-  return std::min(context, attention.window.value_or(context));
+  return attention.span.kind == SpanKind::window ? std::min(context, attention.span.tokens) : context;
 }
 
 }  // namespace
@@ -37,8 +38,10 @@ std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t
 
 std::size_t StepCost::kv_bytes(std::size_t context) const {
   std::size_t elements = 0;
-  for (auto const& layer : spec_.stacks.front().layers)
-    elements += 2 * layer.attention.num_kv_heads * layer.attention.head_dim * tokens_seen(layer.attention, context);
+  for (auto const& layer : spec_.stacks.front().layers) {
+    auto const& p = std::get<GroupedProjection>(layer.attention.projection);
+    elements += 2 * p.num_kv_heads * p.head_dim * tokens_seen(layer.attention, context);
+  }
   return elements * size_of(dtype_);
 }
 
@@ -48,7 +51,7 @@ double StepCost::prompt_flops(std::size_t tokens) const {
     flops += 2.0 * static_cast<double>(tokens * active_weights(layer, spec_.hidden));
     std::size_t pairs = 0;  // of a query and a key
     for (std::size_t context = 1; context <= tokens; ++context) pairs += tokens_seen(layer.attention, context);
-    flops += 4.0 * static_cast<double>(pairs * layer.attention.num_heads * layer.attention.head_dim);
+    flops += 4.0 * static_cast<double>(pairs * layer.attention.num_heads * layer.attention.value_dim());
   }
   return flops;
 }

@@ -9,8 +9,9 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
   for (auto const& stack : spec.stacks) {
     for (auto const& layer : stack.layers) {
       auto const& a = layer.attention;
-      m.qkv_columns = std::max(m.qkv_columns, (a.num_heads + 2 * a.num_kv_heads) * a.head_dim);
-      m.attention_columns = std::max(m.attention_columns, a.num_heads * a.head_dim);
+      auto const& p = std::get<GroupedProjection>(a.projection);
+      m.qkv_columns = std::max(m.qkv_columns, (a.num_heads + 2 * p.num_kv_heads) * p.head_dim);
+      m.attention_columns = std::max(m.attention_columns, a.num_heads * p.head_dim);
       if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
         m.dense_intermediate = std::max(m.dense_intermediate, dense->intermediate);
       } else {

@@ -27,6 +27,7 @@ class Attention {
 
  private:
   AttentionSpec spec_;
+  GroupedProjection heads_;
   PackedMatrix qkv_;           // [(Q+2G)*D,H]
   PackedMatrix o_;             // [H,Q*D]
   std::vector<float> q_norm_;  // [D] or empty

@@ -28,18 +28,17 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
 
 std::size_t Decoder::rope_index(AttentionSpec const& spec, std::size_t max_tokens) {
   for (std::size_t i = 0; i < ropes_.size(); ++i)
-    if (ropes_[i].head_dim == spec.head_dim && ropes_[i].spec == spec.rope) return i;
+    if (ropes_[i].spec == spec.rope) return i;
   // theta^(-2i/D) in fp32, as the reference implementations compute it
-  std::vector<float> inverse_frequency(spec.head_dim / 2);
+  std::vector<float> inverse_frequency(spec.rope.rotary_dim / 2);
   for (std::size_t i = 0; i < inverse_frequency.size(); ++i) {
-    float const exponent = static_cast<float>(2 * i) / static_cast<float>(spec.head_dim);
+    float const exponent = static_cast<float>(2 * i) / static_cast<float>(spec.rope.rotary_dim);
     inverse_frequency[i] = 1.0F / std::pow(static_cast<float>(spec.rope.theta), exponent);
   }
   ropes_.push_back({.spec = spec.rope,
-                    .head_dim = spec.head_dim,
                     .inverse_frequency = std::move(inverse_frequency),
-                    .cos = Matrix<float>(max_tokens, spec.head_dim / 2),
-                    .sin = Matrix<float>(max_tokens, spec.head_dim / 2)});
+                    .cos = Matrix<float>(max_tokens, spec.rope.rotary_dim / 2),
+                    .sin = Matrix<float>(max_tokens, spec.rope.rotary_dim / 2)});
   return ropes_.size() - 1;
 }
 

@@ -30,7 +30,6 @@ class Decoder {
   // One RoPE of the model: layers that share it share its angles.
   struct Rope {
     RopeSpec spec;
-    std::size_t head_dim;
     std::vector<float> inverse_frequency;  // [D/2]
     Matrix<float> cos;                     // [T,D/2]
     Matrix<float> sin;

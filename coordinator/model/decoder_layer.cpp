@@ -12,9 +12,10 @@ namespace expertmesh {
 
 DenseFfn::DenseFfn(DenseFfnSpec const& spec, std::size_t hidden, WeightLoader const& loader)
     : intermediate_(spec.intermediate),
-      activation_(spec.activation),
-      gate_up_(loader.packed({{spec.gate, intermediate_}, {spec.up, intermediate_}}, hidden)),
-      down_(loader.packed({{spec.down, hidden}}, intermediate_)) {}
+      activation_(spec.activation.kind),
+      gate_up_(
+          loader.packed({{spec.tensors.gate->name, intermediate_}, {spec.tensors.up.name, intermediate_}}, hidden)),
+      down_(loader.packed({{spec.tensors.down.name, hidden}}, intermediate_)) {}
 
 void DenseFfn::forward(Exec const& exec, MatrixView<float const> x, Activations& act, MatrixView<float> out) const {
   MatrixView<float> const gate_up = act.gate_up.view().first_rows(x.rows).columns(0, 2 * intermediate_);  // [T,2I]

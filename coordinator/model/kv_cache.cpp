@@ -5,7 +5,8 @@
 namespace expertmesh {
 namespace {
 KvLayerShape shape_of(AttentionSpec const& a, DType dtype, std::size_t blocks) {
-  return {.num_blocks = blocks, .num_kv_heads = a.num_kv_heads, .head_dim = a.head_dim, .dtype = dtype};
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  return {.num_blocks = blocks, .num_kv_heads = p.num_kv_heads, .head_dim = p.head_dim, .dtype = dtype};
 }
 }  // namespace
 
@@ -14,10 +15,12 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
   auto const& layers = spec.stacks.front().layers;
   for (std::uint32_t l = 0; l < layers.size(); ++l) {
     AttentionSpec const& a = layers[l].attention;
-    auto group = std::ranges::find(groups, a.window, &KvCacheSpec::window);
+    std::optional<std::size_t> const window =
+        a.span.kind == SpanKind::window ? std::optional(a.span.tokens) : std::nullopt;
+    auto group = std::ranges::find(groups, window, &KvCacheSpec::window);
     if (group == groups.end()) {
-      groups.push_back({.kind = a.window ? KvCacheKind::window : KvCacheKind::full,
-                        .window = a.window,
+      groups.push_back({.kind = window ? KvCacheKind::window : KvCacheKind::full,
+                        .window = window,
                         .block_tokens = kKvBlockTokens,
                         .dtype = dtype,
                         .layers = {}});

@@ -10,12 +10,6 @@
 namespace expertmesh {
 namespace {
 
-std::size_t elements(TensorInfo const& tensor) {
-  std::size_t n = 1;
-  for (std::size_t dimension : tensor.shape) n *= dimension;
-  return n;
-}
-
 std::size_t ffn_bytes(std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
   return packed_bytes(weights, 2 * intermediate, hidden) + packed_bytes(weights, hidden, intermediate);
 }
@@ -23,9 +17,10 @@ std::size_t ffn_bytes(std::size_t hidden, std::size_t intermediate, WeightFormat
 // What the decoder keeps of a layer, the routed experts left out. q, k, v and gate, up are fused before packing.
 std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
   AttentionSpec const& a = layer.attention;
-  std::size_t const q_rows = a.num_heads * a.head_dim;
-  std::size_t const norms = 2 * hidden + (a.q_norm ? a.head_dim : 0) + (a.k_norm ? a.head_dim : 0);
-  std::size_t const attention = packed_bytes(weights, q_rows + 2 * a.num_kv_heads * a.head_dim, hidden) +
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  std::size_t const q_rows = a.num_heads * p.head_dim;
+  std::size_t const norms = 2 * hidden + (p.q_norm ? p.head_dim : 0) + (p.k_norm ? p.head_dim : 0);
+  std::size_t const attention = packed_bytes(weights, q_rows + 2 * p.num_kv_heads * p.head_dim, hidden) +
                                 packed_bytes(weights, hidden, q_rows) + norms * sizeof(float);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
     return attention + ffn_bytes(hidden, dense->intermediate, weights);
@@ -55,8 +50,8 @@ WeightFormat weight_format_of(DType dtype) {
 
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers) {
   ModelPlan plan;
+  plan.parameters = num_parameters(spec);
   plan.worker_bytes.resize(num_workers);
-  for (auto const& tensor : required_tensors(spec)) plan.parameters += elements(tensor);
   plan.embedding_bytes = spec.vocab * spec.hidden * size_of(spec.stored_dtype);
   plan.coordinator_bytes = plan.embedding_bytes + packed_bytes(weights, spec.vocab, spec.hidden);
   std::size_t routed_active = 0;
@@ -64,7 +59,8 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
       plan.coordinator_bytes += coordinator_bytes_of(layer, spec.hidden, weights);
-      plan.kv_bytes_per_token += 2 * layer.attention.num_kv_heads * layer.attention.head_dim * size_of(kv_dtype);
+      auto const& p = std::get<GroupedProjection>(layer.attention.projection);
+      plan.kv_bytes_per_token += 2 * p.num_kv_heads * p.head_dim * size_of(kv_dtype);
       auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
       if (!moe) continue;
       std::size_t const per_expert = 3 * spec.hidden * moe->intermediate;
@@ -108,8 +104,9 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
     lines.add("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
                                      moe->router.experts_per_token, moe->intermediate));
   auto const& a = layers.front().attention;
-  lines.add("attention", fmt::format("{} heads, {} key/value heads of {}{}", a.num_heads, a.num_kv_heads, a.head_dim,
-                                     a.window ? fmt::format(", window {}", *a.window) : ""));
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  lines.add("attention", fmt::format("{} heads, {} key/value heads of {}{}", a.num_heads, p.num_kv_heads, p.head_dim,
+                                     a.span.kind == SpanKind::window ? fmt::format(", window {}", a.span.tokens) : ""));
 }
 
 void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted, Lines& lines) {
@@ -153,7 +150,7 @@ void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<M
   lines.add("checkpoint", fmt::format("{} file{}, {}", files.size(), files.size() == 1 ? "" : "s", bytes_text(bytes)));
   if (missing) return;
   auto const checkpoint = open_checkpoint(model_dir);
-  if (spec) checkpoint->verify(required_tensors(*spec), optional_tensors(*spec));
+  if (spec) checkpoint->verify(expected_tensors(*spec));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_set>
 
 #include "common/base/error.h"
 #include "coordinator/model/config_reader.h"
@@ -10,20 +11,124 @@
 namespace expertmesh {
 namespace {
 
-void add_attention(AttentionSpec const& a, std::size_t hidden, std::vector<TensorInfo>& out) {
-  out.push_back({a.q, {a.num_heads * a.head_dim, hidden}});
-  out.push_back({a.k, {a.num_kv_heads * a.head_dim, hidden}});
-  out.push_back({a.v, {a.num_kv_heads * a.head_dim, hidden}});
-  out.push_back({a.o, {hidden, a.num_heads * a.head_dim}});
-  if (a.q_norm) out.push_back({a.q_norm->weight, {a.head_dim}});
-  if (a.k_norm) out.push_back({a.k_norm->weight, {a.head_dim}});
+// Collects the tensors behind weights and vectors; one that holds several is listed once.
+class TensorList {
+ public:
+  void matrix(WeightSlice const& w, std::size_t n, std::size_t k) {
+    parameters_ += n * k;
+    std::size_t const rows = w.stored_rows == 0 ? n : w.stored_rows;
+    std::vector<std::size_t> shape = w.transposed ? std::vector{k, rows} : std::vector{rows, k};
+    auto const stacked = [&](std::vector<std::size_t> dimensions) {
+      if (w.stack != 0) dimensions.insert(dimensions.begin(), w.stack);
+      return dimensions;
+    };
+    switch (w.storage) {
+      case WeightStorage::numbers:
+        return add({w.name, stacked(shape)});
+      case WeightStorage::fp8_blocks:
+        add({w.name, stacked(shape), TensorKind::fp8});
+        return add({w.name + "_scale_inv", stacked({(shape[0] + w.block_rows - 1) / w.block_rows,
+                                                    (shape[1] + w.block_columns - 1) / w.block_columns})});
+      case WeightStorage::mxfp4:
+        add({w.name + "_blocks", stacked({rows, k / kMxfp4Group, kMxfp4Group / 2}), TensorKind::bytes});
+        return add({w.name + "_scales", stacked({rows, k / kMxfp4Group}), TensorKind::bytes});
+    }
+  }
+  void vector(VectorSlice const& v, std::size_t n) {
+    parameters_ += n;
+    std::vector<std::size_t> shape{v.stored_length == 0 ? n : v.stored_length};
+    if (v.stack != 0) shape.insert(shape.begin(), v.stack);
+    add({v.name, std::move(shape)});
+  }
+  void vector(std::optional<VectorSlice> const& v, std::size_t n) {
+    if (v) vector(*v, n);
+  }
+  void linear(LinearSpec const& l, std::size_t n, std::size_t k) {
+    matrix(l.weight, n, k);
+    vector(l.bias, n);
+  }
+  void norm(NormSpec const& norm, std::size_t n) {
+    vector(VectorSlice{norm.weight}, n);
+    if (norm.bias) vector(VectorSlice{*norm.bias}, n);
+  }
+  void norm(std::optional<QkNormSpec> const& norm, std::size_t heads, std::size_t head_dim) {
+    if (norm && norm->weight)
+      vector(VectorSlice{*norm->weight}, norm->scope == QkNormScope::head ? head_dim : heads * head_dim);
+  }
+  void ffn(FfnTensors const& f, std::size_t hidden, std::size_t intermediate) {
+    if (f.gate) matrix(*f.gate, intermediate, hidden);
+    matrix(f.up, intermediate, hidden);
+    matrix(f.down, hidden, intermediate);
+    vector(f.gate_bias, intermediate);
+    vector(f.up_bias, intermediate);
+    vector(f.down_bias, hidden);
+  }
+
+  [[nodiscard]] std::vector<TensorInfo> take() { return std::move(tensors_); }
+  [[nodiscard]] std::size_t parameters() const { return parameters_; }
+
+ private:
+  void add(TensorInfo tensor) {
+    if (names_.insert(tensor.name).second) tensors_.push_back(std::move(tensor));
+  }
+  std::vector<TensorInfo> tensors_;
+  std::unordered_set<std::string> names_;
+  std::size_t parameters_ = 0;
+};
+
+void add_projection(GroupedProjection const& p, std::size_t num_heads, std::size_t hidden, TensorList& out) {
+  out.linear(p.q, num_heads * p.head_dim, hidden);
+  out.linear(p.k, p.num_kv_heads * p.head_dim, hidden);
+  out.linear(p.v, p.num_kv_heads * p.head_dim, hidden);
+  out.norm(p.q_norm, num_heads, p.head_dim);
+  out.norm(p.k_norm, p.num_kv_heads, p.head_dim);
 }
 
-void add_ffn(std::string const& gate, std::string const& up, std::string const& down, std::size_t hidden,
-             std::size_t intermediate, std::vector<TensorInfo>& out) {
-  out.push_back({gate, {intermediate, hidden}});
-  out.push_back({up, {intermediate, hidden}});
-  out.push_back({down, {hidden, intermediate}});
+void add_projection(LatentProjection const& p, std::size_t num_heads, std::size_t hidden, TensorList& out) {
+  if (p.q_a) {
+    out.linear(*p.q_a, p.q_rank, hidden);
+    out.norm(*p.q_a_norm, p.q_rank);
+  }
+  out.linear(p.q_b, num_heads * (p.nope_dim + p.rope_dim), p.q_a ? p.q_rank : hidden);
+  out.linear(p.kv_a, p.kv_rank + p.rope_dim, hidden);
+  out.norm(p.kv_a_norm, p.kv_rank);
+  out.matrix(p.kv_b, num_heads * (p.nope_dim + p.value_dim), p.kv_rank);
+}
+
+void add_ffn(MoeFfnSpec const& moe, std::size_t hidden, TensorList& out) {
+  std::size_t const num_experts = moe.router.num_experts;
+  out.matrix(WeightSlice{moe.router_weight}, num_experts, hidden);
+  if (moe.router_noise_weight) out.matrix(WeightSlice{*moe.router_noise_weight}, num_experts, hidden);
+  out.vector(moe.router_bias, num_experts);
+  out.vector(moe.selection_bias, num_experts);
+  for (auto const& e : moe.experts) out.ffn(e, hidden, moe.intermediate);
+  if (!moe.shared) return;
+  out.ffn(moe.shared->ffn.tensors, hidden, moe.shared->ffn.intermediate);
+  if (moe.shared->gate) out.matrix(WeightSlice{*moe.shared->gate}, 1, hidden);
+}
+
+void add_ffn(DenseFfnSpec const& dense, std::size_t hidden, TensorList& out) {
+  out.ffn(dense.tensors, hidden, dense.intermediate);
+}
+
+TensorList tensors_of(ModelSpec const& spec) {
+  TensorList out;
+  out.matrix(WeightSlice{spec.embedding}, spec.vocab, spec.hidden);
+  if (spec.lm_head) out.matrix(WeightSlice{*spec.lm_head}, spec.vocab, spec.hidden);
+  if (spec.lm_head_bias) out.vector(VectorSlice{*spec.lm_head_bias}, spec.vocab);
+  for (auto const& stack : spec.stacks) {
+    out.norm(stack.final_norm, spec.hidden);
+    for (auto const& layer : stack.layers) {
+      AttentionSpec const& a = layer.attention;
+      out.norm(layer.input_norm, spec.hidden);
+      out.norm(layer.post_attention_norm, spec.hidden);
+      std::visit([&](auto const& p) { add_projection(p, a.num_heads, spec.hidden, out); }, a.projection);
+      out.linear(a.o, spec.hidden, a.num_heads * a.value_dim());
+      if (a.sinks) out.vector(VectorSlice{*a.sinks}, a.num_heads);
+      std::visit([&](auto const& ffn) { add_ffn(ffn, spec.hidden, out); }, layer.ffn);
+    }
+  }
+  return out;
 }
 
 DType read_stored_dtype(ConfigReader& config) {
@@ -67,36 +172,24 @@ bool has_router_noise(ModelSpec const& spec) {
 
 }  // namespace
 
-std::vector<TensorInfo> required_tensors(ModelSpec const& spec) {
-  std::vector<TensorInfo> out{{spec.embedding, {spec.vocab, spec.hidden}}};
-  if (spec.lm_head) out.push_back({*spec.lm_head, {spec.vocab, spec.hidden}});
-  for (auto const& stack : spec.stacks) {
-    out.push_back({stack.final_norm.weight, {spec.hidden}});
-    for (auto const& layer : stack.layers) {
-      out.push_back({layer.input_norm.weight, {spec.hidden}});
-      out.push_back({layer.post_attention_norm.weight, {spec.hidden}});
-      add_attention(layer.attention, spec.hidden, out);
-      if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
-        add_ffn(dense->gate, dense->up, dense->down, spec.hidden, dense->intermediate, out);
-        continue;
-      }
-      auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
-      out.push_back({moe.router_weight, {moe.router.num_experts, spec.hidden}});
-      if (moe.router_noise_weight) out.push_back({*moe.router_noise_weight, {moe.router.num_experts, spec.hidden}});
-      for (auto const& e : moe.experts) add_ffn(e.gate, e.up, e.down, spec.hidden, moe.intermediate, out);
-    }
-  }
+std::size_t AttentionSpec::value_dim() const {
+  if (auto const* latent = std::get_if<LatentProjection>(&projection)) return latent->value_dim;
+  return std::get<GroupedProjection>(projection).head_dim;
+}
+
+ExpectedTensors expected_tensors(ModelSpec const& spec) {
+  ExpectedTensors out{.required = tensors_of(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
+  if (!spec.lm_head)
+    out.optional.push_back({"lm_head.weight", {spec.vocab, spec.hidden}});  // a stored copy of the tied embedding
+  auto const& layers = spec.stacks.front().layers;
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    out.optional.push_back({"model.layers." + std::to_string(l) + ".self_attn.rotary_emb.inv_freq",
+                            {layers[l].attention.rope.rotary_dim / 2}});
   return out;
 }
 
-std::vector<TensorInfo> optional_tensors(ModelSpec const& spec) {
-  std::vector<TensorInfo> out;
-  if (!spec.lm_head)
-    out.push_back({"lm_head.weight", {spec.vocab, spec.hidden}});  // a stored copy of the tied embedding
-  for (std::size_t l = 0; l < spec.stacks.front().layers.size(); ++l)
-    out.push_back({"model.layers." + std::to_string(l) + ".self_attn.rotary_emb.inv_freq",
-                   {spec.stacks.front().layers[l].attention.head_dim / 2}});
-  return out;
+std::size_t num_parameters(ModelSpec const& spec) {
+  return tensors_of(spec).parameters();
 }
 
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire) {

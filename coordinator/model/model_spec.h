@@ -16,51 +16,142 @@
 
 namespace expertmesh {
 
-enum class RopeKind : std::uint8_t { none, standard };
+enum class RopeKind : std::uint8_t { none, standard, linear, dynamic, llama3, yarn, longrope };
 
-// Rotary embedding, half-split layout (dimension i is paired with i + D/2): angle = position * theta^(-2i/D).
+// Rotary embedding. angle(position, i) = position * inverse_frequency[i], i < rotary_dim / 2; how the kinds make the
+// inverse frequencies from theta is in rope_table.h.
 struct RopeSpec {
   RopeKind kind = RopeKind::standard;
   double theta = 10000.0;
+  std::size_t rotary_dim = 0;              // elements at the front of a head that are rotated; even, at most D
+  bool interleaved = false;                // element 2i is paired with 2i+1, not i with i + rotary_dim/2
+  double factor = 1.0;                     // linear, dynamic, llama3, yarn
+  std::size_t original_max_position = 0;   // dynamic, llama3, yarn, longrope
+  double low_freq_factor = 1.0;            // llama3
+  double high_freq_factor = 4.0;           // llama3
+  double beta_fast = 32.0;                 // yarn
+  double beta_slow = 1.0;                  // yarn
+  bool truncate = true;                    // yarn: the ramp's ends are whole numbers
+  float magnitude = 1.0F;                  // multiplies cos and sin: yarn; longrope up to original_max_position
+  float long_magnitude = 1.0F;             // longrope beyond it
+  std::vector<double> short_factors = {};  // [rotary_dim/2] longrope
+  std::vector<double> long_factors = {};   // [rotary_dim/2] longrope
   bool operator==(RopeSpec const&) const = default;
+  // Whether the frequencies of a position depend on how long its sequence is.
+  [[nodiscard]] bool depends_on_length() const { return kind == RopeKind::dynamic || kind == RopeKind::longrope; }
 };
 
-// RMS norm: x / sqrt(mean(x^2) + epsilon) * weight.
+enum class NormKind : std::uint8_t {
+  rms,    // x / sqrt(mean(x^2) + epsilon) * weight
+  layer,  // (x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias
+};
 struct NormSpec {
-  std::string weight;  // [H], or [D] for q/k norms
+  std::string weight;  // [H]
   float epsilon = 1e-5F;
+  NormKind kind = NormKind::rms;
+  std::optional<std::string> bias{};  // [H] layer norm
+};
+
+// RMS norm of queries or keys.
+enum class QkNormScope : std::uint8_t {
+  head,        // over each head's D; weight [D]
+  projection,  // over all heads together; weight [Q*D] or [G*D]
+};
+struct QkNormSpec {
+  std::optional<std::string> weight;  // none: only the division
+  float epsilon = 1e-6F;
+  QkNormScope scope = QkNormScope::head;
+  bool after_rope = false;
+};
+
+struct LinearSpec {
+  WeightSlice weight;                 // [N,K]
+  std::optional<VectorSlice> bias{};  // [N]
+};
+
+// Which positions a token attends to, besides its own.
+enum class SpanKind : std::uint8_t {
+  full,     // all before it
+  window,   // the tokens - 1 before it
+  chunked,  // those before it from the last multiple of `tokens` on
+};
+struct AttentionSpan {
+  SpanKind kind = SpanKind::full;
+  std::size_t tokens = 0;
+  bool operator==(AttentionSpan const&) const = default;
+};
+
+// Queries, keys and values by projection of the hidden state, G key/value heads shared by Q/G query heads each.
+struct GroupedProjection {
+  std::size_t num_kv_heads = 0;  // G, divides Q
+  std::size_t head_dim = 0;      // D
+  LinearSpec q;                  // [Q*D,H]
+  LinearSpec k;                  // [G*D,H]
+  LinearSpec v;                  // [G*D,H]
+  std::optional<float> clip{};   // q, k and v are held within +-this (before the norm)
+  std::optional<QkNormSpec> q_norm{};
+  std::optional<QkNormSpec> k_norm{};
+};
+
+// Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434, section 2.1): keys and values are projections of a
+// latent c of C elements, which is what the cache holds, beside one rotated key part of R elements for all heads.
+struct LatentProjection {
+  std::size_t q_rank = 0;              // of the queries' latent; 0: q projects the hidden state itself
+  std::size_t kv_rank = 0;             // C
+  std::size_t nope_dim = 0;            // of a head's query and key, not rotated
+  std::size_t rope_dim = 0;            // R
+  std::size_t value_dim = 0;           // of a head's value
+  std::optional<LinearSpec> q_a{};     // [q_rank,H]
+  std::optional<NormSpec> q_a_norm{};  // [q_rank]
+  LinearSpec q_b;                      // [Q*(nope+R), q_rank or H]
+  LinearSpec kv_a;                     // [C+R,H]
+  NormSpec kv_a_norm;                  // [C]
+  WeightSlice kv_b;                    // [Q*(nope+value),C]
+};
+
+// Queries at position p are multiplied by 1 + scale * ln(floor((p + 1) / floor) + 1) (Llama 4, after Nakanishi 2025).
+struct TemperatureTuning {
+  double floor = 8192;
+  double scale = 0.1;
 };
 
 struct AttentionSpec {
-  std::size_t num_heads = 0;          // Q
-  std::size_t num_kv_heads = 0;       // G, divides Q
-  std::size_t head_dim = 0;           // D
-  float softmax_scale = 0;            // multiplies q.k
-  std::optional<std::size_t> window;  // a token sees itself and window - 1 before it
+  std::size_t num_heads = 0;  // Q
+  float softmax_scale = 0;    // multiplies q.k
+  AttentionSpan span;
   RopeSpec rope;
-  std::string q;                   // [Q*D,H]
-  std::string k;                   // [G*D,H]
-  std::string v;                   // [G*D,H]
-  std::string o;                   // [H,Q*D]
-  std::optional<NormSpec> q_norm;  // over each head's D, before RoPE
-  std::optional<NormSpec> k_norm;
+  std::variant<GroupedProjection, LatentProjection> projection;
+  LinearSpec o;                        // [H,Q*D]
+  std::optional<std::string> sinks{};  // [Q] a logit more in each softmax, of a key without a value
+  std::optional<TemperatureTuning> temperature{};
+
+  [[nodiscard]] std::size_t value_dim() const;  // D of o's input: of a head's value
 };
 
+// An FFN on the coordinator: dense layers and shared experts.
 struct DenseFfnSpec {
   std::size_t intermediate = 0;  // I
-  Activation activation = Activation::silu;
-  std::string gate;  // [I,H]
-  std::string up;    // [I,H]
-  std::string down;  // [H,I]
+  ActivationSpec activation{};
+  FfnTensors tensors;
+};
+
+// An expert that every token goes through, beside the routed ones.
+struct SharedExpertSpec {
+  DenseFfnSpec ffn;
+  std::optional<std::string> gate{};  // [1,H]: its output is multiplied by sigmoid(x gate^T)
 };
 
 struct MoeFfnSpec {
   RouterSpec router;
   std::string router_weight;                       // [E,H]
+  std::optional<VectorSlice> router_bias{};        // [E] added to the logits
+  std::optional<VectorSlice> selection_bias{};     // [E] added to the scores for the choice only
   std::optional<std::string> router_noise_weight;  // [E,H], noisy top-k only
+  bool gate_on_input = false;                      // gate weights multiply the experts' inputs, not their outputs
   std::size_t intermediate = 0;                    // F
-  Activation activation = Activation::silu;
-  std::vector<ExpertTensors> experts;  // [E]
+  ActivationSpec activation{};
+  std::vector<FfnTensors> experts;  // [E]
+  std::optional<SharedExpertSpec> shared{};
 };
 
 struct LayerSpec {
@@ -68,6 +159,7 @@ struct LayerSpec {
   AttentionSpec attention;
   NormSpec post_attention_norm;  // before the FFN
   std::variant<DenseFfnSpec, MoeFfnSpec> ffn;
+  float residual_multiplier = 1.0F;  // of what attention and FFN add to the residual stream
 };
 
 enum class StackKind : std::uint8_t { decoder };
@@ -79,24 +171,29 @@ struct StackSpec {
 };
 
 struct ModelSpec {
-  std::string family;                  // model_type of config.json
-  std::size_t hidden = 0;              // H
-  std::size_t vocab = 0;               // V
-  std::size_t max_position = 0;        // tokens of context the checkpoint was made for
-  DType stored_dtype = DType::bf16;    // torch_dtype / dtype of the config
-  std::string embedding;               // [V,H]
-  std::optional<std::string> lm_head;  // [V,H]; none: the embedding is used (tied)
+  std::string family;                       // model_type of config.json
+  std::size_t hidden = 0;                   // H
+  std::size_t vocab = 0;                    // V
+  std::size_t max_position = 0;             // tokens of context the checkpoint was made for
+  DType stored_dtype = DType::bf16;         // torch_dtype / dtype of the config
+  std::string embedding;                    // [V,H]
+  float embedding_multiplier = 1.0F;        // of the embedded tokens
+  std::optional<std::string> lm_head;       // [V,H]; none: the embedding is used (tied)
+  std::optional<std::string> lm_head_bias;  // [V]
+  float logit_multiplier = 1.0F;
   std::vector<StackSpec> stacks;
-  std::vector<TokenId> eos_ids;  // generation_config.json's, else config.json's
+  std::vector<std::string> skipped_prefixes;  // of tensors that may be there and are not for this program (layers that
+                                              // predict further tokens)
+  std::vector<TokenId> eos_ids;               // generation_config.json's, else config.json's
   // What generation_config.json wants for requests that do not say.
   std::optional<float> default_temperature;
   std::optional<float> default_top_p;
 };
 
-// Every tensor the checkpoint must hold, with its shape.
-std::vector<TensorInfo> required_tensors(ModelSpec const& spec);
-// Tensors that may be there without being used (a stored copy of a tied lm_head, rotary inv_freq buffers, …).
-std::vector<TensorInfo> optional_tensors(ModelSpec const& spec);
+// What the checkpoint has to hold. Optional: a stored copy of a tied lm_head, rotary inv_freq buffers, ….
+ExpectedTensors expected_tensors(ModelSpec const& spec);
+// Numbers among the weights, however they are stored.
+std::size_t num_parameters(ModelSpec const& spec);
 // The routed experts of all MoE layers, packed as `weights`, sent as `wire`.
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire);
 

@@ -39,7 +39,7 @@ class MadeUpWeights final : public WeightSource {
     out.bytes = out.owned;
     return out;
   }
-  void verify(std::span<TensorInfo const>, std::span<TensorInfo const>) const override {}
+  void verify(ExpectedTensors const&) const override {}
   [[nodiscard]] std::set<std::string> loaded() const { return loaded_; }
 
   std::string broken;  // this tensor fails to load
@@ -55,11 +55,10 @@ inline ExpertModelSpec tiny_model(std::size_t num_experts, DType dtype) {
   model.weights = dtype == DType::bf16 ? kBfloat16Weights : kFloat32Weights;
   model.wire = dtype;
   for (std::uint32_t const layer : {1U, 3U}) {
-    ExpertLayerSpec spec{
-        .layer = layer, .hidden = 20, .intermediate = 12, .activation = Activation::silu, .experts = {}};
+    ExpertLayerSpec spec{.layer = layer, .hidden = 20, .intermediate = 12, .experts = {}};
     for (std::size_t e = 0; e < num_experts; ++e) {
       std::string const name = "layers." + std::to_string(layer) + ".experts." + std::to_string(e) + ".";
-      spec.experts.push_back({name + "gate", name + "up", name + "down"});
+      spec.experts.push_back({.gate = WeightSlice{name + "gate"}, .up = {name + "up"}, .down = {name + "down"}});
     }
     model.layers.push_back(std::move(spec));
   }

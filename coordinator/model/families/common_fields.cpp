@@ -66,7 +66,7 @@ void read_layer_types(ConfigReader& config, CommonFields const& f) {
   if (!types.empty() && types.size() != f.layers)
     config.refuse("layer_types", std::to_string(types.size()) + " types for " + std::to_string(f.layers) + " layers");
   for (auto const& type : types)
-    if (type != (f.window ? "sliding_attention" : "full_attention"))
+    if (type != (f.span.kind == SpanKind::window ? "sliding_attention" : "full_attention"))
       config.refuse("layer_types", "layers of type '" + type + "' are not supported here");
 }
 
@@ -171,7 +171,8 @@ CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defa
     config.refuse("head_dim", std::to_string(f.head_dim) + " for each of " + std::to_string(f.num_heads) +
                                   " heads is more than supported here");
   f.rope = read_rope(config, defaults.rope_theta);
-  f.window = read_window(config, defaults.window);
+  f.rope.rotary_dim = f.head_dim;
+  if (auto const window = read_window(config, defaults.window)) f.span = {SpanKind::window, *window};
   f.epsilon = static_cast<float>(config.number_or("rms_norm_eps", static_cast<double>(defaults.rms_norm_eps)));
   if (!(f.epsilon >= 0 && f.epsilon < 1)) config.refuse("rms_norm_eps", "must be at least 0 and below 1");
   f.tied = config.flag_or("tie_word_embeddings", false);
@@ -220,38 +221,39 @@ LayerSpec layer_of(CommonFields const& f, std::size_t layer, LayerOptions option
   LayerSpec spec;
   spec.input_norm = {prefix + "input_layernorm.weight", f.epsilon};
   spec.post_attention_norm = {prefix + "post_attention_layernorm.weight", f.epsilon};
-  spec.attention = {.num_heads = f.num_heads,
-                    .num_kv_heads = f.num_kv_heads,
-                    .head_dim = f.head_dim,
-                    .softmax_scale = 1.0F / std::sqrt(static_cast<float>(f.head_dim)),
-                    .window = f.window,
-                    .rope = f.rope,
-                    .q = prefix + "self_attn.q_proj.weight",
-                    .k = prefix + "self_attn.k_proj.weight",
-                    .v = prefix + "self_attn.v_proj.weight",
-                    .o = prefix + "self_attn.o_proj.weight",
-                    .q_norm = {},
-                    .k_norm = {}};
+  auto const weight = [&](char const* name) { return WeightSlice{prefix + "self_attn." + name + ".weight"}; };
+  GroupedProjection projection{.num_kv_heads = f.num_kv_heads,
+                               .head_dim = f.head_dim,
+                               .q = {weight("q_proj")},
+                               .k = {weight("k_proj")},
+                               .v = {weight("v_proj")}};
   if (options.qk_norm) {
-    spec.attention.q_norm = NormSpec{prefix + "self_attn.q_norm.weight", f.epsilon};
-    spec.attention.k_norm = NormSpec{prefix + "self_attn.k_norm.weight", f.epsilon};
+    projection.q_norm = QkNormSpec{.weight = prefix + "self_attn.q_norm.weight", .epsilon = f.epsilon};
+    projection.k_norm = QkNormSpec{.weight = prefix + "self_attn.k_norm.weight", .epsilon = f.epsilon};
   }
+  spec.attention.num_heads = f.num_heads;
+  spec.attention.softmax_scale = 1.0F / std::sqrt(static_cast<float>(f.head_dim));
+  spec.attention.span = f.span;
+  spec.attention.rope = f.rope;
+  spec.attention.projection = std::move(projection);
+  spec.attention.o = {weight("o_proj")};
   return spec;
 }
 
 DenseFfnSpec dense_ffn_of(std::string const& prefix, std::size_t intermediate) {
   return {.intermediate = intermediate,
-          .gate = prefix + "gate_proj.weight",
-          .up = prefix + "up_proj.weight",
-          .down = prefix + "down_proj.weight"};
+          .tensors = {.gate = WeightSlice{prefix + "gate_proj.weight"},
+                      .up = {prefix + "up_proj.weight"},
+                      .down = {prefix + "down_proj.weight"}}};
 }
 
-std::vector<ExpertTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names) {
-  std::vector<ExpertTensors> experts;
+std::vector<FfnTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names) {
+  std::vector<FfnTensors> experts;
   for (std::size_t e = 0; e < num_experts; ++e) {
     std::string const expert = prefix + "experts." + std::to_string(e) + ".";
-    experts.push_back(
-        {expert + names.gate + ".weight", expert + names.up + ".weight", expert + names.down + ".weight"});
+    experts.push_back({.gate = WeightSlice{expert + names.gate + ".weight"},
+                       .up = {expert + names.up + ".weight"},
+                       .down = {expert + names.down + ".weight"}});
   }
   return experts;
 }

@@ -31,7 +31,7 @@ constexpr std::size_t kMostColumns = std::size_t{1} << 20;  // of a hidden state
 struct CommonFields {
   std::size_t layers, hidden, vocab, max_position;
   std::size_t num_heads, num_kv_heads, head_dim;
-  std::optional<std::size_t> window;
+  AttentionSpan span;
   RopeSpec rope;
   float epsilon;
   bool tied;
@@ -56,6 +56,6 @@ struct ExpertNames {
   char const* up;
   char const* down;
 };
-std::vector<ExpertTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names);
+std::vector<FfnTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names);
 
 }  // namespace expertmesh

@@ -54,7 +54,7 @@ TEST_P(Golden, LoadsEveryTensorByteForByte) {
     }
   }
   EXPECT_GT(all.size(), 20U);
-  source->verify(all, {});
+  source->verify({.required = all, .optional = {}, .skipped_prefixes = {}});
 }
 INSTANTIATE_TEST_SUITE_P(Models, Golden,
                          testing::Values("llama", "mixtral", "mixtral-window", "noisy_topk_moe", "qwen3_moe"));
@@ -89,13 +89,16 @@ TEST(Checkpoint, ReadsNumbersOfEachType) {
 TEST(Checkpoint, VerifyNamesWhatIsMissingUnexpectedOrMisshapen) {
   auto const sharded = open_checkpoint(ModelCopy::source("mixtral-window"));
   TensorInfo const norm{kNorm, {64}};
-  expect_words(refusal([&] { sharded->verify(std::array{norm}, {}); }), {"unexpected tensor", "'lm_head.weight'"});
-  expect_words(refusal([&] {
-                 sharded->verify(std::array{norm, TensorInfo{"nowhere", {1}}}, {});
-               }),
+  auto const message = [&](ExpectedTensors const& expected) { return refusal([&] { sharded->verify(expected); }); };
+  expect_words(message({.required = {norm}, .optional = {}, .skipped_prefixes = {}}),
+               {"unexpected tensor", "'lm_head.weight'"});
+  expect_words(message({.required = {norm}, .optional = {}, .skipped_prefixes = {"lm_head"}}),
+               {"unexpected tensor", "'model.embed_tokens.weight'"});
+  expect_words(message({.required = {norm, {"nowhere", {1}}}, .optional = {}, .skipped_prefixes = {}}),
                {kIndex, "'nowhere'", "missing"});
-  expect_words(refusal([&] { sharded->verify(std::array{TensorInfo{kNorm, {65}}}, {}); }), {kNorm, "[64]", "[65]"});
-  expect_words(refusal([&] { sharded->verify({}, std::array{TensorInfo{kNorm, {65}}}); }), {kNorm, "[64]", "[65]"});
+  expect_words(message({.required = {{kNorm, {65}}}, .optional = {}, .skipped_prefixes = {}}), {kNorm, "[64]", "[65]"});
+  expect_words(message({.required = {}, .optional = {{kNorm, {65}}}, .skipped_prefixes = {}}), {kNorm, "[64]", "[65]"});
+  EXPECT_NO_THROW(sharded->verify({.required = {norm}, .optional = {}, .skipped_prefixes = {"lm_head", "model."}}));
 }
 
 TEST(Checkpoint, ListsItsFiles) {

@@ -61,7 +61,7 @@ TEST(DummyWeights, VectorsAreOnesWithSmallNoise) {
 }
 
 TEST(DummyWeights, VerifyAcceptsAnything) {
-  make_dummy_weights(0)->verify(std::array{TensorInfo{"a", {1}}}, {});
+  make_dummy_weights(0)->verify({.required = {{"a", {1}}}, .optional = {}, .skipped_prefixes = {}});
 }
 
 }  // namespace

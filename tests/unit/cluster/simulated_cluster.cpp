@@ -27,7 +27,8 @@ control::Assign assignment(std::vector<std::size_t> const& num_experts, Share co
     assign.model.layers.push_back({.layer = i,
                                    .hidden = 8,
                                    .intermediate = 8,
-                                   .experts = std::vector<ExpertTensors>(num_experts[i], {"gate", "up", "down"})});
+                                   .experts = std::vector<FfnTensors>(
+                                       num_experts[i], {.gate = WeightSlice{"gate"}, .up = {"up"}, .down = {"down"}})});
   assign.held = *share.held;
   assign.epoch = share.epoch;
   assign.limits = {.max_rows = 1, .max_entries = 1};

@@ -39,7 +39,7 @@ struct Model {
         weights(open_checkpoint(dir)),
         pool(threads),
         exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512}) {
-    weights->verify(required_tensors(spec), optional_tensors(spec));
+    weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
     if (!experts_spec.layers.empty())
       remote = make_local_experts(experts_spec, *weights,

@@ -32,7 +32,7 @@ class GoldenModel : public testing::TestWithParam<char const*> {};
 
 TEST_P(GoldenModel, NamesExactlyTheTensorsOfItsCheckpoint) {
   ModelSpec const spec = spec_of(GetParam());
-  open_checkpoint(ModelCopy::source(GetParam()))->verify(required_tensors(spec), optional_tensors(spec));
+  open_checkpoint(ModelCopy::source(GetParam()))->verify(expected_tensors(spec));
   EXPECT_EQ(spec.stored_dtype, DType::bf16);
   EXPECT_EQ(spec.hidden, 64U);
   EXPECT_EQ(spec.vocab, 256U);
@@ -46,20 +46,21 @@ TEST(ModelSpec, Mixtral) {
   ASSERT_EQ(layers_of(spec).size(), 3U);
   AttentionSpec const& a = layers_of(spec)[2].attention;
   EXPECT_EQ(a.num_heads, 4U);
-  EXPECT_EQ(a.num_kv_heads, 2U);
-  EXPECT_EQ(a.head_dim, 16U);
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  EXPECT_EQ(p.num_kv_heads, 2U);
+  EXPECT_EQ(p.head_dim, 16U);
   EXPECT_EQ(a.softmax_scale, 0.25F);
-  EXPECT_EQ(a.window, std::nullopt);
+  EXPECT_EQ(a.span, AttentionSpan{});
   EXPECT_EQ(a.rope.theta, 1e6);
-  EXPECT_EQ(a.k, "model.layers.2.self_attn.k_proj.weight");
-  EXPECT_FALSE(a.q_norm);
+  EXPECT_EQ(p.k.weight.name, "model.layers.2.self_attn.k_proj.weight");
+  EXPECT_FALSE(p.q_norm);
   MoeFfnSpec const* moe = moe_of(spec, 1);
   ASSERT_TRUE(moe);
   EXPECT_EQ(moe->router.num_experts, 8U);
   EXPECT_EQ(moe->router.experts_per_token, 2U);
   EXPECT_EQ(moe->router.scoring, RouterScoring::softmax);
   EXPECT_EQ(moe->router.normalisation, RouterNormalisation::sum_to_one);
-  EXPECT_EQ(moe->experts[7].down, "model.layers.1.block_sparse_moe.experts.7.w2.weight");
+  EXPECT_EQ(moe->experts[7].down.name, "model.layers.1.block_sparse_moe.experts.7.w2.weight");
   EXPECT_EQ(spec.lm_head, "lm_head.weight");
   EXPECT_EQ(spec.eos_ids, std::vector<TokenId>{2});
 }
@@ -67,7 +68,7 @@ TEST(ModelSpec, Mixtral) {
 TEST(ModelSpec, MixtralWindowInTheNewerSpelling) {
   ModelSpec const spec = spec_of("mixtral-window");
   for (auto const& layer : layers_of(spec)) {
-    EXPECT_EQ(layer.attention.window, 16U);
+    EXPECT_EQ(layer.attention.span, (AttentionSpan{SpanKind::window, 16}));
     EXPECT_EQ(layer.attention.rope.theta, 1e6);
   }
 }
@@ -80,11 +81,11 @@ TEST(ModelSpec, Qwen3Moe) {
   EXPECT_EQ(moe_of(spec, 1)->intermediate, 32U);
   EXPECT_EQ(moe_of(spec, 1)->router.experts_per_token, 3U);
   EXPECT_EQ(moe_of(spec, 1)->router.normalisation, RouterNormalisation::sum_to_one);
-  AttentionSpec const& a = layers_of(spec)[1].attention;
-  EXPECT_EQ(a.head_dim, 24U);
-  ASSERT_TRUE(a.q_norm);
-  EXPECT_EQ(a.q_norm->weight, "model.layers.1.self_attn.q_norm.weight");
-  EXPECT_EQ(a.q_norm->epsilon, 1e-6F);
+  auto const& p = std::get<GroupedProjection>(layers_of(spec)[1].attention.projection);
+  EXPECT_EQ(p.head_dim, 24U);
+  ASSERT_TRUE(p.q_norm);
+  EXPECT_EQ(p.q_norm->weight, "model.layers.1.self_attn.q_norm.weight");
+  EXPECT_EQ(p.q_norm->epsilon, 1e-6F);
   EXPECT_TRUE(spec.eos_ids.empty());
 }
 
@@ -101,13 +102,13 @@ TEST(ModelSpec, Qwen3MoeMixesEverySecondLayerAndMayLeaveWeightsAsTheyAre) {
   ASSERT_TRUE(moe_of(spec, 1));
   EXPECT_FALSE(moe_of(spec, 2));
   EXPECT_EQ(moe_of(spec, 1)->router.normalisation, RouterNormalisation::none);
-  EXPECT_EQ(layers_of(spec)[0].attention.window, std::nullopt);
+  EXPECT_EQ(layers_of(spec)[0].attention.span, AttentionSpan{});
 }
 
 TEST(ModelSpec, LlamaIsDenseAndTied) {
   ModelSpec const spec = spec_of("llama");
   EXPECT_FALSE(moe_of(spec, 0));
-  EXPECT_EQ(std::get<DenseFfnSpec>(layers_of(spec)[0].ffn).down, "model.layers.0.mlp.down_proj.weight");
+  EXPECT_EQ(std::get<DenseFfnSpec>(layers_of(spec)[0].ffn).tensors.down.name, "model.layers.0.mlp.down_proj.weight");
   EXPECT_EQ(spec.lm_head, std::nullopt);
   EXPECT_TRUE(expert_model_spec(spec, kFloat32Weights, DType::f32).layers.empty());
 }
@@ -145,7 +146,7 @@ TEST(ModelSpec, ExpertsForTheWorkers) {
   EXPECT_EQ(experts.layers[1].hidden, 64U);
   EXPECT_EQ(experts.layers[1].intermediate, 48U);
   EXPECT_EQ(experts.layers[1].experts.size(), 8U);
-  EXPECT_EQ(experts.layers[1].experts[5].gate, "model.layers.3.block_sparse_moe.experts.5.w1.weight");
+  EXPECT_EQ(experts.layers[1].experts[5].gate->name, "model.layers.3.block_sparse_moe.experts.5.w1.weight");
   EXPECT_EQ(experts.weights, kBfloat16Weights);
   EXPECT_EQ(experts.wire, DType::bf16);
 }
@@ -174,7 +175,8 @@ TEST(ModelSpec, PublishedConfigsAreAccepted) {
   for (auto const& published : test::kPublishedConfigs) {
     ScratchDir const dir;
     write_file(dir.path() / "config.json", published.json);
-    EXPECT_NO_THROW({ EXPECT_FALSE(required_tensors(read_model_spec(dir.path(), {})).empty()); }) << published.name;
+    EXPECT_NO_THROW({ EXPECT_FALSE(expected_tensors(read_model_spec(dir.path(), {})).required.empty()); })
+        << published.name;
   }
 }
 
@@ -306,8 +308,7 @@ TEST(ModelSpec, CheckpointsThatDoNotFitAreRefusedByFileAndTensor) {
     ModelCopy const copy("mixtral");
     copy.edit_tensors("model.safetensors", c.edit);
     ModelSpec const spec = read_model_spec(copy.path(), {});
-    auto const message =
-        refusal([&] { open_checkpoint(copy.path())->verify(required_tensors(spec), optional_tensors(spec)); });
+    auto const message = refusal([&] { open_checkpoint(copy.path())->verify(expected_tensors(spec)); });
     expect_words(message, {"model.safetensors"});
     expect_words(message, c.words);
   }
@@ -325,7 +326,7 @@ TEST(ModelSpec, ATiedHeadsCopyAndRotaryBuffersMayBeThere) {
     add("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {8}, 32);
   });
   ModelSpec const spec = read_model_spec(copy.path(), {});
-  EXPECT_NO_THROW(open_checkpoint(copy.path())->verify(required_tensors(spec), optional_tensors(spec)));
+  EXPECT_NO_THROW(open_checkpoint(copy.path())->verify(expected_tensors(spec)));
 }
 
 }  // namespace

@@ -18,10 +18,10 @@ Assign sample_assign() {
   m.load_format = LoadFormat::dummy;
   m.dummy_seed = 0xffffffffffffffffU;
   for (std::uint32_t layer : {1U, 3U}) {
-    ExpertLayerSpec spec{.layer = layer, .hidden = 8, .intermediate = 4, .activation = Activation::silu, .experts = {}};
+    ExpertLayerSpec spec{.layer = layer, .hidden = 8, .intermediate = 4, .experts = {}};
     for (int e = 0; e < 3; ++e) {
       std::string const at = std::to_string(layer) + "." + std::to_string(e);
-      spec.experts.push_back({"gate" + at, "up" + at, "down" + at});
+      spec.experts.push_back({.gate = WeightSlice{"gate" + at}, .up = {"up" + at}, .down = {"down" + at}});
     }
     m.model.layers.push_back(spec);
   }
@@ -80,7 +80,7 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_EQ(assign.load_format, LoadFormat::dummy);
   EXPECT_EQ(assign.dummy_seed, 0xffffffffffffffffU);
   EXPECT_EQ(assign.model.layers[1].layer, 3U);
-  EXPECT_EQ(assign.model.layers[1].experts[2].down, "down3.2");
+  EXPECT_EQ(assign.model.layers[1].experts[2].down.name, "down3.2");
   EXPECT_EQ(assign.model.weights, kBfloat16Weights);
   EXPECT_EQ(assign.held, (std::vector<std::vector<std::uint32_t>>{{0, 2}, {}}));
   EXPECT_EQ(assign.limits, (DispatchLimits{.max_rows = 16, .max_entries = 32}));

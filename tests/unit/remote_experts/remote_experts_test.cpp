@@ -293,7 +293,7 @@ TEST_P(RemoteExpertsTest, WhatCannotBeLoadedFailsItsExchangeAlone) {
   Routing const bad{.experts_per_token = 1, .experts = {2, 4}, .weights = {1, 1}};
   Routing const good{.experts_per_token = 1, .experts = {3, 4}, .weights = {1, 1}};
   auto const expected = run(*experts, 3, x, world.hidden, good);
-  world.source.broken = world.model.layers[1].experts[2].up;
+  world.source.broken = world.model.layers[1].experts[2].up.name;
   try {
     run_with_deaths(world, *group, *experts, x, bad, {2});
     FAIL() << "expert 2 cannot be loaded";

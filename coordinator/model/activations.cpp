@@ -12,6 +12,7 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
       auto const& p = std::get<GroupedProjection>(a.projection);
       m.qkv_columns = std::max(m.qkv_columns, (a.num_heads + 2 * p.num_kv_heads) * p.head_dim);
       m.attention_columns = std::max(m.attention_columns, a.num_heads * p.head_dim);
+      m.value_dim = std::max(m.value_dim, p.head_dim);
       if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
         m.dense_intermediate = std::max(m.dense_intermediate, dense->intermediate);
       } else {

@@ -38,6 +38,7 @@ struct Activations {
 struct LayerMaxima {
   std::size_t qkv_columns = 0;        // (Q+2G)*D
   std::size_t attention_columns = 0;  // Q*D
+  std::size_t value_dim = 0;          // of a head in paged_attention()
   std::size_t dense_intermediate = 0;
   std::size_t expert_intermediate = 0;
   std::size_t num_experts = 0;

@@ -38,10 +38,7 @@ void Attention::forward(Exec const& exec, MatrixView<float const> x, RopeAngles 
 
   MatrixView<float> const heads = act.attention.view().first_rows(tokens).columns(0, q_columns);  // [T,Q*D]
   paged_attention(exec, q, places, cache,
-                  {.num_heads = spec_.num_heads,
-                   .scale = spec_.softmax_scale,
-                   .window = spec_.span.kind == SpanKind::window ? std::optional(spec_.span.tokens) : std::nullopt},
-                  heads);
+                  {.num_heads = spec_.num_heads, .scale = spec_.softmax_scale, .span = spec_.span}, heads);
   linear(exec, heads, o_, out);
 }
 

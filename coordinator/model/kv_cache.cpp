@@ -6,7 +6,11 @@ namespace expertmesh {
 namespace {
 KvLayerShape shape_of(AttentionSpec const& a, DType dtype, std::size_t blocks) {
   auto const& p = std::get<GroupedProjection>(a.projection);
-  return {.num_blocks = blocks, .num_kv_heads = p.num_kv_heads, .head_dim = p.head_dim, .dtype = dtype};
+  return {.num_blocks = blocks,
+          .num_kv_heads = p.num_kv_heads,
+          .key_dim = p.head_dim,
+          .value_dim = p.head_dim,
+          .dtype = dtype};
 }
 }  // namespace
 

@@ -11,6 +11,7 @@
 
 #include "common/base/strong_id.h"
 #include "common/checkpoint/weight_source.h"
+#include "common/config/attention_span.h"
 #include "common/config/expert_spec.h"
 #include "common/moe/router_spec.h"
 
@@ -67,18 +68,6 @@ struct QkNormSpec {
 struct LinearSpec {
   WeightSlice weight;                 // [N,K]
   std::optional<VectorSlice> bias{};  // [N]
-};
-
-// Which positions a token attends to, besides its own.
-enum class SpanKind : std::uint8_t {
-  full,     // all before it
-  window,   // the tokens - 1 before it
-  chunked,  // those before it from the last multiple of `tokens` on
-};
-struct AttentionSpan {
-  SpanKind kind = SpanKind::full;
-  std::size_t tokens = 0;
-  bool operator==(AttentionSpan const&) const = default;
 };
 
 // Queries, keys and values by projection of the hidden state, G key/value heads shared by Q/G query heads each.

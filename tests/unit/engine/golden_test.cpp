@@ -38,7 +38,7 @@ struct Model {
       : spec(read_model_spec(dir, {})),
         weights(open_checkpoint(dir)),
         pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512}) {
+        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}) {
     weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
     if (!experts_spec.layers.empty())

@@ -62,6 +62,11 @@ bool ConfigReader::has(std::string_view field) const {
   return impl_->find(field) != nullptr;
 }
 
+bool ConfigReader::is_list(std::string_view field) const {
+  Json const* v = impl_->find(field);
+  return v != nullptr && v->is_array();
+}
+
 std::size_t ConfigReader::count(std::string_view field, std::size_t most) {
   Json const* v = impl_->find(field);
   if (!v) refuse(field, "missing");
@@ -74,6 +79,12 @@ std::size_t ConfigReader::count_or(std::string_view field, std::size_t fallback)
 
 std::optional<std::size_t> ConfigReader::optional_count(std::string_view field) {
   return has(field) ? std::optional(count(field)) : std::nullopt;
+}
+
+std::size_t ConfigReader::index(std::string_view field) {
+  Json const* v = impl_->find(field);
+  if (!v) refuse(field, "missing");
+  return impl_->whole(field, *v, 0, kMostCount, "a whole number");
 }
 
 double ConfigReader::number_or(std::string_view field, double fallback) {
@@ -107,6 +118,18 @@ std::vector<std::size_t> ConfigReader::indices(std::string_view field) {
   if (!v) return list;
   if (!v->is_array()) impl_->wrong(field, "a list", *v);
   for (auto const& item : *v) list.push_back(impl_->whole(field, item, 0, kMostCount, "a list of whole numbers"));
+  return list;
+}
+
+std::vector<double> ConfigReader::numbers(std::string_view field) {
+  std::vector<double> list;
+  Json const* v = impl_->find(field);
+  if (!v) return list;
+  if (!v->is_array()) impl_->wrong(field, "a list", *v);
+  for (auto const& item : *v) {
+    if (!item.is_number() || !std::isfinite(item.get<double>())) impl_->wrong(field, "a list of numbers", *v);
+    list.push_back(item.get<double>());
+  }
   return list;
 }
 

@@ -24,14 +24,17 @@ class ConfigReader {
   ConfigReader(ConfigReader&&) noexcept;
 
   [[nodiscard]] bool has(std::string_view field) const;
+  [[nodiscard]] bool is_list(std::string_view field) const;
   std::size_t count(std::string_view field, std::size_t most = kMostCount);  // a whole number from 1 to `most`
   std::size_t count_or(std::string_view field, std::size_t fallback);
   std::optional<std::size_t> optional_count(std::string_view field);
+  std::size_t index(std::string_view field);  // a whole number from 0
   double number_or(std::string_view field, double fallback);
   bool flag_or(std::string_view field, bool fallback);
   std::string text(std::string_view field);
   std::string text_or(std::string_view field, std::string_view fallback);
   std::vector<std::size_t> indices(std::string_view field);    // list of whole numbers; empty if absent
+  std::vector<double> numbers(std::string_view field);         // list of numbers; empty if absent
   std::vector<TokenId> token_ids(std::string_view field);      // one id or a list of them; empty if absent
   std::vector<std::string> texts(std::string_view field);      // list of strings; empty if absent
   std::optional<ConfigReader> object(std::string_view field);  // a nested object

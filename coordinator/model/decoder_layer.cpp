@@ -44,9 +44,9 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
     MatrixView<float> const eps = logits_view(act.noise);
     linear(exec, x, noise_, scale);
     router_noise(spec_.noise->seed, positions, layer_, eps);
-    route(spec_, logits, RouterNoiseInput{.scale_logits = scale, .eps = eps}, experts, weights);
+    route(spec_, {.logits = logits, .noise = RouterNoiseInput{.scale_logits = scale, .eps = eps}}, experts, weights);
   } else {
-    route(spec_, logits, std::nullopt, experts, weights);
+    route(spec_, {.logits = logits}, experts, weights);
   }
   return {experts, weights, spec_.experts_per_token};
 }

@@ -2,6 +2,8 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <map>
+
 #include "common/base/error.h"
 #include "common/checkpoint/strict_json.h"
 #include "common/kernels/packed_matrix.h"
@@ -10,22 +12,58 @@
 namespace expertmesh {
 namespace {
 
-std::size_t ffn_bytes(std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
-  return packed_bytes(weights, 2 * intermediate, hidden) + packed_bytes(weights, hidden, intermediate);
+// Gate (where there is one) and up are fused before packing; biases stay in fp32.
+std::size_t ffn_bytes(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
+  std::size_t const gate_up = (ffn.gate ? 2 : 1) * intermediate;
+  std::size_t const biases = (ffn.up_bias || ffn.gate_bias ? gate_up : 0) + (ffn.down_bias ? hidden : 0);
+  return packed_bytes(weights, gate_up, hidden) + packed_bytes(weights, hidden, intermediate) + biases * sizeof(float);
 }
 
-// What the decoder keeps of a layer, the routed experts left out. q, k, v and gate, up are fused before packing.
+// Numbers of an FFN's matrices that meet a token.
+std::size_t ffn_weights(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate) {
+  return (ffn.gate ? 3 : 2) * hidden * intermediate;
+}
+
+std::size_t norm_bytes(NormSpec const& norm, std::size_t n) {
+  return (norm.bias ? 2 : 1) * n * sizeof(float);
+}
+
+std::size_t norm_bytes(std::optional<QkNormSpec> const& norm, std::size_t heads, std::size_t head_dim) {
+  if (!norm || !norm->weight) return 0;
+  return (norm->scope == QkNormScope::head ? 1 : heads) * head_dim * sizeof(float);
+}
+
+// q, k and v are fused.
+std::size_t projection_bytes(GroupedProjection const& p, std::size_t num_heads, std::size_t hidden,
+                             WeightFormat weights) {
+  std::size_t const rows = (num_heads + 2 * p.num_kv_heads) * p.head_dim;
+  return packed_bytes(weights, rows, hidden) + (p.q.bias ? rows * sizeof(float) : 0) +
+         norm_bytes(p.q_norm, num_heads, p.head_dim) + norm_bytes(p.k_norm, p.num_kv_heads, p.head_dim);
+}
+
+// kv_b lies there as one matrix for the keys and one for the values of each head.
+std::size_t projection_bytes(LatentProjection const& p, std::size_t num_heads, std::size_t hidden,
+                             WeightFormat weights) {
+  std::size_t const q_rows = num_heads * (p.nope_dim + p.rope_dim);
+  return (p.q_a ? packed_bytes(weights, p.q_rank, hidden) + norm_bytes(*p.q_a_norm, p.q_rank) : 0) +
+         norm_bytes(p.kv_a_norm, p.kv_rank) + packed_bytes(weights, q_rows, p.q_a ? p.q_rank : hidden) +
+         packed_bytes(weights, p.kv_rank + p.rope_dim, hidden) +
+         num_heads * (packed_bytes(weights, p.kv_rank, p.nope_dim) + packed_bytes(weights, p.value_dim, p.kv_rank));
+}
+
+// What the decoder keeps of a layer, the routed experts left out.
 std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
   AttentionSpec const& a = layer.attention;
-  auto const& p = std::get<GroupedProjection>(a.projection);
-  std::size_t const q_rows = a.num_heads * p.head_dim;
-  std::size_t const norms = 2 * hidden + (p.q_norm ? p.head_dim : 0) + (p.k_norm ? p.head_dim : 0);
-  std::size_t const attention = packed_bytes(weights, q_rows + 2 * p.num_kv_heads * p.head_dim, hidden) +
-                                packed_bytes(weights, hidden, q_rows) + norms * sizeof(float);
+  std::size_t const attention =
+      std::visit([&](auto const& p) { return projection_bytes(p, a.num_heads, hidden, weights); }, a.projection) +
+      packed_bytes(weights, hidden, a.num_heads * a.value_dim()) + (a.o.bias ? hidden * sizeof(float) : 0) +
+      norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
-    return attention + ffn_bytes(hidden, dense->intermediate, weights);
-  RouterSpec const& router = std::get<MoeFfnSpec>(layer.ffn).router;
-  return attention + (router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, router.num_experts, hidden);
+    return attention + ffn_bytes(dense->tensors, hidden, dense->intermediate, weights);
+  auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
+  std::size_t const router = (moe.router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, moe.router.num_experts, hidden);
+  return attention + router +
+         (moe.shared ? ffn_bytes(moe.shared->ffn.tensors, hidden, moe.shared->ffn.intermediate, weights) : 0);
 }
 
 std::string bytes_text(std::size_t bytes) {
@@ -59,14 +97,16 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
       plan.coordinator_bytes += coordinator_bytes_of(layer, spec.hidden, weights);
-      auto const& p = std::get<GroupedProjection>(layer.attention.projection);
-      plan.kv_bytes_per_token += 2 * p.num_kv_heads * p.head_dim * size_of(kv_dtype);
+      plan.kv_bytes_per_token += layer.attention.kv_elements() * size_of(kv_dtype);
       auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
       if (!moe) continue;
-      std::size_t const per_expert = 3 * spec.hidden * moe->intermediate;
+      FfnTensors const& expert = moe->experts.front();
+      std::size_t const biases = (expert.gate_bias ? moe->intermediate : 0) + (expert.up_bias ? moe->intermediate : 0) +
+                                 (expert.down_bias ? spec.hidden : 0);
+      std::size_t const per_expert = ffn_weights(expert, spec.hidden, moe->intermediate) + biases;
       plan.routed_parameters += per_expert * moe->router.num_experts;
       routed_active += per_expert * moe->router.experts_per_token;
-      plan.expert_bytes.push_back(ffn_bytes(spec.hidden, moe->intermediate, weights));
+      plan.expert_bytes.push_back(ffn_bytes(expert, spec.hidden, moe->intermediate, weights));
       for (std::size_t w = 0; w < num_workers; ++w) {
         ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
         plan.worker_bytes[w] += (share.end - share.begin) * plan.expert_bytes.back();
@@ -89,6 +129,28 @@ class Lines {
   std::string text_;
 };
 
+std::string attention_text(AttentionSpec const& a) {
+  if (auto const* latent = std::get_if<LatentProjection>(&a.projection))
+    return fmt::format("{} heads over a latent of {} and {} rotated elements", a.num_heads, latent->kv_rank,
+                       latent->rope_dim);
+  auto const& p = std::get<GroupedProjection>(a.projection);
+  return fmt::format("{} heads, {} key/value heads of {}", a.num_heads, p.num_kv_heads, p.head_dim);
+}
+
+// Empty if all layers see everything.
+std::string spans_text(std::vector<LayerSpec> const& layers) {
+  std::map<std::pair<SpanKind, std::size_t>, std::size_t> counts;
+  for (auto const& layer : layers) ++counts[{layer.attention.span.kind, layer.attention.span.tokens}];
+  std::string text;
+  for (auto const& [span, count] : counts) {
+    char const* const kind = span.first == SpanKind::window ? "window" : "chunks";
+    text += (text.empty() ? "" : ", ") + (span.first == SpanKind::full
+                                              ? fmt::format("all positions in {} layers", count)
+                                              : fmt::format("{} of {} in {} layers", kind, span.second, count));
+  }
+  return counts.size() == 1 && counts.begin()->first.first == SpanKind::full ? "" : text;
+}
+
 void describe_layers(ModelSpec const& spec, Lines& lines) {
   auto const& layers = spec.stacks.front().layers;
   MoeFfnSpec const* moe = nullptr;  // families here have one kind of mixture
@@ -103,10 +165,10 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
   if (moe)
     lines.add("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
                                      moe->router.experts_per_token, moe->intermediate));
-  auto const& a = layers.front().attention;
-  auto const& p = std::get<GroupedProjection>(a.projection);
-  lines.add("attention", fmt::format("{} heads, {} key/value heads of {}{}", a.num_heads, p.num_kv_heads, p.head_dim,
-                                     a.span.kind == SpanKind::window ? fmt::format(", window {}", a.span.tokens) : ""));
+  if (moe && moe->shared)
+    lines.add("shared expert", fmt::format("FFN {}, for every token", moe->shared->ffn.intermediate));
+  lines.add("attention", attention_text(layers.front().attention));
+  if (std::string const spans = spans_text(layers); !spans.empty()) lines.add("attention span", spans);
 }
 
 void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted, Lines& lines) {

@@ -141,15 +141,16 @@ DType read_stored_dtype(ConfigReader& config) {
   config.refuse(field, "unknown type '" + name + "'");
 }
 
-void check_token_ids(ModelSpec const& spec, ConfigReader& config) {
-  for (TokenId id : spec.eos_ids)
-    if (static_cast<std::size_t>(id) >= spec.vocab)
-      config.refuse("eos_token_id", std::to_string(id) + " is not below vocab_size " + std::to_string(spec.vocab));
+// Ids beyond the vocabulary can never be sampled.
+std::vector<TokenId> read_eos_ids(ConfigReader& config, std::size_t vocab) {
+  auto ids = config.token_ids("eos_token_id");
+  std::erase_if(ids, [&](TokenId id) { return static_cast<std::size_t>(id) >= vocab; });
+  return ids;
 }
 
 void read_generation_config(std::filesystem::path const& file, ModelSpec& spec) {
   ConfigReader config(file);
-  if (config.has("eos_token_id")) spec.eos_ids = config.token_ids("eos_token_id");
+  if (config.has("eos_token_id")) spec.eos_ids = read_eos_ids(config, spec.vocab);
   if (config.has("temperature")) {
     spec.default_temperature = static_cast<float>(config.number_or("temperature", 1));
     if (!(*spec.default_temperature >= 0 && std::isfinite(*spec.default_temperature)))
@@ -159,7 +160,6 @@ void read_generation_config(std::filesystem::path const& file, ModelSpec& spec) 
     spec.default_top_p = static_cast<float>(config.number_or("top_p", 1));
     if (!(*spec.default_top_p > 0 && *spec.default_top_p <= 1)) config.refuse("top_p", "must be above 0 and at most 1");
   }
-  check_token_ids(spec, config);
   // Anything else there is a wish for how to sample, not a fact about the model.
 }
 
@@ -175,6 +175,12 @@ bool has_router_noise(ModelSpec const& spec) {
 std::size_t AttentionSpec::value_dim() const {
   if (auto const* latent = std::get_if<LatentProjection>(&projection)) return latent->value_dim;
   return std::get<GroupedProjection>(projection).head_dim;
+}
+
+std::size_t AttentionSpec::kv_elements() const {
+  if (auto const* latent = std::get_if<LatentProjection>(&projection)) return latent->kv_rank + latent->rope_dim;
+  auto const& grouped = std::get<GroupedProjection>(projection);
+  return 2 * grouped.num_kv_heads * grouped.head_dim;
 }
 
 ExpectedTensors expected_tensors(ModelSpec const& spec) {
@@ -217,8 +223,7 @@ ModelSpec read_model_spec(std::filesystem::path const& model_dir, ModelOptions c
       config.refuse("model_type", "family '" + type + "' has no router noise to turn on (--router-noise)");
     spec.family = type;
     spec.stored_dtype = read_stored_dtype(config);
-    spec.eos_ids = config.token_ids("eos_token_id");
-    check_token_ids(spec, config);
+    spec.eos_ids = read_eos_ids(config, spec.vocab);
     config.finish();
     auto const generation = model_dir / "generation_config.json";
     if (std::filesystem::exists(generation, error)) read_generation_config(generation, spec);

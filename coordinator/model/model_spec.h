@@ -114,7 +114,8 @@ struct AttentionSpec {
   std::optional<std::string> sinks{};  // [Q] a logit more in each softmax, of a key without a value
   std::optional<TemperatureTuning> temperature{};
 
-  [[nodiscard]] std::size_t value_dim() const;  // D of o's input: of a head's value
+  [[nodiscard]] std::size_t value_dim() const;    // of a head's value; o's input is [Q*value_dim]
+  [[nodiscard]] std::size_t kv_elements() const;  // that the KV cache holds of one token
 };
 
 // An FFN on the coordinator: dense layers and shared experts.
@@ -132,14 +133,14 @@ struct SharedExpertSpec {
 
 struct MoeFfnSpec {
   RouterSpec router;
-  std::string router_weight;                       // [E,H]
-  std::optional<VectorSlice> router_bias{};        // [E] added to the logits
-  std::optional<VectorSlice> selection_bias{};     // [E] added to the scores for the choice only
-  std::optional<std::string> router_noise_weight;  // [E,H], noisy top-k only
-  bool gate_on_input = false;                      // gate weights multiply the experts' inputs, not their outputs
-  std::size_t intermediate = 0;                    // F
+  std::string router_weight;                         // [E,H]
+  std::optional<VectorSlice> router_bias{};          // [E] added to the logits
+  std::optional<VectorSlice> selection_bias{};       // [E] added to the scores for the choice only
+  std::optional<std::string> router_noise_weight{};  // [E,H], noisy top-k only
+  bool gate_on_input = false;                        // gate weights multiply the experts' inputs, not their outputs
+  std::size_t intermediate = 0;                      // F
   ActivationSpec activation{};
-  std::vector<FfnTensors> experts;  // [E]
+  std::vector<FfnTensors> experts{};  // [E]
   std::optional<SharedExpertSpec> shared{};
 };
 

@@ -1,73 +1,23 @@
 #include "coordinator/model/families/common_fields.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include "coordinator/model/families/rope_fields.h"
 
 namespace expertmesh {
 namespace {
 
 // What a model may have, so that sizes, name lists and sums of parameters stay in range whatever a config says.
 constexpr std::size_t kMostLayers = 1024;
-constexpr std::size_t kMostExperts = 1024;  // in a layer
 constexpr std::size_t kMostVocabulary = std::size_t{1} << 24;
 
-// A rope_scaling or rope_parameters object: only the plain kind is known. Returns its rope_theta, if it has one.
-std::optional<double> read_rope_object(ConfigReader rope) {
-  for (char const* field : {"rope_type", "type"})
-    if (std::string const type = rope.text_or(field, "default"); type != "default")
-      rope.refuse(field, "RoPE of type '" + type + "' is not supported");
-  if (rope.number_or("partial_rotary_factor", 1.0) != 1.0)
-    rope.refuse("partial_rotary_factor", "a partial rotation is not supported");
-  std::optional<double> const theta =
-      rope.has("rope_theta") ? std::optional(rope.number_or("rope_theta", 0)) : std::nullopt;
-  rope.finish();
-  return theta;
-}
-
-// `rope_theta` and `rope_scaling` beside each other, or both inside `rope_parameters`.
-RopeSpec read_rope(ConfigReader& config, double default_theta) {
-  RopeSpec spec{.theta = config.number_or("rope_theta", default_theta)};
-  bool known = config.has("rope_theta");
-  for (char const* field : {"rope_scaling", "rope_parameters"}) {
-    auto rope = config.object(field);
-    if (!rope) continue;
-    auto const theta = read_rope_object(std::move(*rope));
-    if (!theta) continue;
-    if (known && *theta != spec.theta) config.refuse(field, "its rope_theta differs from the one beside it");
-    spec.theta = *theta;
-    known = true;
-  }
-  if (config.number_or("partial_rotary_factor", 1.0) != 1.0)
-    config.refuse("partial_rotary_factor", "a partial rotation is not supported");
-  if (!(spec.theta > 0)) config.refuse("rope_theta", "must be positive");
-  return spec;
-}
-
-std::optional<std::size_t> read_window(ConfigReader& config, WindowRule rule) {
-  switch (rule) {
-    case WindowRule::none:
-      config.must_be_off("sliding_window");
-      config.must_be_off("use_sliding_window");
-      break;
-    case WindowRule::in_every_layer:
-      if (config.has("sliding_window") && !config.flag_or("use_sliding_window", true))
-        config.refuse("use_sliding_window", "false contradicts sliding_window");
-      return config.optional_count("sliding_window");
-    case WindowRule::switched_off:
-      if (config.flag_or("use_sliding_window", false) && config.has("sliding_window"))
-        config.refuse("use_sliding_window", "a window on some of the layers is not supported");
-      config.without_effect({"sliding_window", "max_window_layers"});
-      break;
-  }
-  return std::nullopt;
-}
-
-void read_layer_types(ConfigReader& config, CommonFields const& f) {
-  auto const types = config.texts("layer_types");
-  if (!types.empty() && types.size() != f.layers)
-    config.refuse("layer_types", std::to_string(types.size()) + " types for " + std::to_string(f.layers) + " layers");
-  for (auto const& type : types)
-    if (type != (f.span.kind == SpanKind::window ? "sliding_attention" : "full_attention"))
-      config.refuse("layer_types", "layers of type '" + type + "' are not supported here");
+Activation activation_named(ConfigReader& config, char const* field, std::string const& name) {
+  if (name == "silu" || name == "swish") return Activation::silu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
+  if (name == "relu") return Activation::relu;
+  config.refuse(field, "activation '" + name + "' is not supported");
 }
 
 // Fields of training, bookkeeping and sampling that published configs carry and that change no logit.
@@ -99,6 +49,9 @@ void skip_what_has_no_effect(ConfigReader& config) {
       "resid_pdrop",
       "router_aux_loss_coef",
       "router_z_loss_coef",
+      "seq_aux",
+      "aux_loss_alpha",
+      "ep_size",
       "tf_legacy_loss",
       "use_bfloat16",
       // how the reference implementation runs
@@ -149,7 +102,7 @@ void skip_what_has_no_effect(ConfigReader& config) {
 
 }  // namespace
 
-CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defaults) {
+CommonFields read_sizes(ConfigReader& config, FamilyDefaults const& defaults) {
   CommonFields f{};
   f.layers = config.count("num_hidden_layers", kMostLayers);
   f.hidden = config.count("hidden_size", kMostColumns);
@@ -160,45 +113,115 @@ CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defa
   if (f.num_heads % f.num_kv_heads != 0)
     config.refuse("num_key_value_heads", std::to_string(f.num_kv_heads) + " does not divide num_attention_heads " +
                                              std::to_string(f.num_heads));
-  if (!config.has("head_dim") && f.hidden % f.num_heads != 0)
-    config.refuse("hidden_size", std::to_string(f.hidden) + " is no multiple of num_attention_heads " +
-                                     std::to_string(f.num_heads) + ", and there is no head_dim");
-  f.head_dim = config.count_or("head_dim", f.hidden / f.num_heads);
-  if (f.head_dim % 2 != 0)
-    config.refuse(config.has("head_dim") ? "head_dim" : "hidden_size",
-                  "RoPE needs an even head size, got " + std::to_string(f.head_dim));
-  if (f.head_dim > kMostColumns / f.num_heads)
-    config.refuse("head_dim", std::to_string(f.head_dim) + " for each of " + std::to_string(f.num_heads) +
-                                  " heads is more than supported here");
-  f.rope = read_rope(config, defaults.rope_theta);
-  f.rope.rotary_dim = f.head_dim;
-  if (auto const window = read_window(config, defaults.window)) f.span = {SpanKind::window, *window};
-  f.epsilon = static_cast<float>(config.number_or("rms_norm_eps", static_cast<double>(defaults.rms_norm_eps)));
+  f.epsilon = static_cast<float>(config.number_or("rms_norm_eps", static_cast<double>(defaults.norm_epsilon)));
   if (!(f.epsilon >= 0 && f.epsilon < 1)) config.refuse("rms_norm_eps", "must be at least 0 and below 1");
-  f.tied = config.flag_or("tie_word_embeddings", false);
-  if (std::string const act = config.text_or("hidden_act", "silu"); act != "silu")
-    config.refuse("hidden_act", "activation '" + act + "' is not supported");
-  read_layer_types(config, f);
-  for (char const* field :
-       {"attention_bias", "mlp_bias", "qkv_bias", "rope_interleaved", "quantization_config", "attn_logit_softcapping",
-        "final_logit_softcapping", "is_encoder_decoder", "add_cross_attention"})
-    config.must_be_off(field);
+  f.tied = config.flag_or("tie_word_embeddings", defaults.tied);
+  f.activation.kind = activation_named(config, "hidden_act", config.text_or("hidden_act", "silu"));
+  f.weights = StoredWeights(config);
   skip_what_has_no_effect(config);
   return f;
 }
 
-RouterSpec read_router_size(ConfigReader& config) {
-  char const* field = config.has("num_local_experts") ? "num_local_experts" : "num_experts";
-  RouterSpec router{.num_experts = config.count(field, kMostExperts),
-                    .experts_per_token = config.count("num_experts_per_tok")};
-  if (config.has("num_local_experts") && config.has("num_experts") && config.count("num_experts") != router.num_experts)
-    config.refuse("num_experts", "differs from num_local_experts");
-  if (router.experts_per_token > router.num_experts)
-    config.refuse("num_experts_per_tok", std::to_string(router.experts_per_token) + " is more than the " +
-                                             std::to_string(router.num_experts) + " experts there are");
-  if (std::string const scoring = config.text_or("scoring_func", "softmax"); scoring != "softmax")
+CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defaults) {
+  CommonFields f = read_sizes(config, defaults);
+  if (!config.has("head_dim") && !defaults.head_dim && f.hidden % f.num_heads != 0)
+    config.refuse("hidden_size", std::to_string(f.hidden) + " is no multiple of num_attention_heads " +
+                                     std::to_string(f.num_heads) + ", and there is no head_dim");
+  f.head_dim = config.count_or("head_dim", defaults.head_dim.value_or(f.hidden / f.num_heads));
+  if (f.head_dim > kMostColumns / f.num_heads)
+    config.refuse("head_dim", std::to_string(f.head_dim) + " for each of " + std::to_string(f.num_heads) +
+                                  " heads is more than supported here");
+  f.rope = read_rope(config, {.theta = defaults.rope_theta,
+                              .head_dim = f.head_dim,
+                              .partial_rotary_factor = defaults.partial_rotary_factor,
+                              .interleaved = defaults.rope_interleaved,
+                              .max_position = f.max_position});
+  // Its frequencies stretch with the sequence, so that is no limit yet.
+  if (f.rope.kind == RopeKind::dynamic)
+    f.max_position = static_cast<std::size_t>(static_cast<double>(f.max_position) * f.rope.factor);
+  return f;
+}
+
+std::vector<AttentionSpan> read_spans(ConfigReader& config, std::size_t layers, WindowFields const& fields) {
+  std::optional<std::size_t> window;
+  std::size_t first_full_or_sliding = layers;  // max_window_layers
+  if (fields.rule == WindowRule::none) {
+    config.must_be_off("sliding_window");
+    config.must_be_off("use_sliding_window");
+  } else if (fields.needs_switch && !config.flag_or("use_sliding_window", false)) {
+    config.without_effect({"sliding_window", "max_window_layers"});
+  } else {
+    if (config.has("sliding_window") && !config.flag_or("use_sliding_window", true))
+      config.refuse("use_sliding_window", "false contradicts sliding_window");
+    // 0 says none, too
+    if (config.has("sliding_window") && config.number_or("sliding_window", 0) != 0)
+      window = config.count("sliding_window");
+    if (config.has("max_window_layers")) first_full_or_sliding = config.index("max_window_layers");
+  }
+  auto const by_rule = [&](std::size_t l) {
+    switch (fields.rule) {
+      case WindowRule::none:
+        return false;
+      case WindowRule::every_layer:
+        return true;
+      case WindowRule::from_max_window_layers:
+        return l >= first_full_or_sliding;
+      case WindowRule::even_below_max_window_layers:
+        return l % 2 == 0 && l < first_full_or_sliding;
+      case WindowRule::even_layers:
+        return l % 2 == 0;
+    }
+    return false;
+  };
+  auto const types = config.texts("layer_types");
+  if (!types.empty() && types.size() != layers)
+    config.refuse("layer_types", std::to_string(types.size()) + " types for " + std::to_string(layers) + " layers");
+  std::vector<AttentionSpan> spans(layers);
+  for (std::size_t l = 0; l < layers; ++l) {
+    bool slides = window && by_rule(l);
+    if (!types.empty()) {
+      bool const sliding_type = types[l] == "sliding_attention";
+      if (!sliding_type && types[l] != "full_attention")
+        config.refuse("layer_types", "layers of type '" + types[l] + "' are not supported here");
+      if (sliding_type != slides && !(fields.obeys_layer_types && (window || !sliding_type)))
+        config.refuse("layer_types",
+                      "'" + types[l] + "' of layer " + std::to_string(l) + " contradicts sliding_window");
+      slides = sliding_type;
+    }
+    if (slides) spans[l] = {SpanKind::window, *window};
+  }
+  return spans;
+}
+
+RouterSpec read_router_size(ConfigReader& config, RouterFields const& fields) {
+  // The first field that is there counts; others have to say the same.
+  auto const read = [&](std::vector<std::string_view> const& names, std::size_t most) {
+    auto const place = std::ranges::find_if(names, [&](auto name) { return config.has(name); });
+    std::string_view const name = place == names.end() ? names.front() : *place;
+    std::size_t const value = config.count(name, most);
+    for (auto other : names)
+      if (config.has(other) && config.count(other) != value) config.refuse(other, "differs from " + std::string(name));
+    return std::pair(name, value);
+  };
+  auto const [experts_field, num_experts] = read(fields.num_experts, kMostExperts);
+  auto const [chosen_field, chosen] = read(fields.experts_per_token, kMostCount);
+  if (chosen > num_experts)
+    config.refuse(chosen_field,
+                  std::to_string(chosen) + " is more than the " + std::to_string(num_experts) + " experts there are");
+  if (std::string const scoring = config.text_or("scoring_func", fields.scoring); scoring != fields.scoring)
     config.refuse("scoring_func", "unknown scoring function '" + scoring + "'");
-  return router;
+  return {.num_experts = num_experts, .experts_per_token = chosen};
+}
+
+std::vector<bool> read_sparse_layers(ConfigReader& config, std::size_t layers) {
+  std::size_t const step = config.count_or("decoder_sparse_step", 1);
+  std::vector<bool> sparse(layers);
+  for (std::size_t l = 0; l < layers; ++l) sparse[l] = (l + 1) % step == 0;
+  for (std::size_t l : config.indices("mlp_only_layers")) {
+    if (l >= layers) config.refuse("mlp_only_layers", "there is no layer " + std::to_string(l));
+    sparse[l] = false;
+  }
+  return sparse;
 }
 
 ModelSpec model_of(CommonFields const& f) {
@@ -216,44 +239,61 @@ std::string layer_prefix(std::size_t layer) {
   return "model.layers." + std::to_string(layer) + ".";
 }
 
-LayerSpec layer_of(CommonFields const& f, std::size_t layer, LayerOptions options) {
+LayerSpec layer_of(CommonFields const& f, std::size_t layer, LayerOptions const& options) {
   std::string const prefix = layer_prefix(layer);
   LayerSpec spec;
   spec.input_norm = {prefix + "input_layernorm.weight", f.epsilon};
   spec.post_attention_norm = {prefix + "post_attention_layernorm.weight", f.epsilon};
-  auto const weight = [&](char const* name) { return WeightSlice{prefix + "self_attn." + name + ".weight"}; };
+  auto const linear = [&](char const* name, bool biased) {
+    std::string const module = prefix + "self_attn." + name;
+    LinearSpec l{f.weights.weight(module)};
+    if (biased) l.bias = VectorSlice{module + ".bias"};
+    return l;
+  };
   GroupedProjection projection{.num_kv_heads = f.num_kv_heads,
                                .head_dim = f.head_dim,
-                               .q = {weight("q_proj")},
-                               .k = {weight("k_proj")},
-                               .v = {weight("v_proj")}};
+                               .q = linear("q_proj", options.qkv_bias),
+                               .k = linear("k_proj", options.qkv_bias),
+                               .v = linear("v_proj", options.qkv_bias)};
   if (options.qk_norm) {
-    projection.q_norm = QkNormSpec{.weight = prefix + "self_attn.q_norm.weight", .epsilon = f.epsilon};
-    projection.k_norm = QkNormSpec{.weight = prefix + "self_attn.k_norm.weight", .epsilon = f.epsilon};
+    auto const norm = [&](char const* name) {
+      return QkNormSpec{
+          .weight = prefix + "self_attn." + name + ".weight", .epsilon = f.epsilon, .scope = *options.qk_norm};
+    };
+    projection.q_norm = norm("q_norm");
+    projection.k_norm = norm("k_norm");
   }
   spec.attention.num_heads = f.num_heads;
   spec.attention.softmax_scale = 1.0F / std::sqrt(static_cast<float>(f.head_dim));
-  spec.attention.span = f.span;
+  spec.attention.span = options.span;
   spec.attention.rope = f.rope;
   spec.attention.projection = std::move(projection);
-  spec.attention.o = {weight("o_proj")};
+  spec.attention.o = linear("o_proj", options.o_bias);
   return spec;
 }
 
-DenseFfnSpec dense_ffn_of(std::string const& prefix, std::size_t intermediate) {
-  return {.intermediate = intermediate,
-          .tensors = {.gate = WeightSlice{prefix + "gate_proj.weight"},
-                      .up = {prefix + "up_proj.weight"},
-                      .down = {prefix + "down_proj.weight"}}};
+DenseFfnSpec dense_ffn_of(CommonFields const& f, std::string const& prefix, DenseFfnOptions const& options) {
+  auto const bias = [&](char const* name) {
+    return options.bias ? std::optional(VectorSlice{prefix + name + ".bias"}) : std::nullopt;
+  };
+  return {.intermediate = options.intermediate,
+          .activation = f.activation,
+          .tensors = {.gate = f.weights.weight(prefix + "gate_proj"),
+                      .up = f.weights.weight(prefix + "up_proj"),
+                      .down = f.weights.weight(prefix + "down_proj"),
+                      .gate_bias = bias("gate_proj"),
+                      .up_bias = bias("up_proj"),
+                      .down_bias = bias("down_proj")}};
 }
 
-std::vector<FfnTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names) {
+std::vector<FfnTensors> experts_of(CommonFields const& f, std::string const& prefix, std::size_t num_experts,
+                                   ExpertNames names) {
   std::vector<FfnTensors> experts;
   for (std::size_t e = 0; e < num_experts; ++e) {
     std::string const expert = prefix + "experts." + std::to_string(e) + ".";
-    experts.push_back({.gate = WeightSlice{expert + names.gate + ".weight"},
-                       .up = {expert + names.up + ".weight"},
-                       .down = {expert + names.down + ".weight"}});
+    experts.push_back({.gate = f.weights.weight(expert + names.gate),
+                       .up = f.weights.weight(expert + names.up),
+                       .down = f.weights.weight(expert + names.down)});
   }
   return experts;
 }

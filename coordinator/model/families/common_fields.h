@@ -4,58 +4,94 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "coordinator/model/config_reader.h"
+#include "coordinator/model/families/stored_weights.h"
 #include "coordinator/model/model_spec.h"
 
 namespace expertmesh {
 
-// What `sliding_window` means.
-enum class WindowRule : std::uint8_t {
-  none,            // the family has no window
-  in_every_layer,  // where it is set
-  switched_off,    // nothing unless `use_sliding_window` is on, which is refused
-};
-
 // What families default differently.
 struct FamilyDefaults {
   double rope_theta = 10000.0;
-  float rms_norm_eps = 1e-6F;
-  WindowRule window = WindowRule::none;
+  float norm_epsilon = 1e-6F;                // rms_norm_eps
+  std::optional<std::size_t> head_dim = {};  // none: hidden_size / num_attention_heads
+  double partial_rotary_factor = 1.0;
+  bool rope_interleaved = false;
+  bool tied = false;
 };
 
 constexpr std::size_t kMostColumns = std::size_t{1} << 20;  // of a hidden state, an FFN, all heads together
+constexpr std::size_t kMostExperts = 1024;                  // in a layer
 
-// The fields of every decoder-only family here: sizes, norms, RoPE in both spellings, window, activation.
+// The fields of every decoder-only family here: sizes, norms, RoPE in both spellings, activation, quantisation.
 struct CommonFields {
   std::size_t layers, hidden, vocab, max_position;
   std::size_t num_heads, num_kv_heads, head_dim;
-  AttentionSpan span;
   RopeSpec rope;
   float epsilon;
   bool tied;
+  ActivationSpec activation;
+  StoredWeights weights;
 };
 CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defaults);
+// Without head_dim and RoPE: for families that read those themselves.
+CommonFields read_sizes(ConfigReader& config, FamilyDefaults const& defaults);
 
-// E and K, checked against each other. E is num_local_experts or num_experts.
-RouterSpec read_router_size(ConfigReader& config);
+// Which layers `sliding_window` is about, where neither layer_types nor a switch says otherwise.
+enum class WindowRule : std::uint8_t {
+  none,                          // the family has no window
+  every_layer,                   // where the window is set
+  from_max_window_layers,        // layers from max_window_layers on
+  even_below_max_window_layers,  // layers 0, 2, 4… below max_window_layers
+  even_layers,                   // layers 0, 2, 4…
+};
+struct WindowFields {
+  WindowRule rule = WindowRule::none;
+  bool needs_switch = false;      // a window counts where use_sliding_window is on
+  bool obeys_layer_types = true;  // layer_types decides where it is there; else it has to agree with the rule
+};
+// [layers] what each layer's tokens attend to.
+std::vector<AttentionSpan> read_spans(ConfigReader& config, std::size_t layers, WindowFields const& fields);
+
+// E and K, checked against each other, from the first of the fields that is there.
+struct RouterFields {
+  std::vector<std::string_view> num_experts = {"num_local_experts", "num_experts"};
+  std::vector<std::string_view> experts_per_token = {"num_experts_per_tok"};
+  std::string_view scoring = "softmax";  // what scoring_func must say if it is there
+};
+RouterSpec read_router_size(ConfigReader& config, RouterFields const& fields = {});
+// The layers that hold experts by mlp_only_layers and decoder_sparse_step. [layers]
+std::vector<bool> read_sparse_layers(ConfigReader& config, std::size_t layers);
 
 // A ModelSpec with everything but its layers.
 ModelSpec model_of(CommonFields const& fields);
 std::string layer_prefix(std::size_t layer);  // "model.layers.3."
-// Norms and attention of "model.layers.N."; the FFN is left to the family. qk_norm: q_norm and k_norm over each head.
+
+// Norms and attention of "model.layers.N."; the FFN is left to the family.
 struct LayerOptions {
-  bool qk_norm = false;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  std::optional<QkNormScope> qk_norm = std::nullopt;
+  AttentionSpan span = {};
 };
-LayerSpec layer_of(CommonFields const& fields, std::size_t layer, LayerOptions options);
-DenseFfnSpec dense_ffn_of(std::string const& prefix, std::size_t intermediate);  // "<prefix>gate_proj.weight", …
+LayerSpec layer_of(CommonFields const& fields, std::size_t layer, LayerOptions const& options);
+
+// "<prefix>gate_proj.weight", … and their biases.
+struct DenseFfnOptions {
+  std::size_t intermediate = 0;
+  bool bias = false;
+};
+DenseFfnSpec dense_ffn_of(CommonFields const& fields, std::string const& prefix, DenseFfnOptions const& options);
 // Experts "<prefix>experts.E.<gate>.weight", …
 struct ExpertNames {
   char const* gate;
   char const* up;
   char const* down;
 };
-std::vector<FfnTensors> experts_of(std::string const& prefix, std::size_t num_experts, ExpertNames names);
+std::vector<FfnTensors> experts_of(CommonFields const& fields, std::string const& prefix, std::size_t num_experts,
+                                   ExpertNames names);
 
 }  // namespace expertmesh

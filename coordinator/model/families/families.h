@@ -16,9 +16,26 @@ struct Family {
 };
 std::span<Family const> families();
 
+ModelSpec build_deepseek_v2(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_deepseek_v3(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_dots1(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_ernie4_5_moe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_glm4_moe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_gpt_oss(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_granitemoe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_granitemoeshared(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_hunyuan_v1_moe(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_llama(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_llama4_text(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_minimax_m2(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_mistral(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_mixtral(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_noisy_topk_moe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_olmoe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_phimoe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_qwen2(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_qwen2_moe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_qwen3(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_qwen3_moe(ConfigReader& config, ModelOptions const& options);
 
 }  // namespace expertmesh

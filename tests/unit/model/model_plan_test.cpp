@@ -19,7 +19,7 @@ using test::read_file;
 using test::ScratchDir;
 using test::write_file;
 
-std::filesystem::path const kConfigs = std::filesystem::path(EM_GOLDENS_DIR) / "configs";
+std::filesystem::path const kConfigs = std::filesystem::path(EM_SOURCE_DIR) / "launch/bench/configs";
 
 // A directory with nothing but a published config.json.
 class BareModel : public ScratchDir {
@@ -33,7 +33,7 @@ TEST(ModelPlan, CountsThePublishedParameters) {
   std::size_t checked = 0;
   for (auto const& row : json::parse(read_file(kConfigs / "parameter_counts.json"))) {
     std::string const name = row.at("config");
-    if (!std::filesystem::exists(kConfigs / (name + ".json"))) continue;  // a family yet to come
+    if (name == "nllb-moe-54b" || name == "switch-base-8") continue;  // encoder-decoder families
     ModelSpec const spec = read_model_spec(BareModel(name).path(), {});
     ModelPlan const plan = plan_model(spec, kBfloat16Weights, DType::bf16, 1);
     auto const billions = [](std::size_t n) { return static_cast<double>(n) / 1e9; };
@@ -43,7 +43,7 @@ TEST(ModelPlan, CountsThePublishedParameters) {
     EXPECT_NEAR(billions(plan.active_parameters), row.at("active_b").get<double>(), kHalfADigit) << name;
     ++checked;
   }
-  EXPECT_EQ(checked, 4U);
+  EXPECT_EQ(checked, 17U);
 }
 
 TEST(ModelPlan, SplitsTheExpertsEqually) {
@@ -102,7 +102,7 @@ std::size_t refusals(InfoReport const& report) {
 TEST(DescribeModel, ASoundDirectory) {
   InfoReport const report = describe_model(ModelCopy::source("mixtral-window"), 2, DType::f32);
   EXPECT_TRUE(report.servable);
-  expect_words(report.text, {"mixtral", "3 (3 with experts, 0 dense)", "4 a layer, 2 for each token", "window 16",
+  expect_words(report.text, {"mixtral", "3 (3 with experts, 0 dense)", "4 a layer, 2 for each token", "window of 16",
                              "64, 256", "512 tokens", "bfloat16", "float32", "worker 1", "worker 2",
                              "768 bytes a token", "3 files, 0.37 MB", "would be refused  nothing"});
   EXPECT_EQ(report.text.find("worker 3"), std::string::npos);
@@ -125,7 +125,7 @@ TEST(DescribeModel, ABareConfigIsForDummyWeights) {
 
 TEST(DescribeModel, CollectsWhatIsWrong) {
   ModelCopy const copy("mixtral-window");
-  copy.edit_config([](json& c) { c["hidden_act"] = "gelu"; });
+  copy.edit_config([](json& c) { c["hidden_act"] = "snake"; });
   std::filesystem::remove(copy.path() / "model-00001-of-00003.safetensors");
   std::filesystem::remove(copy.path() / "model-00003-of-00003.safetensors");
   InfoReport const report = describe_model(copy.path(), 2, std::nullopt);

@@ -32,14 +32,17 @@ class GoldenModel : public testing::TestWithParam<char const*> {};
 
 TEST_P(GoldenModel, NamesExactlyTheTensorsOfItsCheckpoint) {
   ModelSpec const spec = spec_of(GetParam());
-  open_checkpoint(ModelCopy::source(GetParam()))->verify(expected_tensors(spec));
+  EXPECT_NO_THROW(open_checkpoint(ModelCopy::source(GetParam()))->verify(expected_tensors(spec)));
   EXPECT_EQ(spec.stored_dtype, DType::bf16);
-  EXPECT_EQ(spec.hidden, 64U);
   EXPECT_EQ(spec.vocab, 256U);
-  EXPECT_EQ(spec.max_position, 512U);
 }
 INSTANTIATE_TEST_SUITE_P(Models, GoldenModel,
-                         testing::Values("llama", "mixtral", "mixtral-window", "noisy_topk_moe", "qwen3_moe"));
+                         testing::Values("deepseek_v2", "deepseek_v3", "deepseek_v3-fp8", "dots1", "ernie4_5_moe",
+                                         "glm4_moe", "gpt_oss", "gpt_oss-mxfp4", "granitemoe", "granitemoeshared",
+                                         "hunyuan_v1_moe", "llama", "llama-dynamic", "llama-linear", "llama-llama3",
+                                         "llama4", "minimax_m2", "mistral", "mixtral", "mixtral-window",
+                                         "noisy_topk_moe", "olmoe", "phimoe", "phimoe-longrope", "qwen2", "qwen2_moe",
+                                         "qwen3", "qwen3_moe"));
 
 TEST(ModelSpec, Mixtral) {
   ModelSpec const spec = spec_of("mixtral");
@@ -166,8 +169,8 @@ TEST(ModelSpec, GenerationConfigGivesDefaults) {
   EXPECT_EQ(bare.default_temperature, std::nullopt);
   for (auto const& [generation, field] :
        {std::pair(R"({"temperature":-1})", "temperature"), std::pair(R"({"top_p":0})", "top_p"),
-        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"eos_token_id":256})", "eos_token_id"),
-        std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"), std::pair("[]", "not a JSON object")})
+        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"),
+        std::pair("[]", "not a JSON object")})
     expect_words(refusal([&, text = generation] { (void)read_with(text); }), {"generation_config.json", field});
 }
 
@@ -199,7 +202,7 @@ TEST_P(BadConfig, IsRefusedByField) {
   expect_words(message, {"config.json"});
   expect_words(message, GetParam().words);
 }
-json const kYarn = {{"rope_type", "yarn"}, {"factor", 4.0}};
+json const kSpiral = {{"rope_type", "spiral"}, {"factor", 4.0}};
 INSTANTIATE_TEST_SUITE_P(
     ModelSpec, BadConfig,
     testing::Values(
@@ -224,25 +227,25 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"k_over_e", "mixtral", {{"num_experts_per_tok", 9}}, {"'num_experts_per_tok'", "9", "8"}},
         ConfigCase{"experts", "mixtral", {{"num_local_experts", 5000}}, {"'num_local_experts'", "5000"}},
         ConfigCase{"two_counts", "mixtral", {{"num_experts", 4}}, {"'num_experts'", "num_local_experts"}},
-        ConfigCase{"act", "mixtral", {{"hidden_act", "gelu"}}, {"'hidden_act'", "gelu"}},
-        ConfigCase{"bias", "llama", {{"attention_bias", true}}, {"'attention_bias'", "true"}},
-        ConfigCase{"mlp_bias", "llama", {{"mlp_bias", true}}, {"'mlp_bias'"}},
-        ConfigCase{"quantised", "llama", {{"quantization_config", {{"bits", 4}}}}, {"'quantization_config'"}},
-        ConfigCase{"rope_scaling", "llama", {{"rope_scaling", kYarn}}, {"rope_scaling", "'rope_type'", "yarn"}},
-        ConfigCase{"rope_old", "llama", {{"rope_scaling", {{"type", "linear"}}}}, {"rope_scaling", "'type'", "linear"}},
-        ConfigCase{"rope_new", "llama", {{"rope_parameters", kYarn}}, {"rope_parameters", "'rope_type'", "yarn"}},
+        ConfigCase{"act", "mixtral", {{"hidden_act", "snake"}}, {"'hidden_act'", "snake"}},
+        ConfigCase{"bias", "mixtral", {{"attention_bias", true}}, {"'attention_bias'", "true"}},
+        ConfigCase{"mlp_bias", "qwen3", {{"mlp_bias", true}}, {"'mlp_bias'"}},
+        ConfigCase{"quantised",
+                   "llama",
+                   {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}}},
+                   {"quantization_config", "'quant_method'", "gptq"}},
+        ConfigCase{"rope_scaling", "llama", {{"rope_scaling", kSpiral}}, {"rope_scaling", "'rope_type'", "spiral"}},
+        ConfigCase{
+            "rope_old", "llama", {{"rope_scaling", {{"type", "linear"}}}}, {"rope_scaling", "'factor'", "missing"}},
+        ConfigCase{"rope_new", "llama", {{"rope_parameters", kSpiral}}, {"rope_parameters", "'rope_type'", "spiral"}},
         ConfigCase{"rope_extra", "llama", {{"rope_parameters", {{"factor", 2}}}}, {"rope_parameters", "'factor'"}},
-        ConfigCase{"rope_twice", "llama", {{"rope_parameters", {{"rope_theta", 5}}}}, {"'rope_parameters'", "differs"}},
+        ConfigCase{"rope_twice", "llama", {{"rope_parameters", {{"rope_theta", 5}}}}, {"'rope_theta'", "differs"}},
         ConfigCase{"rope_text", "llama", {{"rope_scaling", "yarn"}}, {"'rope_scaling'", "an object"}},
         ConfigCase{"theta", "llama", {{"rope_theta", 0}}, {"'rope_theta'", "positive"}},
         ConfigCase{"theta_text", "llama", {{"rope_theta", "big"}}, {"'rope_theta'", "a number"}},
-        ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.5}}, {"'partial_rotary_factor'"}},
+        ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.6}}, {"'partial_rotary_factor'", "even", "9"}},
         ConfigCase{"epsilon", "llama", {{"rms_norm_eps", -1e-5}}, {"'rms_norm_eps'"}},
         ConfigCase{"window", "llama", {{"sliding_window", 16}}, {"'sliding_window'", "16"}},
-        ConfigCase{"window_switch",
-                   "qwen3_moe",
-                   {{"use_sliding_window", true}, {"sliding_window", 16}},
-                   {"'use_sliding_window'"}},
         ConfigCase{"window_off",
                    "mixtral-window",
                    {{"use_sliding_window", false}},
@@ -252,7 +255,6 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"dtype", "llama", {{"torch_dtype", "int4"}}, {"'torch_dtype'", "int4"}},
         ConfigCase{"two_dtypes", "llama", {{"dtype", "float32"}}, {"'dtype'", "torch_dtype"}},
         ConfigCase{"tied", "llama", {{"tie_word_embeddings", "yes"}}, {"'tie_word_embeddings'", "true or false"}},
-        ConfigCase{"eos", "llama", {{"eos_token_id", 256}}, {"'eos_token_id'", "256"}},
         ConfigCase{"eos_list", "llama", {{"eos_token_id", {2, "x"}}}, {"'eos_token_id'", "\"x\""}},
         ConfigCase{"dense_layer", "qwen3_moe", {{"mlp_only_layers", {3}}}, {"'mlp_only_layers'", "3"}},
         ConfigCase{"interval", "noisy_topk_moe", {{"moe_layer_interval", 5}}, {"'moe_layer_interval'", "4"}},

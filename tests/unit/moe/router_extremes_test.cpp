@@ -25,8 +25,7 @@ struct Routed {
 Routed routed(RouterSpec const& spec, std::vector<float> const& logits) {
   std::size_t const slots = logits.size() / spec.num_experts * spec.experts_per_token;
   Routed out{std::vector<std::uint32_t>(slots), std::vector<float>(slots)};
-  route(spec, {logits.data(), logits.size() / spec.num_experts, spec.num_experts}, std::nullopt, out.experts,
-        out.weights);
+  route(spec, {.logits = {logits.data(), logits.size() / spec.num_experts, spec.num_experts}}, out.experts, out.weights);
   return out;
 }
 
@@ -106,9 +105,10 @@ TEST(RouterExtremes, NoiseThatOverflowsCountsAsInfinite) {
   std::vector<float> const scale_logits{3e38F, 0, 0};
   std::vector<float> const eps{10, 0, 0};
   Routed out{std::vector<std::uint32_t>(2), std::vector<float>(2)};
-  route(spec, {logits.data(), 1, 3},
-        RouterNoiseInput{.scale_logits = {scale_logits.data(), 1, 3}, .eps = {eps.data(), 1, 3}}, out.experts,
-        out.weights);
+  route(spec,
+        {.logits = {logits.data(), 1, 3},
+         .noise = RouterNoiseInput{.scale_logits = {scale_logits.data(), 1, 3}, .eps = {eps.data(), 1, 3}}},
+        out.experts, out.weights);
   EXPECT_EQ(out.experts, (std::vector<std::uint32_t>{0, 2}));
   EXPECT_EQ(out.weights, (std::vector<float>{1, 0}));
 }

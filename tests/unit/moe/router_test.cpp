@@ -27,7 +27,7 @@ Routed routed(RouterSpec const& spec, std::vector<float> const& logits,
   std::size_t const tokens = logits.size() / spec.num_experts;
   Routed out{std::vector<std::uint32_t>(tokens * spec.experts_per_token),
              std::vector<float>(tokens * spec.experts_per_token)};
-  route(spec, {logits.data(), tokens, spec.num_experts}, noise, out.experts, out.weights);
+  route(spec, {.logits = {logits.data(), tokens, spec.num_experts}, .noise = noise}, out.experts, out.weights);
   return out;
 }
 

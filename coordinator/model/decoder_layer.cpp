@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "common/kernels/ffn_activation.h"
 #include "common/kernels/linear.h"
 #include "common/kernels/rms_norm.h"
 #include "common/kernels/rows.h"
-#include "common/kernels/swiglu.h"
 #include "common/moe/router.h"
 
 namespace expertmesh {
@@ -21,7 +21,7 @@ void DenseFfn::forward(Exec const& exec, MatrixView<float const> x, Activations&
   MatrixView<float> const gate_up = act.gate_up.view().first_rows(x.rows).columns(0, 2 * intermediate_);  // [T,2I]
   MatrixView<float> const hidden = act.ffn_hidden.view().first_rows(x.rows).columns(0, intermediate_);    // [T,I]
   linear(exec, x, gate_up_, gate_up);
-  swiglu(exec, activation_, gate_up, hidden);
+  ffn_activation(exec, {.kind = activation_}, gate_up, hidden);
   linear(exec, hidden, down_, out);
 }
 

@@ -56,6 +56,7 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
         std::uint32_t const position = places.positions[t];
         std::size_t const block =
             places.block_tables[places.table_offsets[places.sequences[t]] + position / kKvBlockTokens];
+        EM_CHECK(block < shape.num_blocks, "no block for position " << position);
         std::size_t const place = position % kKvBlockTokens;
         for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
           std::size_t const head = (block * shape.num_kv_heads + g) * kKvBlockTokens;
@@ -97,17 +98,20 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
       std::size_t const first_head = i % parts * heads_each;
       std::size_t const head = g * heads + first_head;
       std::uint32_t const position = places.positions[t];
+      std::uint32_t const first = shape.span.first(position);
+      std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
+      EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
       attend({.q = q.row(t) + head * kv.key_dim,
               .out = out.row(t) + head * kv.value_dim,
               .heads = std::min(heads_each, heads - first_head),
               .key_dim = kv.key_dim,
               .value_dim = kv.value_dim,
-              .blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]],
+              .blocks = blocks,
               .keys = cache.keys() + g * kv.key_dim * position_bytes,
               .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
               .key_stride = key_block_elements(kv),
               .value_stride = value_block_elements(kv),
-              .first = shape.span.first(position),
+              .first = first,
               .last = position,
               .scale = shape.scale,
               .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,

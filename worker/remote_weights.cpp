@@ -27,33 +27,29 @@ class RemoteWeights final : public WeightSource {
       throw NetworkError("fetch weights", 0, "the coordinator does not know the secret", address);
   }
 
-  [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const override {
-    std::lock_guard lock(mutex_);
-    connection_.send(control::Fetch{.name = std::string(name), .shape = {shape.begin(), shape.end()}});
-    auto const header = expect<control::Tensor>();
-    std::size_t elements = 1;
-    for (std::size_t const size : shape) elements *= size;
-    auto const dtype = dtype_of(header.dtype);
-    if (!dtype || header.num_bytes > kMaxTensorBytes || header.num_bytes != elements * size_of(*dtype))
-      throw NetworkError("fetch weights", 0,
-                         std::string(name) + ": " + std::to_string(header.num_bytes) + " bytes of " + header.dtype,
-                         connection_.peer());
-    StoredTensor tensor{
-        .name = std::string(name), .dtype = *dtype, .shape = {shape.begin(), shape.end()}, .bytes = {}, .owned = {}};
-    tensor.owned.resize(header.num_bytes);
-    connection_.receive_bytes(tensor.owned);
-    tensor.bytes = tensor.owned;
-    return tensor;
-  }
-
   // The coordinator has done so.
   void verify(ExpectedTensors const&) const override {}
 
  private:
-  static std::optional<DType> dtype_of(std::string const& name) {
-    for (DType const dtype : {DType::f32, DType::bf16, DType::f16})
-      if (name == name_of(dtype)) return dtype;
-    return std::nullopt;
+  [[nodiscard]] StoredTensor read(TensorInfo const& wanted, std::optional<std::size_t> index) const override {
+    std::lock_guard lock(mutex_);
+    connection_.send(control::Fetch{.tensor = wanted, .index = index});
+    auto const header = expect<control::Tensor>();
+    StoredTensor tensor{.name = wanted.name, .dtype = {}, .shape = wanted.shape, .bytes = {}, .owned = {}};
+    if (index) tensor.shape.erase(tensor.shape.begin());
+    std::size_t elements = 1;
+    for (std::size_t const size : tensor.shape) elements *= size;
+    auto const dtype = dtype_from_safetensors(header.dtype);
+    if (!dtype || !is_of(*dtype, wanted.kind) || header.num_bytes > kMaxTensorBytes ||
+        header.num_bytes != elements * size_of(*dtype))
+      throw NetworkError("fetch weights", 0,
+                         wanted.name + ": " + std::to_string(header.num_bytes) + " bytes of " + header.dtype,
+                         connection_.peer());
+    tensor.dtype = *dtype;
+    tensor.owned.resize(header.num_bytes);
+    connection_.receive_bytes(tensor.owned);
+    tensor.bytes = tensor.owned;
+    return tensor;
   }
 
   template <class Expected>

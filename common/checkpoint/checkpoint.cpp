@@ -1,11 +1,9 @@
 // The Hugging Face checkpoint directory as a WeightSource.
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "common/base/bf16.h"
 #include "common/base/error.h"
 #include "common/checkpoint/safetensors.h"
 #include "common/checkpoint/strict_json.h"
@@ -22,6 +20,18 @@ std::string shape_text(std::span<std::size_t const> shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
   return text + "]";
+}
+
+std::string dtypes_of(TensorKind kind) {
+  switch (kind) {
+    case TensorKind::numbers:
+      return "F32, BF16 or F16";
+    case TensorKind::fp8:
+      return "F8_E4M3";
+    case TensorKind::bytes:
+      return "U8";
+  }
+  return {};
 }
 
 bool is_there(std::filesystem::path const& path) {
@@ -61,33 +71,15 @@ class Checkpoint final : public WeightSource {
     }
   }
 
-  [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const override {
-    auto const place = tensors_.find(name);
-    if (place == tensors_.end())
-      throw ModelError(std::string(contents_) + ": tensor " + in_quotes(name) + " is missing");
-    auto const& [file, entry] = place->second;
-    std::string const where = file->name() + ": tensor " + in_quotes(name) + ": ";
-    if (!std::ranges::equal(entry->shape, shape))
-      throw ModelError(where + "shape " + shape_text(entry->shape) + ", expected " + shape_text(shape));
-    if (entry->dtype != DType::f32 && entry->dtype != DType::bf16 && entry->dtype != DType::f16)
-      throw ModelError(where + "dtype " + std::string(safetensors_name_of(entry->dtype)) +
-                       ", expected F32, BF16 or F16");
-    return {.name = std::string(name),
-            .dtype = entry->dtype,
-            .shape = entry->shape,
-            .bytes = file->bytes_of(*entry),
-            .owned = {}};
-  }
-
   void verify(ExpectedTensors const& expected) const override {
     std::map<std::string_view, bool> known;
     for (auto const& tensor : expected.required) {
       known[tensor.name] = true;
-      (void)load(tensor.name, tensor.shape);
+      (void)load(tensor);
     }
     for (auto const& tensor : expected.optional) {
       known[tensor.name] = true;
-      if (tensors_.contains(tensor.name)) (void)load(tensor.name, tensor.shape);
+      if (tensors_.contains(tensor.name)) (void)load(tensor);
     }
     auto const skipped = [&](std::string const& name) {
       return std::ranges::any_of(expected.skipped_prefixes,
@@ -99,6 +91,30 @@ class Checkpoint final : public WeightSource {
   }
 
  private:
+  [[nodiscard]] StoredTensor read(TensorInfo const& tensor, std::optional<std::size_t> index) const override {
+    auto const place = tensors_.find(tensor.name);
+    if (place == tensors_.end())
+      throw ModelError(std::string(contents_) + ": tensor " + in_quotes(tensor.name) + " is missing");
+    auto const& [file, entry] = place->second;
+    std::string const where = file->name() + ": tensor " + in_quotes(tensor.name) + ": ";
+    if (entry->shape != tensor.shape)
+      throw ModelError(where + "shape " + shape_text(entry->shape) + ", expected " + shape_text(tensor.shape));
+    if (!is_of(entry->dtype, tensor.kind))
+      throw ModelError(where + "dtype " + std::string(safetensors_name_of(entry->dtype)) + ", expected " +
+                       dtypes_of(tensor.kind));
+    StoredTensor out{.name = tensor.name,
+                     .dtype = entry->dtype,
+                     .shape = entry->shape,
+                     .bytes = file->bytes_of(*entry),
+                     .owned = {}};
+    if (index) {
+      std::size_t const entry_bytes = out.bytes.size() / out.shape.front();
+      out.bytes = out.bytes.subspan(*index * entry_bytes, entry_bytes);
+      out.shape.erase(out.shape.begin());
+    }
+    return out;
+  }
+
   // Index and shards must name the same tensors.
   void open_shards(std::filesystem::path const& dir, std::map<std::string, std::string> const& index) {
     std::map<std::string, SafetensorsFile const*> shards;
@@ -146,31 +162,6 @@ std::vector<std::filesystem::path> checkpoint_files(std::filesystem::path const&
 
 std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir) {
   return std::make_unique<Checkpoint>(model_dir);
-}
-
-float element(StoredTensor const& tensor, std::size_t index) {
-  std::byte const* at = tensor.bytes.data() + index * size_of(tensor.dtype);
-  auto const read = [&](auto x) {
-    std::memcpy(&x, at, sizeof x);
-    return x;
-  };
-  switch (tensor.dtype) {
-    case DType::f32:
-      return read(float{});
-    case DType::bf16:
-      return to_float(read(bf16{}));
-    case DType::f16:
-      return to_float(read(fp16{}));
-    default:
-      EM_CHECK(false, "tensor '" << tensor.name << "' of " << name_of(tensor.dtype));
-  }
-  return 0;
-}
-
-std::vector<float> to_floats(StoredTensor const& tensor) {
-  std::vector<float> values(tensor.bytes.size() / size_of(tensor.dtype));
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = element(tensor, i);
-  return values;
 }
 
 }  // namespace expertmesh

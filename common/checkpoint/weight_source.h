@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,14 +14,14 @@
 
 namespace expertmesh {
 
-// A whole tensor as the checkpoint stores it, row-major. `bytes` stays valid as long as this object and its source
-// live.
+// A tensor as the checkpoint stores it, or one entry of its first dimension; row-major. `bytes` stays valid as long as
+// this object and its source live.
 struct StoredTensor {
   std::string name;
   DType dtype = DType::f32;
-  std::vector<std::size_t> shape;
+  std::vector<std::size_t> shape;    // of `bytes`
   std::span<std::byte const> bytes;  // a view of the mapped file, or of `owned`
-  std::vector<std::byte> owned;      // filled by sources that make their numbers up
+  std::vector<std::byte> owned;      // filled by sources that have no mapped file
 };
 
 // What a tensor may be stored as.
@@ -29,11 +30,13 @@ enum class TensorKind : std::uint8_t {
   fp8,      // f8_e4m3
   bytes,    // u8
 };
+bool is_of(DType dtype, TensorKind kind);
 
 struct TensorInfo {
   std::string name;
   std::vector<std::size_t> shape;
   TensorKind kind = TensorKind::numbers;
+  bool operator==(TensorInfo const&) const = default;
 };
 
 // What a checkpoint has to hold.
@@ -43,14 +46,21 @@ struct ExpectedTensors {
   std::vector<std::string> skipped_prefixes;  // tensors whose names begin so may be there, whatever they are
 };
 
+// All of it is thread-safe.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  // The tensor `name`, which must have exactly `shape` and a dtype of f32, bf16 or f16. Only its own byte range of the
-  // file is touched. Thread-safe. Throws ModelError naming file, tensor and what differs.
-  [[nodiscard]] virtual StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const = 0;
+  // A tensor, which must have exactly this shape and a dtype of this kind. Only its own byte range of the file is
+  // touched. Throws ModelError naming file, tensor and what differs.
+  [[nodiscard]] StoredTensor load(TensorInfo const& tensor) const { return read(tensor, std::nullopt); }
+  [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const;  // numbers
+  // Entry `index` of a tensor's first dimension alone: of shape[1:], and its bytes are all that is touched or sent.
+  [[nodiscard]] StoredTensor load_entry(TensorInfo const& tensor, std::size_t index) const;
   // Throws ModelError unless the source holds exactly these tensors: names a missing, an unexpected or a misshapen one.
   virtual void verify(ExpectedTensors const& expected) const = 0;
+
+ private:
+  virtual StoredTensor read(TensorInfo const& tensor, std::optional<std::size_t> index) const = 0;
 };
 
 enum class LoadFormat : std::uint8_t { automatic, dummy };
@@ -63,8 +73,10 @@ std::vector<std::filesystem::path> checkpoint_files(std::filesystem::path const&
 // ModelError (missing shard, truncated file, overlapping or oversized header, unknown dtype, …) or FileError.
 std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir);
 
-// bf16 numbers that are a pure function of (seed, tensor name, element index): matrices [N,K] are normal with standard
-// deviation 1/sqrt(K), vectors 1 + small noise. verify() accepts anything.
+// Weights that are a pure function of (seed, tensor name, element index). Numbers are bf16: matrices [N,K] normal with
+// standard deviation 1/sqrt(K), vectors 1 + small noise, biases (by their name) small noise. Quantised weights (fp8
+// codes, bytes, and scales by their names: see weight_slice.h) are finite and come out with about that deviation too.
+// verify() accepts anything.
 std::unique_ptr<WeightSource> make_dummy_weights(std::uint64_t seed);
 
 // float value of element i of a stored f32, bf16 or f16 tensor, for tests and small tensors.

@@ -7,26 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "common/config/activation.h"
 #include "common/config/weight_format.h"
 #include "common/config/weight_slice.h"
 
 namespace expertmesh {
-
-// f of an FFN: with a gate, down(f(gate(x)) * up(x)); without one, down(f(up(x))).
-enum class Activation : std::uint8_t {
-  silu,          // x / (1 + e^-x)
-  gelu,          // x Phi(x), by the error function (Hendrycks and Gimpel 2016)
-  gelu_tanh,     // its tanh approximation
-  relu,          // max(x, 0)
-  clamped_silu,  // gpt-oss: g = min(gate, limit), u = clamp(up, -limit, limit): g / (1 + e^(-alpha g)) * (u + 1)
-};
-
-struct ActivationSpec {
-  Activation kind = Activation::silu;
-  float alpha = 0;  // clamped_silu only
-  float limit = 0;  // clamped_silu only
-  bool operator==(ActivationSpec const&) const = default;
-};
 
 // One FFN's weights in the checkpoint.
 struct FfnTensors {
@@ -53,5 +38,11 @@ struct ExpertModelSpec {
   WeightFormat weights = kFloat32Weights;  // format the experts are packed in
   DType wire = DType::f32;                 // rows on the wire: f32 or bf16; expert outputs are rounded to it
 };
+
+// What contradicts itself or cannot be computed, field first ("experts[2].up: …"); empty: nothing. A spec without
+// problems may still name tensors that are not there: reading them tells.
+std::string problem_of(FfnTensors const& tensors, std::size_t hidden, std::size_t intermediate);
+std::string problem_of(ActivationSpec const& activation, bool gated);
+std::string problem_of(ExpertLayerSpec const& layer);
 
 }  // namespace expertmesh

@@ -41,4 +41,8 @@ struct VectorSlice {
   bool operator==(VectorSlice const&) const = default;
 };
 
+// Why this cannot be a weight [n,k] or a vector [n] of its tensor; empty: it can.
+std::string problem_of(WeightSlice const& slice, std::size_t n, std::size_t k);
+std::string problem_of(VectorSlice const& slice, std::size_t n);
+
 }  // namespace expertmesh

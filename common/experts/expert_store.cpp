@@ -1,13 +1,13 @@
 #include "common/experts/expert_store.h"
 
 #include <algorithm>
-#include <array>
 #include <exception>
 #include <mutex>
 #include <numeric>
 
 #include "common/base/check.h"
 #include "common/base/checksum.h"
+#include "common/experts/packed_weights.h"
 
 namespace expertmesh {
 namespace {
@@ -28,13 +28,6 @@ std::vector<Job> jobs_for(ExpertModelSpec const& model, HeldExperts const& held)
       jobs.push_back({&model.layers[i], expert});
     }
   return jobs;
-}
-
-void set_rows(PackedMatrix& matrix, std::size_t first_row, std::size_t rows, std::string const& name,
-              WeightSource const& source) {
-  std::array const shape{rows, matrix.k()};
-  StoredTensor const tensor = source.load(name, shape);
-  matrix.set_rows(first_row, rows, tensor.dtype, tensor.bytes.data());
 }
 
 }  // namespace
@@ -61,25 +54,24 @@ std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const&
 }
 
 std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format) {
-  return packed_bytes(format, 2 * layer.intermediate, layer.hidden) +
-         packed_bytes(format, layer.hidden, layer.intermediate);
+  if (layer.experts.empty()) return 0;
+  return packed_ffn_bytes(format, layer.experts.front(),
+                          {layer.hidden, layer.intermediate});  // all have the same parts
 }
 
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source) {
-  FfnTensors const& tensors = layer.experts[expert];
-  FfnWeights out{.gate_up = PackedMatrix(format, 2 * layer.intermediate, layer.hidden),
-                 .down = PackedMatrix(format, layer.hidden, layer.intermediate),
-                 .activation = layer.activation.kind};
-  set_rows(out.gate_up, 0, layer.intermediate, tensors.gate->name, source);
-  set_rows(out.gate_up, layer.intermediate, layer.intermediate, tensors.up.name, source);
-  set_rows(out.down, 0, layer.hidden, tensors.down.name, source);
-  return out;
+  WeightReader reader(source);
+  return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation);
 }
 
 std::uint64_t checksum_of(FfnWeights const& expert) {
-  auto const bytes = [](PackedMatrix const& matrix) { return std::span(matrix.data(), matrix.size_bytes()); };
-  return checksum(bytes(expert.down), checksum(bytes(expert.gate_up)));
+  std::uint64_t sum = 0;
+  for (PackedLinear const* part : {&expert.gate_up, &expert.down}) {
+    sum = checksum(std::span(part->w.data(), part->w.size_bytes()), sum);
+    sum = checksum(std::as_bytes(std::span(part->bias)), sum);
+  }
+  return sum;
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
@@ -114,7 +106,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
         auto loaded = std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source));
         std::lock_guard lock(mutex);
         if (failure) return;
-        resident_bytes_ += loaded->gate_up.size_bytes() + loaded->down.size_bytes();
+        resident_bytes_ += loaded->size_bytes();
         experts_[to_load[i]] = std::move(loaded);
         on_bytes(resident_bytes_, total_bytes);
       } catch (...) {

@@ -14,9 +14,10 @@ inline DType activation_type(WeightFormat const& format) {
   return format.activation == ActivationRule::round_to_bf16 ? DType::bf16 : DType::f32;
 }
 
-// y = x W^T for m rows.
+// y = x W^T + bias for m rows.
 struct GemmJob {
   PackedMatrix const& w;  // [N,K]
+  float const* bias;      // [N], added to the finished sum; none: 0
   void const* const* x;   // [m] rows of K elements of activation_type(w)
   float* const* y;        // [m] rows of N
   std::size_t m;
@@ -45,6 +46,10 @@ inline void gemm_tile(Exec const& exec, GemmJob const& job, std::size_t tile) {
                       .panel_begin = panel,
                       .panel_end = std::min(panel + kTilePanels, panels)};
   (activation_type(job.w.format()) == DType::bf16 ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+  if (job.bias == nullptr) return;
+  std::size_t const column = panel * kPanelColumns;
+  std::size_t const columns = std::min(kTilePanels * kPanelColumns, part.n - column);
+  for (std::size_t r = 0; r < part.m; ++r) exec.table().add(part.y[r] + column, job.bias + column, columns);
 }
 
 // Runs job(0) … job(num_jobs - 1) with all their tiles in one row, dealt to the threads in turn: no barrier between

@@ -11,14 +11,47 @@ namespace expertmesh {
 namespace {
 
 // One weight of each group, over the rows that scratch.x_rows and y_rows name.
-void grouped_gemm(Exec const& exec, GroupedRows const& rows, PackedMatrix FfnWeights::*weight) {
+void grouped_gemm(Exec const& exec, GroupedRows const& rows, PackedLinear FfnWeights::*part) {
   run_gemms(exec, rows.groups.size(), [&](std::size_t g) {
+    PackedLinear const& linear = rows.groups[g]->*part;
     std::size_t const row = rows.offsets[g];
-    return GemmJob{.w = rows.groups[g]->*weight,
+    return GemmJob{.w = linear.w,
+                   .bias = linear.bias.empty() ? nullptr : linear.bias.data(),
                    .x = exec.scratch().x_rows.data() + row,
                    .y = exec.scratch().y_rows.data() + row,
                    .m = rows.offsets[g + 1] - row};
   });
+}
+
+// body(row, its weights) for all rows, shared out among the threads.
+template <class Body>
+void each_row(Exec const& exec, GroupedRows const& rows, Body body) {
+  exec.pool().parallel_for(rows.in.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    auto next = std::ranges::upper_bound(rows.offsets, begin);  // end of the row's group
+    for (std::size_t r = begin; r < end; ++r) {
+      while (*next == r) ++next;
+      body(r, *rows.groups[static_cast<std::size_t>(next - rows.offsets.begin()) - 1]);
+    }
+  });
+}
+
+void check(Exec const& exec, GroupedRows const& rows) {
+  std::size_t const total = rows.in.size();
+  EM_CHECK(rows.offsets.size() == rows.groups.size() + 1 && rows.offsets.back() == total && rows.out.size() == total,
+           "groups " << rows.groups.size() << ", offsets " << rows.offsets.size() << ", rows " << total << ", outputs "
+                     << rows.out.size());
+  EM_CHECK(total <= exec.limits().max_rows, "R " << total);
+  EM_CHECK(rows.wire == DType::f32 || rows.wire == DType::bf16, "wire " << name_of(rows.wire));
+  for (FfnWeights const* ffn : rows.groups) {
+    PackedLinear const& in = ffn->gate_up;
+    PackedLinear const& out = ffn->down;
+    EM_CHECK(in.w.k() == out.w.n() && std::max({in.w.k(), in.w.n(), out.w.k()}) <= exec.limits().max_columns &&
+                 (in.w.n() == out.w.k() ? ffn->activation.kind != Activation::clamped_silu : ffn->gated()) &&
+                 (in.bias.empty() || in.bias.size() == in.w.n()) && (out.bias.empty() || out.bias.size() == out.w.n()),
+             "gate and up [" << in.w.n() << "," << in.w.k() << "], down [" << out.w.n() << "," << out.w.k()
+                             << "], biases [" << in.bias.size() << "], [" << out.bias.size() << "], activation "
+                             << static_cast<int>(ffn->activation.kind));
+  }
 }
 
 // Row `in` of n elements of `from` as `to` (f32 or bf16), at `out`.
@@ -37,52 +70,36 @@ void convert_row(Exec const& exec, DType from, void const* in, std::size_t n, DT
 void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   std::size_t const total = rows.in.size();
   if (total == 0) return;
-  FfnWeights const& any = *rows.groups.front();
-  std::size_t const hidden = any.down.n();
-  std::size_t const intermediate = any.down.k();
-  DType const gate_up_input = activation_type(any.gate_up.format());
-  DType const down_input = activation_type(any.down.format());
-  EM_CHECK(rows.offsets.size() == rows.groups.size() + 1 && rows.offsets.back() == total && rows.out.size() == total,
-           "groups " << rows.groups.size() << ", offsets " << rows.offsets.size() << ", rows " << total << ", outputs "
-                     << rows.out.size());
-  EM_CHECK(total <= exec.limits().max_rows && std::max(hidden, 2 * intermediate) <= exec.limits().max_columns,
-           "R " << total << ", H " << hidden << ", F " << intermediate);
-  EM_CHECK(any.activation == Activation::silu, "activation " << static_cast<int>(any.activation));
-  EM_CHECK(rows.wire == DType::f32 || rows.wire == DType::bf16, "wire " << name_of(rows.wire));
+  check(exec, rows);
   auto& scratch = exec.scratch();
-  auto const each_row = [&](auto body) {
-    exec.pool().parallel_for(total, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t r = begin; r < end; ++r) body(r);
-    });
-  };
 
   // gate and up: [R,H] -> hidden [R,2F]. Rows that have the weight's activation type already are read in place.
-  bool const in_place = rows.wire == gate_up_input;
-  if (!in_place)
-    each_row(
-        [&](std::size_t r) { convert_row(exec, rows.wire, rows.in[r], hidden, gate_up_input, scratch.input_row(r)); });
-  for (std::size_t r = 0; r < total; ++r) {
+  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
+    DType const type = activation_type(ffn.gate_up.w.format());
+    bool const in_place = rows.wire == type;
+    if (!in_place) convert_row(exec, rows.wire, rows.in[r], ffn.gate_up.w.k(), type, scratch.input_row(r));
     scratch.x_rows[r] = in_place ? rows.in[r] : scratch.input_row(r);
     scratch.y_rows[r] = scratch.hidden_row(r);
-  }
+  });
   grouped_gemm(exec, rows, &FfnWeights::gate_up);
 
   // activation: hidden [R,2F] -> input [R,F] in the type that meets `down`
-  each_row([&](std::size_t r) {
-    float* gate = scratch.hidden_row(r);
+  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
+    std::size_t const intermediate = ffn.down.w.k();
+    float const* gate = scratch.hidden_row(r);
     float* activated = scratch.output_row(r);  // free until `down`
-    exec.table().swiglu(gate, gate + intermediate, intermediate, activated);
-    convert_row(exec, DType::f32, activated, intermediate, down_input, scratch.input_row(r));
+    exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
+                          intermediate, activated);
+    convert_row(exec, DType::f32, activated, intermediate, activation_type(ffn.down.w.format()), scratch.input_row(r));
+    scratch.x_rows[r] = scratch.input_row(r);
+    scratch.y_rows[r] = scratch.output_row(r);
   });
 
   // down: [R,F] -> output [R,H], rounded to the wire type at this one point
-  for (std::size_t r = 0; r < total; ++r) {
-    scratch.x_rows[r] = scratch.input_row(r);
-    scratch.y_rows[r] = scratch.output_row(r);
-  }
   grouped_gemm(exec, rows, &FfnWeights::down);
-  each_row(
-      [&](std::size_t r) { convert_row(exec, DType::f32, scratch.output_row(r), hidden, rows.wire, rows.out[r]); });
+  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
+    convert_row(exec, DType::f32, scratch.output_row(r), ffn.down.w.n(), rows.wire, rows.out[r]);
+  });
 }
 
 }  // namespace expertmesh

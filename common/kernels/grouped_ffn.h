@@ -4,27 +4,31 @@
 #include <cstddef>
 #include <span>
 
-#include "common/config/expert_spec.h"
+#include "common/config/activation.h"
 #include "common/kernels/exec.h"
-#include "common/kernels/packed_matrix.h"
+#include "common/kernels/linear.h"
 
 namespace expertmesh {
 
 struct FfnWeights {
-  PackedMatrix gate_up;  // [2F,H]: rows 0…F-1 gate, F…2F-1 up
-  PackedMatrix down;     // [H,F]
-  Activation activation = Activation::silu;
+  PackedLinear gate_up;  // [2F,H]: rows 0…F-1 gate, F…2F-1 up; without a gate [F,H]: up
+  PackedLinear down;     // [H,F]
+  ActivationSpec activation{};
+
+  [[nodiscard]] bool gated() const { return gate_up.w.n() == 2 * down.w.k(); }
+  [[nodiscard]] std::size_t size_bytes() const { return gate_up.size_bytes() + down.size_bytes(); }
 };
 
 struct GroupedRows {
-  std::span<FfnWeights const* const> groups;  // [N] the experts hit, any order
+  std::span<FfnWeights const* const> groups;  // [N] the experts hit, any order; they may be of several layers
   std::span<std::size_t const> offsets;       // [N+1] rows of group i: [offsets[i], offsets[i+1])
   std::span<std::byte const* const> in;       // [R] each a row of H elements of `wire`; may repeat
   std::span<std::byte* const> out;            // [R] each a row of H elements of `wire`, all distinct
   DType wire = DType::f32;                    // f32 or bf16; outputs are rounded to it (to nearest even) here
 };
 
-// out[r] = down(silu(gate(in[r])) * up(in[r])). R may be 0 and at most exec.limits().max_rows.
+// out[r] = down(f(gate(in[r])) * up(in[r])), without a gate down(f(up(in[r]))); biases are added in fp32 to the
+// finished sums. R may be 0 and at most exec.limits().max_rows.
 void grouped_ffn(Exec const& exec, GroupedRows const& rows);
 
 }  // namespace expertmesh

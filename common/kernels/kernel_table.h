@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/config/activation.h"
+
 namespace expertmesh {
 
 constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
@@ -41,7 +43,8 @@ struct KernelTable {
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
   void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);  // out may be x
-  void (*swiglu)(float const* gate, float const* up, std::size_t n, float* out);
+  void (*activate)(ActivationSpec const& f, float const* gate, float const* up, std::size_t n,
+                   float* out);  // no gate: 0
   void (*add)(float* x, float const* y, std::size_t n);
   void (*axpy_f32)(float a, float const* x, std::size_t n, float* y);  // y = fma(a, x, y)
   void (*axpy_bf16)(float a, std::uint16_t const* x, std::size_t n, float* y);

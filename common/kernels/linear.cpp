@@ -6,10 +6,11 @@
 
 namespace expertmesh {
 
-void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, MatrixView<float> y) {
-  EM_CHECK(x.cols == w.k() && y.cols == w.n() && x.rows == y.rows, "x [" << x.rows << "," << x.cols << "], w [" << w.n()
-                                                                         << "," << w.k() << "], y [" << y.rows << ","
-                                                                         << y.cols << "]");
+void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, std::span<float const> bias,
+            MatrixView<float> y) {
+  EM_CHECK(x.cols == w.k() && y.cols == w.n() && x.rows == y.rows && (bias.empty() || bias.size() == w.n()),
+           "x [" << x.rows << "," << x.cols << "], w [" << w.n() << "," << w.k() << "], bias [" << bias.size()
+                 << "], y [" << y.rows << "," << y.cols << "]");
   EM_CHECK(x.rows <= exec.limits().max_rows && x.cols <= exec.limits().max_columns, "M " << x.rows << ", K " << x.cols);
   auto& scratch = exec.scratch();
   bool const rounds = activation_type(w.format()) == DType::bf16;
@@ -23,7 +24,11 @@ void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, 
     scratch.y_rows[m] = y.row(m);
   }
   run_gemms(exec, 1, [&](std::size_t) {
-    return GemmJob{.w = w, .x = scratch.x_rows.data(), .y = scratch.y_rows.data(), .m = x.rows};
+    return GemmJob{.w = w,
+                   .bias = bias.empty() ? nullptr : bias.data(),
+                   .x = scratch.x_rows.data(),
+                   .y = scratch.y_rows.data(),
+                   .m = x.rows};
   });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "common/protocol/expert_spec_json.h"
 #include "common/protocol/json_reader.h"
 #include "common/protocol/secret_proof.h"
 
@@ -11,83 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 24;  // of a weight
 constexpr std::uint64_t kMaxMessageRows = std::uint64_t{1} << 24;
-
-// ---- shared parts
-
-json to_json(WeightFormat const& format) {
-  return {{"storage", name_of(format.storage)},
-          {"group_size", format.group_size},
-          {"scale_type", name_of(format.scale_type)},
-          {"has_zero_point", format.has_zero_point},
-          {"activation", format.activation == ActivationRule::none ? "none" : "round_to_bf16"}};
-}
-
-DType dtype_of(JsonReader& in, std::string const& field) {
-  return in.choice<DType>(field, {{"float32", DType::f32}, {"bfloat16", DType::bf16}});
-}
-
-WeightFormat weight_format(json const& object, std::string const& where) {
-  JsonReader in(object, where);
-  WeightFormat out;
-  out.storage = dtype_of(in, "storage");
-  out.group_size = in.number("group_size", kMaxDimension);
-  out.scale_type = dtype_of(in, "scale_type");
-  out.has_zero_point = in.boolean("has_zero_point");
-  out.activation = in.choice<ActivationRule>(
-      "activation", {{"none", ActivationRule::none}, {"round_to_bf16", ActivationRule::round_to_bf16}});
-  in.finish();
-  return out;
-}
-
-json to_json(ExpertModelSpec const& model) {
-  json layers = json::array();
-  for (auto const& layer : model.layers) {
-    json experts = json::array();
-    for (auto const& e : layer.experts)
-      experts.push_back({{"gate", e.gate->name}, {"up", e.up.name}, {"down", e.down.name}});
-    layers.push_back({{"layer", layer.layer},
-                      {"hidden", layer.hidden},
-                      {"intermediate", layer.intermediate},
-                      {"activation", "silu"},
-                      {"experts", std::move(experts)}});
-  }
-  return {{"layers", std::move(layers)}, {"weights", to_json(model.weights)}, {"wire", name_of(model.wire)}};
-}
-
-ExpertLayerSpec layer_spec(json const& object, std::string const& where) {
-  JsonReader in(object, where);
-  ExpertLayerSpec out;
-  out.layer = in.number<std::uint32_t>("layer");
-  out.hidden = in.number("hidden", kMaxDimension);
-  if (out.hidden == 0) in.fail("hidden", "is 0");
-  out.intermediate = in.number("intermediate", kMaxDimension);
-  if (out.intermediate == 0) in.fail("intermediate", "is 0");
-  out.activation.kind = in.choice<Activation>("activation", {{"silu", Activation::silu}});
-  for (auto const& item : in.array("experts")) {
-    JsonReader expert(item, where + ".experts[" + std::to_string(out.experts.size()) + "]");
-    out.experts.push_back(
-        {.gate = WeightSlice{expert.text("gate")}, .up = {expert.text("up")}, .down = {expert.text("down")}});
-    expert.finish();
-  }
-  in.finish();
-  return out;
-}
-
-ExpertModelSpec model_spec(json const& object, std::string const& where) {
-  JsonReader in(object, where);
-  ExpertModelSpec out;
-  for (auto const& item : in.array("layers")) {
-    out.layers.push_back(layer_spec(item, where + ".layers[" + std::to_string(out.layers.size()) + "]"));
-    if (out.layers.size() > 1 && out.layers.back().layer <= out.layers[out.layers.size() - 2].layer)
-      in.fail("layers", "not in ascending order");
-  }
-  out.weights = weight_format(in.at("weights"), where + ".weights");
-  out.wire = dtype_of(in, "wire");
-  in.finish();
-  return out;
-}
 
 std::vector<std::vector<std::uint32_t>> held(JsonReader& in, std::string const& where) {
   std::vector<std::vector<std::uint32_t>> out;
@@ -167,15 +92,27 @@ void read(JsonReader& in, Connect& m) {
   m.name_server = in.text("name_server");
 }
 
+char const* name_of(TensorKind kind) {
+  if (kind == TensorKind::fp8) return "fp8";
+  return kind == TensorKind::bytes ? "bytes" : "numbers";
+}
+
 json fields(Fetch const& m) {
-  return {{"name", m.name}, {"shape", m.shape}};
+  json out = {{"name", m.tensor.name}, {"shape", m.tensor.shape}, {"kind", name_of(m.tensor.kind)}};
+  if (m.index) out["index"] = *m.index;
+  return out;
 }
 void read(JsonReader& in, Fetch& m) {
-  m.name = in.text("name");
+  m.tensor.name = in.text("name");
   for (auto const& item : in.array("shape")) {
     if (!item.is_number_unsigned()) in.fail("shape", "not a list of sizes");
-    m.shape.push_back(item.get<std::uint64_t>());
+    m.tensor.shape.push_back(item.get<std::size_t>());
   }
+  m.tensor.kind = in.choice<TensorKind>(
+      "kind", {{"numbers", TensorKind::numbers}, {"fp8", TensorKind::fp8}, {"bytes", TensorKind::bytes}});
+  if (!in.has("index")) return;
+  m.index = in.number("index");
+  if (m.tensor.shape.empty() || *m.index >= m.tensor.shape.front()) in.fail("index", "not of the first dimension");
 }
 
 json fields(Tensor const& m) {
@@ -200,7 +137,7 @@ json fields(Assign const& m) {
           {"weights", m.weights},
           {"load_format", m.load_format == LoadFormat::dummy ? "dummy" : "auto"},
           {"dummy_seed", m.dummy_seed},
-          {"model", to_json(m.model)},
+          {"model", model_to_json(m.model)},
           {"held", m.held},
           {"epoch", m.epoch.value()},
           {"max_rows", m.limits.max_rows},
@@ -215,7 +152,7 @@ void read(JsonReader& in, Assign& m) {
   m.weights = in.text("weights");
   m.load_format = in.choice<LoadFormat>("load_format", {{"auto", LoadFormat::automatic}, {"dummy", LoadFormat::dummy}});
   m.dummy_seed = in.number("dummy_seed");
-  m.model = model_spec(in.at("model"), "assign.model");
+  m.model = model_from_json(in.at("model"), "assign.model");
   m.held = held(in, "assign");
   if (m.held.size() > m.model.layers.size()) in.fail("held", "more layers than the model has");
   if (m.held.size() < m.model.layers.size()) in.fail("held", "fewer layers than the model has");

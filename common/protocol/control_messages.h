@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -16,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 3;
+constexpr std::uint32_t kProtocolVersion = 4;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -107,11 +108,11 @@ enum class FailureKind : std::uint8_t {
 };
 // worker -> the coordinator's weight port: one tensor, please. The answer is a Tensor and then its bytes, or a Failed.
 struct Fetch {
-  std::string name;
-  std::vector<std::uint64_t> shape;
+  TensorInfo tensor;
+  std::optional<std::uint64_t> index{};  // only this entry of its first dimension
 };
 struct Tensor {
-  std::string dtype;
+  std::string dtype;  // as in safetensors: "BF16"
   std::uint64_t num_bytes = 0;
 };
 

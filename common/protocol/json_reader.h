@@ -1,10 +1,12 @@
 // Reads one JSON object field by field: every field must be there, have its type, and be asked for. Private to
 // common/protocol.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -30,6 +32,9 @@ class JsonReader {
     return *found;
   }
 
+  // Whether an optional field is there.
+  [[nodiscard]] bool has(std::string const& field) const { return object_.contains(field); }
+
   std::string text(std::string const& field) {
     auto const& value = at(field);
     if (!value.is_string()) fail(field, "not a string");
@@ -39,6 +44,12 @@ class JsonReader {
   template <class T = std::uint64_t>
   T number(std::string const& field, std::uint64_t max = static_cast<std::uint64_t>(std::numeric_limits<T>::max())) {
     return static_cast<T>(unsigned_number(at(field), field, max));
+  }
+
+  float real(std::string const& field) {
+    auto const& value = at(field);
+    if (!value.is_number()) fail(field, "not a number");
+    return value.get<float>();
   }
 
   bool boolean(std::string const& field) {
@@ -54,11 +65,21 @@ class JsonReader {
 
   // The entry of `names` that the field spells out: {{"auto", LoadFormat::automatic}, …}.
   template <class T>
-  T choice(std::string const& field, std::initializer_list<std::pair<char const*, T>> names) {
+  using Named = std::pair<char const*, T>;
+  template <class T>
+  T choice(std::string const& field, std::span<Named<T> const> names) {
     std::string const value = text(field);
     for (auto const& [name, result] : names)
       if (value == name) return result;
     fail(field, "unknown value '" + value + "'");
+  }
+  template <class T, std::size_t N>
+  T choice(std::string const& field, std::array<Named<T>, N> const& names) {
+    return choice<T>(field, std::span<Named<T> const>(names));
+  }
+  template <class T>
+  T choice(std::string const& field, std::initializer_list<Named<T>> names) {
+    return choice<T>(field, std::span<Named<T> const>(names.begin(), names.size()));
   }
 
   std::vector<std::uint32_t> numbers(std::string const& field) {

@@ -113,9 +113,10 @@ class WeightServer::Impl {
 
   void send(BlockingConnection& connection, control::Fetch const& fetch) {
     try {
-      std::vector<std::size_t> const shape(fetch.shape.begin(), fetch.shape.end());
-      StoredTensor const tensor = source_.load(fetch.name, shape);
-      connection.send(control::Tensor{.dtype = std::string(name_of(tensor.dtype)), .num_bytes = tensor.bytes.size()});
+      StoredTensor const tensor =
+          fetch.index ? source_.load_entry(fetch.tensor, *fetch.index) : source_.load(fetch.tensor);
+      connection.send(
+          control::Tensor{.dtype = std::string(safetensors_name_of(tensor.dtype)), .num_bytes = tensor.bytes.size()});
       for (auto left = tensor.bytes; !left.empty();) {
         auto const chunk = left.first(std::min(left.size(), kChunkBytes));
         std::this_thread::sleep_until(reserve(chunk.size()));

@@ -4,24 +4,28 @@
 
 namespace expertmesh {
 
-PackedMatrix WeightLoader::packed(WeightFormat format, std::initializer_list<Part> parts, std::size_t k) const {
-  std::size_t total = 0;
-  for (auto const& part : parts) total += part.rows;
-  PackedMatrix matrix(format, total, k);
-  std::size_t row = 0;
-  for (auto const& part : parts) {
-    StoredTensor const tensor = stored(part.name, part.rows, k);
-    matrix.set_rows(row, part.rows, tensor.dtype, tensor.bytes.data());
-    row += part.rows;
-  }
-  return matrix;
+template <class Read>
+auto WeightLoader::counted(Read read) const {
+  WeightReader reader(source_);
+  auto out = read(reader);
+  on_bytes_(reader.bytes_read());
+  return out;
 }
 
-std::vector<float> WeightLoader::floats(std::string const& name, std::size_t n) const {
-  std::array const shape{n};
-  StoredTensor const tensor = source_.load(name, shape);
-  on_bytes_(tensor.bytes.size());
-  return to_floats(tensor);
+PackedLinear WeightLoader::linear(std::initializer_list<LinearPart> parts, std::size_t k) const {
+  return counted([&](WeightReader& reader) { return load_linear(reader, format_, parts, k); });
+}
+
+PackedLinear WeightLoader::linear_float32(LinearPart const& part, std::size_t k) const {
+  return counted([&](WeightReader& reader) { return load_linear(reader, kFloat32Weights, {&part, 1}, k); });
+}
+
+FfnWeights WeightLoader::ffn(FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation) const {
+  return counted([&](WeightReader& reader) { return load_ffn(reader, format_, tensors, shape, activation); });
+}
+
+std::vector<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
+  return counted([&](WeightReader& reader) { return reader.read(slice, n); });
 }
 
 StoredTensor WeightLoader::stored(std::string const& name, std::size_t rows, std::size_t k) const {
@@ -29,6 +33,16 @@ StoredTensor WeightLoader::stored(std::string const& name, std::size_t rows, std
   StoredTensor tensor = source_.load(name, shape);
   on_bytes_(tensor.bytes.size());
   return tensor;
+}
+
+PackedMatrix WeightLoader::packed(std::initializer_list<Part> parts, std::size_t k) const {
+  std::vector<LinearPart> whole;
+  for (Part const& part : parts) whole.push_back({WeightSlice{part.name}, part.rows});
+  return counted([&](WeightReader& reader) { return load_linear(reader, format_, whole, k); }).w;
+}
+
+PackedMatrix WeightLoader::packed_float32(Part const& part, std::size_t k) const {
+  return linear_float32({WeightSlice{part.name}, part.rows}, k).w;
 }
 
 }  // namespace expertmesh

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/checkpoint/weight_source.h"
-#include "common/kernels/packed_matrix.h"
+#include "common/experts/packed_weights.h"
 
 namespace expertmesh {
 
@@ -16,24 +16,32 @@ class WeightLoader {
   WeightLoader(WeightSource const& source, WeightFormat format, std::function<void(std::size_t)> on_bytes)
       : source_(source), format_(format), on_bytes_(std::move(on_bytes)) {}
 
+  // The parts one below the other, [sum of rows, K], in the profile's format.
+  [[nodiscard]] PackedLinear linear(std::initializer_list<LinearPart> parts, std::size_t k) const;
+  // Routers stay in fp32 whatever the profile: their logits decide, and they are small.
+  [[nodiscard]] PackedLinear linear_float32(LinearPart const& part, std::size_t k) const;
+  // An FFN of this process, in the profile's format.
+  [[nodiscard]] FfnWeights ffn(FfnTensors const& tensors, FfnShape const& shape,
+                               ActivationSpec const& activation) const;
+  [[nodiscard]] std::vector<float> floats(VectorSlice const& slice, std::size_t n) const;
+  [[nodiscard]] std::vector<float> floats(std::string const& name, std::size_t n) const {
+    return floats(VectorSlice{name}, n);
+  }
+  // [rows,K] as stored, for row lookups.
+  [[nodiscard]] StoredTensor stored(std::string const& name, std::size_t rows, std::size_t k) const;
+
+  // Whole tensors without biases.
   struct Part {
     std::string const& name;
     std::size_t rows;
   };
-  // Stacks parts of [rows,K] each into one [sum of rows, K] matrix in the profile's format.
-  [[nodiscard]] PackedMatrix packed(std::initializer_list<Part> parts, std::size_t k) const {
-    return packed(format_, parts, k);
-  }
-  // Routers stay in fp32 whatever the profile: their logits decide, and they are small.
-  [[nodiscard]] PackedMatrix packed_float32(Part part, std::size_t k) const {
-    return packed(kFloat32Weights, {part}, k);
-  }
-  [[nodiscard]] std::vector<float> floats(std::string const& name, std::size_t n) const;
-  // [rows,K] as stored, for row lookups.
-  [[nodiscard]] StoredTensor stored(std::string const& name, std::size_t rows, std::size_t k) const;
+  [[nodiscard]] PackedMatrix packed(std::initializer_list<Part> parts, std::size_t k) const;
+  [[nodiscard]] PackedMatrix packed_float32(Part const& part, std::size_t k) const;
 
  private:
-  [[nodiscard]] PackedMatrix packed(WeightFormat format, std::initializer_list<Part> parts, std::size_t k) const;
+  template <class Read>
+  auto counted(Read read) const;
+
   WeightSource const& source_;
   WeightFormat format_;
   std::function<void(std::size_t)> on_bytes_;

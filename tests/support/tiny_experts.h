@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <span>
@@ -20,31 +21,35 @@ namespace expertmesh::test {
 // fp32 weights in (-0.5, 0.5), a function of (name, index); remembers what was asked for.
 class MadeUpWeights final : public WeightSource {
  public:
-  StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const override {
-    {
-      std::lock_guard lock(mutex_);
-      loaded_.insert(std::string(name));
-    }
-    if (name == broken) throw ModelError("model.safetensors: tensor '" + std::string(name) + "' is missing");
-    StoredTensor out;
-    out.name = name;
-    out.shape.assign(shape.begin(), shape.end());
-    std::uint64_t seed = 0;
-    for (char const c : name) seed = mix64(seed ^ static_cast<unsigned char>(c));
-    out.owned.resize(shape[0] * shape[1] * sizeof(float));
-    for (std::size_t i = 0; i < shape[0] * shape[1]; ++i) {
-      auto const value = static_cast<float>(static_cast<double>(mix64(seed + i) >> 11) * 0x1p-53 - 0.5);
-      std::memcpy(out.owned.data() + i * sizeof(float), &value, sizeof value);
-    }
-    out.bytes = out.owned;
-    return out;
-  }
   void verify(ExpectedTensors const&) const override {}
   [[nodiscard]] std::set<std::string> loaded() const { return loaded_; }
 
   std::string broken;  // this tensor fails to load
 
  private:
+  StoredTensor read(TensorInfo const& tensor, std::optional<std::size_t> index) const override {
+    {
+      std::lock_guard lock(mutex_);
+      loaded_.insert(tensor.name);
+    }
+    if (tensor.name == broken) throw ModelError("model.safetensors: tensor '" + tensor.name + "' is missing");
+    StoredTensor out;
+    out.name = tensor.name;
+    out.shape.assign(tensor.shape.begin() + (index ? 1 : 0), tensor.shape.end());
+    std::size_t count = 1;
+    for (std::size_t const n : out.shape) count *= n;
+    std::uint64_t seed = 0;
+    for (char const c : tensor.name) seed = mix64(seed ^ static_cast<unsigned char>(c));
+    seed += index.value_or(0) * count;
+    out.owned.resize(count * sizeof(float));
+    for (std::size_t i = 0; i < count; ++i) {
+      auto const value = static_cast<float>(static_cast<double>(mix64(seed + i) >> 11) * 0x1p-53 - 0.5);
+      std::memcpy(out.owned.data() + i * sizeof(float), &value, sizeof value);
+    }
+    out.bytes = out.owned;
+    return out;
+  }
+
   mutable std::mutex mutex_;
   mutable std::set<std::string> loaded_;
 };

@@ -254,12 +254,83 @@ void rms_norm_row(float const* x, float const* weight, std::size_t n, float epsi
     store_some(out + i, load_some(x + i, n - i) * scale * load_some(weight + i, n - i), n - i);
 }
 
-void swiglu_row(float const* gate, float const* up, std::size_t n, float* out) {
-  Vec const one = broadcast(1.0F);
+// ---- activations
+// erf(z), z >= 0, to 7e-8: z + z P(z^2) below 0.875, 1 - e^-Q(z) above; P and Q by minimax fits of erf(z)/z - 1 and of
+// -ln(erfc(z)) up to 4, where float32 has reached 1.
+Vec error_function(Vec const& z0) {
+  Vec const z = min(broadcast(4.0F), z0);
+  Vec const squared = z * z;
+  Vec p = broadcast(-6.05591980e-04F);
+  p = fma(p, squared, broadcast(5.00089070e-03F));
+  p = fma(p, squared, broadcast(-2.67672446e-02F));
+  p = fma(p, squared, broadcast(1.12816326e-01F));
+  p = fma(p, squared, broadcast(-3.76124352e-01F));
+  p = fma(p, squared, broadcast(1.28379107e-01F));
+  Vec const small = fma(p, z, z);
+  Vec q = broadcast(-1.99901246e-04F);
+  q = fma(q, z, broadcast(3.08199483e-03F));
+  q = fma(q, z, broadcast(-2.23810263e-02F));
+  q = fma(q, z, broadcast(1.04250193e-01F));
+  q = fma(q, z, broadcast(6.36820674e-01F));
+  q = fma(q, z, broadcast(1.12788939e+00F));
+  q = fma(q, z, broadcast(1.44212245e-04F));
+  Vec const large = broadcast(1.0F) - exponential(zero() - q);
+  constexpr float kBorder = 0.875F;
+  return zero_below(z0, kBorder, large) + (small - zero_below(z0, kBorder, small));  // one of the terms is 0
+}
+
+struct Silu {
+  Vec operator()(Vec const& x) const { return x / (broadcast(1.0F) + exponential(zero() - x)); }
+};
+// x (1 + erf(x / sqrt(2))) / 2; x erf(x) is even.
+struct Gelu {
+  Vec operator()(Vec const& x) const {
+    Vec const magnitude = max(zero() - x, x);
+    Vec const erf = error_function(magnitude * broadcast(0.707106781F));
+    return broadcast(0.5F) * fma(magnitude, erf, x);
+  }
+};
+// x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+struct GeluTanh {
+  Vec operator()(Vec const& x) const {
+    Vec const inner = fma(x * x * broadcast(0.044715F), x, x);
+    return x / (broadcast(1.0F) + exponential(inner * broadcast(-1.59576912F)));
+  }
+};
+struct Relu {
+  Vec operator()(Vec const& x) const { return max(zero(), x); }
+};
+
+template <class F>
+void activate_each(F f, float const* gate, float const* up, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; i += kLanes) {
-    Vec const g = load_some(gate + i, n - i);
-    Vec const silu = g / (one + exponential(zero() - g));
-    store_some(out + i, silu * load_some(up + i, n - i), n - i);
+    Vec const u = load_some(up + i, n - i);
+    store_some(out + i, gate == nullptr ? f(u) : f(load_some(gate + i, n - i)) * u, n - i);
+  }
+}
+
+void activate_clamped(ActivationSpec const& f, float const* gate, float const* up, std::size_t n, float* out) {
+  Vec const limit = broadcast(f.limit);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    Vec const g = min(limit, load_some(gate + i, n - i));
+    Vec const u = min(limit, max(zero() - limit, load_some(up + i, n - i)));
+    Vec const silu = g / (broadcast(1.0F) + exponential(zero() - broadcast(f.alpha) * g));
+    store_some(out + i, silu * (u + broadcast(1.0F)), n - i);
+  }
+}
+
+void activate(ActivationSpec const& f, float const* gate, float const* up, std::size_t n, float* out) {
+  switch (f.kind) {
+    case Activation::silu:
+      return activate_each(Silu(), gate, up, n, out);
+    case Activation::gelu:
+      return activate_each(Gelu(), gate, up, n, out);
+    case Activation::gelu_tanh:
+      return activate_each(GeluTanh(), gate, up, n, out);
+    case Activation::relu:
+      return activate_each(Relu(), gate, up, n, out);
+    case Activation::clamped_silu:
+      return activate_clamped(f, gate, up, n, out);
   }
 }
 
@@ -315,7 +386,7 @@ constexpr KernelTable kTable = {
     .round_bf16 = round_bf16,
     .widen_bf16 = widen_bf16,
     .rms_norm = rms_norm_row,
-    .swiglu = swiglu_row,
+    .activate = activate,
     .add = add_row,
     .axpy_f32 = axpy<float>,
     .axpy_bf16 = axpy<std::uint16_t>,

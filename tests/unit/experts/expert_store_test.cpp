@@ -45,8 +45,8 @@ TEST(ExpertStore, LoadsTheHeldExpertsAndNothingElse) {
 
     // The same expert loaded alone has the same bytes.
     ExpertStore const alone(model, {{4}, {}}, source, pool, kIgnoreBytes);
-    PackedMatrix const& a = store.expert(0, 1).gate_up;
-    PackedMatrix const& b = alone.expert(0, 0).gate_up;
+    PackedMatrix const& a = store.expert(0, 1).gate_up.w;
+    PackedMatrix const& b = alone.expert(0, 0).gate_up.w;
     ASSERT_EQ(a.size_bytes(), b.size_bytes());
     EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size_bytes()), 0);
   }
@@ -77,19 +77,19 @@ TEST(ExpertStore, WhatTheOneBeforeHoldsIsNotReadAgain) {
   ThreadPool pool(2);
   auto before = std::make_unique<ExpertStore>(model, HeldExperts{{0, 2, 4}, {1}}, source, pool, kIgnoreBytes);
   std::set<std::string> const read = source.loaded();
-  std::byte const* const shared = before->expert(0, 1).down.data();
+  std::byte const* const shared = before->expert(0, 1).down.w.data();
   ExpertStore const after(model, {{2, 3}, {}}, source, pool, kIgnoreBytes, before.get());
   std::set<std::string> now = source.loaded();
   for (auto const& name : read) now.erase(name);
   EXPECT_EQ(now,
             (std::set<std::string>{"layers.1.experts.3.gate", "layers.1.experts.3.up", "layers.1.experts.3.down"}));
   EXPECT_EQ(after.resident_bytes(), packed_expert_bytes(model, {{2, 3}, {}}));
-  EXPECT_EQ(after.expert(0, 0).down.data(), shared);
+  EXPECT_EQ(after.expert(0, 0).down.w.data(), shared);
   before.reset();
   ExpertStore const alone(model, {{2}, {}}, source, pool, kIgnoreBytes);
-  EXPECT_EQ(
-      std::memcmp(after.expert(0, 0).down.data(), alone.expert(0, 0).down.data(), after.expert(0, 0).down.size_bytes()),
-      0);
+  EXPECT_EQ(std::memcmp(after.expert(0, 0).down.w.data(), alone.expert(0, 0).down.w.data(),
+                        after.expert(0, 0).down.w.size_bytes()),
+            0);
 }
 
 TEST(HeldExperts, AllAreAll) {

@@ -15,10 +15,10 @@ using reference::random_matrix;
 struct Expert {
   Expert(std::size_t h, std::size_t f, WeightFormat const& format, std::uint64_t seed)
       : gate(random_matrix(f, h, seed)), up(random_matrix(f, h, seed + 1)), down(random_matrix(h, f, seed + 2)) {
-    weights.gate_up = PackedMatrix(format, 2 * f, h);
-    weights.gate_up.set_rows(0, f, DType::f32, reinterpret_cast<std::byte const*>(gate.view().data));
-    weights.gate_up.set_rows(f, f, DType::f32, reinterpret_cast<std::byte const*>(up.view().data));
-    weights.down = reference::packed(format, down.view());
+    weights.gate_up.w = PackedMatrix(format, 2 * f, h);
+    weights.gate_up.w.set_rows(0, f, DType::f32, reinterpret_cast<std::byte const*>(gate.view().data));
+    weights.gate_up.w.set_rows(f, f, DType::f32, reinterpret_cast<std::byte const*>(up.view().data));
+    weights.down.w = reference::packed(format, down.view());
   }
   Matrix<float> gate, up, down;
   FfnWeights weights;

@@ -2,10 +2,10 @@
 
 #include <limits>
 
+#include "common/kernels/ffn_activation.h"
 #include "common/kernels/rms_norm.h"
 #include "common/kernels/rope.h"
 #include "common/kernels/rows.h"
-#include "common/kernels/swiglu.h"
 #include "tests/unit/kernels/reference.h"
 #include "tests/unit/kernels/rig.h"
 
@@ -67,8 +67,8 @@ TEST_P(RowOpsTest, Swiglu) {
     auto gate_up = random_matrix(3, 2 * n, 1);
     for (std::size_t i = 0; i < n; ++i) gate_up.view().row(1)[i] *= 80;  // far into both tails
     Matrix<float> out(3, n), of_scalar(3, n);
-    swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
-    swiglu(scalar.exec, Activation::silu, gate_up.view(), of_scalar.view());
+    ffn_activation(rig.exec, {}, gate_up.view(), out.view());
+    ffn_activation(scalar.exec, {}, gate_up.view(), of_scalar.view());
     BoundedMatrix expected(3);
     for (std::size_t t = 0; t < 3; ++t)
       for (std::size_t i = 0; i < n; ++i)
@@ -88,7 +88,7 @@ TEST_P(RowOpsTest, SiluAtItsLimits) {
     gate_up.view().data[i] = gates[i];
     gate_up.view().data[8 + i] = 1;
   }
-  swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
+  ffn_activation(rig.exec, {}, gate_up.view(), out.view());
   float const* y = out.view().data;
   EXPECT_EQ(y[0], kInfinity);
   EXPECT_EQ(y[1], 3e38F);
@@ -107,7 +107,7 @@ TEST_P(RowOpsTest, TheExponentialIsGoodToAFewUlpOverItsRange) {
       gate_up.view().data[i] = -20.0F - 0.0083F * static_cast<float>(static_cast<std::size_t>(part) * kCount + i);
       gate_up.view().data[kCount + i] = 1;
     }
-    swiglu(rig.exec, Activation::silu, gate_up.view(), out.view());
+    ffn_activation(rig.exec, {}, gate_up.view(), out.view());
     for (std::size_t i = 0; i < kCount; ++i) {
       double const x = static_cast<double>(gate_up.view().data[i]);
       double const expected = x / (1 + std::exp(-x));

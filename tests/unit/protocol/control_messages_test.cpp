@@ -89,9 +89,14 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_EQ(failed.kind, FailureKind::model);
   EXPECT_EQ(failed.reason, "no \xEF\xBF\xBD file");  // what is no UTF-8 arrives as U+FFFD
 
-  auto const fetch = std::get<Fetch>(decode(encode(Fetch{.name = "a.b", .shape = {3, 5}})));
-  EXPECT_EQ(fetch.name, "a.b");
-  EXPECT_EQ(fetch.shape, (std::vector<std::uint64_t>{3, 5}));
+  for (Fetch const& fetch : {Fetch{.tensor = {"a.b", {3, 5}}}, Fetch{.tensor = {"a.b", {7}, TensorKind::bytes}},
+                             Fetch{.tensor = {"a", {3, 5}, TensorKind::fp8}, .index = 2}}) {
+    auto const decoded = std::get<Fetch>(decode(encode(fetch)));
+    EXPECT_EQ(decoded.tensor, fetch.tensor);
+    EXPECT_EQ(decoded.index, fetch.index);
+  }
+  EXPECT_EQ(error_of(encode(Fetch{.tensor = {"a", {3, 5}}, .index = 3})), "fetch.index: not of the first dimension");
+  EXPECT_EQ(error_of(encode(Fetch{.tensor = {"a", {}}, .index = 0})), "fetch.index: not of the first dimension");
   EXPECT_EQ(std::get<Tensor>(decode(encode(Tensor{.dtype = "float32", .num_bytes = 60}))).num_bytes, 60U);
   EXPECT_EQ(std::get<Connect>(decode(encode(Connect{.port = "1.0:2", .name_server = "3.0;tcp"}))).name_server,
             "3.0;tcp");

@@ -1,0 +1,202 @@
+#include "common/checkpoint/weight_reader.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#include "common/base/aligned_buffer.h"
+#include "common/base/check.h"
+#include "common/base/error.h"
+#include "common/checkpoint/small_floats.h"
+
+namespace expertmesh {
+namespace {
+
+constexpr std::size_t kChunkBytes = std::size_t{256} << 10;  // of rows converted at a time
+constexpr std::size_t kMinRows = 32;                         // of them: a cache line where they are stored across
+
+std::size_t divided_up(std::size_t a, std::size_t b) {
+  return (a + b - 1) / b;
+}
+
+void refuse_bad(std::string const& tensor, std::string const& problem) {
+  if (!problem.empty()) throw ModelError("tensor '" + tensor + "': " + problem);
+}
+
+// Where the rows of a weight lie in its stored matrix.
+struct Place {
+  WeightSlice const& slice;
+  std::size_t k;
+  std::size_t stored_rows;
+
+  [[nodiscard]] std::size_t row(std::size_t n) const { return slice.first_row + n * slice.row_step; }
+};
+
+// out[r][i] = stored[i][place.row(first + r)] for r < count, i < K. A few i at a time: their lines of the stored matrix
+// stay in the first-level cache even if its width is a power of two.
+template <class Element>
+void transpose(Place const& place, std::byte const* stored, std::size_t first, std::size_t count, std::byte* out) {
+  constexpr std::size_t kAtOnce = 8;
+  for (std::size_t begin = 0; begin < place.k; begin += kAtOnce) {
+    std::size_t const end = std::min(place.k, begin + kAtOnce);
+    for (std::size_t r = 0; r < count; ++r)
+      for (std::size_t i = begin; i < end; ++i)
+        std::memcpy(out + (r * place.k + i) * sizeof(Element),
+                    stored + (i * place.stored_rows + place.row(first + r)) * sizeof(Element), sizeof(Element));
+  }
+}
+
+// Writes rows [first, first + count) of a weight, as row-major numbers, to `out`.
+using Convert = std::function<void(std::size_t first, std::size_t count, std::byte* out)>;
+
+Convert from_transposed(Place const& place, StoredTensor const& tensor) {
+  return [&place, bytes = tensor.bytes.data(), wide = size_of(tensor.dtype) == 4](auto first, auto count, auto* out) {
+    wide ? transpose<std::uint32_t>(place, bytes, first, count, out)
+         : transpose<std::uint16_t>(place, bytes, first, count, out);
+  };
+}
+
+// out[r][i] = code x the scale of its block, the blocks counted in the stored matrix.
+Convert from_fp8(Place const& place, StoredTensor const& codes, StoredTensor const& scale_inv) {
+  static constexpr std::array<float, 256> kValues = [] {
+    std::array<float, 256> values{};
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<std::uint8_t>(i));
+    return values;
+  }();
+  return [&place, &codes, scales = to_floats(scale_inv), rows = std::vector<std::byte>()](
+             std::size_t first, std::size_t count, std::byte* out) mutable {
+    WeightSlice const& w = place.slice;
+    std::size_t const block = w.transposed ? w.block_rows : w.block_columns;  // elements of K that share a scale
+    std::size_t const num_blocks = divided_up(place.k, block);
+    std::size_t const scale_columns = divided_up(place.stored_rows, w.block_columns);  // where transposed
+    if (w.transposed) {
+      rows.resize(count * place.k);
+      transpose<std::uint8_t>(place, codes.bytes.data(), first, count, rows.data());
+    }
+    for (std::size_t r = 0; r < count; ++r) {
+      std::size_t const row = place.row(first + r);
+      std::byte const* code = w.transposed ? rows.data() + r * place.k : codes.bytes.data() + row * place.k;
+      auto* numbers = reinterpret_cast<float*>(out) + r * place.k;
+      for (std::size_t b = 0; b < num_blocks; ++b) {
+        float const scale = w.transposed ? scales[b * scale_columns + row / w.block_columns]
+                                         : scales[row / w.block_rows * num_blocks + b];
+        std::size_t const end = std::min(place.k, (b + 1) * block);
+        for (std::size_t i = b * block; i < end; ++i)
+          numbers[i] = kValues[std::to_integer<std::uint8_t>(code[i])] * scale;
+      }
+    }
+  };
+}
+
+// blocks [rows][K/32][16] pairs of numbers, scales [rows][K/32].
+Convert from_mxfp4(Place const& place, StoredTensor const& blocks, StoredTensor const& scales) {
+  return [&place, pairs = blocks.bytes.data(), exponents = scales.bytes.data()](std::size_t first, std::size_t count,
+                                                                                std::byte* out) {
+    for (std::size_t r = 0; r < count; ++r) {
+      std::byte const* pair = pairs + place.row(first + r) * (place.k / 2);
+      std::byte const* exponent = exponents + place.row(first + r) * (place.k / kMxfp4Group);
+      auto* numbers = reinterpret_cast<float*>(out) + r * place.k;
+      for (std::size_t i = 0; i < place.k; i += 2) {
+        float const scale = e8m0_to_float(std::to_integer<std::uint8_t>(exponent[i / kMxfp4Group]));
+        auto const both = std::to_integer<std::uint8_t>(pair[i / 2]);
+        numbers[i] = e2m1_to_float(both) * scale;
+        numbers[i + 1] = e2m1_to_float(both >> 4) * scale;
+      }
+    }
+  };
+}
+
+// Rows that lie in the file as they are needed.
+void hand_out(Place const& place, StoredTensor const& tensor, std::size_t n, WeightReader::OnRows const& on_rows) {
+  std::size_t const row_bytes = place.k * size_of(tensor.dtype);
+  std::size_t const at_once = place.slice.row_step == 1 ? n : 1;
+  for (std::size_t r = 0; r < n; r += at_once)
+    on_rows(
+        {.first = r, .count = at_once, .type = tensor.dtype, .data = tensor.bytes.data() + place.row(r) * row_bytes});
+}
+
+// Rows that have to be made.
+void hand_out(Convert const& convert, DType type, std::size_t n, std::size_t k, WeightReader::OnRows const& on_rows) {
+  std::size_t const row_bytes = k * size_of(type);
+  std::size_t const at_once = std::min(n, std::max(kChunkBytes / row_bytes, kMinRows));
+  AlignedBuffer<std::byte> chunk(at_once * row_bytes);
+  for (std::size_t first = 0; first < n; first += at_once) {
+    std::size_t const count = std::min(n - first, at_once);
+    convert(first, count, chunk.data());
+    on_rows({.first = first, .count = count, .type = type, .data = chunk.data()});
+  }
+}
+
+}  // namespace
+
+std::vector<TensorInfo> tensors_of(WeightSlice const& w, std::size_t n, std::size_t k) {
+  std::size_t const stored_rows = w.stored_rows == 0 ? n : w.stored_rows;
+  auto const stacked = [&](std::vector<std::size_t> shape) {
+    if (w.stack != 0) shape.insert(shape.begin(), w.stack);
+    return shape;
+  };
+  std::size_t const rows = w.transposed ? k : stored_rows;
+  std::size_t const columns = w.transposed ? stored_rows : k;
+  switch (w.storage) {
+    case WeightStorage::numbers:
+      return {{w.name, stacked({rows, columns})}};
+    case WeightStorage::fp8_blocks:
+      return {{w.name, stacked({rows, columns}), TensorKind::fp8},
+              {w.name + "_scale_inv", stacked({divided_up(rows, w.block_rows), divided_up(columns, w.block_columns)})}};
+    case WeightStorage::mxfp4:
+      return {{w.name + "_blocks", stacked({rows, columns / kMxfp4Group, kMxfp4Group / 2}), TensorKind::bytes},
+              {w.name + "_scales", stacked({rows, columns / kMxfp4Group}), TensorKind::bytes}};
+  }
+  EM_CHECK(false, "storage " << static_cast<int>(w.storage));
+  return {};
+}
+
+TensorInfo tensor_of(VectorSlice const& v, std::size_t n) {
+  std::vector<std::size_t> shape{v.stored_length == 0 ? n : v.stored_length};
+  if (v.stack != 0) shape.insert(shape.begin(), v.stack);
+  return {v.name, std::move(shape)};
+}
+
+WeightReader::Loaded WeightReader::load(TensorInfo info, std::size_t stack, std::size_t index) {
+  StoredTensor tensor = stack == 0 ? source_.load(info) : source_.load_entry(info, index);
+  bytes_read_ += tensor.bytes.size();
+  return {.info = std::move(info), .index = index, .tensor = std::move(tensor)};
+}
+
+std::vector<WeightReader::Loaded> const& WeightReader::load(WeightSlice const& slice, std::size_t n, std::size_t k) {
+  std::vector<TensorInfo> infos = tensors_of(slice, n, k);
+  bool const there = std::ranges::equal(infos, last_, [&](TensorInfo const& wanted, Loaded const& loaded) {
+    return wanted == loaded.info && slice.index == loaded.index;
+  });
+  if (there) return last_;
+  last_.clear();
+  for (TensorInfo& info : infos) last_.push_back(load(std::move(info), slice.stack, slice.index));
+  return last_;
+}
+
+void WeightReader::read(WeightSlice const& slice, std::size_t n, std::size_t k, OnRows const& on_rows) {
+  refuse_bad(slice.name, problem_of(slice, n, k));
+  std::vector<Loaded> const& tensors = load(slice, n, k);
+  StoredTensor const& values = tensors.front().tensor;
+  Place const place{slice, k, slice.stored_rows == 0 ? n : slice.stored_rows};
+  switch (slice.storage) {
+    case WeightStorage::numbers:
+      if (!slice.transposed) return hand_out(place, values, n, on_rows);
+      return hand_out(from_transposed(place, values), values.dtype, n, k, on_rows);
+    case WeightStorage::fp8_blocks:
+      return hand_out(from_fp8(place, values, tensors.back().tensor), DType::f32, n, k, on_rows);
+    case WeightStorage::mxfp4:
+      return hand_out(from_mxfp4(place, values, tensors.back().tensor), DType::f32, n, k, on_rows);
+  }
+}
+
+std::vector<float> WeightReader::read(VectorSlice const& slice, std::size_t n) {
+  refuse_bad(slice.name, problem_of(slice, n));
+  StoredTensor const stored = load(tensor_of(slice, n), slice.stack, slice.index).tensor;
+  std::vector<float> out(n);
+  for (std::size_t i = 0; i < n; ++i) out[i] = element(stored, slice.first + i * slice.step);
+  return out;
+}
+
+}  // namespace expertmesh

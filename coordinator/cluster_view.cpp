@@ -30,11 +30,27 @@ Json process_json(WorkerStatus const& w) {
   return j;
 }
 
+Json kv_group_json(KvGroupLimits const& g) {
+  return {{"kind", g.kind},
+          {"span_tokens", g.span_tokens ? Json(*g.span_tokens) : Json(nullptr)},
+          {"layers", g.layers},
+          {"blocks", g.blocks},
+          {"bytes", g.bytes}};
+}
+
+// "640 blocks for 12 layers (window of 128)"
+std::string describe(KvGroupLimits const& g) {
+  std::string const span = g.span_tokens ? " of " + std::to_string(*g.span_tokens) : "";
+  return std::to_string(g.blocks) + " blocks for " + std::to_string(g.layers) + " layers (" + g.kind + span + ")";
+}
+
 }  // namespace
 
 std::string to_json(ClusterView const& view) {
   auto const& p = view.profile;
   auto const& l = view.limits;
+  std::size_t num_blocks = 0;
+  for (auto const& g : l.kv_groups) num_blocks += g.blocks;
   Json j = {{"model", view.model},
             {"family", view.family},
             {"ready", view.not_ready.empty()},
@@ -53,12 +69,14 @@ std::string to_json(ClusterView const& view) {
               {"max_logprobs", l.max_logprobs},
               {"max_connections", l.max_connections},
               {"max_body_bytes", l.max_body_bytes},
-              {"kv_blocks", l.kv_blocks},
+              {"kv_blocks", num_blocks},
+              {"kv_groups", Json::array()},
               {"kv_block_tokens", l.kv_block_tokens},
               {"kv_cache_bytes", l.kv_cache_bytes},
               {"activation_bytes", l.activation_bytes}}},
             {"coordinator", process_json(view.coordinator)},
             {"workers", Json::array()}};
+  for (auto const& g : l.kv_groups) j["limits"]["kv_groups"].push_back(kv_group_json(g));
   for (auto const& w : view.workers) j["workers"].push_back(process_json(w));
   j["placement"] = {{"moves", view.balance.num_moves},
                     {"experts_moved", view.balance.experts_moved},
@@ -69,13 +87,15 @@ std::string to_json(ClusterView const& view) {
 }
 
 std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {
+  std::string groups;
+  for (auto const& g : l.kv_groups) groups += (groups.empty() ? "" : ", ") + describe(g);
   return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, K-order {}", p.dtype, p.wire_dtype,
                       p.kv_dtype, p.isa, p.k_order),
           fmt::format(
               "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
               l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
           fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
-          fmt::format("memory: KV cache {} blocks of {} tokens, {}; activations {}", l.kv_blocks, l.kv_block_tokens,
+          fmt::format("memory: KV cache {}; blocks of {} tokens, {}; activations {}", groups, l.kv_block_tokens,
                       human_bytes(l.kv_cache_bytes), human_bytes(l.activation_bytes))};
 }
 

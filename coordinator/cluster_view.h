@@ -1,5 +1,6 @@
 // What /v1/cluster says: model, numerics profile, limits, and every process of the group.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,15 @@ struct NumericsProfile {
   std::string k_order = "sequential";  // order of every sum over K
 };
 
+// Layers whose keys and values share a block table.
+struct KvGroupLimits {
+  std::string kind;  // "full", "window", "chunked"
+  std::optional<std::size_t> span_tokens;
+  std::size_t layers = 0;
+  std::size_t blocks = 0;
+  std::size_t bytes = 0;
+};
+
 struct ServeLimits {
   std::size_t max_model_len = 0;
   std::size_t max_num_seqs = 0;
@@ -24,7 +34,7 @@ struct ServeLimits {
   std::size_t max_logprobs = 0;
   std::size_t max_connections = 0;
   std::size_t max_body_bytes = 0;
-  std::size_t kv_blocks = 0;
+  std::vector<KvGroupLimits> kv_groups;
   std::size_t kv_block_tokens = 0;
   std::size_t kv_cache_bytes = 0;
   std::size_t activation_bytes = 0;

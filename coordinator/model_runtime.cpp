@@ -8,6 +8,7 @@
 #include "common/transport/mpi_runtime.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
+#include "coordinator/scheduler/kv_sizing.h"
 
 namespace expertmesh {
 namespace {
@@ -15,6 +16,12 @@ namespace {
 constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
 constexpr double kDefaultKvShare = 0.4;    // of free memory
 constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
+
+SchedulerLimits scheduler_limits(RuntimeSizes const& sizes) {
+  return {.max_num_seqs = sizes.max_num_seqs,
+          .max_num_batched_tokens = sizes.max_num_batched_tokens,
+          .max_model_len = sizes.max_model_len};
+}
 
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
                      std::vector<KvCacheSpec> const& kv_groups) {
@@ -27,20 +34,20 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
   s.max_num_batched_tokens = options.max_num_batched_tokens;
   s.max_num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);  // each decodes one token a step
 
-  std::size_t block_bytes = 0;  // of one block in every group
-  for (auto const& group : kv_groups) block_bytes += group.bytes_per_block;
-  std::size_t const blocks_per_sequence = (s.max_model_len + kKvBlockTokens - 1) / kKvBlockTokens;
-  std::size_t const wanted = blocks_per_sequence * s.max_num_seqs;
-  std::size_t const affordable =
+  SchedulerLimits const limits = scheduler_limits(s);
+  auto const bytes_for = [&](std::size_t length) {
+    return kv_bytes(kv_groups, kv_blocks_for(kv_groups, limits, length));
+  };
+  std::size_t const bytes =
       options.kv_cache_bytes
-          ? *options.kv_cache_bytes / block_bytes
-          : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())) / block_bytes;
-  s.kv_blocks = options.kv_cache_bytes ? affordable : std::min(wanted, affordable);
-  if (s.kv_blocks < blocks_per_sequence)
-    throw ModelError("the KV cache of " + human_bytes(s.kv_blocks * block_bytes) +
-                     " (--kv-cache-memory) cannot hold one sequence of " + std::to_string(s.max_model_len) +
-                     " tokens (--max-model-len), which needs " + human_bytes(blocks_per_sequence * block_bytes));
-  s.kv_cache_bytes = s.kv_blocks * block_bytes;
+          ? *options.kv_cache_bytes
+          : std::min(bytes_for(s.max_model_len),
+                     static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
+  if (std::size_t const least = bytes_for(0); bytes < least)
+    throw ModelError("the KV cache of " + human_bytes(bytes) + " (--kv-cache-memory) cannot hold one sequence of " +
+                     std::to_string(s.max_model_len) + " tokens (--max-model-len), which needs " + human_bytes(least));
+  s.kv_blocks = divide_kv_memory(kv_groups, limits, bytes);
+  s.kv_cache_bytes = kv_bytes(kv_groups, s.kv_blocks);
   return s;
 }
 
@@ -172,8 +179,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
-      sizes_(size_up(options, spec_, kv_groups_)),
-      kv_blocks_(kv_groups_.size(), sizes_.kv_blocks) {
+      sizes_(size_up(options, spec_, kv_groups_)) {
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
@@ -192,17 +198,14 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                   .weights = weight_format_of(dtype_),
                                   .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); }});
   progress.finish();
-  kv_.emplace(spec_, kv_groups_, kv_blocks_);
+  kv_.emplace(spec_, kv_groups_, sizes_.kv_blocks);
   runner_.emplace(spec_,
                   StepRunnerLimits{.max_tokens = tokens,
                                    .max_logit_rows = kMaxLogitRows,
                                    .record_routing = options_.return_routed_experts,
                                    .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield},
                   *exec_, *decoder_, *kv_, experts());
-  scheduler_.emplace(
-      SchedulerLimits{
-          .max_num_seqs = sizes_.max_num_seqs, .max_num_batched_tokens = tokens, .max_model_len = sizes_.max_model_len},
-      kv_groups_, kv_blocks_);
+  scheduler_.emplace(scheduler_limits(sizes_), kv_groups_, sizes_.kv_blocks);
 }
 
 void ModelRuntime::load_experts(Cluster::OnChange on_change) {

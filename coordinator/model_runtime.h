@@ -54,7 +54,7 @@ struct RuntimeSizes {
   std::size_t max_model_len = 0;
   std::size_t max_num_seqs = 0;
   std::size_t max_num_batched_tokens = 0;
-  std::size_t kv_blocks = 0;  // of each group
+  std::vector<std::size_t> kv_blocks;  // [KV groups]
   std::size_t kv_cache_bytes = 0;
   std::size_t own_cache_bytes = 0;  // experts of dead workers that the coordinator keeps
 };
@@ -76,6 +76,7 @@ class ModelRuntime {
   [[nodiscard]] DType dtype() const { return dtype_; }
   [[nodiscard]] Isa isa() const { return isa_; }
   [[nodiscard]] ModelPlan const& plan() const { return plan_; }  // for this number of workers
+  [[nodiscard]] std::vector<KvCacheSpec> const& kv_groups() const { return kv_groups_; }
   [[nodiscard]] RuntimeSizes const& sizes() const { return sizes_; }
 
   // After load().
@@ -98,8 +99,7 @@ class ModelRuntime {
   std::unique_ptr<WeightSource> weights_;
   ModelPlan const plan_;
   std::vector<KvCacheSpec> const kv_groups_;
-  RuntimeSizes sizes_;                        // fixed by the constructor
-  std::vector<std::size_t> const kv_blocks_;  // [groups]
+  RuntimeSizes sizes_;  // fixed by the constructor
 
   // In the order of making; the end goes the other way.
   std::optional<ThreadPool> pool_;

@@ -62,6 +62,20 @@ class EngineGate final : public Generator {
   std::atomic<std::chrono::steady_clock::time_point> refuse_until_{};
 };
 
+std::vector<KvGroupLimits> kv_group_limits(ModelRuntime const& runtime) {
+  std::vector<KvGroupLimits> limits;
+  for (std::size_t g = 0; g < runtime.kv_groups().size(); ++g) {
+    KvCacheSpec const& group = runtime.kv_groups()[g];
+    std::size_t const blocks = runtime.sizes().kv_blocks[g];
+    limits.push_back({.kind = std::string(name_of(group.kind)),
+                      .span_tokens = group.has_span() ? std::optional(group.span_tokens) : std::nullopt,
+                      .layers = group.layers.size(),
+                      .blocks = blocks,
+                      .bytes = blocks * group.bytes_per_block});
+  }
+  return limits;
+}
+
 ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtime) {
   RuntimeSizes const& sizes = runtime.sizes();
   return {.max_model_len = sizes.max_model_len,
@@ -71,7 +85,7 @@ ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtim
           .max_logprobs = std::min(options.max_logprobs, runtime.spec().vocab),
           .max_connections = options.max_connections,
           .max_body_bytes = options.max_body_bytes,
-          .kv_blocks = sizes.kv_blocks,
+          .kv_groups = kv_group_limits(runtime),
           .kv_block_tokens = kKvBlockTokens,
           .kv_cache_bytes = sizes.kv_cache_bytes,
           .activation_bytes = 0};

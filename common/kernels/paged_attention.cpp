@@ -38,6 +38,7 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
         std::uint32_t const position = places.positions[t];
         std::size_t const block =
             places.block_tables[places.table_offsets[places.sequences[t]] + position / kKvBlockTokens];
+        EM_CHECK(block < shape.num_blocks, "no block for position " << position);
         std::size_t const place = position % kKvBlockTokens;
         for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
           std::size_t const head = (block * shape.num_kv_heads + g) * d * kKvBlockTokens;
@@ -76,15 +77,18 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
       std::size_t const g = i % kv.num_kv_heads;
       std::uint32_t const last = places.positions[t];
       bool const cut = shape.window && last + 1 > *shape.window;
+      std::uint32_t const first = cut ? static_cast<std::uint32_t>(last + 1 - *shape.window) : 0;
+      std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
+      EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
       attend({.q = q.row(t) + g * heads * d,
               .out = out.row(t) + g * heads * d,
               .heads = heads,
               .head_dim = d,
-              .blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]],
+              .blocks = blocks,
               .keys = cache.keys() + g * head_bytes,
               .values = cache.values() + g * head_bytes,
               .block_stride = block_elements(kv),
-              .first = cut ? static_cast<std::uint32_t>(last + 1 - *shape.window) : 0,
+              .first = first,
               .last = last,
               .scale = shape.scale,
               .accumulator = exec.scratch().attention.data() + thread * exec.scratch().attention_row});

@@ -38,12 +38,17 @@ class KvLayer {
   AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][D]
 };
 
-// Which token stands where. Position p of sequence b lies in block_tables[table_offsets[b] + p/16], slot p%16.
+// Stands in block tables for what is in no block.
+constexpr std::uint32_t kNoKvBlock = 0xffffffff;
+
+// Which token stands where. Position p of sequence b lies in block_tables[table_offsets[b] + p/16], slot p%16: for
+// every p that one of the tokens attends to. Where layers see a part of the sequence only (a window), the entries of
+// earlier blocks are not there: the nearest such place has kNoKvBlock, others whatever another sequence left.
 struct TokenPlaces {
   std::span<std::uint32_t const> positions;      // [T]
   std::span<std::uint32_t const> sequences;      // [T] index into table_offsets
   std::span<std::uint32_t const> block_tables;   // concatenated
-  std::span<std::uint32_t const> table_offsets;  // [B+1]
+  std::span<std::uint32_t const> table_offsets;  // [B]
 };
 
 // Stores k and v ([T,G*D] each) at the tokens' places.

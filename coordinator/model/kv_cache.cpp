@@ -2,11 +2,25 @@
 
 #include <algorithm>
 
+#include "common/base/check.h"
+
 namespace expertmesh {
 namespace {
 KvLayerShape shape_of(AttentionSpec const& a, DType dtype, std::size_t blocks) {
   auto const& p = std::get<GroupedProjection>(a.projection);
   return {.num_blocks = blocks, .num_kv_heads = p.num_kv_heads, .head_dim = p.head_dim, .dtype = dtype};
+}
+
+KvCacheKind kind_of(SpanKind span) {
+  switch (span) {
+    case SpanKind::full:
+      return KvCacheKind::full;
+    case SpanKind::window:
+      return KvCacheKind::window;
+    case SpanKind::chunked:
+      return KvCacheKind::chunked;
+  }
+  EM_CHECK(false, "SpanKind " << static_cast<int>(span));
 }
 }  // namespace
 
@@ -15,15 +29,12 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
   auto const& layers = spec.stacks.front().layers;
   for (std::uint32_t l = 0; l < layers.size(); ++l) {
     AttentionSpec const& a = layers[l].attention;
-    std::optional<std::size_t> const window =
-        a.span.kind == SpanKind::window ? std::optional(a.span.tokens) : std::nullopt;
-    auto group = std::ranges::find(groups, window, &KvCacheSpec::window);
+    KvCacheKind const kind = kind_of(a.span.kind);
+    auto group = std::ranges::find_if(
+        groups, [&](KvCacheSpec const& g) { return g.kind == kind && g.span_tokens == a.span.tokens; });
     if (group == groups.end()) {
-      groups.push_back({.kind = window ? KvCacheKind::window : KvCacheKind::full,
-                        .window = window,
-                        .block_tokens = kKvBlockTokens,
-                        .dtype = dtype,
-                        .layers = {}});
+      groups.push_back(
+          {.kind = kind, .span_tokens = a.span.tokens, .block_tokens = kKvBlockTokens, .dtype = dtype, .layers = {}});
       group = groups.end() - 1;
     }
     group->bytes_per_block += KvLayer::bytes_per_block(shape_of(a, dtype, 1));

@@ -1,19 +1,29 @@
 #include "coordinator/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/base/check.h"
 
 namespace expertmesh {
 
 namespace {
-// One for all groups: positions of a sequence cross block borders in all of them at once.
+// One for all groups: the positions of a sequence cross block borders in all of them at once.
 std::size_t common_block_tokens(std::vector<KvCacheSpec> const& groups) {
   EM_CHECK(!groups.empty(), "no KV group");
-  for (auto const& group : groups)
+  for (auto const& group : groups) {
     EM_CHECK(group.block_tokens > 0 && group.block_tokens == groups.front().block_tokens,
              "KV blocks of " << group.block_tokens << " and " << groups.front().block_tokens << " tokens");
+    EM_CHECK(!group.has_span() || group.span_tokens > 0, "KV group " << name_of(group.kind) << " of 0 tokens");
+  }
   return groups.front().block_tokens;
+}
+
+std::vector<std::size_t> most_held(std::vector<KvCacheSpec> const& groups, SchedulerLimits const& limits) {
+  std::vector<std::size_t> blocks;
+  for (auto const& group : groups)
+    blocks.push_back(group.most_blocks(limits.max_model_len, limits.max_num_batched_tokens));
+  return blocks;
 }
 }  // namespace
 
@@ -21,14 +31,15 @@ Scheduler::Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> con
                      std::vector<std::size_t> const& blocks)
     : limits_(limits),
       block_tokens_(common_block_tokens(groups)),
-      pools_(blocks.begin(), blocks.end()),
       batch_({.max_tokens = limits.max_num_batched_tokens,
               .max_sequences = limits.max_num_seqs,
+              .block_tokens = block_tokens_,
               .max_blocks_per_sequence = blocks_for(limits.max_model_len),
-              .num_kv_groups = groups.size()}) {
+              .most_held = most_held(groups, limits)}) {
   EM_CHECK(blocks.size() == groups.size(), groups.size() << " KV groups, blocks for " << blocks.size());
   EM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
            "tokens a step " << limits.max_num_batched_tokens << ", sequences " << limits.max_num_seqs);
+  for (std::size_t g = 0; g < groups.size(); ++g) groups_.push_back({groups[g], KvBlockPool(blocks[g])});
   running_.reserve(limits.max_num_seqs);
   preempted_.reserve(limits.max_num_seqs);  // they ran together
 }
@@ -37,17 +48,22 @@ std::size_t Scheduler::blocks_for(std::size_t tokens) const {
   return (tokens + block_tokens_ - 1) / block_tokens_;
 }
 
+// That a sequence of up to `tokens` tokens holds at one time, whatever the steps are like.
+std::size_t Scheduler::most_blocks(Group const& group, std::size_t tokens) const {
+  return group.spec.most_blocks(tokens, limits_.max_num_batched_tokens);
+}
+
 bool Scheduler::fits_ever(std::size_t max_length) const {
-  return max_length <= limits_.max_model_len && std::ranges::all_of(pools_, [&](KvBlockPool const& pool) {
-           return blocks_for(max_length) <= pool.num_blocks();
+  return max_length <= limits_.max_model_len && std::ranges::all_of(groups_, [&](Group const& group) {
+           return most_blocks(group, max_length) <= group.pool.num_blocks();
          });
 }
 
 void Scheduler::submit(Sequence& sequence) {
   EM_CHECK(fits_ever(sequence.max_length) && !sequence.tokens.empty(),
            "sequence of " << sequence.max_length << " tokens, " << sequence.tokens.size() << " of them known");
-  sequence.block_tables.resize(pools_.size());  // here, so that schedule() does not allocate
-  for (auto& table : sequence.block_tables) table.reserve(blocks_for(sequence.max_length));
+  sequence.block_tables.resize(groups_.size());  // here, so that schedule() does not allocate
+  for (auto& table : sequence.block_tables) table.blocks.reserve(blocks_for(sequence.max_length));
   waiting_.push_back(&sequence);
 }
 
@@ -66,19 +82,54 @@ void Scheduler::remove(Sequence& sequence) {
   waiting_.erase(place);
 }
 
-bool Scheduler::has_free_blocks(std::size_t count) const {
-  return std::ranges::all_of(pools_, [&](KvBlockPool const& pool) { return pool.num_free() >= count; });
+// Blocks the sequence has yet to take: for all tokens it has, or as many of them as it may hold at one time.
+std::size_t Scheduler::num_missing(std::size_t group, Sequence const& sequence) const {
+  BlockTable const& table = sequence.block_tables[group];
+  std::size_t const reach = table.num_freed + most_blocks(groups_[group], limits_.max_model_len);
+  return std::min(blocks_for(sequence.tokens.size()), reach) - table.blocks.size();
 }
 
-void Scheduler::grow(Sequence& sequence, std::size_t blocks) {
-  for (std::size_t g = 0; g < pools_.size(); ++g)
-    while (sequence.block_tables[g].size() < blocks) sequence.block_tables[g].push_back(pools_[g].take());
+// Running sequences that will hold more blocks when their answers are longer.
+std::size_t Scheduler::num_growing(std::size_t group) const {
+  return static_cast<std::size_t>(std::ranges::count_if(running_, [&](Sequence const* s) {
+    return s->block_tables[group].num_held() < groups_[group].spec.most_blocks(s->max_length, 1);
+  }));
+}
+
+bool Scheduler::has_room(Sequence const& sequence) const {
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    if (groups_[g].pool.num_free() < num_missing(g, sequence)) return false;
+  return true;
+}
+
+// One block more for each that grows: who starts now should not have to give way at once.
+bool Scheduler::may_start(Sequence const& sequence) const {
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    if (groups_[g].pool.num_free() < num_missing(g, sequence) + num_growing(g)) return false;
+  return true;
+}
+
+void Scheduler::grow(Sequence& sequence) {
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    for (std::size_t missing = num_missing(g, sequence); missing > 0; --missing)
+      sequence.block_tables[g].blocks.push_back(groups_[g].pool.take());
+}
+
+void Scheduler::free_out_of_reach(Sequence& sequence) {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    BlockTable& table = sequence.block_tables[g];
+    for (std::size_t const end = groups_[g].spec.first_needed(sequence.num_computed) / block_tokens_;
+         table.num_freed < end; ++table.num_freed)
+      groups_[g].pool.release(std::exchange(table.blocks[table.num_freed], kNoKvBlock));
+  }
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {
-  for (std::size_t g = 0; g < pools_.size(); ++g) {
-    for (std::uint32_t block : sequence.block_tables[g]) pools_[g].release(block);
-    sequence.block_tables[g].clear();
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    auto& [blocks, num_freed] = sequence.block_tables[g];
+    for (std::size_t b = num_freed; b < blocks.size(); ++b) groups_[g].pool.release(blocks[b]);
+    blocks.clear();
+    num_freed = 0;
   }
 }
 
@@ -94,13 +145,11 @@ void Scheduler::preempt_last() {
 // Blocks for all tokens of running_[index]; false if it had to give way itself.
 bool Scheduler::make_room(std::size_t index) {
   Sequence& sequence = *running_[index];
-  std::size_t const blocks = blocks_for(sequence.tokens.size());
-  std::size_t const held = sequence.block_tables.front().size();
-  while (blocks > held && !has_free_blocks(blocks - held)) {
+  while (!has_room(sequence)) {
     preempt_last();
     if (index == running_.size()) return false;
   }
-  grow(sequence, blocks);
+  grow(sequence);
   return true;
 }
 
@@ -115,7 +164,7 @@ void Scheduler::admit_next() {
     preempted_.pop_back();
   else
     waiting_.pop_front();
-  grow(*running_.back(), blocks_for(running_.back()->tokens.size()));
+  grow(*running_.back());
 }
 
 StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
@@ -136,8 +185,7 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
     if (s->num_pending() > 1) prefill(*s);
   while (budget > 0 && running_.size() < limits_.max_num_seqs) {
     Sequence* const next = next_to_admit();
-    // One block more for each that runs: who starts now should not have to give way at once.
-    if (!next || !has_free_blocks(blocks_for(next->tokens.size()) + running_.size())) break;
+    if (!next || !may_start(*next)) break;
     admit_next();
     prefill(*next);
   }
@@ -146,26 +194,39 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
 }
 
 void Scheduler::complete_step() {
-  for (std::size_t i = 0; i < batch_.sequences().size(); ++i)
-    if (Sequence* sequence = batch_.sequences()[i])
-      sequence->num_computed += batch_.offsets()[i + 1] - batch_.offsets()[i];
+  for (std::size_t i = 0; i < batch_.sequences().size(); ++i) {
+    Sequence* const sequence = batch_.sequences()[i];
+    if (!sequence) continue;
+    sequence->num_computed += batch_.offsets()[i + 1] - batch_.offsets()[i];
+    free_out_of_reach(*sequence);
+    grow(*sequence);  // while its prompt goes on: at most as many as it has just given back
+  }
 }
 
 double Scheduler::kv_usage() const {
   double usage = 0;
-  for (auto const& pool : pools_)
+  for (auto const& [spec, pool] : groups_)
     if (pool.num_blocks() > 0)
       usage = std::max(usage, static_cast<double>(pool.num_used()) / static_cast<double>(pool.num_blocks()));
   return usage;
 }
 
 void Scheduler::check_integrity() const {
-  for (std::size_t g = 0; g < pools_.size(); ++g) {
-    pools_[g].check_integrity();
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    auto const& [spec, pool] = groups_[g];
+    pool.check_integrity();
     std::size_t held = 0;
-    for (Sequence const* s : running_) held += s->block_tables[g].size();
-    EM_CHECK(held == pools_[g].num_used(),
-             "running sequences hold " << held << " blocks, " << pools_[g].num_used() << " are in use");
+    for (Sequence const* s : running_) {
+      auto const& [blocks, num_freed] = s->block_tables[g];
+      std::size_t const out_of_reach = spec.first_needed(s->num_computed) / block_tokens_;
+      EM_CHECK(num_freed == out_of_reach && blocks_for(s->num_computed) <= blocks.size() &&
+                   static_cast<std::size_t>(std::ranges::count(blocks, kNoKvBlock)) == num_freed,
+               "group " << g << ": sequence " << s->id << " has freed " << num_freed << " of " << blocks.size()
+                        << " blocks, " << out_of_reach << " are out of reach of its token " << s->num_computed);
+      held += blocks.size() - num_freed;
+    }
+    EM_CHECK(held == pool.num_used(),
+             "running sequences hold " << held << " blocks, " << pool.num_used() << " are in use");
   }
 }
 

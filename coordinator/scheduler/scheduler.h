@@ -6,6 +6,10 @@
 // gives all of its own back and waits to be computed again from its first token: the same bits, since a token's logits
 // depend on its sequence alone.
 //
+// In a group with a span (a window, or chunks of the sequence) it gives a block back as soon as no later token attends
+// to it, and it starts with blocks for the span and for one step's tokens, however long its prompt is: while that is
+// being computed, the blocks at its front go to its end. So a prompt never waits for blocks once it has begun.
+//
 // Fairness: none overtakes an earlier one, and the earliest is never preempted, so each ends after at most the work of
 // those before it.
 #pragma once
@@ -32,7 +36,7 @@ class Scheduler {
   Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> const& groups,
             std::vector<std::size_t> const& blocks);
 
-  // Whether a sequence of this length can run when it has the cache to itself. Any thread.
+  // Whether a sequence of this length can run when it has the cache to itself, with no step cut short. Any thread.
   [[nodiscard]] bool fits_ever(std::size_t max_length) const;
   [[nodiscard]] SchedulerLimits const& limits() const { return limits_; }
 
@@ -54,13 +58,22 @@ class Scheduler {
   [[nodiscard]] bool empty() const { return num_waiting() == 0 && running_.empty(); }
   [[nodiscard]] std::size_t num_preemptions() const { return num_preemptions_; }  // since start
   [[nodiscard]] double kv_usage() const;  // share of blocks in use, 0…1, of the fullest group
-  // Aborts unless blocks in use are exactly those of running sequences.
+  // Aborts unless blocks in use are exactly those of running sequences, and none of these is out of reach.
   void check_integrity() const;
 
  private:
+  struct Group {
+    KvCacheSpec spec;
+    KvBlockPool pool;
+  };
   [[nodiscard]] std::size_t blocks_for(std::size_t tokens) const;
-  [[nodiscard]] bool has_free_blocks(std::size_t count) const;  // in every group
-  void grow(Sequence& sequence, std::size_t blocks);
+  [[nodiscard]] std::size_t most_blocks(Group const& group, std::size_t tokens) const;
+  [[nodiscard]] std::size_t num_missing(std::size_t group, Sequence const& sequence) const;
+  [[nodiscard]] std::size_t num_growing(std::size_t group) const;
+  [[nodiscard]] bool has_room(Sequence const& sequence) const;
+  [[nodiscard]] bool may_start(Sequence const& sequence) const;
+  void grow(Sequence& sequence);
+  void free_out_of_reach(Sequence& sequence);
   void free_blocks(Sequence& sequence);
   bool make_room(std::size_t running_index);
   void preempt_last();
@@ -69,7 +82,7 @@ class Scheduler {
 
   SchedulerLimits limits_;
   std::size_t block_tokens_;
-  std::vector<KvBlockPool> pools_;  // [KV groups]
+  std::vector<Group> groups_;  // [KV groups]
   // Every running sequence arrived before every preempted one, and that before every waiting one.
   std::vector<Sequence*> running_;    // in order of arrival
   std::vector<Sequence*> preempted_;  // the earliest last

@@ -8,6 +8,14 @@
 
 namespace expertmesh {
 
+// Where a sequence's keys and values are in one KV group: positions from i * block_tokens on in block i.
+struct BlockTable {
+  std::vector<std::uint32_t> blocks;
+  std::size_t num_freed = 0;  // at the front: out of every later token's reach and given back; kNoKvBlock stands there
+
+  [[nodiscard]] std::size_t num_held() const { return blocks.size() - num_freed; }
+};
+
 struct Sequence {
   // Filled by the engine at submission.
   SequenceId id;
@@ -17,8 +25,8 @@ struct Sequence {
   bool prompt_logits = false;  // every prompt position needs its logits, not only the last
 
   // Filled by the scheduler.
-  std::size_t num_computed = 0;                          // tokens whose keys and values are in the cache
-  std::vector<std::vector<std::uint32_t>> block_tables;  // [KV groups][blocks], empty while it waits
+  std::size_t num_computed = 0;          // tokens whose keys and values were written to the cache
+  std::vector<BlockTable> block_tables;  // [KV groups], empty while it waits
 
   [[nodiscard]] std::size_t num_pending() const { return tokens.size() - num_computed; }
 };

@@ -6,16 +6,21 @@
 
 namespace expertmesh {
 
-StepBatch::StepBatch(Limits const& limits) : tables_(limits.num_kv_groups), places_(limits.num_kv_groups) {
+StepBatch::StepBatch(Limits const& limits)
+    : block_tokens_(limits.block_tokens),
+      max_blocks_per_sequence_(limits.max_blocks_per_sequence),
+      tables_(limits.most_held.size()),
+      places_(limits.most_held.size()) {
   ids_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
   sequence_of_.reserve(limits.max_tokens);
   offsets_.reserve(limits.max_sequences + 1);
   sequences_.reserve(limits.max_sequences);
   logit_rows_.reserve(limits.max_tokens);
-  for (auto& table : tables_) {
-    table.blocks.reserve(limits.max_sequences * limits.max_blocks_per_sequence);
-    table.offsets.reserve(limits.max_sequences + 1);
+  for (std::size_t g = 0; g < tables_.size(); ++g) {
+    tables_[g].blocks.reserve(max_blocks_per_sequence_ + limits.max_sequences * (1 + limits.most_held[g]));
+    tables_[g].blocks.assign(max_blocks_per_sequence_, kNoKvBlock);
+    tables_[g].offsets.reserve(limits.max_sequences);
   }
   clear();
 }
@@ -29,8 +34,8 @@ void StepBatch::clear() {
   logit_rows_.clear();
   num_decodes_ = 0;
   for (auto& table : tables_) {
-    table.blocks.clear();
-    table.offsets.assign(1, 0);
+    table.blocks.resize(max_blocks_per_sequence_);
+    table.offsets.clear();
   }
 }
 
@@ -51,10 +56,17 @@ void StepBatch::add(Sequence& sequence, std::size_t count) {
   }
   offsets_.push_back(static_cast<std::uint32_t>(ids_.size()));
   sequences_.push_back(&sequence);
+  std::size_t const end = (sequence.num_computed + count + block_tokens_ - 1) / block_tokens_;
   for (std::size_t g = 0; g < tables_.size(); ++g) {
-    auto const& blocks = sequence.block_tables[g];
-    tables_[g].blocks.insert(tables_[g].blocks.end(), blocks.begin(), blocks.end());
-    tables_[g].offsets.push_back(static_cast<std::uint32_t>(tables_[g].blocks.size()));
+    auto const& [blocks, num_freed] = sequence.block_tables[g];
+    auto& [copied, offsets] = tables_[g];
+    EM_CHECK(num_freed < end && end <= blocks.size() && copied.size() + 1 + end - num_freed <= copied.capacity(),
+             "blocks [" << num_freed << "," << blocks.size() << ") of sequence " << sequence.id << " in group " << g
+                        << " for " << end << " of them");
+    copied.push_back(kNoKvBlock);
+    offsets.push_back(static_cast<std::uint32_t>(copied.size() - num_freed));
+    copied.insert(copied.end(), blocks.begin() + static_cast<std::ptrdiff_t>(num_freed),
+                  blocks.begin() + static_cast<std::ptrdiff_t>(end));
   }
 }
 

@@ -23,15 +23,16 @@ class StepBatch {
   struct Limits {
     std::size_t max_tokens = 0;               // T
     std::size_t max_sequences = 0;            // B
-    std::size_t max_blocks_per_sequence = 0;  // of any KV group
-    std::size_t num_kv_groups = 0;
+    std::size_t block_tokens = 0;             // of every KV group
+    std::size_t max_blocks_per_sequence = 0;  // of the longest sequence's table
+    std::vector<std::size_t> most_held = {};  // [KV groups] of these, at one time
   };
   explicit StepBatch(Limits const& limits);
   StepBatch(StepBatch const&) = delete;  // places() point into it
   StepBatch& operator=(StepBatch const&) = delete;
 
   void clear();
-  // Appends tokens [sequence.num_computed, + count) of the sequence.
+  // Appends tokens [sequence.num_computed, + count) of the sequence, which has blocks for them in every group.
   void add(Sequence& sequence, std::size_t count);
   // Leaves a null in its place in sequences(), if it is there; its rows stay.
   void forget(Sequence& sequence);
@@ -48,10 +49,15 @@ class StepBatch {
   void seal();
 
  private:
+  // What TokenPlaces points to. Only blocks that are held are copied, after one kNoKvBlock for each sequence. An offset
+  // is where the sequence's first block would be: before the entries copied where that was freed, never before
+  // `blocks`, which begins with the length of a whole table for this.
   struct GroupTables {
     std::vector<std::uint32_t> blocks;
-    std::vector<std::uint32_t> offsets;  // [B+1]
+    std::vector<std::uint32_t> offsets;  // [B]
   };
+  std::size_t block_tokens_;
+  std::size_t max_blocks_per_sequence_;
   std::vector<TokenId> ids_;
   std::vector<std::uint32_t> positions_;
   std::vector<std::uint32_t> sequence_of_;  // [T]

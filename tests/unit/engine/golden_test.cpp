@@ -8,56 +8,21 @@
 #include <functional>
 #include <map>
 
-#include "coordinator/engine/step_runner.h"
-#include "coordinator/experts/remote_experts.h"
-#include "coordinator/model/model_plan.h"
-#include "coordinator/scheduler/scheduler.h"
 #include "tests/support/golden_file.h"
 #include "tests/support/model_copy.h"
 #include "tests/unit/engine/allocation_counter.h"
+#include "tests/unit/engine/model_rig.h"
 
 namespace expertmesh {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t kMaxTokens = 128;
+constexpr std::size_t kMaxTokens = test::ModelRig::kMaxTokens;
 
-class NoExperts final : public Experts {
- public:
-  Exchange dispatch(std::uint32_t, MatrixView<float const>, RoutingView) override { return {}; }
-  void progress() override {}
-  void wake() override {}
-  void idle() override {}
-
- protected:
-  bool complete(Exchange) override { return true; }
-  void wait(Exchange, std::coroutine_handle<>) override {}
-  void finish(Exchange, MatrixView<float>) override {}
-};
-
-// A model ready to run steps.
-struct Model {
+// Spells out what a rig's steps give.
+struct Model : test::ModelRig {
   Model(fs::path const& dir, DType dtype, std::size_t threads, Isa isa)
-      : spec(read_model_spec(dir, {})),
-        weights(open_checkpoint(dir)),
-        pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512}) {
-    weights->verify(expected_tensors(spec));
-    auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
-    if (!experts_spec.layers.empty())
-      remote = make_local_experts(experts_spec, *weights,
-                                  {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
-                                   .max_tokens = exchange_shape(spec, kMaxTokens).rows},
-                                  exec, [](auto, auto) {});
-    decoder.emplace(
-        spec, *weights,
-        DecoderOptions{.max_tokens = kMaxTokens, .weights = weight_format_of(dtype), .on_bytes_loaded = [](auto) {}});
-    groups = kv_cache_specs(spec, dtype);
-    std::vector<std::size_t> const blocks(groups.size(), 64);
-    kv.emplace(spec, groups, blocks);
-    runner.emplace(spec, StepRunnerLimits{.max_tokens = kMaxTokens, .max_logit_rows = 16, .record_routing = true}, exec,
-                   *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
-  }
+      : ModelRig(read_model_spec(dir, {}), dir, dtype, threads, isa) {}
 
   // Runs the prompts side by side in chunks of at most `budget` tokens; row 0 of the result is prompt 0's, …: the
   // logits of every position as log-probabilities of all tokens in id order, and the routing.
@@ -66,8 +31,7 @@ struct Model {
     std::vector<std::vector<std::vector<std::uint32_t>>> experts;  // [T][MoE layers][K]
   };
   std::vector<Output> run(std::vector<std::vector<TokenId>> const& prompts, std::size_t budget) {
-    Scheduler scheduler({.max_num_seqs = 8, .max_num_batched_tokens = budget, .max_model_len = 128}, groups,
-                        std::vector<std::size_t>(groups.size(), 64));
+    Scheduler scheduler({.max_num_seqs = 8, .max_num_batched_tokens = budget, .max_model_len = 128}, groups, blocks);
     std::vector<Sequence> sequences(prompts.size());
     std::vector<Output> outputs(prompts.size());
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -103,17 +67,6 @@ struct Model {
     for (auto& s : sequences) scheduler.remove(s);
     return outputs;
   }
-
-  ModelSpec spec;
-  std::unique_ptr<WeightSource> weights;
-  ThreadPool pool;
-  Exec exec;
-  NoExperts no_experts;
-  std::unique_ptr<RemoteExperts> remote;
-  std::optional<Decoder> decoder;
-  std::vector<KvCacheSpec> groups;
-  std::optional<KvCache> kv;
-  std::optional<StepRunner> runner;
 };
 
 fs::path model_dir(std::string const& name) {

@@ -2,11 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <random>
 #include <set>
 
 #include "coordinator/scheduler/scheduler.h"
+#include "tests/unit/scheduler/kv_oracle.h"
 
 namespace expertmesh {
 namespace {
@@ -20,22 +22,42 @@ std::unique_ptr<Sequence> sequence(std::uint64_t id, std::size_t prompt, std::si
   return s;
 }
 
-// Blocks of the batch's sequences: enough for the tokens they have, each block in one table only.
+// No block is in two tables of the batch.
 void expect_own_blocks(StepBatch const& batch, std::size_t group) {
   TokenPlaces const& places = batch.places()[group];
-  ASSERT_EQ(places.table_offsets.size(), batch.sequences().size() + 1);
-  for (std::size_t s = 0; s < batch.sequences().size(); ++s)
-    EXPECT_EQ(places.table_offsets[s + 1] - places.table_offsets[s], (batch.sequences()[s]->tokens.size() + 15) / 16);
-  EXPECT_EQ(std::set(places.block_tables.begin(), places.block_tables.end()).size(), places.block_tables.size());
+  ASSERT_EQ(places.table_offsets.size(), batch.sequences().size());
+  std::set<std::uint32_t> blocks;
+  for (std::uint32_t block : places.block_tables)
+    EXPECT_TRUE(block == kNoKvBlock || blocks.insert(block).second) << "block " << block;
+}
+
+// Two groups: what a layer may attend to, and blocks such that a sequence of 90 tokens fits.
+struct Cache {
+  std::vector<KvCacheSpec> groups;
+  std::vector<std::size_t> blocks;
+};
+Cache random_cache(std::mt19937& rng, std::size_t step_tokens) {
+  Cache cache{std::vector<KvCacheSpec>(2), {}};
+  for (auto& group : cache.groups) {
+    group.kind = std::array{KvCacheKind::full, KvCacheKind::window, KvCacheKind::chunked}[rng() % 3];
+    if (group.has_span()) group.span_tokens = 1 + rng() % 50;
+    cache.blocks.push_back(group.most_blocks(90, step_tokens) + rng() % 8);
+  }
+  return cache;
 }
 
 TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
-  for (unsigned seed = 0; seed < 30; ++seed) {
+  std::size_t preemptions = 0;
+  for (unsigned seed = 0; seed < 60; ++seed) {
     std::mt19937 rng(seed);
     SchedulerLimits const limits{
         .max_num_seqs = 1 + rng() % 5, .max_num_batched_tokens = 5 + rng() % 30, .max_model_len = 90};
-    Scheduler scheduler(limits, std::vector<KvCacheSpec>(2), {12, 14});
+    Cache const cache = random_cache(rng, limits.max_num_batched_tokens);
+    Scheduler scheduler(limits, cache.groups, cache.blocks);
+    test::KvOracle oracle(cache.groups, cache.blocks);
     std::vector<std::unique_ptr<Sequence>> all;
+    Sequence const* earliest = nullptr;  // of those that run
+    std::size_t earliest_computed = 0;
     std::size_t num_ended = 0;
     for (std::uint64_t step = 0; num_ended < 25; ++step) {
       ASSERT_LT(step, 5000U);
@@ -46,6 +68,9 @@ TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
       }
       StepBatch const& batch = scheduler.schedule();
       ASSERT_EQ(batch.num_tokens() == 0, scheduler.empty()) << "work waits, but nothing runs";
+      if (earliest) {
+        ASSERT_EQ(earliest->num_computed, earliest_computed) << "the earliest is never preempted";
+      }
       ASSERT_LE(batch.num_tokens(), limits.max_num_batched_tokens);
       for (std::size_t g : {0U, 1U}) expect_own_blocks(batch, g);
       bool prefill_seen = false;
@@ -78,6 +103,8 @@ TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
         EXPECT_EQ(row.sample, row.position + 1 == s->tokens.size());
         if (row.sample) sampled.push_back(s);
       }
+      ASSERT_NO_FATAL_FAILURE(oracle.run(batch)) << "seed " << seed;
+      if (rng() % 8 == 0) continue;  // the step is given up
       scheduler.complete_step();
       for (Sequence* s : sampled) {
         s->tokens.push_back(static_cast<TokenId>(step));
@@ -86,11 +113,17 @@ TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
         ++num_ended;
       }
       scheduler.check_integrity();
+      auto const first = std::ranges::find_if(
+          all, [](auto const& s) { return s->tokens.size() < s->max_length && s->num_computed > 0; });
+      earliest = first == all.end() ? nullptr : first->get();
+      if (earliest) earliest_computed = earliest->num_computed;
     }
+    preemptions += scheduler.num_preemptions();
     for (auto const& s : all) EXPECT_EQ(s->num_computed + 1, s->max_length) << "the last token is not run";
     EXPECT_TRUE(scheduler.empty());
     EXPECT_EQ(scheduler.kv_usage(), 0);
   }
+  EXPECT_GT(preemptions, 50U) << "the caches were not small enough";
 }
 
 TEST(SchedulerContract, ASequenceMayLeaveWhileItsStepIsUnderWay) {
@@ -176,6 +209,7 @@ TEST(SchedulerContractDeathTest, RefusesLimitsThatContradictEachOther) {
   std::vector<KvCacheSpec> mixed(2);
   mixed[1].block_tokens = 32;
   EXPECT_DEATH(Scheduler(limits, mixed, {4, 4}), "KV blocks of 32 and 16 tokens");
+  EXPECT_DEATH(Scheduler(limits, {{.kind = KvCacheKind::window, .layers = {}}}, {4}), "KV group window of 0 tokens");
   EXPECT_DEATH(Scheduler({.max_num_seqs = 9, .max_num_batched_tokens = 8, .max_model_len = 64},
                          std::vector<KvCacheSpec>(1), {4}),
                "tokens a step 8, sequences 9");

@@ -214,8 +214,9 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
     no_experts_ = std::make_unique<NoExperts>();
     return;
   }
-  RemoteExpertsLimits const exchange{.experts_per_token = layer_maxima(spec_).experts_per_token,
-                                     .max_tokens = sizes_.max_num_batched_tokens,
+  ExchangeShape const shape = exchange_shape(spec_, sizes_.max_num_batched_tokens);
+  RemoteExpertsLimits const exchange{.experts_per_token = shape.experts_per_row,
+                                     .max_tokens = shape.rows,
                                      .checksums = options_.checksum_messages,
                                      .own_cache_bytes = sizes_.own_cache_bytes};
   if (options_.clustered()) {

@@ -1,5 +1,6 @@
 #include "common/kernels/rows.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "common/base/bf16.h"
@@ -13,6 +14,48 @@ void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y) {
            "x [" << x.rows << "," << x.cols << "], y [" << y.rows << "," << y.cols << "]");
   exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) exec.table().add(x.row(t), y.row(t), x.cols);
+  });
+}
+
+namespace {
+void scale_row(float const* x, float factor, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; ++i) out[i] = x[i] * factor;
+}
+}  // namespace
+
+void scale(Exec const& exec, MatrixView<float> x, float factor) {
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) scale_row(x.row(t), factor, x.cols, x.row(t));
+  });
+}
+
+void scale_rows_by_sigmoid(Exec const& exec, MatrixView<float> x, MatrixView<float const> gate) {
+  EM_CHECK(gate.rows == x.rows && gate.cols == 1, "gate [" << gate.rows << "," << gate.cols << "], T " << x.rows);
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t)
+      scale_row(x.row(t), 1.0F / (1.0F + std::exp(-gate.row(t)[0])), x.cols, x.row(t));
+  });
+}
+
+void scale_rows_into_slots(Exec const& exec, MatrixView<float const> x, std::span<float const> weights,
+                           std::size_t experts_per_token, MatrixView<float> out) {
+  EM_CHECK(out.rows == x.rows * experts_per_token && weights.size() == out.rows && out.cols == x.cols,
+           "T " << x.rows << ", K " << experts_per_token << ", slots " << out.rows);
+  exec.pool().parallel_for(out.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t slot = begin; slot < end; ++slot)
+      scale_row(x.row(slot / experts_per_token), weights[slot], x.cols, out.row(slot));
+  });
+}
+
+void add_slots(Exec const& exec, MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out) {
+  EM_CHECK(slots.rows == out.rows * experts_per_token && slots.cols == out.cols,
+           "T " << out.rows << ", K " << experts_per_token << ", slots " << slots.rows);
+  exec.pool().parallel_for(out.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) {
+      std::memcpy(out.row(t), slots.row(t * experts_per_token), out.cols * sizeof(float));
+      for (std::size_t k = 1; k < experts_per_token; ++k)
+        exec.table().add(out.row(t), slots.row(t * experts_per_token + k), out.cols);
+    }
   });
 }
 

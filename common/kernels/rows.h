@@ -12,6 +12,15 @@
 namespace expertmesh {
 // x += y; both [T,H].
 void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y);
+// x *= factor; [T,H].
+void scale(Exec const& exec, MatrixView<float> x, float factor);
+// x[t] *= 1 / (1 + e^-gate[t]); x: [T,H], gate: [T,1].
+void scale_rows_by_sigmoid(Exec const& exec, MatrixView<float> x, MatrixView<float const> gate);
+// out[t*K+k] = weights[t*K+k] * x[t]; x: [T,H], out: [T*K,H].
+void scale_rows_into_slots(Exec const& exec, MatrixView<float const> x, std::span<float const> weights,
+                           std::size_t experts_per_token, MatrixView<float> out);
+// out[t] = sum over k = 0…K-1 in this order of slots[t*K+k]; slots: [T*K,H], out: [T,H].
+void add_slots(Exec const& exec, MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out);
 // out[t] = table[ids[t]]: table [V,H] of `type` (f32, bf16 or f16), row-major.
 void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
                MatrixView<float> out);

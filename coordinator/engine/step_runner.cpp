@@ -46,7 +46,8 @@ void StepRunner::forward(StepBatch const& batch) {
                          .tokens = batch.num_tokens(),
                          .positions = batch.positions(),
                          .places = batch.places(),
-                         .routed = routed_.empty() ? nullptr : routed_.data()};
+                         .routed = routed_.empty() ? nullptr : routed_.data(),
+                         .tap = tap_};
   Task task = decoder_.forward(frames_, batch.ids(), step, kv_);
   task.start();
   while (!task.done()) {

@@ -47,6 +47,9 @@ class StepRunner {
   // but on KV places that will be written again.
   std::span<RowResult const> run(StepBatch const& batch, std::span<RowWish const> wishes);
 
+  // Hears what the layers compute from now on; nullptr: nobody. It must outlive the steps.
+  void set_tap(LayerTap* tap) { tap_ = tap; }
+
   // Experts of row t of the last step in MoE layer m: [K]. Only with record_routing.
   [[nodiscard]] std::span<std::uint32_t const> routed(std::size_t moe_layer, std::size_t row) const;
   [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }
@@ -71,6 +74,7 @@ class StepRunner {
   FrameArena frames_;
   Sampler sampler_;
   std::vector<TokenId> const eos_ids_;
+  LayerTap* tap_ = nullptr;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
   std::size_t last_tokens_ = 0;
   std::vector<std::uint32_t> head_rows_;  // [R]

@@ -21,6 +21,9 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
         m.num_experts = std::max(m.num_experts, moe.router.num_experts);
         m.experts_per_token = std::max(m.experts_per_token, moe.router.experts_per_token);
         m.has_noise = m.has_noise || moe.router.noise.has_value();
+        m.has_shared_expert = m.has_shared_expert || moe.shared.has_value();
+        m.has_gate_on_input = m.has_gate_on_input || moe.gate_on_input;
+        if (moe.shared) m.dense_intermediate = std::max(m.dense_intermediate, moe.shared->ffn.intermediate);
       }
     }
   }
@@ -48,6 +51,12 @@ Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) 
   noise = Matrix<float>(m.has_noise ? t : 0, m.num_experts);
   experts = AlignedBuffer<std::uint32_t>(t * m.experts_per_token);
   gate_weights = AlignedBuffer<float>(t * m.experts_per_token);
+  shared_out = Matrix<float>(m.has_shared_expert ? t : 0, spec.hidden);
+  shared_gate = Matrix<float>(m.has_shared_expert ? t : 0, 1);
+  std::size_t const input_slots = m.has_gate_on_input ? t * m.experts_per_token : 0;
+  expert_in = Matrix<float>(input_slots, spec.hidden);
+  expert_out = Matrix<float>(input_slots, spec.hidden);
+  unit_weights = AlignedBuffer<float>(input_slots);
   head_in = Matrix<float>(r, spec.hidden);
   logits = Matrix<float>(r, spec.vocab);
 }
@@ -55,8 +64,9 @@ Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) 
 std::size_t Activations::size_bytes() const {
   return x.size_bytes() + normed.size_bytes() + qkv.size_bytes() + attention.size_bytes() + block_out.size_bytes() +
          gate_up.size_bytes() + ffn_hidden.size_bytes() + router.size_bytes() + noise_scale.size_bytes() +
-         noise.size_bytes() + experts.size_bytes() + gate_weights.size_bytes() + head_in.size_bytes() +
-         logits.size_bytes();
+         noise.size_bytes() + experts.size_bytes() + gate_weights.size_bytes() + shared_out.size_bytes() +
+         shared_gate.size_bytes() + expert_in.size_bytes() + expert_out.size_bytes() + unit_weights.size_bytes() +
+         head_in.size_bytes() + logits.size_bytes();
 }
 
 }  // namespace expertmesh

@@ -30,6 +30,11 @@ struct Activations {
   Matrix<float> noise;                   // [T,E] standard normal
   AlignedBuffer<std::uint32_t> experts;  // [T,K]
   AlignedBuffer<float> gate_weights;     // [T,K]
+  Matrix<float> shared_out;              // [T,H] of the shared expert
+  Matrix<float> shared_gate;             // [T,1]
+  Matrix<float> expert_in;               // [T*K,H] where gate weights multiply the experts' inputs
+  Matrix<float> expert_out;              // [T*K,H] the same
+  AlignedBuffer<float> unit_weights;     // [T*K] ones, the same
   Matrix<float> head_in;                 // [R,H] final-normed rows that need logits
   Matrix<float> logits;                  // [R,V]
 };
@@ -44,6 +49,8 @@ struct LayerMaxima {
   std::size_t num_experts = 0;
   std::size_t experts_per_token = 0;
   bool has_noise = false;
+  bool has_shared_expert = false;
+  bool has_gate_on_input = false;
 };
 LayerMaxima layer_maxima(ModelSpec const& spec);
 

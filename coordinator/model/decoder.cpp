@@ -4,14 +4,13 @@
 #include <cstring>
 
 #include "common/kernels/linear.h"
-#include "common/kernels/rms_norm.h"
 #include "common/kernels/rope.h"
 #include "common/kernels/rows.h"
 
 namespace expertmesh {
 
 Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
-    : hidden_(spec.hidden) {
+    : hidden_(spec.hidden), embedding_multiplier_(spec.embedding_multiplier), logit_multiplier_(spec.logit_multiplier) {
   WeightLoader const loader(source, options.weights, options.on_bytes_loaded);
   StackSpec const& stack = spec.stacks.front();
   embedding_ = loader.stored(spec.embedding, spec.vocab, spec.hidden);
@@ -21,9 +20,10 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
     layers_.emplace_back(layer, static_cast<std::uint32_t>(layers_.size()), moe_index, hidden_, loader);
     if (std::holds_alternative<MoeFfnSpec>(layer.ffn)) ++moe_index;
   }
-  final_norm_ = loader.floats(stack.final_norm.weight, hidden_);
-  final_epsilon_ = stack.final_norm.epsilon;
-  lm_head_ = loader.packed({{spec.lm_head.value_or(spec.embedding), spec.vocab}}, hidden_);
+  final_norm_.emplace(stack.final_norm, hidden_, loader);
+  LinearPart head{.weight = {spec.lm_head.value_or(spec.embedding)}, .rows = spec.vocab};
+  if (spec.lm_head_bias) head.bias = VectorSlice{*spec.lm_head_bias};
+  lm_head_ = loader.linear({head}, hidden_);
 }
 
 std::size_t Decoder::rope_index(AttentionSpec const& spec, std::size_t max_tokens) {
@@ -43,7 +43,10 @@ std::size_t Decoder::rope_index(AttentionSpec const& spec, std::size_t max_token
 }
 
 Task Decoder::forward(FrameArena& arena, std::span<TokenId const> ids, StepContext const& step, KvCache& kv) {
-  embedding(step.exec, ids, embedding_.dtype, embedding_.bytes.data(), step.act.x.view().first_rows(step.tokens));
+  MatrixView<float> const x = step.act.x.view().first_rows(step.tokens);  // [T,H]
+  embedding(step.exec, ids, embedding_.dtype, embedding_.bytes.data(), x);
+  if (embedding_multiplier_ != 1.0F) scale(step.exec, x, embedding_multiplier_);
+  if (step.tap) step.tap->hidden(0, x);
   for (auto& rope : ropes_)
     rope_angles(step.exec, step.positions, rope.inverse_frequency, rope.cos.view().first_rows(step.tokens),
                 rope.sin.view().first_rows(step.tokens));
@@ -59,9 +62,10 @@ MatrixView<float> Decoder::logits(Exec const& exec, Activations& act, std::span<
   MatrixView<float> const in = act.head_in.view().first_rows(rows.size());  // [R,H]
   MatrixView<float> const x = act.x.view();
   for (std::size_t i = 0; i < rows.size(); ++i) std::memcpy(in.row(i), x.row(rows[i]), hidden_ * sizeof(float));
-  rms_norm(exec, in, final_norm_, final_epsilon_, in);
+  final_norm_->forward(exec, in, in);
   MatrixView<float> const out = act.logits.view().first_rows(rows.size());  // [R,V]
   linear(exec, in, lm_head_, out);
+  if (logit_multiplier_ != 1.0F) scale(exec, out, logit_multiplier_);
   return out;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "coordinator/model/decoder_layer.h"
@@ -38,12 +39,13 @@ class Decoder {
 
   std::size_t hidden_;
   StoredTensor embedding_;  // [V,H]
+  float embedding_multiplier_;
   std::vector<Rope> ropes_;
   std::vector<std::size_t> rope_of_layer_;
   std::vector<DecoderLayer> layers_;
-  std::vector<float> final_norm_;  // [H]
-  float final_epsilon_;
-  PackedMatrix lm_head_;  // [V,H]
+  std::optional<Norm> final_norm_;
+  PackedLinear lm_head_;  // [V,H]
+  float logit_multiplier_;
 };
 
 }  // namespace expertmesh

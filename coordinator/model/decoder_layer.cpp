@@ -4,30 +4,44 @@
 
 #include "common/kernels/ffn_activation.h"
 #include "common/kernels/linear.h"
-#include "common/kernels/rms_norm.h"
 #include "common/kernels/rows.h"
 #include "common/moe/router.h"
 
 namespace expertmesh {
 
 DenseFfn::DenseFfn(DenseFfnSpec const& spec, std::size_t hidden, WeightLoader const& loader)
-    : intermediate_(spec.intermediate),
-      activation_(spec.activation.kind),
-      gate_up_(
-          loader.packed({{spec.tensors.gate->name, intermediate_}, {spec.tensors.up.name, intermediate_}}, hidden)),
-      down_(loader.packed({{spec.tensors.down.name, hidden}}, intermediate_)) {}
+    : weights_(loader.ffn(spec.tensors, {.hidden = hidden, .intermediate = spec.intermediate}, spec.activation)) {}
 
 void DenseFfn::forward(Exec const& exec, MatrixView<float const> x, Activations& act, MatrixView<float> out) const {
-  MatrixView<float> const gate_up = act.gate_up.view().first_rows(x.rows).columns(0, 2 * intermediate_);  // [T,2I]
-  MatrixView<float> const hidden = act.ffn_hidden.view().first_rows(x.rows).columns(0, intermediate_);    // [T,I]
-  linear(exec, x, gate_up_, gate_up);
-  ffn_activation(exec, {.kind = activation_}, gate_up, hidden);
-  linear(exec, hidden, down_, out);
+  std::size_t const columns = weights_.gate_up.w.n();
+  MatrixView<float> const gate_up = act.gate_up.view().first_rows(x.rows).columns(0, columns);                // [T,2I]
+  MatrixView<float> const hidden = act.ffn_hidden.view().first_rows(x.rows).columns(0, weights_.down.w.k());  // [T,I]
+  linear(exec, x, weights_.gate_up, gate_up);
+  ffn_activation(exec, weights_.activation, gate_up, hidden);
+  linear(exec, hidden, weights_.down, out);
+}
+
+SharedExpert::SharedExpert(SharedExpertSpec const& spec, std::size_t hidden, WeightLoader const& loader)
+    : ffn_(spec.ffn, hidden, loader) {
+  if (spec.gate) gate_ = loader.linear_float32({.weight = {*spec.gate}, .rows = 1}, hidden);
+}
+
+void SharedExpert::forward(Exec const& exec, MatrixView<float const> x, Activations& act, MatrixView<float> out) const {
+  ffn_.forward(exec, x, act, out);
+  if (!gate_) return;
+  MatrixView<float> const gate = act.shared_gate.view().first_rows(x.rows);  // [T,1]
+  linear(exec, x, *gate_, gate);
+  scale_rows_by_sigmoid(exec, out, gate);
 }
 
 Router::Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, WeightLoader const& loader)
-    : spec_(spec.router), layer_(layer), gate_(loader.packed_float32({spec.router_weight, spec_.num_experts}, hidden)) {
-  if (spec_.noise) noise_ = loader.packed_float32({*spec.router_noise_weight, spec_.num_experts}, hidden);
+    : spec_(spec.router),
+      layer_(layer),
+      gate_(loader.linear_float32({.weight = {spec.router_weight}, .rows = spec_.num_experts, .bias = spec.router_bias},
+                                  hidden)) {
+  if (spec.selection_bias) selection_bias_ = loader.floats(*spec.selection_bias, spec_.num_experts);
+  if (spec_.noise)
+    noise_ = loader.linear_float32({.weight = {*spec.router_noise_weight}, .rows = spec_.num_experts}, hidden);
 }
 
 RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> positions,
@@ -37,38 +51,60 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
   auto const logits_view = [&](Matrix<float>& m) { return m.view().first_rows(tokens).columns(0, spec_.num_experts); };
   MatrixView<float> const logits = logits_view(act.router);  // [T,E]
   linear(exec, x, gate_, logits);
-  auto const experts = act.experts.span().first(slots);
-  auto const weights = act.gate_weights.span().first(slots);
-  if (spec_.noise) {
+  RouterInput in{.logits = logits, .selection_bias = selection_bias_};
+  if (noise_) {
     MatrixView<float> const scale = logits_view(act.noise_scale);
     MatrixView<float> const eps = logits_view(act.noise);
-    linear(exec, x, noise_, scale);
+    linear(exec, x, *noise_, scale);
     router_noise(spec_.noise->seed, positions, layer_, eps);
-    route(spec_, {.logits = logits, .noise = RouterNoiseInput{.scale_logits = scale, .eps = eps}}, experts, weights);
-  } else {
-    route(spec_, {.logits = logits}, experts, weights);
+    in.noise = RouterNoiseInput{.scale_logits = scale, .eps = eps};
   }
+  auto const experts = act.experts.span().first(slots);
+  auto const weights = act.gate_weights.span().first(slots);
+  route(spec_, in, experts, weights);
   return {experts, weights, spec_.experts_per_token};
 }
 
 namespace {
-std::variant<DenseFfn, Router> make_ffn(LayerSpec const& spec, std::uint32_t index, std::size_t hidden,
-                                        WeightLoader const& loader) {
+
+std::variant<DenseFfn, Mixture> make_ffn(LayerSpec const& spec, std::uint32_t index, std::size_t hidden,
+                                         WeightLoader const& loader) {
   if (auto const* dense = std::get_if<DenseFfnSpec>(&spec.ffn)) return DenseFfn(*dense, hidden, loader);
-  return Router(std::get<MoeFfnSpec>(spec.ffn), index, hidden, loader);
+  auto const& moe = std::get<MoeFfnSpec>(spec.ffn);
+  Mixture mixture{.router = Router(moe, index, hidden, loader), .shared = {}, .gate_on_input = moe.gate_on_input};
+  if (moe.shared) mixture.shared.emplace(*moe.shared, hidden, loader);
+  return mixture;
 }
+
 }  // namespace
 
 DecoderLayer::DecoderLayer(LayerSpec const& spec, std::uint32_t index, std::uint32_t moe_index, std::size_t hidden,
                            WeightLoader const& loader)
     : index_(index),
       moe_index_(moe_index),
-      input_norm_(loader.floats(spec.input_norm.weight, hidden)),
-      post_attention_norm_(loader.floats(spec.post_attention_norm.weight, hidden)),
-      input_epsilon_(spec.input_norm.epsilon),
-      post_attention_epsilon_(spec.post_attention_norm.epsilon),
+      input_norm_(spec.input_norm, hidden, loader),
+      post_attention_norm_(spec.post_attention_norm, hidden, loader),
       attention_(spec.attention, hidden, loader),
-      ffn_(make_ffn(spec, index, hidden, loader)) {}
+      ffn_(make_ffn(spec, index, hidden, loader)),
+      residual_multiplier_(spec.residual_multiplier) {}
+
+// With the gate on the input each (token, slot) has a row of its own, and one expert with weight 1.
+DecoderLayer::ExpertRows DecoderLayer::rows_for_experts(StepContext const& step, MatrixView<float> normed,
+                                                        RoutingView routing, MatrixView<float> block_out) const {
+  if (!std::get<Mixture>(ffn_).gate_on_input) return {normed, routing, block_out};
+  std::size_t const slots = routing.experts.size();
+  Activations& act = step.act;
+  MatrixView<float> const in = act.expert_in.view().first_rows(slots);  // [T*K,H]
+  scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
+  auto const ones = act.unit_weights.span().first(slots);
+  std::ranges::fill(ones, 1.0F);
+  return {in, {routing.experts, ones, 1}, act.expert_out.view().first_rows(slots)};
+}
+
+void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> block_out) const {
+  if (residual_multiplier_ != 1.0F) scale(step.exec, block_out, residual_multiplier_);
+  add(step.exec, step.act.x.view().first_rows(step.tokens), block_out);
+}
 
 Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const& step, RopeAngles angles,
                            TokenPlaces const& places, KvLayer& kv) const {
@@ -77,30 +113,40 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   MatrixView<float> const normed = act.normed.view().first_rows(step.tokens);        // [T,H]
   MatrixView<float> const block_out = act.block_out.view().first_rows(step.tokens);  // [T,H]
 
-  rms_norm(step.exec, x, input_norm_, input_epsilon_, normed);
+  input_norm_.forward(step.exec, x, normed);
   attention_.forward(step.exec, normed, angles, places, kv, act, block_out);
-  add(step.exec, x, block_out);
+  add_to_residual(step, block_out);
   step.stages.end(Stage::attention);
 
-  rms_norm(step.exec, x, post_attention_norm_, post_attention_epsilon_, normed);
+  post_attention_norm_.forward(step.exec, x, normed);
   if (auto const* dense = std::get_if<DenseFfn>(&ffn_)) {
     dense->forward(step.exec, normed, act, block_out);
-    add(step.exec, x, block_out);
+    add_to_residual(step, block_out);
     step.stages.end(Stage::dense_ffn);
+    if (step.tap) step.tap->hidden(index_ + 1, x);
     co_return;
   }
 
-  RoutingView const routing = std::get<Router>(ffn_).forward(step.exec, normed, step.positions, act);
+  auto const& [router, shared, gate_on_input] = std::get<Mixture>(ffn_);
+  RoutingView const routing = router.forward(step.exec, normed, step.positions, act);
   step.stages.end(Stage::router);
-  auto const exchange = step.experts.dispatch(index_, normed, routing);  // rows leave for their workers
+  ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
+  auto const exchange = step.experts.dispatch(index_, rows.in, rows.routing);  // rows leave for their workers
   step.stages.end(Stage::dispatch);
-  step.balance.add(moe_index_, routing);  // while they compute
+  MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
+  if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
+  step.balance.add(moe_index_, routing);
   if (step.routed) std::ranges::copy(routing.experts, step.routed + moe_index_ * routing.experts.size());
+  step.stages.end(Stage::shared_expert);
   co_await step.experts.answered(exchange);
   step.stages.end(Stage::experts);
-  co_await step.experts.combine(exchange, block_out);  // slot order 0…K-1: same bits for any placement
-  add(step.exec, x, block_out);
+  co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
+  if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
+  if (shared) add(step.exec, block_out, shared_out);
+  if (step.tap) step.tap->moe_output(index_, block_out);
+  add_to_residual(step, block_out);
   step.stages.end(Stage::combine);
+  if (step.tap) step.tap->hidden(index_ + 1, x);
 }
 
 }  // namespace expertmesh

@@ -211,6 +211,19 @@ ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, D
   return out;
 }
 
+ExchangeShape exchange_shape(ModelSpec const& spec, std::size_t tokens) {
+  ExchangeShape shape{.rows = tokens, .experts_per_row = 1};
+  for (auto const& layer : spec.stacks.front().layers)
+    if (auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn)) {
+      std::size_t const k = moe->router.experts_per_token;
+      if (moe->gate_on_input)
+        shape.rows = std::max(shape.rows, tokens * k);
+      else
+        shape.experts_per_row = std::max(shape.experts_per_row, k);
+    }
+  return shape;
+}
+
 ModelSpec read_model_spec(std::filesystem::path const& model_dir, ModelOptions const& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(model_dir, error)) throw ModelError(model_dir.string() + ": no such directory");

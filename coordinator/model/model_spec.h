@@ -187,6 +187,14 @@ std::size_t num_parameters(ModelSpec const& spec);
 // The routed experts of all MoE layers, packed as `weights`, sent as `wire`.
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire);
 
+// The largest exchange of experts in steps of T tokens: rows, and experts of each. Where gate weights multiply inputs
+// each (token, slot) is a row with one expert.
+struct ExchangeShape {
+  std::size_t rows = 0;
+  std::size_t experts_per_row = 0;
+};
+ExchangeShape exchange_shape(ModelSpec const& spec, std::size_t tokens);
+
 struct ModelOptions {
   std::optional<std::uint64_t> router_noise_seed;  // --router-noise: turns the noise of noisy_topk_moe on
 };

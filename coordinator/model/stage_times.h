@@ -9,19 +9,21 @@
 namespace expertmesh {
 
 enum class Stage : std::uint8_t {
-  embedding,  // and the angles of the position encoding
-  attention,  // norm, attention, residual
-  router,     // norm, gate logits, choice
-  dispatch,   // rows packed and sent
-  experts,    // until every row is back: the experts' computation in this process, the wait for workers
-  combine,    // and residual
-  dense_ffn,  // norm, dense FFN, residual
-  lm_head,    // final norm, logits
-  sampling,   // and log-probabilities
+  embedding,      // and the angles of the position encoding
+  attention,      // norm, attention, residual
+  router,         // norm, gate logits, choice
+  dispatch,       // rows packed and sent
+  shared_expert,  // while the routed ones run
+  experts,        // until every row is back: the experts' computation in this process, the wait for workers
+  combine,        // and residual
+  dense_ffn,      // norm, dense FFN, residual
+  lm_head,        // final norm, logits
+  sampling,       // and log-probabilities
 };
-constexpr std::size_t kNumStages = 9;
-constexpr std::array<std::string_view, kNumStages> kStageNames = {
-    "embedding", "attention", "router", "dispatch", "experts", "combine", "dense_ffn", "lm_head", "sampling"};
+constexpr std::size_t kNumStages = 10;
+constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",     "attention", "router",  "dispatch",
+                                                                  "shared_expert", "experts",   "combine", "dense_ffn",
+                                                                  "lm_head",       "sampling"};
 
 // A stopwatch over the stages of one step: every moment between begin() and the last end() belongs to one of them.
 class StageTimes {

@@ -5,55 +5,24 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <map>
 
-#include "coordinator/engine/step_runner.h"
-#include "coordinator/experts/remote_experts.h"
-#include "coordinator/model/model_plan.h"
-#include "coordinator/scheduler/scheduler.h"
 #include "tests/support/golden_file.h"
+#include "tests/support/model_copy.h"
 #include "tests/unit/engine/allocation_counter.h"
+#include "tests/unit/engine/model_rig.h"
 
 namespace expertmesh {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t kMaxTokens = 128;
+constexpr std::size_t kMaxTokens = test::ModelRig::kMaxTokens;
 
-class NoExperts final : public Experts {
- public:
-  Exchange dispatch(std::uint32_t, MatrixView<float const>, RoutingView) override { return {}; }
-  void progress() override {}
-  void wake() override {}
-  void idle() override {}
-
- protected:
-  bool complete(Exchange) override { return true; }
-  void wait(Exchange, std::coroutine_handle<>) override {}
-  void finish(Exchange, MatrixView<float>) override {}
-};
-
-// A model ready to run steps.
-struct Model {
+// Spells out what a rig's steps give.
+struct Model : test::ModelRig {
   Model(fs::path const& dir, DType dtype, std::size_t threads, Isa isa)
-      : spec(read_model_spec(dir, {})),
-        weights(open_checkpoint(dir)),
-        pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}) {
-    weights->verify(expected_tensors(spec));
-    auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
-    if (!experts_spec.layers.empty())
-      remote = make_local_experts(experts_spec, *weights,
-                                  {.experts_per_token = layer_maxima(spec).experts_per_token, .max_tokens = kMaxTokens},
-                                  exec, [](auto, auto) {});
-    decoder.emplace(
-        spec, *weights,
-        DecoderOptions{.max_tokens = kMaxTokens, .weights = weight_format_of(dtype), .on_bytes_loaded = [](auto) {}});
-    groups = kv_cache_specs(spec, dtype);
-    std::vector<std::size_t> const blocks(groups.size(), 64);
-    kv.emplace(spec, groups, blocks);
-    runner.emplace(spec, StepRunnerLimits{.max_tokens = kMaxTokens, .max_logit_rows = 16, .record_routing = true}, exec,
-                   *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
-  }
+      : ModelRig(read_model_spec(dir, {}), dir, dtype, threads, isa) {}
 
   // Runs the prompts side by side in chunks of at most `budget` tokens; row 0 of the result is prompt 0's, …: the
   // logits of every position as log-probabilities of all tokens in id order, and the routing.
@@ -62,8 +31,7 @@ struct Model {
     std::vector<std::vector<std::vector<std::uint32_t>>> experts;  // [T][MoE layers][K]
   };
   std::vector<Output> run(std::vector<std::vector<TokenId>> const& prompts, std::size_t budget) {
-    Scheduler scheduler({.max_num_seqs = 8, .max_num_batched_tokens = budget, .max_model_len = 128}, groups,
-                        std::vector<std::size_t>(groups.size(), 64));
+    Scheduler scheduler({.max_num_seqs = 8, .max_num_batched_tokens = budget, .max_model_len = 128}, groups, blocks);
     std::vector<Sequence> sequences(prompts.size());
     std::vector<Output> outputs(prompts.size());
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -99,33 +67,67 @@ struct Model {
     for (auto& s : sequences) scheduler.remove(s);
     return outputs;
   }
-
-  ModelSpec spec;
-  std::unique_ptr<WeightSource> weights;
-  ThreadPool pool;
-  Exec exec;
-  NoExperts no_experts;
-  std::unique_ptr<RemoteExperts> remote;
-  std::optional<Decoder> decoder;
-  std::vector<KvCacheSpec> groups;
-  std::optional<KvCache> kv;
-  std::optional<StepRunner> runner;
 };
 
 fs::path model_dir(std::string const& name) {
   return fs::path(EM_GOLDENS_DIR) / "models" / name;
 }
 
+// Keeps what the layers of one step computed, where `hidden` and `moe` name rows [T][H].
+class KeepLayers final : public LayerTap {
+ public:
+  void hidden(std::size_t index, MatrixView<float const> x) override { keep(hidden_by_index[index], x); }
+  void moe_output(std::size_t layer, MatrixView<float const> out) override { keep(moe_by_layer[layer], out); }
+  std::map<std::size_t, std::vector<float>> hidden_by_index;
+  std::map<std::size_t, std::vector<float>> moe_by_layer;
+
+ private:
+  static void keep(std::vector<float>& out, MatrixView<float const> x) {
+    out.clear();
+    for (std::size_t t = 0; t < x.rows; ++t) out.insert(out.end(), x.row(t), x.row(t) + x.cols);
+  }
+};
+
 std::vector<TokenId> prompt_of(test::GoldenFile const& golden, std::size_t i) {
   auto const ids = golden.ints("prompt" + std::to_string(i) + ".input_ids");
   return {ids.begin(), ids.end()};
 }
 
+std::size_t num_prompts(test::GoldenFile const& golden) {
+  std::size_t count = 0;
+  while (golden.has("prompt" + std::to_string(count) + ".input_ids")) ++count;
+  return count;
+}
+
+float largest_of(std::vector<float> const& values) {
+  float largest = 0;
+  for (float x : values) largest = std::max(largest, std::fabs(x));
+  return largest;
+}
+
+constexpr double kTolerance = 2e-4;  // of the largest value: stored weights are exact, only the order of sums differs
+
+// The largest difference of the logits of every position, in units of the largest logit.
+double logit_error(Model::Output const& output, std::vector<float> const& logits, std::size_t vocab) {
+  double worst = 0;
+  for (std::size_t t = 0; t < output.logprobs.size(); ++t) {
+    double shift = 0;  // log-probabilities are the logits less a constant of the row
+    for (std::size_t v = 0; v < vocab; ++v)
+      shift += static_cast<double>(logits[t * vocab + v] - output.logprobs[t][v]) / static_cast<double>(vocab);
+    for (std::size_t v = 0; v < vocab; ++v)
+      worst = std::max(worst, std::fabs(output.logprobs[t][v] + shift - logits[t * vocab + v]));
+  }
+  return worst / static_cast<double>(largest_of(logits));
+}
+
 class ReferenceModel : public testing::TestWithParam<std::string> {
  protected:
+  ReferenceModel() {
+    for (std::size_t i = 0; i < num_prompts(golden); ++i) prompts.push_back(prompt_of(golden, i));
+  }
   fs::path const dir = model_dir(GetParam());
   test::GoldenFile const golden{dir / "golden.safetensors"};
-  std::vector<std::vector<TokenId>> const prompts{prompt_of(golden, 0), prompt_of(golden, 1), prompt_of(golden, 2)};
+  std::vector<std::vector<TokenId>> prompts;  // the last one is the longest
 };
 
 TEST_P(ReferenceModel, LogitsAndRoutingAreTheReferences) {
@@ -134,34 +136,55 @@ TEST_P(ReferenceModel, LogitsAndRoutingAreTheReferences) {
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     std::string const prefix = "prompt" + std::to_string(p) + ".";
     auto const logits = golden.floats(prefix + "logits");  // [T,V]
-    float largest = 0;
-    for (float x : logits) largest = std::max(largest, std::fabs(x));
-    std::size_t const vocab = model.spec.vocab;
-    for (std::size_t t = 0; t < prompts[p].size(); ++t) {
-      double shift = 0;  // log-probabilities are the logits less a constant of the row
-      for (std::size_t v = 0; v < vocab; ++v)
-        shift += static_cast<double>(logits[t * vocab + v] - outputs[p].logprobs[t][v]) / static_cast<double>(vocab);
-      for (std::size_t v = 0; v < vocab; ++v)
-        ASSERT_NEAR(outputs[p].logprobs[t][v] + shift, logits[t * vocab + v], 2e-4 * static_cast<double>(largest))
-            << "prompt " << p << ", position " << t;
+    ASSERT_EQ(outputs[p].logprobs.size(), prompts[p].size());
+    double const error = logit_error(outputs[p], logits, model.spec.vocab);
+    EXPECT_LE(error, kTolerance) << "prompt " << p;
+    RecordProperty(prefix + "logit_error", std::to_string(error));
+    for (std::size_t t = 0; t < prompts[p].size(); ++t)
       for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
         auto const experts =
             golden.ints(prefix + "router." + std::to_string(model.runner->moe_layers()[m]) + ".experts");
         auto const& chosen = outputs[p].experts[t][m];
-        for (std::size_t k = 0; k < chosen.size(); ++k) EXPECT_EQ(chosen[k], experts[t * chosen.size() + k]);
+        // The reference does not sort the choice of all families.
+        auto const first = experts.begin() + static_cast<std::ptrdiff_t>(t * chosen.size());
+        EXPECT_TRUE(std::is_permutation(chosen.begin(), chosen.end(), first)) << "position " << t << ", mixture " << m;
       }
-    }
   }
+}
+
+TEST_P(ReferenceModel, HiddenStatesAndMixturesAreTheReferences) {
+  Model model(dir, DType::f32, 2, best_isa());
+  KeepLayers kept;
+  model.runner->set_tap(&kept);
+  auto const expect_near = [](std::vector<float> const& got, std::vector<float> const& expected,
+                              std::string const& what) {
+    ASSERT_EQ(got.size(), expected.size()) << what;
+    double const bound = kTolerance * static_cast<double>(largest_of(expected));
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], bound) << what << ", element " << i;
+  };
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    (void)model.run({prompts[p]}, kMaxTokens);
+    std::string const prefix = "prompt" + std::to_string(p) + ".";
+    // The last one is behind the final norm in the reference: the logits are its witness.
+    std::size_t const layers = model.spec.stacks.front().layers.size();
+    for (std::size_t l = 0; l < layers; ++l)
+      expect_near(kept.hidden_by_index.at(l), golden.floats(prefix + "hidden." + std::to_string(l)),
+                  prefix + "hidden " + std::to_string(l));
+    for (auto const& [layer, out] : kept.moe_by_layer)
+      if (std::string const name = prefix + "moe_output." + std::to_string(layer); golden.has(name))
+        expect_near(out, golden.floats(name), name);
+  }
+  model.runner->set_tap(nullptr);
 }
 
 TEST_P(ReferenceModel, BitsDoNotDependOnBatchChunkOrThreads) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     Model one(dir, dtype, 1, best_isa());
-    auto const expected = one.run({prompts[2]}, kMaxTokens)[0];
+    auto const expected = one.run({prompts.back()}, kMaxTokens)[0];
     for (std::size_t budget : {8, 16, 31, 128}) {
       Model three(dir, dtype, 3, best_isa());
-      std::vector<std::vector<TokenId>> crowd(8, prompts[1]);
-      crowd[3] = prompts[2];
+      std::vector<std::vector<TokenId>> crowd(4, prompts[prompts.size() - 2]);
+      crowd[3] = prompts.back();
       auto const got = three.run(crowd, budget)[3];
       EXPECT_EQ(got.logprobs, expected.logprobs) << name_of(dtype) << ", budget " << budget;
       EXPECT_EQ(got.experts, expected.experts);
@@ -170,9 +193,10 @@ TEST_P(ReferenceModel, BitsDoNotDependOnBatchChunkOrThreads) {
 }
 
 TEST_P(ReferenceModel, Float32BitsDoNotDependOnTheInstructionSet) {
-  auto const expected = Model(dir, DType::f32, 1, Isa::scalar).run({prompts[1]}, kMaxTokens)[0];
+  auto const expected = Model(dir, DType::f32, 1, Isa::scalar).run({prompts[prompts.size() - 2]}, kMaxTokens)[0];
   for (Isa isa : runnable_isas())
-    EXPECT_EQ(Model(dir, DType::f32, 1, isa).run({prompts[1]}, kMaxTokens)[0].logprobs, expected.logprobs)
+    EXPECT_EQ(Model(dir, DType::f32, 1, isa).run({prompts[prompts.size() - 2]}, kMaxTokens)[0].logprobs,
+              expected.logprobs)
         << name_of(isa);
 }
 
@@ -181,8 +205,8 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = kMaxTokens, .max_model_len = 128}, model.groups,
                       std::vector<std::size_t>(model.groups.size(), 64));
   Sequence sequence;
-  sequence.tokens.reserve(64);
-  sequence.tokens = prompts[2];
+  sequence.tokens.reserve(128);
+  sequence.tokens = prompts.back();
   sequence.prompt_length = prompts[2].size();
   sequence.max_length = sequence.prompt_length + 16;
   scheduler.submit(sequence);
@@ -201,13 +225,162 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   }
 }
 
+std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
+  std::string name = info.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
 INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel,
-                         testing::Values("mixtral", "mixtral-window", "qwen3_moe", "llama", "noisy_topk_moe"),
-                         [](auto const& param_info) {
-                           std::string name = param_info.param;
-                           std::ranges::replace(name, '-', '_');
-                           return name;
-                         });
+                         testing::Values("deepseek_v2", "deepseek_v3", "deepseek_v3-fp8", "dots1", "ernie4_5_moe",
+                                         "glm4_moe", "gpt_oss", "gpt_oss-mxfp4", "granitemoe", "granitemoeshared",
+                                         "hunyuan_v1_moe", "llama", "llama-dynamic", "llama-linear", "llama-llama3",
+                                         "llama4", "minimax_m2", "mistral", "mixtral", "mixtral-window",
+                                         "noisy_topk_moe", "olmoe", "phimoe", "phimoe-longrope", "qwen2", "qwen2_moe",
+                                         "qwen3", "qwen3_moe"),
+                         name_of_case);
+
+// ---- every knob of a family matters: with it turned, the model is another one, or none
+struct Knob {
+  char const* model;
+  char const* name;
+  std::function<void(nlohmann::json&)> turn;
+};
+void PrintTo(Knob const& knob, std::ostream* out) {
+  *out << knob.model << " " << knob.name;
+}
+
+// What must not stay as it was: the checkpoint fits no more, or the logits of the longest prompt are others.
+void expect_other_model(fs::path const& dir, test::GoldenFile const& golden) {
+  std::size_t const last = num_prompts(golden) - 1;
+  try {
+    Model model(dir, DType::f32, 1, best_isa());
+    auto const output = model.run({prompt_of(golden, last)}, kMaxTokens)[0];
+    auto const logits = golden.floats("prompt" + std::to_string(last) + ".logits");
+    EXPECT_GT(logit_error(output, logits, model.spec.vocab), 2 * kTolerance);
+  } catch (ModelError const& refused) {
+    SUCCEED() << refused.what();
+  }
+}
+
+class TurnedKnob : public testing::TestWithParam<Knob> {};
+TEST_P(TurnedKnob, MakesAnotherModel) {
+  test::ModelCopy const copy(GetParam().model);
+  copy.edit_config(GetParam().turn);
+  expect_other_model(copy.path(), test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
+}
+
+Knob set(char const* model, char const* field, nlohmann::json const& value) {
+  return {model, field, [=](nlohmann::json& config) { config.at(field) = value; }};
+}
+Knob set_rope(char const* model, char const* field, nlohmann::json const& value) {
+  return {model, field, [=](nlohmann::json& config) { config.at("rope_scaling").at(field) = value; }};
+}
+INSTANTIATE_TEST_SUITE_P(
+    Knobs, TurnedKnob,
+    testing::Values(
+        set("deepseek_v2", "routed_scaling_factor", 1.0), set("deepseek_v2", "topk_method", "greedy"),
+        set("deepseek_v2", "topk_group", 3), set("deepseek_v2", "n_group", 2),
+        set("deepseek_v2", "num_experts_per_tok", 2), set("deepseek_v2", "rope_theta", 500.0),
+        set("deepseek_v2", "first_k_dense_replace", 0), set("deepseek_v3", "routed_scaling_factor", 1.0),
+        set("deepseek_v3", "norm_topk_prob", false), set("deepseek_v3", "topk_group", 3),
+        set("deepseek_v3", "rope_interleave", false), set_rope("deepseek_v3", "factor", 10.0),
+        set_rope("deepseek_v3", "mscale_all_dim", 0.5), set_rope("deepseek_v3", "beta_fast", 2),
+        set_rope("deepseek_v3", "original_max_position_embeddings", 64),
+        set("deepseek_v3-fp8", "quantization_config", nullptr), set("dots1", "routed_scaling_factor", 1.0),
+        set("dots1", "norm_topk_prob", false), set("dots1", "num_experts_per_tok", 2),
+        set("ernie4_5_moe", "moe_norm_min", 2.0), set("ernie4_5_moe", "moe_k", 2),
+        set("ernie4_5_moe", "moe_layer_end_index", 1), set("ernie4_5_moe", "moe_num_shared_experts", 0),
+        set("ernie4_5_moe", "use_bias", false), set("ernie4_5_moe", "rope_theta", 500.0),
+        set("glm4_moe", "partial_rotary_factor", 1.0), set("glm4_moe", "routed_scaling_factor", 2.0),
+        set("glm4_moe", "norm_topk_prob", false), set("glm4_moe", "use_qk_norm", false),
+        set("glm4_moe", "attention_bias", false), set("gpt_oss", "swiglu_limit", 7.0),
+        set("gpt_oss", "swiglu_alpha", 1.0), set("gpt_oss", "sliding_window", 7),
+        set("gpt_oss", "layer_types", {"full_attention", "sliding_attention", "full_attention"}),
+        set_rope("gpt_oss", "factor", 4.0), set_rope("gpt_oss", "beta_slow", 4.0),
+        set("gpt_oss", "num_experts_per_tok", 1), set("gpt_oss-mxfp4", "swiglu_alpha", 1.0),
+        set("gpt_oss-mxfp4", "quantization_config", nullptr), set("granitemoe", "embedding_multiplier", 1.0),
+        set("granitemoe", "attention_multiplier", 0.25), set("granitemoe", "residual_multiplier", 1.0),
+        set("granitemoe", "logits_scaling", 1.0), set("granitemoeshared", "shared_intermediate_size", 0),
+        set("granitemoeshared", "residual_multiplier", 1.0), set("hunyuan_v1_moe", "moe_topk", 1),
+        set("hunyuan_v1_moe", "rope_theta", 500.0), set("llama", "tie_word_embeddings", false),
+        set("llama", "rope_theta", 500.0), set_rope("llama-dynamic", "factor", 2.0),
+        set_rope("llama-linear", "factor", 2.0), set_rope("llama-llama3", "factor", 2.0),
+        set_rope("llama-llama3", "low_freq_factor", 2.0), set_rope("llama-llama3", "high_freq_factor", 2.0),
+        set_rope("llama-llama3", "original_max_position_embeddings", 64), set("llama4", "attention_chunk_size", 15),
+        set("llama4", "floor_scale", 4), set("llama4", "attn_scale", 0.1),
+        set("llama4", "attn_temperature_tuning", false), set("llama4", "use_qk_norm", false),
+        set("llama4", "no_rope_layers", {1, 1, 1, 1}), set("llama4", "num_experts_per_tok", 2),
+        set("llama4", "moe_layers", {3}), set("minimax_m2", "partial_rotary_factor", 1.0),
+        set("minimax_m2", "num_experts_per_tok", 2), set("mistral", "sliding_window", 11),
+        set("mixtral", "num_experts_per_tok", 1), set("mixtral", "rope_theta", 500.0),
+        set("mixtral", "rms_norm_eps", 0.1), set("mixtral-window", "sliding_window", 15),
+        set("noisy_topk_moe", "num_experts_per_tok", 1), set("noisy_topk_moe", "router_noise", true),
+        set("noisy_topk_moe", "moe_layer_interval", 1), set("olmoe", "clip_qkv", nullptr),
+        set("olmoe", "clip_qkv", 1.0), set("olmoe", "norm_topk_prob", true), set("phimoe", "router_jitter_noise", 0.3),
+        set("phimoe", "lm_head_bias", false), set("phimoe", "attention_bias", false),
+        set_rope("phimoe-longrope", "long_mscale", 1.0),
+        set_rope("phimoe-longrope", "short_factor", {1, 1, 1, 1, 1, 1, 1, 1}), set("qwen2", "rope_theta", 500.0),
+        set("qwen2_moe", "norm_topk_prob", true), set("qwen2_moe", "qkv_bias", false),
+        set("qwen2_moe", "decoder_sparse_step", 1), set("qwen3", "rms_norm_eps", 0.1),
+        set("qwen3_moe", "norm_topk_prob", false), set("qwen3_moe", "mlp_only_layers", {1})),
+    [](auto const& info) {
+      std::string name = std::string(info.param.model) + "_" + info.param.name + "_" + std::to_string(info.index);
+      std::ranges::replace(name, '-', '_');
+      return name;
+    });
+
+// ---- and so does every tensor that only one thing reads
+struct LoneTensor {
+  char const* model;
+  char const* name;
+};
+void PrintTo(LoneTensor const& tensor, std::ostream* out) {
+  *out << tensor.model << " " << tensor.name;
+}
+class ZeroedTensor : public testing::TestWithParam<LoneTensor> {};
+TEST_P(ZeroedTensor, MakesAnotherModel) {
+  test::ModelCopy const copy(GetParam().model);
+  copy.edit_tensors("model.safetensors", [](nlohmann::json& header, std::string& data) {
+    auto const& range = header.at(GetParam().name).at("data_offsets");
+    std::size_t const begin = range[0];
+    data.replace(begin, range[1].get<std::size_t>() - begin, range[1].get<std::size_t>() - begin, '\0');
+  });
+  expect_other_model(copy.path(), test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
+}
+INSTANTIATE_TEST_SUITE_P(
+    Tensors, ZeroedTensor,
+    testing::Values(LoneTensor{"deepseek_v2", "model.layers.1.self_attn.q_a_layernorm.weight"},
+                    LoneTensor{"deepseek_v2", "model.layers.1.self_attn.kv_a_layernorm.weight"},
+                    LoneTensor{"deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"},
+                    LoneTensor{"deepseek_v3", "model.layers.1.mlp.shared_experts.up_proj.weight"},
+                    LoneTensor{"deepseek_v3-fp8", "model.layers.1.mlp.shared_experts.up_proj.weight_scale_inv"},
+                    LoneTensor{"deepseek_v3-fp8", "model.layers.1.self_attn.kv_b_proj.weight_scale_inv"},
+                    LoneTensor{"dots1", "model.layers.1.mlp.gate.e_score_correction_bias"},
+                    LoneTensor{"ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias"},
+                    LoneTensor{"ernie4_5_moe", "lm_head.bias"},
+                    LoneTensor{"ernie4_5_moe", "model.layers.0.mlp.down_proj.bias"},
+                    LoneTensor{"ernie4_5_moe", "model.layers.1.mlp.shared_experts.gate_proj.bias"},
+                    LoneTensor{"glm4_moe", "model.layers.1.mlp.gate.e_score_correction_bias"},
+                    LoneTensor{"glm4_moe", "model.layers.1.self_attn.v_proj.bias"},
+                    LoneTensor{"gpt_oss", "model.layers.1.self_attn.sinks"},
+                    LoneTensor{"gpt_oss", "model.layers.1.mlp.router.bias"},
+                    LoneTensor{"gpt_oss", "model.layers.1.mlp.experts.gate_up_proj_bias"},
+                    LoneTensor{"gpt_oss", "model.layers.1.mlp.experts.down_proj_bias"},
+                    LoneTensor{"gpt_oss", "model.layers.1.self_attn.o_proj.bias"},
+                    LoneTensor{"gpt_oss-mxfp4", "model.layers.1.mlp.experts.down_proj_scales"},
+                    LoneTensor{"hunyuan_v1_moe", "model.layers.1.mlp.shared_mlp.down_proj.weight"},
+                    LoneTensor{"llama4", "model.layers.1.feed_forward.shared_expert.down_proj.weight"},
+                    LoneTensor{"minimax_m2", "model.layers.1.block_sparse_moe.e_score_correction_bias"},
+                    LoneTensor{"phimoe", "model.norm.bias"},
+                    LoneTensor{"phimoe", "model.layers.1.input_layernorm.bias"}, LoneTensor{"phimoe", "lm_head.bias"},
+                    LoneTensor{"qwen2_moe", "model.layers.1.mlp.shared_expert_gate.weight"},
+                    LoneTensor{"qwen2_moe", "model.layers.1.self_attn.k_proj.bias"}),
+    [](auto const& info) {
+      std::string name = std::string(info.param.model) + "_" + info.param.name;
+      for (char& c : name)
+        if (c == '.' || c == '-') c = '_';
+      return name;
+    });
 
 }  // namespace
 }  // namespace expertmesh

@@ -1,0 +1,72 @@
+// A model ready to run steps, in this process.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "coordinator/engine/step_runner.h"
+#include "coordinator/experts/remote_experts.h"
+#include "coordinator/model/model_plan.h"
+#include "coordinator/scheduler/scheduler.h"
+
+namespace expertmesh::test {
+
+class NoExperts final : public Experts {
+ public:
+  Exchange dispatch(std::uint32_t, MatrixView<float const>, RoutingView) override { return {}; }
+  void progress() override {}
+  void wake() override {}
+  void idle() override {}
+
+ protected:
+  bool complete(Exchange) override { return true; }
+  void wait(Exchange, std::coroutine_handle<>) override {}
+  void finish(Exchange, MatrixView<float>) override {}
+};
+
+struct ModelRig {
+  static constexpr std::size_t kMaxTokens = 128;
+
+  ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
+           std::size_t blocks_of_each_group = 64)
+      : ModelRig(model, dir, dtype, threads, isa,
+                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group)) {}
+  // kv_blocks: [KV groups]
+  ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
+           std::vector<std::size_t> kv_blocks)
+      : spec(std::move(model)),
+        weights(open_checkpoint(dir)),
+        pool(threads),
+        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}),
+        blocks(std::move(kv_blocks)) {
+    weights->verify(expected_tensors(spec));
+    auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
+    if (!experts_spec.layers.empty())
+      remote = make_local_experts(experts_spec, *weights,
+                                  {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
+                                   .max_tokens = exchange_shape(spec, kMaxTokens).rows},
+                                  exec, [](auto, auto) {});
+    decoder.emplace(
+        spec, *weights,
+        DecoderOptions{.max_tokens = kMaxTokens, .weights = weight_format_of(dtype), .on_bytes_loaded = [](auto) {}});
+    groups = kv_cache_specs(spec, dtype);
+    kv.emplace(spec, groups, blocks);
+    runner.emplace(spec, StepRunnerLimits{.max_tokens = kMaxTokens, .max_logit_rows = 16, .record_routing = true}, exec,
+                   *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
+  }
+
+  ModelSpec spec;
+  std::unique_ptr<WeightSource> weights;
+  ThreadPool pool;
+  Exec exec;
+  NoExperts no_experts;
+  std::unique_ptr<RemoteExperts> remote;
+  std::optional<Decoder> decoder;
+  std::vector<KvCacheSpec> groups;
+  std::vector<std::size_t> blocks;  // [KV groups]
+  std::optional<KvCache> kv;
+  std::optional<StepRunner> runner;
+};
+
+}  // namespace expertmesh::test

@@ -50,7 +50,9 @@ struct KernelTable {
   void (*attend_bf16)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
-  void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);  // out may be x
+  // Norms: out may be x; no weight or bias: null.
+  void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);
+  void (*layer_norm)(float const* x, float const* weight, float const* bias, std::size_t n, float epsilon, float* out);
   void (*activate)(ActivationSpec const& f, float const* gate, float const* up, std::size_t n,
                    float* out);  // no gate: 0
   void (*add)(float* x, float const* y, std::size_t n);

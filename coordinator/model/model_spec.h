@@ -77,7 +77,7 @@ struct GroupedProjection {
   LinearSpec q;                  // [Q*D,H]
   LinearSpec k;                  // [G*D,H]
   LinearSpec v;                  // [G*D,H]
-  std::optional<float> clip{};   // q, k and v are held within +-this (before the norm)
+  std::optional<float> clip{};   // q, k and v are held within +-this (after a norm that is before RoPE)
   std::optional<QkNormSpec> q_norm{};
   std::optional<QkNormSpec> k_norm{};
 };

@@ -304,8 +304,28 @@ void rms_norm_row(float const* x, float const* weight, std::size_t n, float epsi
   }
   float const mean = sum_lanes(squares) / static_cast<float>(n);
   Vec const scale = broadcast(1.0F / __builtin_sqrtf(mean + epsilon));
-  for (std::size_t i = 0; i < n; i += kLanes)
-    store_some(out + i, load_some(x + i, n - i) * scale * load_some(weight + i, n - i), n - i);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    Vec const scaled = load_some(x + i, n - i) * scale;
+    store_some(out + i, weight ? scaled * load_some(weight + i, n - i) : scaled, n - i);
+  }
+}
+
+void layer_norm_row(float const* x, float const* weight, float const* bias, std::size_t n, float epsilon, float* out) {
+  Vec sum = zero();
+  for (std::size_t i = 0; i < n; i += kLanes) sum = sum + load_some(x + i, n - i);
+  Vec const mean = broadcast(sum_lanes(sum) / static_cast<float>(n));
+  Vec squares = zero();
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    float distance[kLanes];
+    store(distance, load_some(x + i, n - i) - mean);
+    Vec const v = load_some(distance, n - i);  // lanes beyond the row count as 0
+    squares = fma(v, v, squares);
+  }
+  Vec const scale = broadcast(1.0F / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(n) + epsilon));
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    Vec const scaled = (load_some(x + i, n - i) - mean) * scale * load_some(weight + i, n - i);
+    store_some(out + i, bias ? scaled + load_some(bias + i, n - i) : scaled, n - i);
+  }
 }
 
 // ---- activations
@@ -440,6 +460,7 @@ constexpr KernelTable kTable = {
     .round_bf16 = round_bf16,
     .widen_bf16 = widen_bf16,
     .rms_norm = rms_norm_row,
+    .layer_norm = layer_norm_row,
     .activate = activate,
     .add = add_row,
     .axpy_f32 = axpy<float>,

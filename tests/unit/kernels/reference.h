@@ -138,6 +138,32 @@ inline std::vector<Bounded> rms_norm(float const* x, float const* weight, std::s
   return out;
 }
 
+// bias: null for none.
+inline std::vector<Bounded> layer_norm(float const* x, float const* weight, float const* bias, std::size_t n,
+                                       double epsilon) {
+  double mean = 0;
+  double magnitude = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    mean += static_cast<double>(x[i]) / static_cast<double>(n);
+    magnitude += std::abs(static_cast<double>(x[i])) / static_cast<double>(n);
+  }
+  double variance = 0;
+  for (std::size_t i = 0; i < n; ++i)
+    variance += (static_cast<double>(x[i]) - mean) * (static_cast<double>(x[i]) - mean) / static_cast<double>(n);
+  double const scale = 1 / std::sqrt(variance + epsilon);
+  double const mean_bound = static_cast<double>(n) * kEpsilonF32 * magnitude;  // its error is in every distance
+  std::vector<Bounded> out(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    double const distance = static_cast<double>(x[i]) - mean;
+    double const w = static_cast<double>(weight[i]);
+    double const b = bias ? static_cast<double>(bias[i]) : 0;
+    double const relative = (static_cast<double>(n) / 2 + 8) * kEpsilonF32 + 2 * mean_bound * scale;
+    out[i] = {distance * scale * w + b, std::abs(w) * scale * (relative * std::abs(distance) + 2 * mean_bound) +
+                                            kEpsilonF32 * (std::abs(distance * scale * w) + std::abs(b))};
+  }
+  return out;
+}
+
 // One query head q [DK] over keys [positions 0…last][DK] and values [0…last][DV] of its KV head (already rounded as the
 // cache does), from position `first` on. sink: logit of one key more, without a value.
 inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<float>> const& keys,

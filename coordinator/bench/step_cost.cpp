@@ -18,8 +18,12 @@ std::size_t active_weights(LayerSpec const& layer, std::size_t hidden) {
   return attention + router + moe.router.experts_per_token * 3 * hidden * moe.intermediate;
 }
 
+// By the last of `context` tokens, at least 1.
 std::size_t tokens_seen(AttentionSpec const& attention, std::size_t context) {
-  return attention.span.kind == SpanKind::window ? std::min(context, attention.span.tokens) : context;
+  AttentionSpan const& span = attention.span;
+  if (span.kind == SpanKind::window) return std::min(context, span.tokens);
+  if (span.kind == SpanKind::chunked) return (context - 1) % span.tokens + 1;
+  return context;
 }
 
 }  // namespace

@@ -176,6 +176,14 @@ class BadModelTest(unittest.TestCase):
                 self.assertEqual(done.returncode, 2)
                 self.assertTrue(done.stderr.strip())
 
+    def test_kv_cache_too_small_for_one_sequence(self):
+        window = MODEL_GOLDENS / "mixtral-window"  # 3 layers of 2 heads of 16, keys and values: 12 KiB a block
+        done = self.run_command("serve", window, "--port", 0, "--dtype", "float32", "--max-num-batched-tokens", 16,
+                                "--kv-cache-memory", 3 * 12288 - 1)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        for words in ("--kv-cache-memory", "--max-model-len", "512 tokens"):
+            self.assertIn(words, done.stderr)
+
     def test_good_model_is_described(self):
         done = self.run_command("info", copy_of(SINGLE, self.dir))
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -43,9 +43,9 @@ def log_softmax(row):
 
 
 class GoldensTest(unittest.TestCase):
-    def serve(self, golden, workers, chunk):
+    def serve(self, golden, workers, chunk, *options):
         return Server(golden.dir, "--dtype", "float32", "--max-logprobs", 256, "--enable-return-routed-experts", "--workers", workers,
-                      "--max-num-batched-tokens", chunk)
+                      "--max-num-batched-tokens", chunk, *options)
 
     def bodies(self, golden):
         return [body_of(prompt, len(greedy)) for prompt, greedy in zip(golden.prompts, golden.greedy)]
@@ -90,6 +90,19 @@ class GoldensTest(unittest.TestCase):
                     expected = [server.complete(**body)["choices"][0] for body in bodies]
                     self.check_against_reference(golden, expected, is_moe)
                 self.check_same_bits(server, bodies, expected)
+
+    def test_window_in_the_least_memory(self):
+        golden = Golden("mixtral-window")
+        bodies = self.bodies(golden)
+        with self.serve(golden, 0, 16) as server:
+            expected = [server.complete(**body)["choices"][0] for body in bodies]
+            limits = server.get("/v1/cluster")[1]["limits"]
+        block_bytes = limits["kv_cache_bytes"] // limits["kv_blocks"]
+        with self.serve(golden, 0, 16, "--kv-cache-memory", 3 * block_bytes) as server:  # 15 positions and a step's 16
+            self.assertEqual(server.get("/v1/cluster")[1]["limits"]["kv_groups"],
+                             [{"kind": "window", "span_tokens": 16, "layers": 3, "blocks": 3, "bytes": 3 * block_bytes}])
+            self.check_same_bits(server, bodies, expected)
+            self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
 
 
 def _add_tests():

@@ -4,8 +4,9 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <set>
 
-#include "common/checkpoint/weight_source.h"
+#include "common/checkpoint/weight_reader.h"
 
 namespace expertmesh {
 namespace {
@@ -58,6 +59,69 @@ TEST(DummyWeights, VectorsAreOnesWithSmallNoise) {
     sum += static_cast<double>(v);
   }
   EXPECT_NEAR(sum / 5000, 1, 0.01);
+}
+
+TEST(DummyWeights, BiasesAreSmallNoise) {
+  auto const x = numbers(1, "q_proj.bias", std::array<std::size_t, 1>{5000});
+  double sum = 0;
+  for (float v : x) {
+    EXPECT_LT(std::abs(v), 0.5F);
+    sum += static_cast<double>(v);
+  }
+  EXPECT_NEAR(sum / 5000, 0, 0.01);
+}
+
+std::vector<float> weight(WeightSlice const& slice, std::size_t rows, std::size_t k) {
+  auto const source = make_dummy_weights(3);
+  std::vector<float> out;
+  WeightReader(*source).read(slice, rows, k, [&](WeightRows const& part) {
+    EXPECT_EQ(part.type, DType::f32);
+    auto const* numbers = reinterpret_cast<float const*>(part.data);
+    out.insert(out.end(), numbers, numbers + part.count * k);
+  });
+  return out;
+}
+
+// From a config alone a quantised model has to run like one of plain numbers.
+TEST(DummyWeights, QuantisedOnesAreFiniteAndHaveTheirWidthsDeviation) {
+  for (WeightStorage const storage : {WeightStorage::fp8_blocks, WeightStorage::mxfp4})
+    for (std::size_t k : {32, 96, 2880, 7168}) {
+      std::size_t const rows = 400000 / k;
+      auto const x = weight({.name = "a.weight", .stack = 4, .index = 3, .storage = storage}, rows, k);
+      double sum = 0;
+      double squares = 0;
+      std::set<float> distinct;
+      for (float v : x) {
+        ASSERT_TRUE(std::isfinite(v));
+        double const z = static_cast<double>(v) * std::sqrt(static_cast<double>(k));
+        sum += z;
+        squares += z * z;
+        distinct.insert(v);
+      }
+      auto const n = static_cast<double>(x.size());
+      EXPECT_NEAR(sum / n, 0, 0.02) << k;
+      EXPECT_NEAR(squares / n, 1, 0.2) << k;  // few scales: their own noise
+      EXPECT_GT(distinct.size(), 15U) << k;
+    }
+}
+
+TEST(DummyWeights, AnEntryIsTheSameAloneAndInItsStack) {
+  auto const source = make_dummy_weights(3);
+  for (TensorInfo const& info :
+       {TensorInfo{"a", {3, 5, 7}}, TensorInfo{"a.bias", {3, 7}}, TensorInfo{"a", {3, 5, 7}, TensorKind::fp8},
+        TensorInfo{"a_scale_inv", {3, 5, 7}}, TensorInfo{"a_blocks", {3, 2, 2, 16}, TensorKind::bytes},
+        TensorInfo{"a_scales", {3, 2, 2}, TensorKind::bytes}}) {
+    StoredTensor const whole = source->load(info);
+    EXPECT_EQ(whole.shape, info.shape);
+    EXPECT_TRUE(is_of(whole.dtype, info.kind));
+    for (std::size_t e = 0; e < 3; ++e) {
+      StoredTensor const entry = source->load_entry(info, e);
+      EXPECT_EQ(entry.shape, std::vector<std::size_t>(info.shape.begin() + 1, info.shape.end()));
+      ASSERT_EQ(entry.bytes.size() * 3, whole.bytes.size());
+      EXPECT_TRUE(std::ranges::equal(entry.bytes, whole.bytes.subspan(e * entry.bytes.size(), entry.bytes.size())))
+          << info.name << " " << e;
+    }
+  }
 }
 
 TEST(DummyWeights, VerifyAcceptsAnything) {

@@ -183,6 +183,16 @@ TEST_P(KvSpanBits, DependOnTheBlocksThatAreHeld) {
   EXPECT_FALSE(generate(rig, Poison::held).lines == expected.lines) << "overwriting harms nobody";
 }
 
+TEST(KvSpanDeathTest, WhoFreesTooEarlyIsFoundOut) {
+  EXPECT_DEATH(
+      {
+        ModelRig rig(windows_of_16(), kDir, DType::f32, 1, best_isa(), 3);
+        rig.groups[0].span_tokens = 1;  // for the scheduler only
+        (void)generate(rig, Poison::none);
+      },
+      "position [0-9]+ has been freed");
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, KvSpanBits, testing::Values(DType::f32, DType::bf16),
                          [](auto const& param_info) { return std::string(name_of(param_info.param)); });
 

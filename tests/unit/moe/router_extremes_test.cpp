@@ -25,7 +25,8 @@ struct Routed {
 Routed routed(RouterSpec const& spec, std::vector<float> const& logits) {
   std::size_t const slots = logits.size() / spec.num_experts * spec.experts_per_token;
   Routed out{std::vector<std::uint32_t>(slots), std::vector<float>(slots)};
-  route(spec, {.logits = {logits.data(), logits.size() / spec.num_experts, spec.num_experts}}, out.experts, out.weights);
+  route(spec, {.logits = {logits.data(), logits.size() / spec.num_experts, spec.num_experts}}, out.experts,
+        out.weights);
   return out;
 }
 

@@ -1,0 +1,157 @@
+#include "common/experts/packed_weights.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "common/experts/expert_store.h"
+#include "tests/support/memory_weights.h"
+#include "tests/support/tiny_experts.h"
+
+namespace expertmesh {
+namespace {
+
+using test::MadeUpWeights;
+using test::MemoryWeights;
+
+std::vector<float> add_numbers(MemoryWeights& source, std::string const& name, std::vector<std::size_t> shape,
+                               std::uint64_t seed) {
+  auto& bytes = source.add(name, DType::f32, std::move(shape));
+  std::mt19937 random(seed);
+  auto const numbers = test::random_floats(random, bytes.size() / sizeof(float));
+  std::memcpy(bytes.data(), numbers.data(), bytes.size());
+  return numbers;
+}
+
+// Element (n,k) of a matrix packed as float32: see packed_matrix.h.
+float packed_element(PackedMatrix const& w, std::size_t n, std::size_t k) {
+  return reinterpret_cast<float const*>(w.data())[(n / 16 * w.k() + k) * 16 + n % 16];
+}
+
+TEST(PackedWeights, PartsAndTheirBiasesLieOneBelowTheOther) {
+  MemoryWeights source;
+  auto const q = add_numbers(source, "q", {17, 5}, 1);
+  auto const kv = add_numbers(source, "kv", {6, 5}, 2);  // k: even rows, v: odd ones
+  auto const q_bias = add_numbers(source, "q.bias", {17}, 3);
+  auto const v_bias = add_numbers(source, "v.bias", {2, 3}, 4);
+  WeightReader reader(source);
+  std::vector<LinearPart> parts = {{WeightSlice{"q"}, 17, VectorSlice{"q.bias"}},
+                                   {{.name = "kv", .stored_rows = 6, .row_step = 2}, 3, {}},
+                                   {{.name = "kv", .stored_rows = 6, .first_row = 1, .row_step = 2},
+                                    3,
+                                    VectorSlice{.name = "v.bias", .stack = 2, .index = 1}}};
+  PackedLinear const fused = load_linear(reader, kFloat32Weights, parts, 5);
+  ASSERT_EQ(fused.w.n(), 23U);
+  ASSERT_EQ(fused.bias.size(), 23U);
+  for (std::size_t n = 0; n < 23; ++n) {
+    float const bias = n < 17 ? q_bias[n] : n < 20 ? 0.0F : v_bias[3 + n - 20];
+    EXPECT_EQ(fused.bias[n], bias) << n;
+    for (std::size_t k = 0; k < 5; ++k) {
+      std::size_t const row = n < 17 ? n : n < 20 ? 2 * (n - 17) : 2 * (n - 20) + 1;
+      EXPECT_EQ(packed_element(fused.w, n, k), (n < 17 ? q : kv)[row * 5 + k]) << n << "," << k;
+    }
+  }
+  EXPECT_EQ(fused.size_bytes(), packed_bytes(kFloat32Weights, 23, 5) + 23 * sizeof(float));
+
+  for (auto& part : parts) part.bias.reset();
+  EXPECT_TRUE(load_linear(reader, kFloat32Weights, parts, 5).bias.empty());
+}
+
+// One bias more or less at a time, with and without a gate.
+TEST(PackedWeights, WhatAnFfnWillTakeIsWhatItTakes) {
+  MadeUpWeights const source;
+  FfnShape const shape{.hidden = 20, .intermediate = 12};
+  for (unsigned mask = 0; mask < 16; ++mask)
+    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights}) {
+      FfnTensors tensors{.up = {"up"}, .down = {"down"}};
+      if ((mask & 1U) != 0) tensors.gate = WeightSlice{"gate"};
+      if ((mask & 2U) != 0) tensors.up_bias = VectorSlice{"up.bias"};
+      if ((mask & 4U) != 0) tensors.down_bias = VectorSlice{"down.bias"};
+      if ((mask & 8U) != 0 && tensors.gate) tensors.gate_bias = VectorSlice{"gate.bias"};
+      WeightReader reader(source);
+      FfnWeights const ffn = load_ffn(reader, format, tensors, shape, {.kind = Activation::relu});
+      EXPECT_EQ(ffn.size_bytes(), packed_ffn_bytes(format, tensors, shape)) << mask;
+      EXPECT_EQ(ffn.gated(), (mask & 1U) != 0);
+      EXPECT_EQ(ffn.gate_up.bias.size(), tensors.gate_bias || tensors.up_bias ? ffn.gate_up.w.n() : 0U) << mask;
+      EXPECT_EQ(ffn.down.bias.size(), tensors.down_bias ? 20U : 0U) << mask;
+      EXPECT_EQ(ffn.activation.kind, Activation::relu);
+    }
+}
+
+TEST(PackedWeights, AnActivationThatNeedsAGateIsRefusedWithoutOne) {
+  MadeUpWeights const source;
+  WeightReader reader(source);
+  EXPECT_THROW((void)load_ffn(reader, kFloat32Weights, {.up = {"up"}, .down = {"down"}}, {20, 12},
+                              {.kind = Activation::clamped_silu, .alpha = 1, .limit = 1}),
+               ModelError);
+}
+
+ExpertModelSpec biased_model(std::size_t num_experts) {
+  ExpertModelSpec model = test::tiny_model(num_experts, DType::f32);
+  for (auto& layer : model.layers) {
+    layer.activation = {.kind = Activation::clamped_silu, .alpha = 1.702F, .limit = 7};
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      std::string const at = "layers." + std::to_string(layer.layer) + ".";
+      FfnTensors& t = layer.experts[e];
+      t.gate = WeightSlice{.name = at + "gate_up", .stack = num_experts, .index = e, .stored_rows = 24, .row_step = 2};
+      t.up = *t.gate;
+      t.up.first_row = 1;
+      t.down = {.name = at + "down", .stack = num_experts, .index = e, .transposed = true};
+      t.gate_bias =
+          VectorSlice{.name = at + "gate_up_bias", .stack = num_experts, .index = e, .stored_length = 24, .step = 2};
+      t.up_bias = t.gate_bias;
+      t.up_bias->first = 1;
+      t.down_bias = VectorSlice{.name = at + "down_bias", .stack = num_experts, .index = e};
+    }
+  }
+  return model;
+}
+
+TEST(ExpertStore, HoldsExpertsOfStackedTensorsWithTheirBiases) {
+  ExpertModelSpec const model = biased_model(4);
+  HeldExperts const held{{1, 3}, {}};
+  MemoryWeights source;
+  auto const gate_up = add_numbers(source, "layers.1.gate_up", {4, 24, 20}, 1);
+  auto const down = add_numbers(source, "layers.1.down", {4, 12, 20}, 2);
+  auto const gate_up_bias = add_numbers(source, "layers.1.gate_up_bias", {4, 24}, 3);
+  auto const down_bias = add_numbers(source, "layers.1.down_bias", {4, 20}, 4);
+  ThreadPool pool(2);
+  ExpertStore const store(model, held, source, pool, [](std::size_t, std::size_t) {});
+  EXPECT_EQ(store.resident_bytes(), packed_expert_bytes(model, held));
+  for (std::size_t local : {0, 1}) {
+    std::size_t const e = held[0][local];
+    FfnWeights const& expert = store.expert(0, local);
+    EXPECT_EQ(expert.activation, model.layers[0].activation);
+    for (std::size_t n = 0; n < 24; ++n) {
+      std::size_t const row = n < 12 ? 2 * n : 2 * (n - 12) + 1;
+      EXPECT_EQ(expert.gate_up.bias[n], gate_up_bias[e * 24 + row]);
+      for (std::size_t k = 0; k < 20; ++k)
+        EXPECT_EQ(packed_element(expert.gate_up.w, n, k), gate_up[(e * 24 + row) * 20 + k]) << n << "," << k;
+    }
+    for (std::size_t n = 0; n < 20; ++n) {
+      EXPECT_EQ(expert.down.bias[n], down_bias[e * 20 + n]);
+      for (std::size_t k = 0; k < 12; ++k) EXPECT_EQ(packed_element(expert.down.w, n, k), down[(e * 12 + k) * 20 + n]);
+    }
+  }
+  for (auto const& [name, entry] : source.reads()) EXPECT_TRUE(entry == 1U || entry == 3U) << name;
+}
+
+TEST(ExpertStore, TheChecksumCoversTheBiases) {
+  MadeUpWeights const source;
+  ExpertModelSpec const model = biased_model(2);
+  FfnWeights expert = load_expert(model.layers[0], 0, kFloat32Weights, source);
+  std::uint64_t const sum = checksum_of(expert);
+  EXPECT_EQ(checksum_of(load_expert(model.layers[0], 0, kFloat32Weights, source)), sum);
+  EXPECT_NE(checksum_of(load_expert(model.layers[0], 1, kFloat32Weights, source)), sum);
+  for (std::vector<float>* bias : {&expert.gate_up.bias, &expert.down.bias})
+    for (std::size_t i : {std::size_t{0}, bias->size() - 1}) {
+      float const before = (*bias)[i];
+      (*bias)[i] = before + 1;
+      EXPECT_NE(checksum_of(expert), sum) << i;
+      (*bias)[i] = before;
+    }
+  EXPECT_EQ(checksum_of(expert), sum);
+}
+
+}  // namespace
+}  // namespace expertmesh

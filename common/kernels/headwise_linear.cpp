@@ -24,14 +24,18 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
   std::size_t const tile_rows = rounds ? std::min(kTileRowsMax, fitting) : kTileRowsMax;
   std::size_t const panels = divided_up(n, kPanelColumns);
   std::size_t const row_blocks = divided_up(x.rows, tile_rows);
-  std::size_t const head_tiles = divided_up(panels, kTilePanels) * row_blocks;
+  // All panels of a head meet the rows once they are rounded, unless threads would have nothing to do.
+  bool const enough = w.size() * row_blocks >= 2 * exec.pool().num_threads();
+  std::size_t const tile_panels = enough ? panels : kTilePanels;
+  std::size_t const head_tiles = divided_up(panels, tile_panels) * row_blocks;
   exec.pool().parallel_for(w.size() * head_tiles, [&](std::size_t begin, std::size_t end, std::size_t thread) {
     auto* const rounded = reinterpret_cast<std::uint16_t*>(exec.scratch().attention_of(thread));
     void const* x_rows[kTileRowsMax];
     float* y_rows[kTileRowsMax];
     for (std::size_t i = begin; i < end; ++i) {
       std::size_t const head = i / head_tiles;
-      std::size_t const panel = i % head_tiles / row_blocks * kTilePanels;
+      std::size_t const first_panel = i % head_tiles / row_blocks * tile_panels;
+      std::size_t const last_panel = std::min(first_panel + tile_panels, panels);
       std::size_t const row = i % row_blocks * tile_rows;
       std::size_t const m = std::min(tile_rows, x.rows - row);
       for (std::size_t r = 0; r < m; ++r) {
@@ -40,15 +44,17 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
         x_rows[r] = rounds ? static_cast<void const*>(rounded + r * k) : in;
         y_rows[r] = y.row(row + r) + head * columns.y_stride;
       }
-      GemmPart const part{.x = x_rows,
-                          .y = y_rows,
-                          .m = m,
-                          .n = n,
-                          .k = k,
-                          .panels = w[head].data(),
-                          .panel_begin = panel,
-                          .panel_end = std::min(panel + kTilePanels, panels)};
-      (rounds ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+      for (std::size_t panel = first_panel; panel < last_panel; panel += kTilePanels) {
+        GemmPart const part{.x = x_rows,
+                            .y = y_rows,
+                            .m = m,
+                            .n = n,
+                            .k = k,
+                            .panels = w[head].data(),
+                            .panel_begin = panel,
+                            .panel_end = std::min(panel + kTilePanels, last_panel)};
+        (rounds ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+      }
     }
   });
 }

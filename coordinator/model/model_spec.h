@@ -98,7 +98,8 @@ struct LatentProjection {
   WeightSlice kv_b;                    // [Q*(nope+value),C]
 };
 
-// Queries at position p are multiplied by 1 + scale * ln(floor((p + 1) / floor) + 1) (Nakanishi 2025, arXiv:2501.19399).
+// Queries at position p are multiplied by 1 + scale * ln(floor((p + 1) / floor) + 1) (Nakanishi 2025,
+// arXiv:2501.19399).
 struct TemperatureTuning {
   double floor = 8192;
   double scale = 0.1;

@@ -70,7 +70,8 @@ ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
   LayerMaxima const m = layer_maxima(spec);
   return {
       .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
-      .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate})};
+      .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
+      .max_value_dim = m.value_dim};
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.

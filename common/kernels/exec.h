@@ -21,8 +21,9 @@ Isa best_isa();
 
 // Sizes the scratch of the ops for the largest call; a larger one is a broken invariant.
 struct ExecLimits {
-  std::size_t max_rows = 0;     // M of linear(), rows of grouped_ffn()
-  std::size_t max_columns = 0;  // largest K of any weight, and 2F of any FFN
+  std::size_t max_rows = 0;       // M of linear(), rows of grouped_ffn()
+  std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
+  std::size_t max_value_dim = 0;  // of a head in paged_attention()
 };
 
 struct KernelTable;  // the ISA's inner loops, private to common/kernels

@@ -14,7 +14,7 @@ struct Exec::Scratch {
         output(limits.max_rows * row_bytes),
         x_rows(limits.max_rows),
         y_rows(limits.max_rows),
-        attention_row((limits.max_columns + 15) / 16 * 16 * kHeadsAtOnce),
+        attention_row(attend_scratch_floats(limits.max_value_dim)),
         attention(num_threads * attention_row) {}
 
   std::size_t row_bytes;              // of one row of the next three
@@ -24,8 +24,9 @@ struct Exec::Scratch {
   AlignedBuffer<void const*> x_rows;  // [max_rows]
   AlignedBuffer<float*> y_rows;       // [max_rows]
   std::size_t attention_row;          // floats of one thread in the next
-  AlignedBuffer<float> attention;     // [threads][kHeadsAtOnce][max_columns] attention accumulators
+  AlignedBuffer<float> attention;     // [threads] AttendPart::scratch
 
+  float* attention_of(std::size_t thread) { return attention.data() + thread * attention_row; }
   std::byte* input_row(std::size_t r) { return input.data() + r * row_bytes; }
   float* hidden_row(std::size_t r) { return reinterpret_cast<float*>(hidden.data() + r * row_bytes); }
   float* output_row(std::size_t r) { return reinterpret_cast<float*>(output.data() + r * row_bytes); }

@@ -10,6 +10,7 @@ namespace expertmesh {
 
 constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
 constexpr std::size_t kHeadsAtOnce = 4;    // query heads that read keys and values together
+constexpr std::size_t kHeadsPerPart = 32;  // most query heads whose sums a thread carries from block to block
 constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
@@ -21,19 +22,26 @@ struct GemmPart {
   std::size_t panel_begin, panel_end;
 };
 
-// One token's query heads that share a KV head, against the blocks of its sequence.
+// Query heads of one token that share a KV head, against the blocks of its sequence.
 struct AttendPart {
-  float const* q;  // [heads][D]
-  float* out;      // [heads][D]
-  std::size_t heads, head_dim;
-  std::uint32_t const* blocks;  // block table
-  std::byte const* keys;        // of this KV head in block 0: [D][16]
-  std::byte const* values;      // of this KV head in block 0: [16][D]
-  std::size_t block_stride;     // elements from one block to the next
-  std::uint32_t first, last;    // positions attended to, both included
+  float const* q;                         // [heads][key_dim]
+  float* out;                             // [heads][value_dim]
+  std::size_t heads, key_dim, value_dim;  // heads: at most kHeadsPerPart
+  std::uint32_t const* blocks;            // block table
+  std::byte const* keys;                  // of this KV head in block 0: [key_dim][16]
+  std::byte const* values;                // of this KV head in block 0: [16][value_dim]; null: a position's value is
+                                          // the first value_dim elements of its key
+  std::size_t key_stride, value_stride;   // elements from one block to the next
+  std::uint32_t first, last;              // positions attended to, both included
   float scale;
-  float* accumulator;  // [kHeadsAtOnce][D rounded up to 16] scratch
+  float const* sinks;  // [heads] logits of keys without a value, or null
+  float* scratch;      // attend_scratch_floats(value_dim)
 };
+
+// [kHeadsPerPart] accumulators and [16] values of a block, each padded to whole vectors.
+constexpr std::size_t attend_scratch_floats(std::size_t value_dim) {
+  return (kHeadsPerPart + kPanelColumns) * ((value_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
+}
 
 struct KernelTable {
   void (*gemm_f32)(GemmPart const&);
@@ -42,7 +50,9 @@ struct KernelTable {
   void (*attend_bf16)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
-  void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);  // out may be x
+  // Norms: out may be x; no weight or bias: null.
+  void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);
+  void (*layer_norm)(float const* x, float const* weight, float const* bias, std::size_t n, float epsilon, float* out);
   void (*activate)(ActivationSpec const& f, float const* gate, float const* up, std::size_t n,
                    float* out);  // no gate: 0
   void (*add)(float* x, float const* y, std::size_t n);

@@ -1,5 +1,8 @@
 #include "common/kernels/paged_attention.h"
 
+#include <algorithm>
+
+#include "common/base/bf16.h"
 #include "common/base/check.h"
 #include "common/kernels/exec_scratch.h"
 #include "common/kernels/kernel_table.h"
@@ -9,29 +12,44 @@ namespace {
 
 static_assert(kKvBlockTokens == kPanelColumns, "a block's scores are one vector");
 
-std::size_t block_elements(KvLayerShape const& shape) {
-  return shape.num_kv_heads * shape.head_dim * kKvBlockTokens;
+std::size_t key_block_elements(KvLayerShape const& shape) {
+  return shape.num_kv_heads * shape.key_dim * kKvBlockTokens;
+}
+std::size_t value_block_elements(KvLayerShape const& shape) {
+  return shape.values == KvValues::in_keys ? 0 : shape.num_kv_heads * shape.value_dim * kKvBlockTokens;
+}
+
+// How many of the query heads of a KV head one thread takes together: all of them, unless they are too many or threads
+// would have nothing to do. pairs: of tokens and KV heads.
+std::size_t heads_per_part(std::size_t heads, std::size_t pairs, std::size_t num_threads) {
+  auto const divided_up = [](std::size_t a, std::size_t b) { return (a + b - 1) / b; };
+  std::size_t const parts = std::max(divided_up(heads, kHeadsPerPart), divided_up(num_threads, pairs));
+  return divided_up(divided_up(heads, parts), kHeadsAtOnce) * kHeadsAtOnce;
 }
 
 }  // namespace
 
 KvLayer::KvLayer(KvLayerShape shape)
     : shape_(shape),
-      keys_(shape.num_blocks * block_elements(shape) * size_of(shape.dtype)),
-      values_(shape.num_blocks * block_elements(shape) * size_of(shape.dtype)) {
+      keys_(shape.num_blocks * key_block_elements(shape) * size_of(shape.dtype)),
+      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype)) {
   EM_CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, "KV cache of " << name_of(shape.dtype));
+  EM_CHECK(shape.values == KvValues::separate || shape.value_dim <= shape.key_dim,
+           "values of " << shape.value_dim << " in keys of " << shape.key_dim);
 }
 
 std::size_t KvLayer::bytes_per_block(KvLayerShape const& shape) {
-  return 2 * block_elements(shape) * size_of(shape.dtype);
+  return (key_block_elements(shape) + value_block_elements(shape)) * size_of(shape.dtype);
 }
 
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache) {
   KvLayerShape const& shape = cache.shape();
-  std::size_t const d = shape.head_dim;
-  EM_CHECK(k.cols == shape.num_kv_heads * d && v.cols == k.cols && k.rows == places.positions.size(),
-           "k [" << k.rows << "," << k.cols << "]");
+  std::size_t const dk = shape.key_dim;
+  std::size_t const dv = shape.values == KvValues::in_keys ? 0 : shape.value_dim;
+  EM_CHECK(k.cols == shape.num_kv_heads * dk && v.cols == shape.num_kv_heads * dv &&
+               k.rows == places.positions.size() && (dv == 0 || v.rows == k.rows),
+           "k [" << k.rows << "," << k.cols << "], v [" << v.rows << "," << v.cols << "]");
   auto const write = [&](auto* keys, auto* values, auto convert) {
     exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t t = begin; t < end; ++t) {
@@ -41,57 +59,63 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
         EM_CHECK(block < shape.num_blocks, "no block for position " << position);
         std::size_t const place = position % kKvBlockTokens;
         for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
-          std::size_t const head = (block * shape.num_kv_heads + g) * d * kKvBlockTokens;
-          for (std::size_t i = 0; i < d; ++i) {
-            convert(k.row(t)[g * d + i], keys[head + i * kKvBlockTokens + place]);
-            convert(v.row(t)[g * d + i], values[head + place * d + i]);
-          }
+          std::size_t const head = (block * shape.num_kv_heads + g) * kKvBlockTokens;
+          for (std::size_t i = 0; i < dk; ++i)
+            keys[head * dk + i * kKvBlockTokens + place] = convert(k.row(t)[g * dk + i]);
+          for (std::size_t i = 0; i < dv; ++i) values[(head + place) * dv + i] = convert(v.row(t)[g * dv + i]);
         }
       }
     });
   };
   if (shape.dtype == DType::f32) {
-    write(reinterpret_cast<float*>(cache.keys()), reinterpret_cast<float*>(cache.values()),
-          [](float x, float& out) { out = x; });
+    write(reinterpret_cast<float*>(cache.keys()), reinterpret_cast<float*>(cache.values()), [](float x) { return x; });
   } else {
-    write(reinterpret_cast<std::uint16_t*>(cache.keys()), reinterpret_cast<std::uint16_t*>(cache.values()),
-          [&](float x, std::uint16_t& out) { exec.table().round_bf16(&x, 1, &out); });
+    write(reinterpret_cast<bf16*>(cache.keys()), reinterpret_cast<bf16*>(cache.values()),
+          [](float x) { return to_bf16(x); });
   }
 }
 
 void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces const& places, KvLayer const& cache,
                      AttentionShape const& shape, MatrixView<float> out) {
   KvLayerShape const& kv = cache.shape();
-  std::size_t const d = kv.head_dim;
   std::size_t const heads = shape.num_heads / kv.num_kv_heads;  // per KV head
-  EM_CHECK(
-      heads * kv.num_kv_heads == shape.num_heads && q.cols == shape.num_heads * d && out.cols == q.cols &&
-          q.rows == places.positions.size(),
-      "q [" << q.rows << "," << q.cols << "], " << shape.num_heads << " heads of " << d << " over " << kv.num_kv_heads);
-  EM_CHECK(d <= exec.limits().max_columns, "heads of " << d);
-  std::size_t const head_bytes = d * kKvBlockTokens * size_of(kv.dtype);
+  EM_CHECK(heads * kv.num_kv_heads == shape.num_heads && q.cols == shape.num_heads * kv.key_dim &&
+               out.cols == shape.num_heads * kv.value_dim && q.rows == places.positions.size() && out.rows == q.rows,
+           "q [" << q.rows << "," << q.cols << "], out [" << out.rows << "," << out.cols << "], " << shape.num_heads
+                 << " heads over " << kv.num_kv_heads << " of " << kv.key_dim << " and " << kv.value_dim);
+  EM_CHECK(shape.sinks.empty() || shape.sinks.size() == shape.num_heads, shape.sinks.size() << " sinks");
+  EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
+  if (q.rows == 0) return;
+  std::size_t const pairs = q.rows * kv.num_kv_heads;
+  std::size_t const heads_each = heads_per_part(heads, pairs, exec.pool().num_threads());
+  std::size_t const parts = (heads + heads_each - 1) / heads_each;  // of the heads of a pair
+  std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
-  exec.pool().parallel_for(q.rows * kv.num_kv_heads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
+  exec.pool().parallel_for(pairs * parts, [&](std::size_t begin, std::size_t end, std::size_t thread) {
     for (std::size_t i = begin; i < end; ++i) {
-      std::size_t const t = i / kv.num_kv_heads;
-      std::size_t const g = i % kv.num_kv_heads;
-      std::uint32_t const last = places.positions[t];
-      bool const cut = shape.window && last + 1 > *shape.window;
-      std::uint32_t const first = cut ? static_cast<std::uint32_t>(last + 1 - *shape.window) : 0;
+      std::size_t const t = i / parts / kv.num_kv_heads;
+      std::size_t const g = i / parts % kv.num_kv_heads;
+      std::size_t const first_head = i % parts * heads_each;
+      std::size_t const head = g * heads + first_head;
+      std::uint32_t const position = places.positions[t];
+      std::uint32_t const first = shape.span.first(position);
       std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
       EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
-      attend({.q = q.row(t) + g * heads * d,
-              .out = out.row(t) + g * heads * d,
-              .heads = heads,
-              .head_dim = d,
+      attend({.q = q.row(t) + head * kv.key_dim,
+              .out = out.row(t) + head * kv.value_dim,
+              .heads = std::min(heads_each, heads - first_head),
+              .key_dim = kv.key_dim,
+              .value_dim = kv.value_dim,
               .blocks = blocks,
-              .keys = cache.keys() + g * head_bytes,
-              .values = cache.values() + g * head_bytes,
-              .block_stride = block_elements(kv),
+              .keys = cache.keys() + g * kv.key_dim * position_bytes,
+              .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
+              .key_stride = key_block_elements(kv),
+              .value_stride = value_block_elements(kv),
               .first = first,
-              .last = last,
+              .last = position,
               .scale = shape.scale,
-              .accumulator = exec.scratch().attention.data() + thread * exec.scratch().attention_row});
+              .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
+              .scratch = exec.scratch().attention_of(thread)});
     }
   });
 }

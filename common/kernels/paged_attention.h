@@ -3,10 +3,10 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 
 #include "common/base/aligned_buffer.h"
+#include "common/config/attention_span.h"
 #include "common/kernels/exec.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor.h"
@@ -15,11 +15,19 @@ namespace expertmesh {
 
 constexpr std::size_t kKvBlockTokens = 16;
 
+// Where a position's values lie.
+enum class KvValues : std::uint8_t {
+  separate,
+  in_keys,  // they are the first value_dim elements of its key: latent attention
+};
+
 struct KvLayerShape {
   std::size_t num_blocks = 0;
   std::size_t num_kv_heads = 0;  // G
-  std::size_t head_dim = 0;      // D
-  DType dtype = DType::f32;      // f32 or bf16 (rounded to nearest even when written)
+  std::size_t key_dim = 0;       // DK
+  std::size_t value_dim = 0;     // DV
+  KvValues values = KvValues::separate;
+  DType dtype = DType::f32;  // f32 or bf16 (rounded to nearest even when written)
 };
 
 class KvLayer {
@@ -34,8 +42,8 @@ class KvLayer {
 
  private:
   KvLayerShape shape_;
-  AlignedBuffer<std::byte> keys_;    // f32/bf16 [num_blocks][G][D][16]: a block's keys transposed
-  AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][D]
+  AlignedBuffer<std::byte> keys_;    // f32/bf16 [num_blocks][G][DK][16]: a block's keys transposed
+  AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][DV]; nothing if they are in the keys
 };
 
 // Stands in block tables for what is in no block.
@@ -51,18 +59,19 @@ struct TokenPlaces {
   std::span<std::uint32_t const> table_offsets;  // [B]
 };
 
-// Stores k and v ([T,G*D] each) at the tokens' places.
+// Stores k [T,G*DK] and v [T,G*DV] at the tokens' places. v has no columns where the values are in the keys.
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache);
 
 struct AttentionShape {
-  std::size_t num_heads = 0;          // Q, a multiple of G; head h reads KV head h / (Q/G)
-  float scale = 1.0F;                 // multiplies q.k
-  std::optional<std::size_t> window;  // sees positions (p - window, p]
+  std::size_t num_heads = 0;       // Q, a multiple of G; head h reads KV head h / (Q/G)
+  float scale = 1.0F;              // multiplies q.k
+  AttentionSpan span{};            // token at p attends to span.first(p)…p
+  std::span<float const> sinks{};  // [Q] logits of keys without a value, one in each head's softmax; or none
 };
 
-// q: [T,Q*D], out: [T,Q*D]. Token t attends to positions 0…p of its sequence, all already written. Online softmax over
-// tiles aligned to absolute positions: out[t] depends on its sequence alone, bit for bit.
+// q: [T,Q*DK], out: [T,Q*DV]. The positions attended to are all written already. Online softmax over tiles aligned to
+// absolute positions: out[t] depends on its sequence alone, bit for bit.
 void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces const& places, KvLayer const& cache,
                      AttentionShape const& shape, MatrixView<float> out);
 

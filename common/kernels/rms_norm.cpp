@@ -17,13 +17,13 @@ void rms_norm(Exec const& exec, MatrixView<float const> x, std::span<float const
 
 void rms_norm_heads(Exec const& exec, MatrixView<float> x, std::size_t num_heads, std::span<float const> weight,
                     float epsilon) {
-  std::size_t const head_dim = weight.size();
-  EM_CHECK(x.cols == num_heads * head_dim,
-           "x [" << x.rows << "," << x.cols << "], " << num_heads << " heads of " << head_dim);
+  std::size_t const head_dim = x.cols / num_heads;
+  EM_CHECK(x.cols == num_heads * head_dim && (weight.empty() || weight.size() == head_dim),
+           "x [" << x.rows << "," << x.cols << "], " << num_heads << " heads, weight " << weight.size());
   exec.pool().parallel_for(x.rows * num_heads, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t i = begin; i < end; ++i) {
       float* head = x.row(i / num_heads) + i % num_heads * head_dim;
-      exec.table().rms_norm(head, weight.data(), head_dim, epsilon, head);
+      exec.table().rms_norm(head, weight.empty() ? nullptr : weight.data(), head_dim, epsilon, head);
     }
   });
 }

@@ -9,7 +9,7 @@ namespace expertmesh {
 // x, out: [T,H]; weight: [H]. out may be x.
 void rms_norm(Exec const& exec, MatrixView<float const> x, std::span<float const> weight, float epsilon,
               MatrixView<float> out);
-// In place on each head of x: [T, num_heads*D] (a column range of a wider matrix is fine); weight: [D].
+// In place on each head of x: [T, num_heads*D] (a column range of a wider matrix is fine); weight: [D], or empty: none.
 void rms_norm_heads(Exec const& exec, MatrixView<float> x, std::size_t num_heads, std::span<float const> weight,
                     float epsilon);
 }  // namespace expertmesh

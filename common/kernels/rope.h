@@ -1,16 +1,23 @@
-// Rotary position embedding (Su et al. 2021), half-split layout: element i of a head is paired with element i + D/2.
+// Rotary position embedding (Su et al. 2021).
 #pragma once
-#include <cstdint>
-#include <span>
+#include <cstddef>
 
 #include "common/kernels/exec.h"
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {
-// cos/sin of position * inverse_frequency[i], angle formed in fp32: cos, sin: [T,D/2]. Once per step for all layers.
-void rope_angles(Exec const& exec, std::span<std::uint32_t const> positions, std::span<float const> inverse_frequency,
-                 MatrixView<float> cos, MatrixView<float> sin);
-// In place on each head of x: [T, num_heads*D]: x[i] = x[i] cos - x[i+D/2] sin; x[i+D/2] = x[i+D/2] cos + x[i] sin.
-void apply_rope(Exec const& exec, MatrixView<float> x, std::size_t num_heads, MatrixView<float const> cos,
+
+// Which elements of the heads are rotated: R of each, R = 2 x columns of the angles.
+struct RopeHeads {
+  std::size_t num_heads = 0;
+  std::size_t head_dim = 0;  // D
+  std::size_t first = 0;     // first rotated element of a head
+  bool interleaved = false;  // element 2i is paired with 2i+1, not i with i + R/2
+};
+
+// In place on each head of x: [T, num_heads*D]. A pair (a, b) becomes (a cos - b sin, b cos + a sin); cos, sin:
+// [T,R/2].
+void apply_rope(Exec const& exec, MatrixView<float> x, RopeHeads const& heads, MatrixView<float const> cos,
                 MatrixView<float const> sin);
+
 }  // namespace expertmesh

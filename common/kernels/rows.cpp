@@ -1,5 +1,6 @@
 #include "common/kernels/rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -14,6 +15,13 @@ void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y) {
            "x [" << x.rows << "," << x.cols << "], y [" << y.rows << "," << y.cols << "]");
   exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) exec.table().add(x.row(t), y.row(t), x.cols);
+  });
+}
+
+void clip(Exec const& exec, MatrixView<float> x, float limit) {
+  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t)
+      for (std::size_t i = 0; i < x.cols; ++i) x.row(t)[i] = std::clamp(x.row(t)[i], -limit, limit);
   });
 }
 

@@ -21,6 +21,8 @@ void scale_rows_into_slots(Exec const& exec, MatrixView<float const> x, std::spa
                            std::size_t experts_per_token, MatrixView<float> out);
 // out[t] = sum over k = 0…K-1 in this order of slots[t*K+k]; slots: [T*K,H], out: [T,H].
 void add_slots(Exec const& exec, MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out);
+// x held within [-limit, limit]; NaN stays.
+void clip(Exec const& exec, MatrixView<float> x, float limit);
 // out[t] = table[ids[t]]: table [V,H] of `type` (f32, bf16 or f16), row-major.
 void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
                MatrixView<float> out);

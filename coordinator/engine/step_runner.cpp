@@ -45,6 +45,7 @@ void StepRunner::forward(StepBatch const& batch) {
                          .stages = stages_,
                          .tokens = batch.num_tokens(),
                          .positions = batch.positions(),
+                         .prompt_lengths = batch.prompt_lengths(),
                          .places = batch.places(),
                          .routed = routed_.empty() ? nullptr : routed_.data(),
                          .tap = tap_};

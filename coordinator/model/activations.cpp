@@ -4,14 +4,31 @@
 
 namespace expertmesh {
 
+namespace {
+
+void add(GroupedProjection const& p, std::size_t heads, LayerMaxima& m) {
+  m.qkv_columns = std::max(m.qkv_columns, (heads + 2 * p.num_kv_heads) * p.head_dim);
+  m.attention_columns = std::max(m.attention_columns, heads * p.head_dim);
+  m.value_dim = std::max(m.value_dim, p.head_dim);
+}
+
+void add(LatentProjection const& p, std::size_t heads, LayerMaxima& m) {
+  std::size_t const key_dim = p.kv_rank + p.rope_dim;
+  m.qkv_columns = std::max(m.qkv_columns, p.q_rank + key_dim + heads * (p.nope_dim + p.rope_dim));
+  m.attention_columns = std::max({m.attention_columns, heads * p.value_dim, p.q_rank});
+  m.latent_query_columns = std::max(m.latent_query_columns, heads * key_dim);
+  m.latent_attention_columns = std::max(m.latent_attention_columns, heads * p.kv_rank);
+  m.value_dim = std::max(m.value_dim, p.kv_rank);
+}
+
+}  // namespace
+
 LayerMaxima layer_maxima(ModelSpec const& spec) {
   LayerMaxima m;
   for (auto const& stack : spec.stacks) {
     for (auto const& layer : stack.layers) {
       auto const& a = layer.attention;
-      auto const& p = std::get<GroupedProjection>(a.projection);
-      m.qkv_columns = std::max(m.qkv_columns, (a.num_heads + 2 * p.num_kv_heads) * p.head_dim);
-      m.attention_columns = std::max(m.attention_columns, a.num_heads * p.head_dim);
+      std::visit([&](auto const& p) { add(p, a.num_heads, m); }, a.projection);
       if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
         m.dense_intermediate = std::max(m.dense_intermediate, dense->intermediate);
       } else {
@@ -41,6 +58,8 @@ Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) 
   x = Matrix<float>(t, spec.hidden);
   normed = Matrix<float>(t, spec.hidden);
   qkv = Matrix<float>(t, m.qkv_columns);
+  latent_queries = Matrix<float>(std::min(t, kLatentTokens), m.latent_query_columns);
+  latent_attention = Matrix<float>(std::min(t, kLatentTokens), m.latent_attention_columns);
   attention = Matrix<float>(t, m.attention_columns);
   block_out = Matrix<float>(t, spec.hidden);
   gate_up = Matrix<float>(t, 2 * m.dense_intermediate);
@@ -61,11 +80,12 @@ Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) 
 }
 
 std::size_t Activations::size_bytes() const {
-  return x.size_bytes() + normed.size_bytes() + qkv.size_bytes() + attention.size_bytes() + block_out.size_bytes() +
-         gate_up.size_bytes() + ffn_hidden.size_bytes() + router.size_bytes() + noise_scale.size_bytes() +
-         noise.size_bytes() + experts.size_bytes() + gate_weights.size_bytes() + shared_out.size_bytes() +
-         shared_gate.size_bytes() + expert_in.size_bytes() + expert_out.size_bytes() + unit_weights.size_bytes() +
-         head_in.size_bytes() + logits.size_bytes();
+  return x.size_bytes() + normed.size_bytes() + qkv.size_bytes() + latent_queries.size_bytes() +
+         latent_attention.size_bytes() + attention.size_bytes() + block_out.size_bytes() + gate_up.size_bytes() +
+         ffn_hidden.size_bytes() + router.size_bytes() + noise_scale.size_bytes() + noise.size_bytes() +
+         experts.size_bytes() + gate_weights.size_bytes() + shared_out.size_bytes() + shared_gate.size_bytes() +
+         expert_in.size_bytes() + expert_out.size_bytes() + unit_weights.size_bytes() + head_in.size_bytes() +
+         logits.size_bytes();
 }
 
 }  // namespace expertmesh

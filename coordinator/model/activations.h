@@ -9,6 +9,9 @@
 
 namespace expertmesh {
 
+// Latent attention works on this many tokens at a time: its queries are several times wider than the others.
+constexpr std::size_t kLatentTokens = 64;  // S
+
 struct ActivationLimits {
   std::size_t tokens = 0;      // T
   std::size_t logit_rows = 0;  // R
@@ -20,8 +23,10 @@ struct Activations {
 
   Matrix<float> x;                       // [T,H] residual stream
   Matrix<float> normed;                  // [T,H] input of attention, router, experts and FFN
-  Matrix<float> qkv;                     // [T,(Q+2G)*D]
-  Matrix<float> attention;               // [T,Q*D]
+  Matrix<float> qkv;                     // [T,(Q+2G)*D]; with latents [T, latents and rotated key, then queries]
+  Matrix<float> latent_queries;          // [S,Q*(C+R)] queries against latents; S = kLatentTokens at most
+  Matrix<float> latent_attention;        // [S,Q*C] sums of latents
+  Matrix<float> attention;               // [T,Q*D] of values
   Matrix<float> block_out;               // [T,H] what a block adds to the residual stream
   Matrix<float> gate_up;                 // [T,2I] dense layers
   Matrix<float> ffn_hidden;              // [T,I]
@@ -41,8 +46,11 @@ struct Activations {
 
 // The largest value of each dimension over the layers.
 struct LayerMaxima {
-  std::size_t qkv_columns = 0;        // (Q+2G)*D
-  std::size_t attention_columns = 0;  // Q*D
+  std::size_t qkv_columns = 0;               // (Q+2G)*D, or q_rank + C+R + Q*(nope+R)
+  std::size_t attention_columns = 0;         // Q*D, and q_rank: what a weight of an attention takes in
+  std::size_t latent_query_columns = 0;      // Q*(C+R)
+  std::size_t latent_attention_columns = 0;  // Q*C
+  std::size_t value_dim = 0;                 // of a head in paged_attention()
   std::size_t dense_intermediate = 0;
   std::size_t expert_intermediate = 0;
   std::size_t num_experts = 0;

@@ -1,48 +1,34 @@
 #include "coordinator/model/attention.h"
 
-#include "common/kernels/linear.h"
-#include "common/kernels/rms_norm.h"
-#include "common/kernels/rope.h"
-
 namespace expertmesh {
+namespace {
+
+std::variant<GroupedAttention, LatentAttention> make_heads(AttentionSpec const& spec, std::size_t hidden,
+                                                           WeightLoader const& loader) {
+  if (std::holds_alternative<LatentProjection>(spec.projection)) return LatentAttention(spec, hidden, loader);
+  return GroupedAttention(spec, hidden, loader);
+}
+
+}  // namespace
 
 Attention::Attention(AttentionSpec spec, std::size_t hidden, WeightLoader const& loader)
-    : spec_(std::move(spec)), heads_(std::get<GroupedProjection>(spec_.projection)) {
-  std::size_t const q_rows = spec_.num_heads * heads_.head_dim;
-  std::size_t const kv_rows = heads_.num_kv_heads * heads_.head_dim;
-  qkv_ = loader.packed(
-      {{heads_.q.weight.name, q_rows}, {heads_.k.weight.name, kv_rows}, {heads_.v.weight.name, kv_rows}}, hidden);
-  o_ = loader.packed({{spec_.o.weight.name, hidden}}, q_rows);
-  if (heads_.q_norm) q_norm_ = loader.floats(*heads_.q_norm->weight, heads_.head_dim);
-  if (heads_.k_norm) k_norm_ = loader.floats(*heads_.k_norm->weight, heads_.head_dim);
+    : spec_(std::move(spec)),
+      heads_(make_heads(spec_, hidden, loader)),
+      o_(loader.linear({{spec_.o.weight, hidden, spec_.o.bias}}, spec_.num_heads * spec_.value_dim())) {
+  if (spec_.sinks) sinks_ = loader.floats(*spec_.sinks, spec_.num_heads);
 }
 
 void Attention::forward(Exec const& exec, MatrixView<float const> x, RopeAngles const& angles,
                         TokenPlaces const& places, KvLayer& cache, Activations& act, MatrixView<float> out) const {
-  std::size_t const tokens = x.rows;
-  std::size_t const q_columns = spec_.num_heads * heads_.head_dim;
-  std::size_t const kv_columns = heads_.num_kv_heads * heads_.head_dim;
-  MatrixView<float> const qkv = act.qkv.view().first_rows(tokens).columns(0, qkv_.n());
-  MatrixView<float> const q = qkv.columns(0, q_columns);
-  MatrixView<float> const k = qkv.columns(q_columns, kv_columns);
-  MatrixView<float> const v = qkv.columns(q_columns + kv_columns, kv_columns);
-
-  linear(exec, x, qkv_, qkv);
-  if (heads_.q_norm) rms_norm_heads(exec, q, spec_.num_heads, q_norm_, heads_.q_norm->epsilon);
-  if (heads_.k_norm) rms_norm_heads(exec, k, heads_.num_kv_heads, k_norm_, heads_.k_norm->epsilon);
-  if (spec_.rope.kind != RopeKind::none) {
-    apply_rope(exec, q, spec_.num_heads, angles.cos, angles.sin);
-    apply_rope(exec, k, heads_.num_kv_heads, angles.cos, angles.sin);
-  }
-  kv_write(exec, k, v, places, cache);
-
-  MatrixView<float> const heads = act.attention.view().first_rows(tokens).columns(0, q_columns);  // [T,Q*D]
-  paged_attention(exec, q, places, cache,
-                  {.num_heads = spec_.num_heads,
-                   .scale = spec_.softmax_scale,
-                   .window = spec_.span.kind == SpanKind::window ? std::optional(spec_.span.tokens) : std::nullopt},
-                  heads);
+  AttentionStep const step{.exec = exec, .angles = angles, .places = places, .cache = cache, .act = act};
+  MatrixView<float> const heads = act.attention.view().first_rows(x.rows).columns(0, o_.w.k());  // [T,Q*D]
+  std::visit([&](auto const& attention) { attention.forward(step, spec_, sinks_, x, heads); }, heads_);
   linear(exec, heads, o_, out);
+}
+
+std::size_t Attention::size_bytes() const {
+  return std::visit([](auto const& attention) { return attention.size_bytes(); }, heads_) + o_.size_bytes() +
+         sinks_.size() * sizeof(float);
 }
 
 }  // namespace expertmesh

@@ -1,10 +1,8 @@
 #include "coordinator/model/decoder.h"
 
-#include <cmath>
 #include <cstring>
 
 #include "common/kernels/linear.h"
-#include "common/kernels/rope.h"
 #include "common/kernels/rows.h"
 
 namespace expertmesh {
@@ -16,7 +14,7 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
   embedding_ = loader.stored(spec.embedding, spec.vocab, spec.hidden);
   std::uint32_t moe_index = 0;
   for (auto const& layer : stack.layers) {
-    rope_of_layer_.push_back(rope_index(layer.attention, options.max_tokens));
+    rope_of_layer_.push_back(rope_index(layer.attention.rope, options.max_tokens));
     layers_.emplace_back(layer, static_cast<std::uint32_t>(layers_.size()), moe_index, hidden_, loader);
     if (std::holds_alternative<MoeFfnSpec>(layer.ffn)) ++moe_index;
   }
@@ -26,19 +24,10 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
   lm_head_ = loader.linear({head}, hidden_);
 }
 
-std::size_t Decoder::rope_index(AttentionSpec const& spec, std::size_t max_tokens) {
+std::size_t Decoder::rope_index(RopeSpec const& spec, std::size_t max_tokens) {
   for (std::size_t i = 0; i < ropes_.size(); ++i)
-    if (ropes_[i].spec == spec.rope) return i;
-  // theta^(-2i/D) in fp32, as the reference implementations compute it
-  std::vector<float> inverse_frequency(spec.rope.rotary_dim / 2);
-  for (std::size_t i = 0; i < inverse_frequency.size(); ++i) {
-    float const exponent = static_cast<float>(2 * i) / static_cast<float>(spec.rope.rotary_dim);
-    inverse_frequency[i] = 1.0F / std::pow(static_cast<float>(spec.rope.theta), exponent);
-  }
-  ropes_.push_back({.spec = spec.rope,
-                    .inverse_frequency = std::move(inverse_frequency),
-                    .cos = Matrix<float>(max_tokens, spec.rope.rotary_dim / 2),
-                    .sin = Matrix<float>(max_tokens, spec.rope.rotary_dim / 2)});
+    if (ropes_[i].spec() == spec) return i;
+  ropes_.emplace_back(spec, max_tokens);
   return ropes_.size() - 1;
 }
 
@@ -47,15 +36,11 @@ Task Decoder::forward(FrameArena& arena, std::span<TokenId const> ids, StepConte
   embedding(step.exec, ids, embedding_.dtype, embedding_.bytes.data(), x);
   if (embedding_multiplier_ != 1.0F) scale(step.exec, x, embedding_multiplier_);
   if (step.tap) step.tap->hidden(0, x);
-  for (auto& rope : ropes_)
-    rope_angles(step.exec, step.positions, rope.inverse_frequency, rope.cos.view().first_rows(step.tokens),
-                rope.sin.view().first_rows(step.tokens));
+  for (auto& rope : ropes_) rope.compute(step.exec, step.positions, step.prompt_lengths);
   step.stages.end(Stage::embedding);
-  for (std::size_t l = 0; l < layers_.size(); ++l) {
-    Rope& rope = ropes_[rope_of_layer_[l]];
-    RopeAngles const angles{rope.cos.view().first_rows(step.tokens), rope.sin.view().first_rows(step.tokens)};
-    co_await layers_[l].forward(arena, step, angles, step.places[kv.group_of(l)], kv.layer(l));
-  }
+  for (std::size_t l = 0; l < layers_.size(); ++l)
+    co_await layers_[l].forward(arena, step, ropes_[rope_of_layer_[l]].angles(), step.places[kv.group_of(l)],
+                                kv.layer(l));
 }
 
 MatrixView<float> Decoder::logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const {

@@ -7,6 +7,7 @@
 
 #include "coordinator/model/decoder_layer.h"
 #include "coordinator/model/kv_cache.h"
+#include "coordinator/model/rope_table.h"
 
 namespace expertmesh {
 
@@ -28,19 +29,12 @@ class Decoder {
   MatrixView<float> logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const;
 
  private:
-  // One RoPE of the model: layers that share it share its angles.
-  struct Rope {
-    RopeSpec spec;
-    std::vector<float> inverse_frequency;  // [D/2]
-    Matrix<float> cos;                     // [T,D/2]
-    Matrix<float> sin;
-  };
-  std::size_t rope_index(AttentionSpec const& spec, std::size_t max_tokens);
+  std::size_t rope_index(RopeSpec const& spec, std::size_t max_tokens);
 
   std::size_t hidden_;
   StoredTensor embedding_;  // [V,H]
   float embedding_multiplier_;
-  std::vector<Rope> ropes_;
+  std::vector<RopeTable> ropes_;  // layers with the same RopeSpec share its angles
   std::vector<std::size_t> rope_of_layer_;
   std::vector<DecoderLayer> layers_;
   std::optional<Norm> final_norm_;

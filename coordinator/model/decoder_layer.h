@@ -31,10 +31,11 @@ struct StepContext {
   Experts& experts;
   BalanceStatistics& balance;
   StageTimes& stages;
-  std::size_t tokens;                        // T
-  std::span<std::uint32_t const> positions;  // [T]
-  std::vector<TokenPlaces> const& places;    // one per KV group
-  std::uint32_t* routed = nullptr;           // [MoE layers][T][K] of this step's choices, where asked for
+  std::size_t tokens;                             // T
+  std::span<std::uint32_t const> positions;       // [T]
+  std::span<std::uint32_t const> prompt_lengths;  // [T] of each token's sequence, in tokens
+  std::vector<TokenPlaces> const& places;         // one per KV group
+  std::uint32_t* routed = nullptr;                // [MoE layers][T][K] of this step's choices, where asked for
   LayerTap* tap = nullptr;
 };
 

@@ -7,8 +7,19 @@
 namespace expertmesh {
 namespace {
 KvLayerShape shape_of(AttentionSpec const& a, DType dtype, std::size_t blocks) {
+  if (auto const* latent = std::get_if<LatentProjection>(&a.projection))
+    return {.num_blocks = blocks,
+            .num_kv_heads = 1,
+            .key_dim = latent->kv_rank + latent->rope_dim,
+            .value_dim = latent->kv_rank,
+            .values = KvValues::in_keys,
+            .dtype = dtype};
   auto const& p = std::get<GroupedProjection>(a.projection);
-  return {.num_blocks = blocks, .num_kv_heads = p.num_kv_heads, .head_dim = p.head_dim, .dtype = dtype};
+  return {.num_blocks = blocks,
+          .num_kv_heads = p.num_kv_heads,
+          .key_dim = p.head_dim,
+          .value_dim = p.head_dim,
+          .dtype = dtype};
 }
 
 KvCacheKind kind_of(SpanKind span) {

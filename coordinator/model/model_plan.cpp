@@ -41,13 +41,15 @@ std::size_t projection_bytes(GroupedProjection const& p, std::size_t num_heads, 
          norm_bytes(p.q_norm, num_heads, p.head_dim) + norm_bytes(p.k_norm, p.num_kv_heads, p.head_dim);
 }
 
-// kv_b lies there as one matrix for the keys and one for the values of each head.
+// q_a and kv_a are fused; kv_b lies there as one matrix for the keys and one for the values of each head.
 std::size_t projection_bytes(LatentProjection const& p, std::size_t num_heads, std::size_t hidden,
                              WeightFormat weights) {
   std::size_t const q_rows = num_heads * (p.nope_dim + p.rope_dim);
-  return (p.q_a ? packed_bytes(weights, p.q_rank, hidden) + norm_bytes(*p.q_a_norm, p.q_rank) : 0) +
-         norm_bytes(p.kv_a_norm, p.kv_rank) + packed_bytes(weights, q_rows, p.q_a ? p.q_rank : hidden) +
-         packed_bytes(weights, p.kv_rank + p.rope_dim, hidden) +
+  std::size_t const a_rows = p.q_rank + p.kv_rank + p.rope_dim;
+  bool const a_biased = p.kv_a.bias || (p.q_a && p.q_a->bias);
+  return packed_bytes(weights, a_rows, hidden) + (a_biased ? a_rows * sizeof(float) : 0) +
+         (p.q_a_norm ? norm_bytes(*p.q_a_norm, p.q_rank) : 0) + norm_bytes(p.kv_a_norm, p.kv_rank) +
+         packed_bytes(weights, q_rows, p.q_a ? p.q_rank : hidden) + (p.q_b.bias ? q_rows * sizeof(float) : 0) +
          num_heads * (packed_bytes(weights, p.kv_rank, p.nope_dim) + packed_bytes(weights, p.value_dim, p.kv_rank));
 }
 

@@ -11,6 +11,7 @@
 
 #include "common/base/strong_id.h"
 #include "common/checkpoint/weight_source.h"
+#include "common/config/attention_span.h"
 #include "common/config/expert_spec.h"
 #include "common/moe/router_spec.h"
 
@@ -69,18 +70,6 @@ struct LinearSpec {
   std::optional<VectorSlice> bias{};  // [N]
 };
 
-// Which positions a token attends to, besides its own.
-enum class SpanKind : std::uint8_t {
-  full,     // all before it
-  window,   // the tokens - 1 before it
-  chunked,  // those before it from the last multiple of `tokens` on
-};
-struct AttentionSpan {
-  SpanKind kind = SpanKind::full;
-  std::size_t tokens = 0;
-  bool operator==(AttentionSpan const&) const = default;
-};
-
 // Queries, keys and values by projection of the hidden state, G key/value heads shared by Q/G query heads each.
 struct GroupedProjection {
   std::size_t num_kv_heads = 0;  // G, divides Q
@@ -88,7 +77,7 @@ struct GroupedProjection {
   LinearSpec q;                  // [Q*D,H]
   LinearSpec k;                  // [G*D,H]
   LinearSpec v;                  // [G*D,H]
-  std::optional<float> clip{};   // q, k and v are held within +-this (before the norm)
+  std::optional<float> clip{};   // q, k and v are held within +-this (after a norm that is before RoPE)
   std::optional<QkNormSpec> q_norm{};
   std::optional<QkNormSpec> k_norm{};
 };

@@ -1,5 +1,6 @@
 #include "coordinator/model/weight_loader.h"
 
+#include <algorithm>
 #include <array>
 
 namespace expertmesh {
@@ -26,6 +27,29 @@ FfnWeights WeightLoader::ffn(FfnTensors const& tensors, FfnShape const& shape, A
 
 std::vector<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
   return counted([&](WeightReader& reader) { return reader.read(slice, n); });
+}
+
+Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const {
+  Matrix<float> out(n, k);
+  counted([&](WeightReader& reader) {
+    reader.read(slice, n, k, [&](WeightRows const& rows) {
+      auto const floats = to_floats({.name = slice.name,
+                                     .dtype = rows.type,
+                                     .shape = {rows.count, k},
+                                     .bytes = {rows.data, rows.count * k * size_of(rows.type)},
+                                     .owned = {}});
+      std::ranges::copy(floats, out.view().row(rows.first));
+    });
+    return 0;
+  });
+  return out;
+}
+
+PackedMatrix WeightLoader::packed(MatrixView<float const> numbers) const {
+  PackedMatrix out(format_, numbers.rows, numbers.cols);
+  for (std::size_t row = 0; row < numbers.rows; ++row)
+    out.set_rows(row, 1, DType::f32, reinterpret_cast<std::byte const*>(numbers.row(row)));
+  return out;
 }
 
 StoredTensor WeightLoader::stored(std::string const& name, std::size_t rows, std::size_t k) const {

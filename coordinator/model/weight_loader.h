@@ -27,6 +27,9 @@ class WeightLoader {
   [[nodiscard]] std::vector<float> floats(std::string const& name, std::size_t n) const {
     return floats(VectorSlice{name}, n);
   }
+  // [n,k] in fp32, and such a matrix packed in the profile's format: for weights that are rearranged in between.
+  [[nodiscard]] Matrix<float> numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const;
+  [[nodiscard]] PackedMatrix packed(MatrixView<float const> numbers) const;
   // [rows,K] as stored, for row lookups.
   [[nodiscard]] StoredTensor stored(std::string const& name, std::size_t rows, std::size_t k) const;
 

@@ -13,6 +13,7 @@ StepBatch::StepBatch(Limits const& limits)
       places_(limits.most_held.size()) {
   ids_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
+  prompt_lengths_.reserve(limits.max_tokens);
   sequence_of_.reserve(limits.max_tokens);
   offsets_.reserve(limits.max_sequences + 1);
   sequences_.reserve(limits.max_sequences);
@@ -28,6 +29,7 @@ StepBatch::StepBatch(Limits const& limits)
 void StepBatch::clear() {
   ids_.clear();
   positions_.clear();
+  prompt_lengths_.clear();
   sequence_of_.clear();
   offsets_.assign(1, 0);
   sequences_.clear();
@@ -52,6 +54,7 @@ void StepBatch::add(Sequence& sequence, std::size_t count) {
       logit_rows_.push_back({static_cast<std::uint32_t>(ids_.size()), index, position, last});
     ids_.push_back(sequence.tokens[position]);
     positions_.push_back(position);
+    prompt_lengths_.push_back(static_cast<std::uint32_t>(sequence.prompt_length));
     sequence_of_.push_back(index);
   }
   offsets_.push_back(static_cast<std::uint32_t>(ids_.size()));

@@ -40,11 +40,12 @@ class StepBatch {
   [[nodiscard]] std::size_t num_tokens() const { return ids_.size(); }
   [[nodiscard]] std::size_t num_decodes() const { return num_decodes_; }  // sequences that run their only missing token
   [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }     // [T]
-  [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }  // [T]
-  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }      // [B+1] rows of each sequence
-  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }      // [B]
-  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }       // [KV groups]
-  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }     // ascending rows
+  [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }            // [T]
+  [[nodiscard]] std::span<std::uint32_t const> prompt_lengths() const { return prompt_lengths_; }  // [T] tokens
+  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }   // [B+1] rows of each sequence
+  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }   // [B]
+  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }    // [KV groups]
+  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }  // ascending rows
   // Makes places() after the last add().
   void seal();
 
@@ -60,7 +61,8 @@ class StepBatch {
   std::size_t max_blocks_per_sequence_;
   std::vector<TokenId> ids_;
   std::vector<std::uint32_t> positions_;
-  std::vector<std::uint32_t> sequence_of_;  // [T]
+  std::vector<std::uint32_t> prompt_lengths_;  // [T] of the token's sequence
+  std::vector<std::uint32_t> sequence_of_;     // [T]
   std::vector<std::uint32_t> offsets_;
   std::vector<Sequence*> sequences_;
   std::vector<GroupTables> tables_;

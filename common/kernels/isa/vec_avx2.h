@@ -73,6 +73,36 @@ inline Vec zero_below(Vec x0, float bound, Vec x) {
   return {_mm256_and_ps(_mm256_cmp_ps(x0.low, b, _CMP_NLT_UQ), x.low),
           _mm256_and_ps(_mm256_cmp_ps(x0.high, b, _CMP_NLT_UQ), x.high)};
 }
+// Row i of the tile becomes column i: pairs of floats, then of doubles, then of 128-bit lanes change places.
+inline void transpose(__m256 (&tile)[8]) {
+  __m256 a[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(tile[i], tile[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(tile[i], tile[i + 1]);
+  }
+  __m256 b[8];  // b[4g + c], lane l: column 4l + c of the rows 4g … 4g + 3
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      __m256d const first = _mm256_castps_pd(a[i + j]);
+      __m256d const second = _mm256_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(first, second));
+      b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(first, second));
+    }
+  for (int c = 0; c < 4; ++c) {
+    tile[c] = _mm256_permute2f128_ps(b[c], b[c + 4], 0x20);
+    tile[c + 4] = _mm256_permute2f128_ps(b[c], b[c + 4], 0x31);
+  }
+}
+inline void transpose(Vec (&tile)[16]) {
+  __m256 quarter[2][2][8];  // [rows 8r …][columns 8c …]
+  for (int i = 0; i < 16; ++i) {
+    quarter[i / 8][0][i % 8] = tile[i].low;
+    quarter[i / 8][1][i % 8] = tile[i].high;
+  }
+  for (auto& row : quarter)
+    for (auto& q : row) transpose(q);
+  for (int i = 0; i < 16; ++i) tile[i] = {quarter[0][i / 8][i % 8], quarter[1][i / 8][i % 8]};
+}
 inline __m256 dot_bf16(__m256 acc, std::uint16_t const* w, __m256 x0, __m256 x1) {
   __m256i const pairs = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(w));
   __m256 const even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));

@@ -62,6 +62,35 @@ inline Vec power_of_two(Vec n) {
 inline Vec zero_below(Vec x0, float bound, Vec x) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x0.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
+// Row i of the tile becomes column i: pairs of floats, then of doubles, then of 128-bit lanes change places.
+inline void transpose(Vec (&tile)[16]) {
+  __m512 a[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(tile[i].v, tile[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(tile[i].v, tile[i + 1].v);
+  }
+  __m512d b[16];
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_unpacklo_pd(_mm512_castps_pd(a[i + j]), _mm512_castps_pd(a[i + j + 2]));
+      b[i + 2 * j + 1] = _mm512_unpackhi_pd(_mm512_castps_pd(a[i + j]), _mm512_castps_pd(a[i + j + 2]));
+    }
+  // b[4g + c], lane l: column 4l + c of the rows 4g … 4g + 3.
+  for (int c = 0; c < 4; ++c) {
+    __m512 const g0 = _mm512_castpd_ps(b[c]);
+    __m512 const g1 = _mm512_castpd_ps(b[c + 4]);
+    __m512 const g2 = _mm512_castpd_ps(b[c + 8]);
+    __m512 const g3 = _mm512_castpd_ps(b[c + 12]);
+    __m512 const low_even = _mm512_shuffle_f32x4(g0, g1, 0x88);  // lanes 0 and 2 of each
+    __m512 const low_odd = _mm512_shuffle_f32x4(g0, g1, 0xdd);   // lanes 1 and 3
+    __m512 const high_even = _mm512_shuffle_f32x4(g2, g3, 0x88);
+    __m512 const high_odd = _mm512_shuffle_f32x4(g2, g3, 0xdd);
+    tile[c].v = _mm512_shuffle_f32x4(low_even, high_even, 0x88);
+    tile[c + 4].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
+    tile[c + 8].v = _mm512_shuffle_f32x4(low_even, high_even, 0xdd);
+    tile[c + 12].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+  }
+}
 inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m512i const pairs = _mm512_loadu_si512(w);
   __m512i const both = _mm512_set1_epi32(static_cast<int>(x));

@@ -78,6 +78,15 @@ inline Vec power_of_two(Vec const& n) {
 inline Vec zero_below(Vec const& x0, float bound, Vec const& x) {
   return Vec::make([&](int i) { return x0.lane[i] < bound ? 0.0F : x.lane[i]; });
 }
+// Row i of the tile becomes column i.
+inline void transpose(Vec (&tile)[16]) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < i; ++j) {
+      float const x = tile[i].lane[j];
+      tile[i].lane[j] = tile[j].lane[i];
+      tile[j].lane[i] = x;
+    }
+}
 // acc[n] += w[n][0] x0, then w[n][1] x1; w: 16 pairs of bfloat16, x: one pair (low half first).
 inline Vec dot_bf16(Vec const& acc, std::uint16_t const* w, std::uint32_t x) {
   float const x0 = widened(x << 16);

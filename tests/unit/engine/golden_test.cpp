@@ -323,8 +323,8 @@ INSTANTIATE_TEST_SUITE_P(
         set("qwen2_moe", "norm_topk_prob", true), set("qwen2_moe", "qkv_bias", false),
         set("qwen2_moe", "decoder_sparse_step", 1), set("qwen3", "rms_norm_eps", 0.1),
         set("qwen3_moe", "norm_topk_prob", false), set("qwen3_moe", "mlp_only_layers", {1})),
-    [](auto const& info) {
-      std::string name = std::string(info.param.model) + "_" + info.param.name + "_" + std::to_string(info.index);
+    [](auto const& test) {
+      std::string name = std::string(test.param.model) + "_" + test.param.name + "_" + std::to_string(test.index);
       std::ranges::replace(name, '-', '_');
       return name;
     });
@@ -375,8 +375,8 @@ INSTANTIATE_TEST_SUITE_P(
                     LoneTensor{"phimoe", "model.layers.1.input_layernorm.bias"}, LoneTensor{"phimoe", "lm_head.bias"},
                     LoneTensor{"qwen2_moe", "model.layers.1.mlp.shared_expert_gate.weight"},
                     LoneTensor{"qwen2_moe", "model.layers.1.self_attn.k_proj.bias"}),
-    [](auto const& info) {
-      std::string name = std::string(info.param.model) + "_" + info.param.name;
+    [](auto const& test) {
+      std::string name = std::string(test.param.model) + "_" + test.param.name;
       for (char& c : name)
         if (c == '.' || c == '-') c = '_';
       return name;

@@ -38,7 +38,7 @@ struct ModelRig {
       : spec(std::move(model)),
         weights(open_checkpoint(dir)),
         pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512}),
+        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}),
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);

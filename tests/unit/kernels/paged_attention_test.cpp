@@ -29,154 +29,256 @@ struct Tokens {
   }
 };
 
+struct Shape {
+  std::size_t heads, kv_heads, key_dim, value_dim;
+  DType dtype = DType::f32;
+  AttentionSpan span{};
+  bool sinks = false;
+  KvValues values = KvValues::separate;
+};
+
+std::ostream& operator<<(std::ostream& out, Shape const& s) {
+  return out << s.heads << " heads over " << s.kv_heads << " of " << s.key_dim << " and " << s.value_dim << ", "
+             << name_of(s.dtype) << ", span " << static_cast<int>(s.span.kind) << " of " << s.span.tokens
+             << (s.sinks ? ", sinks" : "") << (s.values == KvValues::in_keys ? ", values in keys" : "");
+}
+
 // Two sequences in scattered blocks. Sequence 0 has kLength[0] tokens with the rows 0… of q, k, v; sequence 1 follows.
 struct Case {
   static constexpr std::uint32_t kLength[] = {70, 37};
-  std::size_t heads, kv_heads, d;
-  DType dtype;
-  std::optional<std::size_t> window;
+  Shape s;
   std::vector<std::uint32_t> tables = {31, 2, 17, 8, 25, /* sequence 1: */ 3, 30, 0};
   std::vector<std::uint32_t> offsets = {0, 5, 8};
   Matrix<float> q, k, v;
+  std::vector<float> sinks;
 
-  Case(std::size_t num_heads, std::size_t num_kv_heads, std::size_t head_dim, DType type,
-       std::optional<std::size_t> window_size = {})
-      : heads(num_heads),
-        kv_heads(num_kv_heads),
-        d(head_dim),
-        dtype(type),
-        window(window_size),
-        q(random_matrix(kLength[0] + kLength[1], heads * d, 1)),
-        k(random_matrix(kLength[0] + kLength[1], kv_heads * d, 2)),
-        v(random_matrix(kLength[0] + kLength[1], kv_heads * d, 3)) {
+  explicit Case(Shape const& shape)
+      : s(shape),
+        q(random_matrix(kLength[0] + kLength[1], s.heads * s.key_dim, 1)),
+        k(random_matrix(kLength[0] + kLength[1], s.kv_heads * s.key_dim, 2)),
+        v(random_matrix(kLength[0] + kLength[1], s.values == KvValues::in_keys ? 0 : s.kv_heads * s.value_dim, 3)) {
     for (std::size_t i = 0; i < q.view().rows * q.view().cols; ++i) q.view().data[i] *= 4;  // a sharper softmax
+    if (!s.sinks) return;
+    auto const logits = random_matrix(1, s.heads, 4);
+    for (std::size_t h = 0; h < s.heads; ++h) sinks.push_back(3 * logits.view().data[h]);
   }
   [[nodiscard]] static std::size_t row_of(std::uint32_t sequence, std::uint32_t position) {
     return (sequence == 0 ? 0 : kLength[0]) + position;
   }
-  [[nodiscard]] float scale() const { return 1.0F / std::sqrt(static_cast<float>(d)); }
+  [[nodiscard]] float scale() const { return 1.0F / std::sqrt(static_cast<float>(s.key_dim)); }
 
   // A cache in which whatever was never written is NaN.
   [[nodiscard]] KvLayer empty_cache() const {
-    KvLayer cache({.num_blocks = kBlocks, .num_kv_heads = kv_heads, .head_dim = d, .dtype = dtype});
-    std::size_t const bytes = kBlocks * KvLayer::bytes_per_block(cache.shape()) / 2;
-    std::memset(cache.keys(), 0xff, bytes);
-    std::memset(cache.values(), 0xff, bytes);
+    KvLayer cache({.num_blocks = kBlocks,
+                   .num_kv_heads = s.kv_heads,
+                   .key_dim = s.key_dim,
+                   .value_dim = s.value_dim,
+                   .values = s.values,
+                   .dtype = s.dtype});
+    std::size_t const keys = kBlocks * s.kv_heads * s.key_dim * kKvBlockTokens * size_of(s.dtype);
+    std::memset(cache.keys(), 0xff, keys);
+    std::memset(cache.values(), 0xff, kBlocks * KvLayer::bytes_per_block(cache.shape()) - keys);
     return cache;
   }
 
   // Writes and attends one call's tokens; their outputs land in `out` at the rows of row_of.
   void step(Exec const& exec, KvLayer& cache, Tokens const& tokens, MatrixView<float> out) const {
     std::size_t const t = tokens.positions.size();
-    Matrix<float> qs(t, heads * d), ks(t, kv_heads * d), vs(t, kv_heads * d), outs(t, heads * d);
+    Matrix<float> qs(t, q.view().cols), ks(t, k.view().cols), vs(t, v.view().cols), outs(t, out.cols);
     auto const row = [&](std::size_t i) { return row_of(tokens.sequences[i], tokens.positions[i]); };
     for (std::size_t i = 0; i < t; ++i) {
-      std::copy_n(q.view().row(row(i)), heads * d, qs.view().row(i));
-      std::copy_n(k.view().row(row(i)), kv_heads * d, ks.view().row(i));
-      std::copy_n(v.view().row(row(i)), kv_heads * d, vs.view().row(i));
+      std::copy_n(q.view().row(row(i)), qs.view().cols, qs.view().row(i));
+      std::copy_n(k.view().row(row(i)), ks.view().cols, ks.view().row(i));
+      std::copy_n(v.view().row(row(i)), vs.view().cols, vs.view().row(i));
     }
     TokenPlaces const places{
         .positions = tokens.positions, .sequences = tokens.sequences, .block_tables = tables, .table_offsets = offsets};
     kv_write(exec, ks.view(), vs.view(), places, cache);
-    paged_attention(exec, qs.view(), places, cache, {.num_heads = heads, .scale = scale(), .window = window},
-                    outs.view());
-    for (std::size_t i = 0; i < t; ++i) std::copy_n(outs.view().row(i), heads * d, out.row(row(i)));
+    paged_attention(exec, qs.view(), places, cache,
+                    {.num_heads = s.heads, .scale = scale(), .span = s.span, .sinks = sinks}, outs.view());
+    for (std::size_t i = 0; i < t; ++i) std::copy_n(outs.view().row(i), out.cols, out.row(row(i)));
   }
 
   // All tokens in chunks of `chunk` positions per sequence, both sequences in each call.
   [[nodiscard]] Matrix<float> run(Exec const& exec, std::uint32_t chunk) const {
-    Matrix<float> out(q.view().rows, heads * d);
+    Matrix<float> out(q.view().rows, s.heads * s.value_dim);
     KvLayer cache = empty_cache();
     for (std::uint32_t begin = 0; begin < kLength[0]; begin += chunk) {
       Tokens tokens;
-      for (std::uint32_t s : {0U, 1U}) tokens.add(s, std::min(begin, kLength[s]), std::min(begin + chunk, kLength[s]));
+      for (std::uint32_t b : {0U, 1U}) tokens.add(b, std::min(begin, kLength[b]), std::min(begin + chunk, kLength[b]));
       step(exec, cache, tokens, out.view());
     }
     return out;
   }
 
+  [[nodiscard]] std::size_t first(std::uint32_t position) const {
+    if (s.span.kind == SpanKind::window) return position < s.span.tokens ? 0 : position - s.span.tokens + 1;
+    if (s.span.kind == SpanKind::chunked) return position - position % s.span.tokens;
+    return 0;
+  }
+
   [[nodiscard]] reference::BoundedMatrix expected() const {
     reference::BoundedMatrix out(q.view().rows);
-    for (std::uint32_t s : {0U, 1U})
-      for (std::size_t h = 0; h < heads; ++h) {
-        std::size_t const column = h / (heads / kv_heads) * d;
-        std::vector<std::vector<float>> keys(kLength[s], std::vector<float>(d)), values = keys;
-        for (std::uint32_t p = 0; p < kLength[s]; ++p)
-          for (std::size_t i = 0; i < d; ++i) {
-            keys[p][i] = reference::rounded(k.view().row(row_of(s, p))[column + i], dtype);
-            values[p][i] = reference::rounded(v.view().row(row_of(s, p))[column + i], dtype);
-          }
-        for (std::uint32_t p = 0; p < kLength[s]; ++p) {
-          auto const head = reference::attention(q.view().row(row_of(s, p)) + h * d, keys, values, p, d,
-                                                 static_cast<double>(scale()), window);
-          out[row_of(s, p)].insert(out[row_of(s, p)].end(), head.begin(), head.end());
+    for (std::uint32_t b : {0U, 1U})
+      for (std::size_t h = 0; h < s.heads; ++h) {
+        std::size_t const g = h / (s.heads / s.kv_heads);
+        std::vector<std::vector<float>> keys(kLength[b], std::vector<float>(s.key_dim));
+        std::vector<std::vector<float>> values(kLength[b], std::vector<float>(s.value_dim));
+        for (std::uint32_t p = 0; p < kLength[b]; ++p) {
+          float const* key = k.view().row(row_of(b, p)) + g * s.key_dim;
+          float const* value = s.values == KvValues::in_keys ? key : v.view().row(row_of(b, p)) + g * s.value_dim;
+          for (std::size_t i = 0; i < s.key_dim; ++i) keys[p][i] = reference::rounded(key[i], s.dtype);
+          for (std::size_t i = 0; i < s.value_dim; ++i) values[p][i] = reference::rounded(value[i], s.dtype);
+        }
+        for (std::uint32_t p = 0; p < kLength[b]; ++p) {
+          auto const head =
+              reference::attention(q.view().row(row_of(b, p)) + h * s.key_dim, keys, values, first(p), p,
+                                   static_cast<double>(scale()), s.sinks ? std::optional(sinks[h]) : std::nullopt);
+          out[row_of(b, p)].insert(out[row_of(b, p)].end(), head.begin(), head.end());
         }
       }
     return out;
   }
 };
 
+constexpr AttentionSpan window(std::size_t tokens) {
+  return {.kind = SpanKind::window, .tokens = tokens};
+}
+constexpr AttentionSpan chunked(std::size_t tokens) {
+  return {.kind = SpanKind::chunked, .tokens = tokens};
+}
+constexpr AttentionSpan kSpans[] = {{},           window(1),  window(5),   window(16),  window(23),
+                                    window(1000), chunked(1), chunked(16), chunked(23), chunked(1000)};
+
+constexpr Shape kShapes[] = {{1, 1, 1, 1},   {3, 3, 24, 24}, {6, 2, 72, 72}, {5, 1, 7, 7},  {9, 1, 16, 16},
+                             {4, 1, 33, 33}, {8, 2, 64, 64}, {3, 1, 5, 24},  {6, 3, 24, 5}, {7, 1, 1, 72},
+                             {2, 2, 72, 1},  {33, 1, 8, 40}, {70, 1, 24, 16}};
+// key_dim - value_dim: the part that is key only.
+constexpr Shape kLatentShapes[] = {{1, 1, 1, 1},    {3, 1, 24, 16}, {16, 1, 40, 33}, {5, 1, 7, 5},
+                                   {67, 1, 32, 24}, {4, 2, 72, 64}, {3, 3, 24, 24}};
+
 TEST_P(PagedAttentionTest, EqualsAPlainSoftmax) {
   Rig rig(GetParam(), 2);
-  struct Shape {
-    std::size_t heads, kv_heads, d;
-  };
-  for (Shape s : {Shape{1, 1, 1}, {3, 3, 24}, {6, 2, 72}, {5, 1, 7}, {9, 1, 16}, {4, 1, 33}, {8, 2, 64}})
+  for (Shape s : kShapes)
     for (DType dtype : {DType::f32, DType::bf16})
-      for (std::optional<std::size_t> window : {std::optional<std::size_t>(), {1}, {5}, {16}, {23}, {1000}}) {
-        Case const c(s.heads, s.kv_heads, s.d, dtype, window);
-        EXPECT_EQ(reference::num_wrong(c.run(rig.exec, 1000).view(), c.expected()), 0U)
-            << s.heads << " heads over " << s.kv_heads << " of " << s.d << ", " << name_of(dtype) << ", window "
-            << window.value_or(0);
-      }
+      for (AttentionSpan const& span : kSpans)
+        for (bool sinks : {false, true}) {
+          s.dtype = dtype;
+          s.span = span;
+          s.sinks = sinks;
+          Case const c(s);
+          EXPECT_EQ(reference::num_wrong(c.run(rig.exec, 1000).view(), c.expected()), 0U) << s;
+        }
 }
 
-TEST_P(PagedAttentionTest, AWindowOneTooWideIsNoticed) {
+TEST_P(PagedAttentionTest, ValuesInKeysEqualAPlainSoftmax) {
+  Rig rig(GetParam(), 2);
+  for (Shape s : kLatentShapes)
+    for (DType dtype : {DType::f32, DType::bf16})
+      for (AttentionSpan const& span : kSpans)
+        for (bool sinks : {false, true}) {
+          s.dtype = dtype;
+          s.span = span;
+          s.sinks = sinks;
+          s.values = KvValues::in_keys;
+          Case const c(s);
+          EXPECT_EQ(reference::num_wrong(c.run(rig.exec, 1000).view(), c.expected()), 0U) << s;
+        }
+}
+
+TEST_P(PagedAttentionTest, ValuesInKeysHaveTheBitsOfTheSameValuesApart) {
+  Rig rig(GetParam(), 2);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Case const latent(
+        {.heads = 6, .kv_heads = 2, .key_dim = 50, .value_dim = 40, .dtype = dtype, .values = KvValues::in_keys});
+    Case apart({.heads = 6, .kv_heads = 2, .key_dim = 50, .value_dim = 40, .dtype = dtype});
+    for (std::size_t r = 0; r < apart.v.view().rows; ++r)
+      for (std::size_t g = 0; g < 2; ++g)
+        std::copy_n(apart.k.view().row(r) + g * 50, 40, apart.v.view().row(r) + g * 40);
+    EXPECT_TRUE(same_bits(latent.run(rig.exec, 1000).view(), apart.run(rig.exec, 1000).view()));
+  }
+}
+
+TEST_P(PagedAttentionTest, ASpanOneTooLongIsNoticed) {
   Rig rig(GetParam());
-  Case const narrow(2, 1, 24, DType::f32, 16);
-  Case const wide(2, 1, 24, DType::f32, 17);
-  EXPECT_NE(reference::num_wrong(wide.run(rig.exec, 1000).view(), narrow.expected()), 0U);
+  for (auto const& [right, wrong] :
+       {std::pair(window(16), window(17)), std::pair(chunked(16), chunked(17)), std::pair(window(16), chunked(16))}) {
+    Case const one({.heads = 2, .kv_heads = 1, .key_dim = 24, .value_dim = 24, .span = right});
+    Case const other({.heads = 2, .kv_heads = 1, .key_dim = 24, .value_dim = 24, .span = wrong});
+    EXPECT_NE(reference::num_wrong(other.run(rig.exec, 1000).view(), one.expected()), 0U);
+  }
+}
+
+TEST_P(PagedAttentionTest, ASinkOfTheNextHeadIsNoticed) {
+  Rig rig(GetParam());
+  Case c({.heads = 6, .kv_heads = 2, .key_dim = 8, .value_dim = 8, .sinks = true});
+  auto const expected = c.expected();
+  std::rotate(c.sinks.begin(), c.sinks.begin() + 1, c.sinks.end());
+  EXPECT_NE(reference::num_wrong(c.run(rig.exec, 1000).view(), expected), 0U);
+}
+
+TEST_P(PagedAttentionTest, ASinkOfMinusInfinityIsNone) {
+  Rig rig(GetParam());
+  Case c({.heads = 3, .kv_heads = 1, .key_dim = 8, .value_dim = 8, .sinks = true});
+  c.sinks.assign(3, -std::numeric_limits<float>::infinity());
+  Case const none({.heads = 3, .kv_heads = 1, .key_dim = 8, .value_dim = 8});
+  EXPECT_EQ(reference::num_wrong(c.run(rig.exec, 1000).view(), none.expected()), 0U);
 }
 
 TEST_P(PagedAttentionTest, ATokenHasTheSameBitsForAnyChunkingAndThreadCount) {
-  for (std::optional<std::size_t> window : {std::optional<std::size_t>(), {20}}) {
-    Case const c(6, 2, 40, DType::bf16, window);
+  Shape const shapes[] = {
+      {.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = DType::bf16},
+      {.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = DType::bf16, .span = window(20)},
+      {.heads = 7, .kv_heads = 1, .key_dim = 24, .value_dim = 5, .span = chunked(20), .sinks = true},
+      {.heads = 37, .kv_heads = 1, .key_dim = 24, .value_dim = 20, .dtype = DType::bf16, .values = KvValues::in_keys}};
+  for (Shape const& s : shapes) {
+    Case const c(s);
     Rig one(GetParam());
     auto const whole = c.run(one.exec, 1000);
-    for (std::size_t threads : {1, 2, 3}) {
+    for (std::size_t threads : {1, 2, 3, 5}) {
       Rig rig(GetParam(), threads);
       for (std::uint32_t chunk : {1U, 7U, 16U, 33U, 1000U})
         EXPECT_TRUE(same_bits(c.run(rig.exec, chunk).view(), whole.view()))
-            << threads << " threads, chunks of " << chunk;
+            << s << ", " << threads << " threads, chunks of " << chunk;
     }
   }
 }
 
 TEST_P(PagedAttentionTest, ASequenceHasTheSameBitsInOtherBlocksAndWithoutTheOther) {
-  Case c(6, 2, 40, DType::f32);
-  Rig rig(GetParam());
-  auto const together = c.run(rig.exec, 1000);
-  c.tables = {5, 6, 7, 8, 9, 30, 3, 1};
-  Matrix<float> alone(together.view().rows, together.view().cols);
-  KvLayer cache = c.empty_cache();
-  Tokens tokens;
-  tokens.add(0, 0, Case::kLength[0]);
-  c.step(rig.exec, cache, tokens, alone.view());
-  EXPECT_TRUE(same_bits(alone.view().first_rows(Case::kLength[0]), together.view().first_rows(Case::kLength[0])));
+  for (KvValues values : {KvValues::separate, KvValues::in_keys}) {
+    Case c({.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .values = values});
+    Rig rig(GetParam());
+    auto const together = c.run(rig.exec, 1000);
+    c.tables = {5, 6, 7, 8, 9, 30, 3, 1};
+    Matrix<float> alone(together.view().rows, together.view().cols);
+    KvLayer cache = c.empty_cache();
+    Tokens tokens;
+    tokens.add(0, 0, Case::kLength[0]);
+    c.step(rig.exec, cache, tokens, alone.view());
+    EXPECT_TRUE(same_bits(alone.view().first_rows(Case::kLength[0]), together.view().first_rows(Case::kLength[0])));
+  }
 }
 
 TEST_P(PagedAttentionTest, HasTheBitsOfScalar) {
   Rig scalar(Isa::scalar);
   Rig rig(GetParam());
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    Case const c(5, 1, 33, dtype, 40);
-    EXPECT_TRUE(same_bits(c.run(rig.exec, 1000).view(), c.run(scalar.exec, 1000).view()));
-  }
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (KvValues values : {KvValues::separate, KvValues::in_keys}) {
+      Case const c({.heads = 7,
+                    .kv_heads = 1,
+                    .key_dim = 35,
+                    .value_dim = 33,
+                    .dtype = dtype,
+                    .span = window(40),
+                    .sinks = true,
+                    .values = values});
+      EXPECT_TRUE(same_bits(c.run(rig.exec, 1000).view(), c.run(scalar.exec, 1000).view()));
+    }
 }
 
 TEST_P(PagedAttentionTest, NaNInOneKeyIsNotHidden) {
   Rig rig(GetParam());
-  Case c(2, 2, 8, DType::f32);
+  Case c({.heads = 2, .kv_heads = 2, .key_dim = 8, .value_dim = 8});
   c.k.view().row(3)[0] = std::numeric_limits<float>::quiet_NaN();  // sequence 0, head 0
   auto const out = c.run(rig.exec, 1000);
   EXPECT_EQ(out.view().row(2)[0], out.view().row(2)[0]);
@@ -186,8 +288,13 @@ TEST_P(PagedAttentionTest, NaNInOneKeyIsNotHidden) {
 }
 
 TEST(KvLayer, BytesPerBlock) {
-  EXPECT_EQ(KvLayer::bytes_per_block({.num_kv_heads = 3, .head_dim = 24, .dtype = DType::f32}), 2U * 3 * 24 * 16 * 4);
-  EXPECT_EQ(KvLayer::bytes_per_block({.num_kv_heads = 3, .head_dim = 24, .dtype = DType::bf16}), 2U * 3 * 24 * 16 * 2);
+  EXPECT_EQ(KvLayer::bytes_per_block({.num_kv_heads = 3, .key_dim = 24, .value_dim = 24, .dtype = DType::f32}),
+            2U * 3 * 24 * 16 * 4);
+  EXPECT_EQ(KvLayer::bytes_per_block({.num_kv_heads = 3, .key_dim = 24, .value_dim = 8, .dtype = DType::bf16}),
+            3U * (24 + 8) * 16 * 2);
+  EXPECT_EQ(KvLayer::bytes_per_block(
+                {.num_kv_heads = 1, .key_dim = 72, .value_dim = 64, .values = KvValues::in_keys, .dtype = DType::bf16}),
+            72U * 16 * 2);
 }
 
 }  // namespace

@@ -138,11 +138,38 @@ inline std::vector<Bounded> rms_norm(float const* x, float const* weight, std::s
   return out;
 }
 
-// One query head q [D] over keys and values [positions 0…last][D] of its KV head (already rounded as the cache does).
+// bias: null for none.
+inline std::vector<Bounded> layer_norm(float const* x, float const* weight, float const* bias, std::size_t n,
+                                       double epsilon) {
+  double mean = 0;
+  double magnitude = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    mean += static_cast<double>(x[i]) / static_cast<double>(n);
+    magnitude += std::abs(static_cast<double>(x[i])) / static_cast<double>(n);
+  }
+  double variance = 0;
+  for (std::size_t i = 0; i < n; ++i)
+    variance += (static_cast<double>(x[i]) - mean) * (static_cast<double>(x[i]) - mean) / static_cast<double>(n);
+  double const scale = 1 / std::sqrt(variance + epsilon);
+  double const mean_bound = static_cast<double>(n) * kEpsilonF32 * magnitude;  // its error is in every distance
+  std::vector<Bounded> out(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    double const distance = static_cast<double>(x[i]) - mean;
+    double const w = static_cast<double>(weight[i]);
+    double const b = bias ? static_cast<double>(bias[i]) : 0;
+    double const relative = (static_cast<double>(n) / 2 + 8) * kEpsilonF32 + 2 * mean_bound * scale;
+    out[i] = {distance * scale * w + b, std::abs(w) * scale * (relative * std::abs(distance) + 2 * mean_bound) +
+                                            kEpsilonF32 * (std::abs(distance * scale * w) + std::abs(b))};
+  }
+  return out;
+}
+
+// One query head q [DK] over keys [positions 0…last][DK] and values [0…last][DV] of its KV head (already rounded as the
+// cache does), from position `first` on. sink: logit of one key more, without a value.
 inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<float>> const& keys,
-                                      std::vector<std::vector<float>> const& values, std::size_t last, std::size_t d,
-                                      double scale, std::optional<std::size_t> window) {
-  std::size_t const first = window && last + 1 > *window ? last + 1 - *window : 0;
+                                      std::vector<std::vector<float>> const& values, std::size_t first,
+                                      std::size_t last, double scale, std::optional<float> sink) {
+  std::size_t const d = keys.front().size();
   std::vector<double> scores;
   double score_bound = 0;
   for (std::size_t p = first; p <= last; ++p) {
@@ -158,10 +185,10 @@ inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<fl
   }
   double largest = scores.front();
   for (double s : scores) largest = std::max(largest, s);
-  double sum = 0;
+  double sum = sink ? std::exp(static_cast<double>(*sink) - largest) : 0;
   for (double& s : scores) sum += s = std::exp(s - largest);
-  std::vector<Bounded> out(d);
-  for (std::size_t i = 0; i < d; ++i) {
+  std::vector<Bounded> out(values.front().size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
     double magnitude = 0;
     for (std::size_t p = first; p <= last; ++p) {
       double const term = scores[p - first] / sum * static_cast<double>(values[p][i]);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "common/kernels/ffn_activation.h"
+#include "common/kernels/layer_norm.h"
 #include "common/kernels/rms_norm.h"
 #include "common/kernels/rope.h"
 #include "common/kernels/rows.h"
@@ -39,6 +40,56 @@ TEST_P(RowOpsTest, RmsNorm) {
       expected.push_back(reference::rms_norm(x.view().row(t), w.data(), n, static_cast<double>(1e-5F)));
     EXPECT_EQ(num_wrong(out.view(), expected), 0U) << n;
     EXPECT_TRUE(same_bits(out.view(), of_scalar.view())) << n;
+  }
+}
+
+TEST_P(RowOpsTest, LayerNorm) {
+  Rig rig(GetParam(), 2);
+  Rig scalar(Isa::scalar);
+  for (std::size_t n : kSizes)
+    for (bool biased : {false, true}) {
+      auto x = random_matrix(3, n, 1);
+      for (std::size_t i = 0; i < n; ++i) x.view().row(1)[i] = 5 + x.view().row(1)[i] / 8;  // a mean far from 0
+      auto const weight = random_matrix(1, n, 2);
+      auto const bias = random_matrix(1, n, 3);
+      std::span<float const> const w(weight.view().data, n);
+      std::span<float const> const b(bias.view().data, biased ? n : 0);
+      Matrix<float> out(3, n), of_scalar(3, n);
+      layer_norm(rig.exec, x.view(), w, b, 1e-5F, out.view());
+      layer_norm(scalar.exec, x.view(), w, b, 1e-5F, of_scalar.view());
+      BoundedMatrix expected;
+      for (std::size_t t = 0; t < 3; ++t)
+        expected.push_back(reference::layer_norm(x.view().row(t), w.data(), biased ? b.data() : nullptr, n,
+                                                 static_cast<double>(1e-5F)));
+      EXPECT_EQ(num_wrong(out.view(), expected), 0U) << n;
+      EXPECT_TRUE(same_bits(out.view(), of_scalar.view())) << n;
+      layer_norm(rig.exec, x.view(), w, b, 1e-5F, x.view());  // in place
+      EXPECT_TRUE(same_bits(x.view(), out.view())) << n;
+    }
+}
+
+TEST_P(RowOpsTest, RmsNormOfHeadsWithoutAWeightOnlyDivides) {
+  Rig rig(GetParam());
+  for (std::size_t d : {1, 7, 16, 24, 72}) {
+    auto x = random_matrix(4, 3 * d, 1);
+    auto weighted = random_matrix(4, 3 * d, 1);
+    rms_norm_heads(rig.exec, x.view(), 3, {}, 1e-6F);
+    rms_norm_heads(rig.exec, weighted.view(), 3, std::vector<float>(d, 1), 1e-6F);
+    EXPECT_TRUE(same_bits(x.view(), weighted.view())) << d;
+  }
+}
+
+TEST_P(RowOpsTest, ClipHoldsNumbersAndKeepsNaN) {
+  Rig rig(GetParam(), 2);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Matrix<float> x(2, 8);
+  float const numbers[] = {-kInfinity, -2.5F, -2, -0.5F, 0.5F, 2, kInfinity, std::numeric_limits<float>::quiet_NaN()};
+  for (std::size_t t = 0; t < 2; ++t) std::copy_n(numbers, 8, x.view().row(t));
+  clip(rig.exec, x.view().columns(1, 7), 2);
+  for (std::size_t t = 0; t < 2; ++t) {
+    float const* y = x.view().row(t);
+    EXPECT_EQ(std::vector<float>(y, y + 7), (std::vector<float>{-kInfinity, -2, -2, -0.5F, 0.5F, 2, 2}));
+    EXPECT_TRUE(std::isnan(y[7]));
   }
 }
 
@@ -180,35 +231,42 @@ TEST_P(RowOpsTest, EmbeddingWidensEveryType) {
   }
 }
 
-TEST(Rope, TurnsPairsOfHalvesByTheAngle) {
+TEST(Rope, TurnsPairsByTheAngle) {
   Rig rig(Isa::scalar, 2);
-  for (std::size_t half : {1, 3, 12, 16, 36}) {
-    std::vector<std::uint32_t> const positions = {0, 1, 77, 131071};
-    std::vector<float> frequencies;
-    for (std::size_t i = 0; i < half; ++i)
-      frequencies.push_back(std::pow(10000.0F, -static_cast<float>(i) / static_cast<float>(half)));
-    Matrix<float> cos(4, half), sin(4, half);
-    rope_angles(rig.exec, positions, frequencies, cos.view(), sin.view());
-    auto wide = random_matrix(4, 3 * 2 * half + 1, 1);
-    auto const before = random_matrix(4, 3 * 2 * half + 1, 1);
-    apply_rope(rig.exec, wide.view().columns(1, 3 * 2 * half), 3, cos.view(), sin.view());
-    BoundedMatrix expected(4);
-    for (std::size_t t = 0; t < 4; ++t) {
-      auto const x = [&](std::size_t i) { return static_cast<double>(before.view().row(t)[i]); };
-      expected[t].push_back({x(0), 0});
-      expected[t].resize(1 + 3 * 2 * half);
-      for (std::size_t h = 0; h < 3; ++h)
-        for (std::size_t i = 0; i < half; ++i) {
-          double const angle = static_cast<double>(static_cast<float>(positions[t]) * frequencies[i]);
-          std::size_t const a = 1 + h * 2 * half + i;
-          std::size_t const b = a + half;
-          double const bound = 4 * kEpsilonF32 * (std::abs(x(a)) + std::abs(x(b)));
-          expected[t][a] = {x(a) * std::cos(angle) - x(b) * std::sin(angle), bound};
-          expected[t][b] = {x(b) * std::cos(angle) + x(a) * std::sin(angle), bound};
-        }
+  struct Shape {
+    std::size_t half, first, after;  // elements before and after the rotated ones of a head
+  };
+  for (auto const& [half, first, after] :
+       {Shape{1, 0, 0}, {3, 0, 0}, {12, 0, 0}, {16, 0, 0}, {36, 0, 0}, {3, 0, 5}, {4, 7, 0}, {2, 1, 3}})
+    for (bool interleaved : {false, true}) {
+      std::size_t const d = first + 2 * half + after;
+      auto const angles = random_matrix(4, half, 2);
+      Matrix<float> cos(4, half), sin(4, half);
+      for (std::size_t i = 0; i < 4 * half; ++i) {
+        cos.view().data[i] = 1.5F * std::cos(10 * angles.view().data[i]);
+        sin.view().data[i] = 1.5F * std::sin(10 * angles.view().data[i]);
+      }
+      auto wide = random_matrix(4, 3 * d + 1, 1);
+      auto const before = random_matrix(4, 3 * d + 1, 1);
+      apply_rope(rig.exec, wide.view().columns(1, 3 * d),
+                 {.num_heads = 3, .head_dim = d, .first = first, .interleaved = interleaved}, cos.view(), sin.view());
+      BoundedMatrix expected(4);
+      for (std::size_t t = 0; t < 4; ++t) {
+        auto const x = [&](std::size_t i) { return static_cast<double>(before.view().row(t)[i]); };
+        for (std::size_t i = 0; i <= 3 * d; ++i) expected[t].push_back({x(i), 0});
+        for (std::size_t h = 0; h < 3; ++h)
+          for (std::size_t i = 0; i < half; ++i) {
+            std::size_t const a = 1 + h * d + first + (interleaved ? 2 * i : i);
+            std::size_t const b = interleaved ? a + 1 : a + half;
+            auto const c = static_cast<double>(cos.view().row(t)[i]);
+            auto const s = static_cast<double>(sin.view().row(t)[i]);
+            double const bound = 4 * kEpsilonF32 * (std::abs(x(a)) + std::abs(x(b)));
+            expected[t][a] = {x(a) * c - x(b) * s, bound};
+            expected[t][b] = {x(b) * c + x(a) * s, bound};
+          }
+      }
+      EXPECT_EQ(num_wrong(wide.view(), expected), 0U) << half << " " << first << " " << after << " " << interleaved;
     }
-    EXPECT_EQ(num_wrong(wide.view(), expected), 0U) << half;
-  }
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ class GoldensTest(unittest.TestCase):
                     # The reference does not sort the choice of all families.
                     self.assertEqual([[sorted(layer) for layer in token] for token in choice["routed_experts"][:len(expected)]],
                                      [[sorted(layer) for layer in token] for token in expected])
-                    self.assertEqual(len(choice["routed_experts"]), len(expected) + len(golden.greedy[i]) - 1)
+                    self.assertEqual(len(choice["routed_experts"]), len(golden.prompts[i]) + len(golden.greedy[i]) - 1)
 
     def check_logits(self, golden, i, positions):
         logits = golden.logits(i)

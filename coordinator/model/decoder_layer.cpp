@@ -142,8 +142,8 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   step.stages.end(Stage::experts);
   co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
   if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
+  if (step.tap) step.tap->moe_output(index_, block_out, shared ? shared_out : MatrixView<float>{});
   if (shared) add(step.exec, block_out, shared_out);
-  if (step.tap) step.tap->moe_output(index_, block_out);
   add_to_residual(step, block_out);
   step.stages.end(Stage::combine);
   if (step.tap) step.tap->hidden(index_ + 1, x);

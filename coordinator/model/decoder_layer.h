@@ -20,8 +20,9 @@ class LayerTap {
   virtual ~LayerTap() = default;
   // x: [T,H] the residual stream after a layer; index 0 is the embedding, l + 1 what layer l leaves.
   virtual void hidden(std::size_t index, MatrixView<float const> x) = 0;
-  // out: [T,H] what the mixture of this layer adds before any residual multiplier, the shared expert included.
-  virtual void moe_output(std::size_t layer, MatrixView<float const> out) = 0;
+  // What the mixture of this layer adds, before any residual multiplier. routed, shared: [T,H]; shared is empty where
+  // there is no shared expert.
+  virtual void moe_output(std::size_t layer, MatrixView<float const> routed, MatrixView<float const> shared) = 0;
 };
 
 // What every layer of a step shares.

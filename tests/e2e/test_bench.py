@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY, Server
 
 RUN_SECONDS = 120
-STAGES = {"embedding", "attention", "router", "dispatch", "experts", "combine", "dense_ffn", "lm_head", "sampling", "other"}
+STAGES = {"embedding", "attention", "router", "dispatch", "shared_expert", "experts", "combine", "dense_ffn", "lm_head", "sampling", "other"}
 LATENCIES = {f"{kind}_{name}_ms" for kind in ("mean", "median", "std", "p50", "p95", "p99") for name in ("ttft", "tpot", "itl", "e2el")}
 
 

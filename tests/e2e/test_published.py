@@ -1,0 +1,107 @@
+"""The published configurations in launch/bench/configs: what `info` says of each, and two layers of real width of each with
+dummy weights, end to end over HTTP. Configurations whose two layers need more than EM_PUBLISHED_GB (default 1.5; the
+documented long form takes 10) run with fewer experts, and only where that is enough."""
+import json
+import os
+import re
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+from harness import EXPERTMESH, REPOSITORY, Server
+
+CONFIGS = REPOSITORY / "launch" / "bench" / "configs"
+COUNTS = {row["config"]: row for row in json.loads((CONFIGS / "parameter_counts.json").read_text())}
+MOST_BYTES = float(os.environ.get("EM_PUBLISHED_GB", "1.5")) * 1e9
+EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+LAYERS = 2
+
+
+def model_directory(folder, config):
+    """A directory with nothing but this config.json."""
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def info(folder, *options):
+    done = subprocess.run([EXPERTMESH, "info", str(folder), *map(str, options)], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout
+
+
+def bytes_in(text):
+    """-> bytes of all weights: the coordinator's and its one worker's"""
+    units = {"MB": 1e6, "GB": 1e9}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"^(?:coordinator|worker \d+) +([\d.]+) (MB|GB)", text, re.M))
+
+
+def reduced(config):
+    """Two layers of it, the second one with experts."""
+    config = dict(config, num_hidden_layers=LAYERS)
+    for field in ("layer_types", "no_rope_layers", "mlp_only_layers"):
+        if config.get(field):
+            config[field] = config[field][:LAYERS]
+    if "first_k_dense_replace" in config:
+        config["first_k_dense_replace"] = 1
+    if "moe_layer_end_index" in config:
+        config["moe_layer_end_index"] = LAYERS - 1
+    return config
+
+
+def fewer_experts(config):
+    field = next(field for field in EXPERT_FIELDS if field in config)
+    chosen = config.get("num_experts_per_tok", config.get("moe_k"))
+    half = config[field] // 2
+    groups = config.get("n_group") or 1
+    return dict(config, **{field: half}) if half >= max(chosen, 2 * groups) else None
+
+
+def names():
+    return sorted(name for name in COUNTS if name not in ENCODER_DECODER)
+
+
+ENCODER_DECODER = {"nllb-moe-54b", "switch-base-8"}
+
+
+class InfoTest(unittest.TestCase):
+    def test_parameters_are_as_counted(self):
+        for name in names():
+            with self.subTest(config=name), tempfile.TemporaryDirectory() as folder:
+                text = info(model_directory(folder, json.loads((CONFIGS / f"{name}.json").read_text())), "--workers", 4)
+                total, active = map(float, re.search(r"^parameters +([\d.]+) B in all, ([\d.]+) B active$", text, re.M).groups())
+                row = COUNTS[name]
+                # 0.1%, and the last digit shown
+                self.assertAlmostEqual(total, row["parameters_b"], delta=max(0.001 * row["parameters_b"], 0.005))
+                self.assertAlmostEqual(active, row["active_b"], delta=max(0.001 * row["active_b"], 0.005))
+                self.assertEqual(len(re.findall(r"^worker \d+ +[\d.]+ GB of experts$", text, re.M)), 4, text)
+
+
+class DummyTest(unittest.TestCase):
+    def check(self, name):
+        config = reduced(json.loads((CONFIGS / f"{name}.json").read_text()))
+        with tempfile.TemporaryDirectory() as folder:
+            while bytes_in(info(model_directory(folder, config))) > MOST_BYTES:
+                smaller = fewer_experts(config)
+                if smaller is None:
+                    self.skipTest(f"two layers need more than {MOST_BYTES / 1e9:g} GB: EM_PUBLISHED_GB=10 runs them")
+                config = smaller
+            options = ("--load-format", "dummy", "--max-model-len", 256, "--max-num-seqs", 2, "--max-num-batched-tokens", 32)
+            body = {"prompt": list(range(100, 150)), "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": 1,
+                    "return_token_ids": True}
+            with Server(folder, *options) as server:
+                first = server.complete(**body)["choices"][0]
+                self.assertEqual(len(first["token_ids"]), 6)
+                self.assertTrue(all(-50 < x <= 0 for x in first["logprobs"]["token_logprobs"]), first["logprobs"])
+                self.assertEqual([server.complete(**body)["choices"][0], *(a["choices"][0] for a in server.complete_together([body] * 2))],
+                                 [first] * 3)
+
+
+def _add_tests():
+    for name in names():
+        setattr(DummyTest, "test_" + re.sub(r"\W", "_", name), lambda self, n=name: self.check(n))
+
+
+_add_tests()
+
+if __name__ == "__main__":
+    unittest.main()

@@ -17,7 +17,7 @@
 
 namespace expertmesh {
 
-enum class RopeKind : std::uint8_t { none, standard, linear, dynamic, llama3, yarn, longrope };
+enum class RopeKind : std::uint8_t { none, standard, linear, dynamic, banded, yarn, longrope };
 
 // Rotary embedding. angle(position, i) = position * inverse_frequency[i], i < rotary_dim / 2; how the kinds make the
 // inverse frequencies from theta is in rope_table.h.
@@ -26,10 +26,10 @@ struct RopeSpec {
   double theta = 10000.0;
   std::size_t rotary_dim = 0;              // elements at the front of a head that are rotated; even, at most D
   bool interleaved = false;                // element 2i is paired with 2i+1, not i with i + rotary_dim/2
-  double factor = 1.0;                     // linear, dynamic, llama3, yarn
-  std::size_t original_max_position = 0;   // dynamic, llama3, yarn, longrope
-  double low_freq_factor = 1.0;            // llama3
-  double high_freq_factor = 4.0;           // llama3
+  double factor = 1.0;                     // linear, dynamic, banded, yarn
+  std::size_t original_max_position = 0;   // dynamic, banded, yarn, longrope
+  double low_freq_factor = 1.0;            // banded
+  double high_freq_factor = 4.0;           // banded
   double beta_fast = 32.0;                 // yarn
   double beta_slow = 1.0;                  // yarn
   bool truncate = true;                    // yarn: the ramp's ends are whole numbers

@@ -24,7 +24,7 @@ float dynamic_base(RopeSpec const& spec, std::size_t length) {
   return theta * std::pow(stretch, static_cast<float>(r / (r - 2)));
 }
 
-float llama3_frequency(RopeSpec const& spec, float f) {
+float banded_frequency(RopeSpec const& spec, float f) {
   auto const factor = static_cast<float>(spec.factor);
   auto const original = static_cast<float>(spec.original_max_position);
   auto const low = static_cast<float>(spec.low_freq_factor);
@@ -85,8 +85,8 @@ void inverse_frequencies(RopeSpec const& spec, std::size_t length, std::span<flo
       case RopeKind::linear:
         out[i] = 1.0F / w / static_cast<float>(spec.factor);
         break;
-      case RopeKind::llama3:
-        out[i] = llama3_frequency(spec, 1.0F / w);
+      case RopeKind::banded:
+        out[i] = banded_frequency(spec, 1.0F / w);
         break;
       case RopeKind::longrope:
         out[i] = 1.0F / (static_cast<float>(factors[i]) * w);

@@ -22,8 +22,9 @@ struct RopeAngles {
 //   standard   f
 //   linear     f / factor
 //   dynamic    f of theta * (factor * length / original - (factor - 1))^(R/(R-2)) where length > original
-//   llama3     f where the wavelength 2 pi / f is below original / high_freq_factor, f / factor where it is above
-//              original / low_freq_factor, between them mixed in proportion to original / wavelength (Llama 3.1)
+//   banded     f where the wavelength 2 pi / f is below original / high_freq_factor, f / factor where it is above
+//              original / low_freq_factor, between them mixed in proportion to original / wavelength ("llama3" of
+//              configs)
 //   yarn       f where a pair turns more than beta_fast times within `original` tokens, f / factor where less than
 //              beta_slow times, between them mixed in proportion to i (Peng et al. 2023, arXiv:2309.00071)
 //   longrope   f / short_factors, or f / long_factors where length > original (Ding et al. 2024, arXiv:2402.13753)

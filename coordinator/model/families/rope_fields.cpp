@@ -24,7 +24,7 @@ class RopeObject {
       case RopeKind::dynamic:
         read_dynamic(spec);
         break;
-      case RopeKind::llama3:
+      case RopeKind::banded:
         read_llama3(spec);
         break;
       case RopeKind::yarn:
@@ -49,7 +49,7 @@ class RopeObject {
     if (name == "default") return RopeKind::standard;
     if (name == "linear") return RopeKind::linear;
     if (name == "dynamic") return RopeKind::dynamic;
-    if (name == "llama3") return RopeKind::llama3;
+    if (name == "llama3") return RopeKind::banded;
     if (name == "yarn") return RopeKind::yarn;
     if (name == "longrope" || name == "su") return RopeKind::longrope;
     rope_.refuse(field, "RoPE of type '" + name + "' is not supported");

@@ -61,7 +61,7 @@ std::vector<Frequencies> const kReference = {
      {1, 0.196205705F, 0.0384966806F, 0.00755326916F, 0.00148199464F, 0.000290775788F, 5.7051875e-05F,
       1.11939034e-05F}},
     {"llama3",
-     {.kind = RopeKind::llama3, .theta = 500000, .rotary_dim = 32, .factor = 8, .original_max_position = 64},
+     {.kind = RopeKind::banded, .theta = 500000, .rotary_dim = 32, .factor = 8, .original_max_position = 64},
      7,
      {1, 0.440366626F, 0.079403013F, 0.0106746377F, 0.00470075384F, 0.00207005511F, 0.000911583134F, 0.000401430763F,
       0.000176776681F, 7.78465546e-05F, 3.42810235e-05F, 1.50962178e-05F, 6.64786967e-06F, 2.92749974e-06F,

@@ -19,5 +19,7 @@ class Normalizer {
 
 // Literal replacement of every occurrence, left to right.
 std::string replaced(std::string const& text, std::string const& what, std::string const& with);
+// What a Replace of `where` (normalizer or decoder) does: its pattern is a string or a regular expression.
+std::function<std::string(std::string)> replacement(nlohmann::json const& spec, std::string const& where);
 
 }  // namespace expertmesh

@@ -1,0 +1,80 @@
+#include "coordinator/text/unicode_form.h"
+
+#include <utf8proc.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "common/base/check.h"
+#include "coordinator/text/utf8.h"
+
+namespace expertmesh {
+namespace {
+
+bool is_ascii(char c) {
+  return static_cast<unsigned char>(c) < 0x80;
+}
+
+int combining_class(utf8proc_int32_t c) {
+  return utf8proc_get_property(c)->combining_class;
+}
+
+// Marks behind a base into the order of their classes. The library's own function would take quadratic time for it.
+void order_marks(std::vector<utf8proc_int32_t>& points) {
+  for (auto begin = points.begin(); begin != points.end();) {
+    if (combining_class(*begin) == 0) {
+      ++begin;
+      continue;
+    }
+    auto const end = std::find_if(begin, points.end(), [](auto c) { return combining_class(c) == 0; });
+    std::stable_sort(begin, end, [](auto a, auto b) { return combining_class(a) < combining_class(b); });
+    begin = end;
+  }
+}
+
+void append_normalized(std::string_view text, UnicodeForm form, std::string& out) {
+  static thread_local std::vector<utf8proc_int32_t> points;
+  points.clear();
+  int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE;
+  if (form.compatibility) options |= UTF8PROC_COMPAT;
+  while (!text.empty()) {
+    std::size_t const length = character_length(text);
+    std::array<utf8proc_int32_t, 32> parts{};  // the longest decomposition has 18
+    int last_boundclass = 0;
+    auto const count =
+        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code_point(text.substr(0, length))), parts.data(),
+                                parts.size(), static_cast<utf8proc_option_t>(options), &last_boundclass);
+    EM_CHECK(count >= 0 && static_cast<std::size_t>(count) <= parts.size(), utf8proc_errmsg(count));
+    points.insert(points.end(), parts.begin(), parts.begin() + count);
+    text.remove_prefix(length);
+  }
+  order_marks(points);
+  auto count = static_cast<utf8proc_ssize_t>(points.size());
+  if (form.compose)
+    count = utf8proc_normalize_utf32(points.data(), count,
+                                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  for (utf8proc_ssize_t i = 0; i < count; ++i) out += encode_utf8(static_cast<char32_t>(points[i]));
+}
+
+}  // namespace
+
+std::string unicode_normalized(std::string_view text, UnicodeForm form) {
+  // Nothing changes or composes with an ASCII character that follows it: text falls apart before each of them, and what
+  // is ASCII alone stays.
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t at = 0; at < text.size();) {
+    std::size_t end = at;
+    while (end < text.size() && is_ascii(text[end])) ++end;
+    if (end == text.size()) return out.append(text.substr(at));
+    std::size_t const begin = end > at ? end - 1 : end;  // the last ASCII character may be a base
+    out += text.substr(at, begin - at);
+    while (end < text.size() && !is_ascii(text[end])) ++end;
+    append_normalized(text.substr(begin, end - begin), form, out);
+    at = end;
+  }
+  return out;
+}
+
+}  // namespace expertmesh

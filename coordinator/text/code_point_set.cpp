@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "common/base/check.h"
+#include "coordinator/text/unicode_category.h"
 #include "coordinator/text/utf8.h"
 
 namespace expertmesh {
@@ -55,6 +56,7 @@ CodePointSet CodePointSet::intersected(CodePointSet const& other) const {
 namespace {
 
 char32_t folded(char32_t c) {
+  if (c == 0x130 || c == 0x131) return c;  // the Turkish letters are no forms of i
   auto const i = static_cast<utf8proc_int32_t>(c);
   return static_cast<char32_t>(utf8proc_tolower(utf8proc_toupper(i)));
 }
@@ -143,16 +145,14 @@ std::optional<CodePointSet> category_set(std::string const& name) {
     if (name == plain_name(kCategories[i].first) || name == kCategories[i].second) minor = static_cast<int>(i);
   if (!major && minor < 0) return std::nullopt;
   return set_where([&](char32_t c) {
-    auto const category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+    auto const category = general_category(c);
     return minor >= 0 ? category == minor : kCategories[category].first[0] == major;
   });
 }
 
-// PCRE2 has the tables that utf8proc lacks: it is asked about every code point.
-std::optional<CodePointSet> script_set(std::string const& name) {
-  for (char c : name)
-    if ((c < 'a' || c > 'z') && (c < '0' || c > '9')) return std::nullopt;
-  std::string const pattern = "\\p{sc:" + name + "}+";
+// PCRE2 has the tables of scripts and binary properties that utf8proc lacks: it is asked about every code point.
+std::optional<CodePointSet> pcre2_set(std::string const& property) {
+  std::string const pattern = "\\p{" + property + "}+";
   int error = 0;
   PCRE2_SIZE offset = 0;
   std::unique_ptr<pcre2_code, void (*)(pcre2_code*)> const code(
@@ -177,6 +177,18 @@ std::optional<CodePointSet> script_set(std::string const& name) {
     at = bounds[1];
   }
   return CodePointSet(std::move(ranges));
+}
+
+// What Unicode 15, 15.1 and 16 have added to scripts that patterns name.
+std::optional<CodePointSet> script_set(std::string const& name) {
+  for (char c : name)
+    if ((c < 'a' || c > 'z') && (c < '0' || c > '9')) return std::nullopt;
+  auto set = pcre2_set("sc:" + name);
+  if (!set) return pcre2_set(name);
+  if (name == "han") set = set->united(CodePointSet({{0x2B739, 0x2B739}, {0x2EBF0, 0x2EE5D}, {0x31350, 0x323AF}}));
+  if (name == "hiragana") set = set->united(CodePointSet({{0x1B132, 0x1B132}}));
+  if (name == "katakana") set = set->united(CodePointSet({{0x1B155, 0x1B155}}));
+  return set;
 }
 
 }  // namespace
@@ -205,7 +217,10 @@ CodePointSet const& word_set() {
                                       .united(*category_set("nd"))
                                       .united(*category_set("nl"))
                                       .united(*category_set("pc"))
-                                      .united(CodePointSet({{0x24B6, 0x24E9},  // letters in circles and squares
+                                      .united(CodePointSet({{0xB2, 0xB3},  // an oddity of Oniguruma's table
+                                                            {0xB9, 0xB9},
+                                                            {0xBC, 0xBE},
+                                                            {0x24B6, 0x24E9},  // letters in circles and squares
                                                             {0x1F130, 0x1F149},
                                                             {0x1F150, 0x1F169},
                                                             {0x1F170, 0x1F189}}));
@@ -229,11 +244,12 @@ std::optional<CodePointSet> property_set(std::string_view written) {
   if (name == "xdigit") return hex_digit_set();
   if (name == "alnum") return property_set("alpha")->united(digit_set());
   if (name == "alpha" || name == "alphabetic")
-    return word_set().intersected(category_set("pc")->united(digit_set()).complement());
-  if (name == "upper" || name == "uppercase") return category_set("lu");
-  if (name == "lower" || name == "lowercase") return category_set("ll");
+    return category_set("l")->united(*category_set("nl")).united(*pcre2_set("alphabetic"));
+  if (name == "upper") return pcre2_set("uppercase");
+  if (name == "lower") return pcre2_set("lowercase");
+  if (name == "lc") return category_set("lu")->united(*category_set("ll")).united(*category_set("lt"));
   if (name == "cntrl") return category_set("cc");
-  if (name == "punct") return category_set("p")->united(category_set("s")->intersected(ascii));
+  if (name == "punct") return category_set("p");
   if (name == "blank") return category_set("zs")->united(CodePointSet({{'\t', '\t'}}));
   if (auto category = category_set(name)) return category;
   return script_set(name);

@@ -6,6 +6,7 @@
 #include "coordinator/text/charsmap.h"
 #include "coordinator/text/json_fields.h"
 #include "coordinator/text/regex_pattern.h"
+#include "coordinator/text/unicode_category.h"
 #include "coordinator/text/unicode_form.h"
 #include "coordinator/text/utf8.h"
 
@@ -34,7 +35,7 @@ void add_lower_case(char32_t c, std::string_view, std::string& out) {
 }
 
 void add_without_marks(char32_t c, std::string_view character, std::string& out) {
-  auto const category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+  auto const category = general_category(c);
   if (category < UTF8PROC_CATEGORY_MN || category > UTF8PROC_CATEGORY_ME) out += character;
 }
 

@@ -159,7 +159,7 @@ class Parser {
       if (take("Z")) return assertion_node(Assertion::last_line_end);
       if (take("b")) return assertion_node(Assertion::boundary);
       if (take("B")) return assertion_node(Assertion::no_boundary);
-      if (auto set = escaped_class()) return set_node(std::move(*set), flags);
+      if (auto set = escaped_class()) return set_node(std::move(*set), {});  // (?i) folds them within [] only
       char32_t const c = escaped_character();
       return set_node(CodePointSet({{c, c}}), flags);
     }
@@ -276,7 +276,10 @@ class Parser {
     take("[:");
     bool const negative = take("^");
     std::string const name = take_until(']');
-    auto const set = name.ends_with(':') ? property_set(name.substr(0, name.size() - 1)) : std::nullopt;
+    // Unlike \p{Punct}, this one has symbols too.
+    auto const set = name == "punct:"      ? property_set("p")->united(*property_set("s"))
+                     : name.ends_with(':') ? property_set(name.substr(0, name.size() - 1))
+                                           : std::nullopt;
     if (!set) fail("'" + pattern_.substr(start, at_ - start) + "' is not supported");
     return negative ? set->complement() : *set;
   }

@@ -5,6 +5,8 @@
 #include <cctype>
 #include <cstring>
 
+#include "coordinator/text/unicode_category.h"
+
 namespace expertmesh {
 namespace {
 unsigned char byte_at(std::string_view text, std::size_t i) {
@@ -92,7 +94,7 @@ bool is_word_character(char32_t c) {
   if ((c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
       (c >= 0x1F170 && c <= 0x1F189))
     return true;
-  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+  switch (general_category(c)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
     case UTF8PROC_CATEGORY_LT:
@@ -116,13 +118,13 @@ bool is_space(char32_t c) {
 }
 
 bool is_numeric(char32_t c) {
-  auto const category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+  auto const category = general_category(c);
   return category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO;
 }
 
 bool is_punctuation(char32_t c) {
   if (c < 0x80) return c > ' ' && c < 0x7F && !std::isalnum(static_cast<int>(c));
-  auto const category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
+  auto const category = general_category(c);
   return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
 }
 

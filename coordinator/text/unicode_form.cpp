@@ -65,19 +65,26 @@ void append_normalized(std::string_view text, UnicodeForm form, std::string& out
     std::size_t const length = character_length(text);
     std::array<utf8proc_int32_t, 32> parts{};  // the longest decomposition has 18
     int last_boundclass = 0;
-    auto const count =
-        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code_point(text.substr(0, length))), parts.data(),
-                                parts.size(), static_cast<utf8proc_option_t>(options), &last_boundclass);
+    auto const c = static_cast<utf8proc_int32_t>(code_point(text.substr(0, length)));
+    parts[0] = c;
+    auto const count = is_newer(c) ? 1
+                                   : utf8proc_decompose_char(c, parts.data(), parts.size(),
+                                                             static_cast<utf8proc_option_t>(options), &last_boundclass);
     EM_CHECK(count >= 0 && static_cast<std::size_t>(count) <= parts.size(), utf8proc_errmsg(count));
     points.insert(points.end(), parts.begin(), parts.begin() + count);
     text.remove_prefix(length);
   }
   order_marks(points);
-  auto count = static_cast<utf8proc_ssize_t>(points.size());
-  if (form.compose)
-    count = utf8proc_normalize_utf32(points.data(), count,
-                                     static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  for (utf8proc_ssize_t i = 0; i < count; ++i) out += encode_utf8(static_cast<char32_t>(points[i]));
+  for (auto begin = points.begin(); begin != points.end();) {
+    // A newer character stands alone: nothing composes with it or across it.
+    auto const end = is_newer(*begin) ? begin + 1 : std::find_if(begin, points.end(), is_newer);
+    utf8proc_ssize_t count = end - begin;
+    if (form.compose && !is_newer(*begin))
+      count =
+          utf8proc_normalize_utf32(&*begin, count, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    for (utf8proc_ssize_t i = 0; i < count; ++i) out += encode_utf8(static_cast<char32_t>(*(begin + i)));
+    begin = end;
+  }
 }
 
 }  // namespace

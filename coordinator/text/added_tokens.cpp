@@ -37,10 +37,8 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, Normalizer const& norma
       AddedToken const& token = tokens_[i];
       if (token.special != special) continue;
       by_id_[token.id] = i;
-      if (token.normalized)
-        normalized.emplace_back(normalizer(token.content), i);
-      else
-        raw.emplace_back(token.content, i);
+      if (token.normalized) tokens_[i].content = normalizer(token.content);
+      (token.normalized ? normalized : raw).emplace_back(token.content, i);
     }
   std::ranges::reverse(normalized);
   raw_ = ByteTrie(std::move(raw));
@@ -103,13 +101,12 @@ void AddedTokens::cut(std::string_view text, ByteTrie const& patterns, bool at_s
     std::size_t end = at + length;
     at = end;
     if (token.single_word && (word_before(text, begin) || word_after(text, end))) continue;
-    if (begin < pending) continue;  // inside white space that the token before has swallowed
-    if (token.lstrip) begin = spaces_before(text, begin, pending);
+    // A match within the white space that the token before has swallowed counts, but where lstrip leaves nothing of it.
+    if (token.lstrip) begin = std::max(pending, spaces_before(text, begin, std::min(begin, pending)));
     if (token.rstrip) end = spaces_after(text, end);
     if (begin > pending) out.push_back({std::string(text.substr(pending, begin - pending)), at_start && pending == 0});
-    out.push_back({token.id, at_start && begin == 0});
+    if (begin < end) out.push_back({token.id, at_start && begin == 0});
     pending = end;
-    at = std::max(at, end);
   }
   if (pending < text.size()) out.push_back({std::string(text.substr(pending)), at_start && pending == 0});
 }

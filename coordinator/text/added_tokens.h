@@ -15,11 +15,11 @@ namespace expertmesh {
 
 struct AddedToken {
   TokenId id = 0;
-  std::string content;
+  std::string content;       // as it is decoded
   bool single_word = false;  // only between characters that are no word characters
   bool lstrip = false;       // swallows the white space before it
   bool rstrip = false;       // and after it
-  bool normalized = false;   // matched in the normalised text
+  bool normalized = false;   // matched in the normalised text, its content normalised too
   bool special = false;      // dropped by skip_special_tokens
 };
 

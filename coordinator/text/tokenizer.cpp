@@ -52,7 +52,7 @@ struct Tokenizer::Impl {
       : normalizer(part(file, "normalizer")),
         pre_tokenizer(part(file, "pre_tokenizer")),
         model(TokenModel::from_json(json_part(file, "model", "top level"), pre_tokenizer.byte_level())),
-        added(added_tokens(file, config), normalizer),
+        added(added_tokens(file, config, *model), normalizer),
         // transformers cleans up what BPE models give no longer: it would spoil code.
         decoder(part(file, "decoder"), config.clean_up_spaces && !dynamic_cast<Bpe const*>(model.get())),
         surrounding(PostProcessor::from_json(part(file, "post_processor"))) {
@@ -73,9 +73,11 @@ struct Tokenizer::Impl {
           tokenizer_error("post_processor", "token id " + std::to_string(id) + " is not in the vocabulary");
   }
 
-  static std::vector<AddedToken> added_tokens(Json const& file, TokenizerConfig const& config) {
+  static std::vector<AddedToken> added_tokens(Json const& file, TokenizerConfig const& config,
+                                              TokenModel const& model) {
     auto tokens = AddedTokens::read(part(file, "added_tokens"));
     add_configured(config.added, tokens);
+    for (auto& token : tokens) token.id = model.id_of(token.content).value_or(token.id);
     return tokens;
   }
 

@@ -50,7 +50,7 @@ Json streamed(Tokenizer const& tokenizer, Json const& line) {
 
 void tokenize(TokenizeOptions const& options, std::istream& in, std::ostream& out) {
   auto const tokenizer = Tokenizer::load(options.model_dir);
-  if (!tokenizer) throw ModelError(options.model_dir.string() + ": no tokenizer.json");
+  if (!tokenizer) throw ModelError(options.model_dir.string() + ": neither tokenizer.json nor tokenizer.model");
   auto const answer = options.stream ? streamed : options.decode ? decoded : encoded;
   answer_json_lines(in, out, [&](Json const& line) { return answer(*tokenizer, line); });
 }

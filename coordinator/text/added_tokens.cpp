@@ -37,7 +37,11 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, Normalizer const& norma
       AddedToken const& token = tokens_[i];
       if (token.special != special) continue;
       by_id_[token.id] = i;
-      if (token.normalized) tokens_[i].content = normalizer(token.content);
+      if (token.normalized) {
+        std::string content = normalizer(token.content);
+        if (content != token.content) tokens_[i].special = false;  // the reference does not know it again when decoding
+        tokens_[i].content = std::move(content);
+      }
       (token.normalized ? normalized : raw).emplace_back(token.content, i);
     }
   std::ranges::reverse(normalized);

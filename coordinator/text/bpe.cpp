@@ -40,9 +40,10 @@ std::vector<Bpe::Merge> merges_of(Json const& model) {
       auto const text = merge.get<std::string>();
       auto const space = text.find(' ');
       if (space == std::string::npos) tokenizer_error(where, "merge '" + text + "' is not a pair");
-      merges.push_back({text.substr(0, space), text.substr(space + 1)});
+      merges.push_back({text.substr(0, space), text.substr(space + 1), static_cast<std::uint32_t>(merges.size())});
     } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-      merges.push_back({merge[0].get<std::string>(), merge[1].get<std::string>()});
+      merges.push_back(
+          {merge[0].get<std::string>(), merge[1].get<std::string>(), static_cast<std::uint32_t>(merges.size())});
     } else {
       tokenizer_error(where, "merge " + std::to_string(merges.size()) + " is not a pair of strings");
     }
@@ -82,7 +83,8 @@ Bpe::Bpe(Json const& model, bool byte_level) {
               .byte_fallback = json_field_or(model, "byte_fallback", false, where),
               .fuse_unknown = json_field_or(model, "fuse_unk", false, where),
               .ignore_merges = json_field_or(model, "ignore_merges", false, where),
-              .byte_level = byte_level};
+              .byte_level = byte_level,
+              .atoms = {}};
   build(vocabulary_of(model), merges_of(model));
 }
 
@@ -114,14 +116,13 @@ void Bpe::build(std::vector<std::pair<std::string, TokenId>> const& vocabulary, 
       byte_tokens_[byte] = id_of(fmt::format("<0x{:02X}>", byte)).value_or(kNoToken);
 
   merges_.reserve(merges.size());
-  for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    auto const& [left, right] = merges[rank];
+  for (auto const& [left, right, rank] : merges) {
     auto const a = id_of(left);
     auto const b = id_of(right);
     auto const both = id_of(left + right);
     if (!a || !b || !both)
       tokenizer_error("model", fmt::format("merge {} ('{}' '{}') is not in the vocabulary", rank, left, right));
-    merges_.put(pair_key(*a, *b), {static_cast<std::uint32_t>(rank), *both});
+    merges_.put(pair_key(*a, *b), {rank, *both});
   }
   find_joints(merges);
   find_whole_words();
@@ -132,7 +133,7 @@ void Bpe::find_joints(std::vector<Merge> const& merges) {
     TokenId const id = *id_of(token);
     return id == unknown_ || (options_.byte_fallback && std::ranges::find(byte_tokens_, id) != byte_tokens_.end());
   };
-  for (auto const& [left, right] : merges) {
+  for (auto const& [left, right, rank] : merges) {
     if (left.empty() || right.empty() || is_byte_or_unknown(left) || is_byte_or_unknown(right)) {
       knows_joints_ = false;
       return;
@@ -157,6 +158,7 @@ void Bpe::find_whole_words() {
     }
     whole_words_.put(*text, static_cast<TokenId>(id));
   }
+  for (auto const& atom : options_.atoms) whole_words_.put(atom, *id_of(atom));
 }
 
 std::optional<TokenId> Bpe::id_of(std::string_view token) const {

@@ -13,8 +13,9 @@ class Bpe final : public TokenModel {
  public:
   Bpe(nlohmann::json const& model, bool byte_level);  // tokenizer.json's `model` of type BPE; ModelError otherwise
 
-  struct Merge {  // in order of rank
+  struct Merge {
     std::string left, right;
+    std::uint32_t rank;
   };
   struct Options {
     std::string unknown;  // empty: characters that are not in the vocabulary are dropped
@@ -22,6 +23,7 @@ class Bpe final : public TokenModel {
     bool fuse_unknown = false;
     bool ignore_merges = false;
     bool byte_level = false;
+    std::vector<std::string> atoms;  // tokens that a piece can be as a whole, which no merge reaches
   };
   Bpe(std::vector<std::pair<std::string, TokenId>> const& vocabulary, std::vector<Merge> const& merges,
       Options const& options);

@@ -10,6 +10,7 @@ namespace expertmesh {
 class Normalizer {
  public:
   explicit Normalizer(nlohmann::json const& spec);  // null: changes nothing. ModelError for an unknown kind.
+  explicit Normalizer(std::function<std::string(std::string const&)> step) { steps_.emplace_back(std::move(step)); }
   [[nodiscard]] std::string operator()(std::string text) const;
 
  private:

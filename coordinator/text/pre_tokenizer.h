@@ -28,13 +28,14 @@ class Pieces {
 
 class PreTokenizer {
  public:
+  using Step = std::function<void(Pieces::Piece const& piece, Pieces& out)>;
+  explicit PreTokenizer(std::vector<Step> steps) : steps_(std::move(steps)) {}
   explicit PreTokenizer(nlohmann::json const& spec);  // null: one piece. ModelError for an unknown kind.
   [[nodiscard]] Pieces operator()(std::string_view text, bool at_start) const;
   // The last step spells bytes in the byte alphabet. It is left to the model, which gets the raw bytes.
   [[nodiscard]] bool byte_level() const { return byte_level_; }
 
  private:
-  using Step = std::function<void(Pieces::Piece const& piece, Pieces& out)>;
   void add(nlohmann::json const& spec);
   void add_step(Step step);
   std::vector<Step> steps_;

@@ -6,10 +6,7 @@
 #include "coordinator/text/added_tokens.h"
 #include "coordinator/text/bpe.h"
 #include "coordinator/text/json_fields.h"
-#include "coordinator/text/post_processor.h"
-#include "coordinator/text/pre_tokenizer.h"
-#include "coordinator/text/token_model.h"
-#include "coordinator/text/tokenizer_config.h"
+#include "coordinator/text/tokenizer_parts.h"
 #include "coordinator/text/utf8.h"
 
 namespace expertmesh {
@@ -34,28 +31,30 @@ Json parse(std::filesystem::path const& path) {
   return file;
 }
 
-// Goes before tokens of the same content.
-void add_configured(std::vector<AddedToken> const& configured, std::vector<AddedToken>& tokens) {
-  for (auto const& token : configured) {
+// The config's tokens go before those of the same content. What the model's vocabulary has keeps its id there.
+std::vector<AddedToken> with_configured(std::vector<AddedToken> tokens, TokenizerConfig const& config,
+                                        TokenModel const& model) {
+  for (auto const& token : config.added) {
     auto const same = std::ranges::find(tokens, token.content, &AddedToken::content);
     if (same == tokens.end())
       tokens.push_back(token);
     else
       *same = token;
   }
+  for (auto& token : tokens) token.id = model.id_of(token.content).value_or(token.id);
+  return tokens;
 }
 
 }  // namespace
 
 struct Tokenizer::Impl {
-  Impl(Json const& file, TokenizerConfig const& config)
-      : normalizer(part(file, "normalizer")),
-        pre_tokenizer(part(file, "pre_tokenizer")),
-        model(TokenModel::from_json(json_part(file, "model", "top level"), pre_tokenizer.byte_level())),
-        added(added_tokens(file, config, *model), normalizer),
-        // transformers cleans up what BPE models give no longer: it would spoil code.
-        decoder(part(file, "decoder"), config.clean_up_spaces && !dynamic_cast<Bpe const*>(model.get())),
-        surrounding(PostProcessor::from_json(part(file, "post_processor"))) {
+  Impl(TokenizerParts parts, TokenizerConfig const& config)
+      : normalizer(std::move(parts.normalizer)),
+        pre_tokenizer(std::move(parts.pre_tokenizer)),
+        model(std::move(parts.model)),
+        added(with_configured(std::move(parts.added), config, *model), normalizer),
+        decoder(std::move(parts.decoder)),
+        surrounding(std::move(parts.surrounding)) {
     TokenId largest = static_cast<TokenId>(model->tokens().size()) - 1;
     for (auto const& token : added.all()) {
       if (token.id > kLargestId)
@@ -71,14 +70,6 @@ struct Tokenizer::Impl {
       for (TokenId id : *side)
         if (id < 0 || id > largest || !strings[id])
           tokenizer_error("post_processor", "token id " + std::to_string(id) + " is not in the vocabulary");
-  }
-
-  static std::vector<AddedToken> added_tokens(Json const& file, TokenizerConfig const& config,
-                                              TokenModel const& model) {
-    auto tokens = AddedTokens::read(part(file, "added_tokens"));
-    add_configured(config.added, tokens);
-    for (auto& token : tokens) token.id = model.id_of(token.content).value_or(token.id);
-    return tokens;
   }
 
   void surround(TokenizerConfig const& config) {
@@ -103,11 +94,27 @@ struct Tokenizer::Impl {
   std::vector<std::string const*> strings;  // by id; null where there is no token
 };
 
+TokenizerParts TokenizerParts::from_json(std::filesystem::path const& path, TokenizerConfig const& config) {
+  Json const file = parse(path);
+  PreTokenizer pre_tokenizer(part(file, "pre_tokenizer"));
+  auto model = TokenModel::from_json(json_part(file, "model", "top level"), pre_tokenizer.byte_level());
+  // transformers no longer cleans up what BPE models give: it would spoil code.
+  bool const clean_up = config.clean_up_spaces && !dynamic_cast<Bpe const*>(model.get());
+  return {.normalizer = Normalizer(part(file, "normalizer")),
+          .pre_tokenizer = std::move(pre_tokenizer),
+          .model = std::move(model),
+          .added = AddedTokens::read(part(file, "added_tokens")),
+          .decoder = TokenDecoder(part(file, "decoder"), clean_up),
+          .surrounding = PostProcessor::from_json(part(file, "post_processor"))};
+}
+
 std::unique_ptr<Tokenizer> Tokenizer::load(std::filesystem::path const& model_dir) {
-  auto const path = model_dir / "tokenizer.json";
-  if (!std::filesystem::exists(path)) return nullptr;
+  bool const json = std::filesystem::exists(model_dir / "tokenizer.json");
+  if (!json && !std::filesystem::exists(model_dir / "tokenizer.model")) return nullptr;
   auto const config = TokenizerConfig::load(model_dir);
-  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(parse(path), config)));
+  auto parts = json ? TokenizerParts::from_json(model_dir / "tokenizer.json", config)
+                    : TokenizerParts::from_sentencepiece(model_dir / "tokenizer.model", config);
+  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(std::move(parts), config)));
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl const> impl) : impl_(std::move(impl)) {}

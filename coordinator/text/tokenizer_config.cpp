@@ -62,6 +62,7 @@ TokenizerConfig TokenizerConfig::load(std::filesystem::path const& model_dir) {
           .add_eos = flag(file, "add_eos_token"),
           .bos = named("bos_token"),
           .eos = named("eos_token"),
+          .legacy = flag(file, "legacy").value_or(false),
           .added = added_tokens(file)};
 }
 

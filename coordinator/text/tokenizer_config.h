@@ -16,6 +16,7 @@ struct TokenizerConfig {
   std::optional<bool> add_eos;
   std::optional<std::string> bos;
   std::optional<std::string> eos;
+  bool legacy = false;  // SentencePiece: every part between added tokens gets a mark before it, not only the first
   std::vector<AddedToken> added;  // added_tokens_decoder: goes before tokens of the same content
 
   // Also from special_tokens_map.json. Nothing where the files are not there; ModelError where they are malformed.

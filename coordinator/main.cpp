@@ -1,5 +1,5 @@
-// expertmesh-coordinator: serve a model, or describe one. Exit codes: 0 done; 1 failed while running; 2 a bad command
-// line or model directory.
+// expertmesh-coordinator: serve a model, describe one, or use its tokenizer. Exit codes: 0 done; 1 failed while
+// running; 2 a bad command line or model directory.
 #include <iostream>
 
 #include "common/base/error.h"
@@ -38,6 +38,16 @@ int run_info(InfoOptions const& options) {
   return report.servable ? 0 : 2;
 }
 
+int run_tokenize(TokenizeOptions const& options) {
+  std::ios::sync_with_stdio(false);
+  try {
+    tokenize(options, std::cin, std::cout);
+    return 0;
+  } catch (ModelError const& error) {
+    return fail(2, error.what());
+  }
+}
+
 }  // namespace
 }  // namespace expertmesh
 
@@ -47,6 +57,7 @@ int main(int argc, char** argv) {
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
+  if (auto const* tokenizing = std::get_if<TokenizeOptions>(&command)) return run_tokenize(*tokenizing);
   auto const& options = std::get<ServeOptions>(command);
   int code = run_serve(options);
   if (code == kExitRestart) {

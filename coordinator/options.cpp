@@ -77,7 +77,7 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
 
 }  // namespace
 
-std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, char** argv) {
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, ExitNow> parse_command_line(int argc, char** argv) {
   CLI::App app{"ExpertMesh: serves sparse Mixture-of-Experts language models from a group of machines", "expertmesh"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
@@ -190,9 +190,16 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
 
+  TokenizeOptions tokenizing;
+  auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");
+  t->add_option("model", tokenizing.model_dir, "Directory with a tokenizer")->required();
+  auto* decode = t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}");
+  t->add_flag("--stream", tokenizing.stream, "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}")
+      ->excludes(decode);
+
   std::filesystem::path config;
   s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
-  for (auto* sub : {s, i})
+  for (auto* sub : {s, i, t})
     for (auto* option : sub->get_options()) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   try {
@@ -208,6 +215,7 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (i->parsed()) return info;
+  if (t->parsed()) return tokenizing;
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_quarantine_bytes = *parse_bytes(quarantine);

@@ -8,6 +8,7 @@
 #include <variant>
 
 #include "coordinator/model_runtime.h"
+#include "coordinator/tokenize_command.h"
 
 namespace expertmesh {
 
@@ -41,7 +42,7 @@ struct ExitNow {
 };
 
 // Prints help and usage errors itself.
-std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, char** argv);
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, ExitNow> parse_command_line(int argc, char** argv);
 
 // "512M", "4G", "1073741824" -> bytes (K, M, G, T = powers of 1024; an i or B after them is fine). None if malformed.
 std::optional<std::size_t> parse_bytes(std::string const& text);

@@ -1,5 +1,5 @@
-// expertmesh-coordinator: serve a model, or describe one. Exit codes: 0 done; 1 failed while running; 2 a bad command
-// line or model directory.
+// expertmesh-coordinator: serve a model, describe one, or render its chat template. Exit codes: 0 done; 1 failed while
+// running; 2 a bad command line or model directory.
 #include <iostream>
 
 #include "common/base/error.h"
@@ -8,6 +8,7 @@
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/model/model_plan.h"
 #include "coordinator/options.h"
+#include "coordinator/render_command.h"
 #include "coordinator/restart.h"
 #include "coordinator/server.h"
 
@@ -19,10 +20,12 @@ int fail(int code, char const* what) {
   return code;
 }
 
-int run_serve(ServeOptions const& options) {
+// Runs a command; what it throws becomes one line and an exit code.
+template <class Command>
+int run(Command const& command) {
   init_log("coordinator");
   try {
-    return serve(options);
+    return command();
   } catch (ModelError const& error) {
     return fail(2, error.what());
   } catch (FileError const& error) {
@@ -30,6 +33,17 @@ int run_serve(ServeOptions const& options) {
   } catch (std::exception const& error) {
     return fail(1, error.what());
   }
+}
+
+int run_serve(ServeOptions const& options) {
+  return run([&] { return serve(options); });
+}
+
+int run_render(RenderOptions const& options) {
+  return run([&] {
+    render_lines(options);
+    return 0;
+  });
 }
 
 int run_info(InfoOptions const& options) {
@@ -47,6 +61,7 @@ int main(int argc, char** argv) {
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
+  if (auto const* render = std::get_if<RenderOptions>(&command)) return run_render(*render);
   auto const& options = std::get<ServeOptions>(command);
   int code = run_serve(options);
   if (code == kExitRestart) {

@@ -77,7 +77,7 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
 
 }  // namespace
 
-std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, char** argv) {
+std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_line(int argc, char** argv) {
   CLI::App app{"ExpertMesh: serves sparse Mixture-of-Experts language models from a group of machines", "expertmesh"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
@@ -190,9 +190,16 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
 
+  RenderOptions render;
+  auto* r = app.add_subcommand(
+      "render",
+      "Answer JSON lines of chat messages with the text that the chat template makes of them; needs no weights");
+  auto* r_dir = r->add_option("model", render.model_dir, "Directory with chat_template.jinja or tokenizer_config.json");
+  r->add_option("--template", render.template_file, "A file with a template, instead of a directory")->excludes(r_dir);
+
   std::filesystem::path config;
   s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
-  for (auto* sub : {s, i})
+  for (auto* sub : {s, i, r})
     for (auto* option : sub->get_options()) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   try {
@@ -208,6 +215,11 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (i->parsed()) return info;
+  if (r->parsed()) {
+    if (!render.model_dir.empty() || render.template_file) return render;
+    std::cerr << "expertmesh: render needs a model directory or --template FILE" << std::endl;
+    return ExitNow{2};
+  }
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_quarantine_bytes = *parse_bytes(quarantine);

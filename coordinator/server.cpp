@@ -85,7 +85,7 @@ class Server {
       : options_(options),
         runtime_(options),
         tokenizer_(Tokenizer::load(options.model_dir)),
-        templates_(options.model_dir, {}),  // its children must start before MPI does
+        templates_(read_chat_templates(options.model_dir), {.messages_of_api = true}),  // starts children: before MPI
         api_keys_(options.api_key_file ? read_api_keys(*options.api_key_file) : std::vector<std::string>{}),
         limits_(serve_limits(options, runtime_)),
         metrics_(moe_layers(), layer_maxima(runtime_.spec()).num_experts) {
@@ -96,6 +96,8 @@ class Server {
                               .cluster_json = [this] { return to_json(view()); },
                               .cluster_changes = options.clustered() ? cluster_changes() : ClusterChanges{}});
     spdlog::info("listening at {}, loading", address());
+    if (!templates_.compile_error().empty())
+      spdlog::error("the chat template does not compile, so chats get 400: {}", templates_.compile_error());
     if (api_keys_.empty() && !is_loopback(options.host))
       spdlog::warn("anyone who reaches {} may use it: there is no --api-key-file, and no TLS", address());
   }

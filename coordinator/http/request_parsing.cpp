@@ -252,7 +252,7 @@ std::string read_messages(BodyReader& body, ApiModel const& model) {
   ApiJson const request = {{"messages", with_joined_parts(*messages)},
                            {"add_generation_prompt", add_prompt && !go_on},
                            {"continue_final_message", go_on},
-                           {"kwargs", kwargs}};
+                           {"chat_template_kwargs", kwargs}};
   return request.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
 }
 

@@ -364,7 +364,7 @@ TEST(RequestParsing, HandsMessagesOnToTheTemplate) {
   EXPECT_FALSE(r.add_special_tokens);
   Json const sent = Json::parse(r.template_request);
   EXPECT_EQ(sent["messages"][0], (Json{{"role", "user"}, {"content", "\nb"}, {"name", "x"}}));
-  EXPECT_EQ(sent["kwargs"], (Json{{"enable_thinking", false}}));
+  EXPECT_EQ(sent["chat_template_kwargs"], (Json{{"enable_thinking", false}}));
   EXPECT_EQ(sent["add_generation_prompt"], true);
   EXPECT_EQ(sent["continue_final_message"], false);
   EXPECT_NE(r.template_request.find(R"({"z":1,"a":2})"), std::string::npos) << "order of fields is kept";

@@ -1,5 +1,5 @@
-// expertmesh-coordinator: serve a model, describe one, or render its chat template. Exit codes: 0 done; 1 failed while
-// running; 2 a bad command line or model directory.
+// expertmesh-coordinator: serve a model, describe one, or use its tokenizer or chat template. Exit codes: 0 done; 1
+// failed while running; 2 a bad command line or model directory.
 #include <iostream>
 
 #include "common/base/error.h"
@@ -8,7 +8,6 @@
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/model/model_plan.h"
 #include "coordinator/options.h"
-#include "coordinator/render_command.h"
 #include "coordinator/restart.h"
 #include "coordinator/server.h"
 
@@ -41,7 +40,7 @@ int run_serve(ServeOptions const& options) {
 
 int run_render(RenderOptions const& options) {
   return run([&] {
-    render_lines(options);
+    render(options, std::cin, std::cout);
     return 0;
   });
 }
@@ -50,6 +49,16 @@ int run_info(InfoOptions const& options) {
   InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype);
   std::cout << report.text;
   return report.servable ? 0 : 2;
+}
+
+int run_tokenize(TokenizeOptions const& options) {
+  std::ios::sync_with_stdio(false);
+  try {
+    tokenize(options, std::cin, std::cout);
+    return 0;
+  } catch (ModelError const& error) {
+    return fail(2, error.what());
+  }
 }
 
 }  // namespace
@@ -61,6 +70,7 @@ int main(int argc, char** argv) {
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
+  if (auto const* tokenizing = std::get_if<TokenizeOptions>(&command)) return run_tokenize(*tokenizing);
   if (auto const* render = std::get_if<RenderOptions>(&command)) return run_render(*render);
   auto const& options = std::get<ServeOptions>(command);
   int code = run_serve(options);

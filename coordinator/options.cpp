@@ -77,7 +77,8 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
 
 }  // namespace
 
-std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_line(int argc, char** argv) {
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow> parse_command_line(int argc,
+                                                                                                    char** argv) {
   CLI::App app{"ExpertMesh: serves sparse Mixture-of-Experts language models from a group of machines", "expertmesh"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
@@ -190,6 +191,13 @@ std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_li
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
 
+  TokenizeOptions tokenizing;
+  auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");
+  t->add_option("model", tokenizing.model_dir, "Directory with a tokenizer")->required();
+  auto* decode = t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}");
+  t->add_flag("--stream", tokenizing.stream, "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}")
+      ->excludes(decode);
+
   RenderOptions render;
   auto* r = app.add_subcommand(
       "render",
@@ -199,7 +207,7 @@ std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_li
 
   std::filesystem::path config;
   s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
-  for (auto* sub : {s, i, r})
+  for (auto* sub : {s, i, t, r})
     for (auto* option : sub->get_options()) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   try {
@@ -215,6 +223,7 @@ std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_li
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (i->parsed()) return info;
+  if (t->parsed()) return tokenizing;
   if (r->parsed()) {
     if (!render.model_dir.empty() || render.template_file) return render;
     std::cerr << "expertmesh: render needs a model directory or --template FILE" << std::endl;

@@ -8,6 +8,8 @@
 #include <variant>
 
 #include "coordinator/model_runtime.h"
+#include "coordinator/render_command.h"
+#include "coordinator/tokenize_command.h"
 
 namespace expertmesh {
 
@@ -36,17 +38,13 @@ struct InfoOptions {
   std::optional<DType> dtype;
 };
 
-struct RenderOptions {
-  std::filesystem::path model_dir;  // or:
-  std::optional<std::filesystem::path> template_file;
-};
-
 struct ExitNow {
   int code = 0;  // --help, --version, or a bad command line that has been reported
 };
 
 // Prints help and usage errors itself.
-std::variant<ServeOptions, InfoOptions, RenderOptions, ExitNow> parse_command_line(int argc, char** argv);
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow> parse_command_line(int argc,
+                                                                                                    char** argv);
 
 // "512M", "4G", "1073741824" -> bytes (K, M, G, T = powers of 1024; an i or B after them is fine). None if malformed.
 std::optional<std::size_t> parse_bytes(std::string const& text);

@@ -15,6 +15,8 @@ namespace {
 using Json = nlohmann::json;
 
 std::filesystem::path const kFixture = std::filesystem::path(EM_GOLDENS_DIR) / "text/tokenizers/llama3";
+TokenizeOptions const kDecode{.model_dir = {}, .decode = true};
+TokenizeOptions const kStream{.model_dir = {}, .stream = true};
 
 std::vector<Json> answers(TokenizeOptions options, std::string const& lines) {
   options.model_dir = kFixture;
@@ -38,7 +40,7 @@ TEST(TokenizeCommand, EncodesDecodesAndStreamsLikeTheReference) {
         Json{{"ids", c["ids"]}}.dump() + "\n" + Json{{"ids", c["ids"]}, {"skip_special_tokens", false}}.dump() + "\n";
   }
   auto const encoded = answers({}, texts);
-  auto const decoded = answers({.decode = true}, ids);
+  auto const decoded = answers(kDecode, ids);
   ASSERT_EQ(encoded.size(), 2 * golden["cases"].size());
   ASSERT_EQ(decoded.size(), 2 * golden["cases"].size());
   for (std::size_t i = 0; i < golden["cases"].size(); ++i) {
@@ -50,7 +52,7 @@ TEST(TokenizeCommand, EncodesDecodesAndStreamsLikeTheReference) {
   }
   for (auto const& s : golden["streams"]) {
     auto const line = Json{{"ids", s["ids"]}, {"skip_special_tokens", s["skip_special_tokens"]}}.dump() + "\n";
-    EXPECT_EQ(answers({.stream = true}, line), (std::vector<Json>{{{"pieces", s["pieces"]}, {"tail", s["tail"]}}}));
+    EXPECT_EQ(answers(kStream, line), (std::vector<Json>{{{"pieces", s["pieces"]}, {"tail", s["tail"]}}}));
   }
 }
 
@@ -82,8 +84,8 @@ TEST(TokenizeCommand, ABadLineIsAnsweredAndTheNextOneRead) {
     }
   };
   check({}, bad_texts, R"({"text": "a"})");
-  check({.decode = true}, bad_ids, R"({"ids": [1]})");
-  check({.stream = true}, bad_ids, R"({"ids": [1]})");
+  check(kDecode, bad_ids, R"({"ids": [1]})");
+  check(kStream, bad_ids, R"({"ids": [1]})");
 }
 
 TEST(TokenizeCommand, ADirectoryWithoutATokenizerIsNamed) {

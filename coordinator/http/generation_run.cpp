@@ -187,7 +187,7 @@ class Run final : public std::enable_shared_from_this<Run> {
       choice.token(*token);
       if (choice.stopped()) {
         context_.generator.abort(sequences_[index], Generator::AbortReason::stop_string);
-        choice.finish_at_stop_string();
+        choice.finish_early();
       }
     }
     if (auto const* finish = std::get_if<FinishEvent>(&event)) choice.finish(*finish);

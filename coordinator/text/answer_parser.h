@@ -48,8 +48,8 @@ std::vector<std::string> reasoning_parser_names();
 AnswerFormats detect_answer_formats(std::string_view templates,
                                     std::function<bool(std::string_view token)> const& in_vocabulary);
 
-// Tokens that have to stay in the text for the parser, special or not.
-std::vector<std::string> answer_mark_tokens(AnswerFormats const& formats);
+// Tokens that have to stay in the text for the parser, special or not; with_calls: the request has tools.
+std::vector<std::string> answer_mark_tokens(AnswerFormats const& formats, bool with_calls);
 
 struct AnswerParserOptions {
   AnswerFormats formats;

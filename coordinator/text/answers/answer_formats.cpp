@@ -74,6 +74,11 @@ void add_names(std::vector<Entry> const& entries, std::vector<std::string>& name
   for (auto const& entry : entries) names.insert(names.end(), entry.names.begin(), entry.names.end());
 }
 
+// Its marks are everywhere in its answers, so that one parser reads both.
+bool is_harmony(AnswerFormats const& formats) {
+  return formats.tool_calls == kHarmonyCalls || formats.reasoning == kHarmonyReasoning;
+}
+
 class PlainParser final : public AnswerParser {
  public:
   std::vector<AnswerPiece> push(std::string_view text) override {
@@ -120,11 +125,13 @@ AnswerFormats detect_answer_formats(std::string_view templates,
   return formats;
 }
 
-std::vector<std::string> answer_mark_tokens(AnswerFormats const& formats) {
+std::vector<std::string> answer_mark_tokens(AnswerFormats const& formats, bool with_calls) {
   std::vector<std::string> tokens;
   auto const add = [&](Strings const& more) { tokens.insert(tokens.end(), more.begin(), more.end()); };
-  if (formats.reasoning == kHarmonyReasoning && formats.tool_calls != kHarmonyCalls) add(HarmonyParser::marks());
-  if (auto const* calls = entry_of(call_formats(), formats.tool_calls)) add(calls->tokens);
+  if (is_harmony(formats))
+    add(HarmonyParser::marks());
+  else if (auto const* calls = entry_of(call_formats(), formats.tool_calls); calls && with_calls)
+    add(calls->tokens);
   if (auto const* think = entry_of(think_formats(), formats.reasoning)) add({think->tags.open, think->tags.close});
   return tokens;
 }
@@ -132,7 +139,7 @@ std::vector<std::string> answer_mark_tokens(AnswerFormats const& formats) {
 std::unique_ptr<AnswerParser> make_answer_parser(AnswerParserOptions const& options) {
   auto const& [calls_name, reasoning_name] = options.formats;
   bool const wants_calls = !options.tools.empty();
-  if (calls_name == kHarmonyCalls || reasoning_name == kHarmonyReasoning)
+  if (is_harmony(options.formats))
     return std::make_unique<HarmonyParser>(HarmonyParser::Options{.calls = wants_calls && calls_name == kHarmonyCalls,
                                                                   .reasoning = reasoning_name == kHarmonyReasoning});
 

@@ -57,6 +57,7 @@ std::string to_json(ClusterView const& view) {
               {"kv_block_tokens", l.kv_block_tokens},
               {"kv_cache_bytes", l.kv_cache_bytes},
               {"activation_bytes", l.activation_bytes}}},
+            {"answers", {{"tool_call_parser", view.answers.tool_calls}, {"reasoning_parser", view.answers.reasoning}}},
             {"coordinator", process_json(view.coordinator)},
             {"workers", Json::array()}};
   for (auto const& w : view.workers) j["workers"].push_back(process_json(w));

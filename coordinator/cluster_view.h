@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "coordinator/cluster/cluster.h"
+#include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
 
@@ -35,6 +36,7 @@ struct ClusterView {
   std::string family;
   NumericsProfile profile;
   ServeLimits limits;
+  AnswerFormats answers;     // how chats are read
   WorkerStatus coordinator;  // the same fields as a worker
   std::vector<WorkerStatus> workers;
   Cluster::Balance balance;

@@ -11,6 +11,7 @@
 
 #include "common/base/error.h"
 #include "coordinator/runtime_flags.h"
+#include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
 
@@ -33,6 +34,11 @@ namespace {
 
 std::string check_bytes(std::string const& text) {
   return parse_bytes(text) ? "" : "expected a number of bytes such as 512M or 4G, got '" + text + "'";
+}
+
+std::vector<std::string> with_auto(std::vector<std::string> names) {
+  names.insert(names.begin(), "auto");
+  return names;
 }
 
 std::string trimmed(std::string const& text) {
@@ -144,6 +150,16 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--allowed-origin", serve.allowed_origin,
                 "Origin of browser pages that may use the API (CORS); an empty one: none")
       ->capture_default_str();
+  s->add_option("--tool-call-parser", serve.tool_call_parser,
+                "How the model writes calls of tools; auto: as its chat template does; none: they stay text")
+      ->check(CLI::IsMember(with_auto(tool_call_parser_names())))
+      ->capture_default_str();
+  s->add_option("--reasoning-parser", serve.reasoning_parser,
+                "How it marks its reasoning, which is then kept apart from the content; auto, none: the same")
+      ->check(CLI::IsMember(with_auto(reasoning_parser_names())))
+      ->capture_default_str();
+  s->add_flag("--enable-auto-tool-choice", serve.enable_auto_tool_choice,
+              "Refuse to start if the model's way to write calls is not known [tools are then refused in requests]");
   s->add_option("--redundant-experts", serve.redundant_experts,
                 "Replicas of each MoE layer's hottest experts, on other workers")
       ->check(CLI::Range(0, 4096))

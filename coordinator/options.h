@@ -29,7 +29,10 @@ struct ServeOptions : ModelRuntimeOptions {
   std::size_t max_connections = 1024;
   std::size_t max_body_bytes = std::size_t{8} << 20;
   std::optional<std::filesystem::path> api_key_file;
-  std::string allowed_origin = "*";  // empty: no CORS headers
+  std::string allowed_origin = "*";       // empty: no CORS headers
+  std::string tool_call_parser = "auto";  // "auto": by the chat template and the vocabulary, like the next
+  std::string reasoning_parser = "auto";
+  bool enable_auto_tool_choice = false;  // a model whose calls cannot be read is refused
 };
 
 struct InfoOptions {

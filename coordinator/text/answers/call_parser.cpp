@@ -22,7 +22,7 @@ void CallParser::say(std::size_t size, std::vector<AnswerPiece>& out) {
   if (size == 0) return;
   out.emplace_back(ContentPiece{held_.substr(0, size)});
   held_.erase(0, size);
-  memory_.clear();
+  memory_ = {};
   place_ = CallPlace::middle;
 }
 
@@ -63,7 +63,7 @@ bool CallParser::read_calls(std::size_t begin, std::size_t mark, bool at_end, st
     return true;
   }
   held_.erase(0, begin + in.position());
-  memory_.clear();
+  memory_ = {};
   place_ = CallPlace::after_call;
   for (auto& call : calls) out.emplace_back(std::move(call));
   return true;

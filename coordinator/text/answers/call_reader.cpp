@@ -85,8 +85,10 @@ std::string_view CallReader::name() {
 
 std::string_view CallReader::until(std::string_view end) {
   if (!good()) return {};
-  std::size_t const place = rest().find(end);
+  std::size_t& searched = memory_.searched[position_];
+  std::size_t const place = rest().find(end, searched);
   if (place == std::string_view::npos) {
+    searched = rest().size() - std::min(rest().size(), end.size() - 1);  // it may be there in part
     lack();
     return {};
   }
@@ -97,7 +99,7 @@ std::string_view CallReader::until(std::string_view end) {
 
 std::string_view CallReader::json() {
   if (!good()) return {};
-  JsonEnd& end = memory_[position_];
+  JsonEnd& end = memory_.json[position_];
   switch (end.look(rest())) {
     case JsonEnd::State::more:
       lack();

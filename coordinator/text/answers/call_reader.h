@@ -29,8 +29,11 @@ class JsonEnd {
 // Steps after a failure do nothing.
 class CallReader {
  public:
-  // Ends of JSON values that were begun in earlier, shorter forms of the text, by where they begin.
-  using Memory = std::map<std::size_t, JsonEnd>;
+  // What earlier looks at shorter forms of the text have seen, by where it begins, so that no byte is searched twice.
+  struct Memory {
+    std::map<std::size_t, JsonEnd> json;
+    std::map<std::size_t, std::size_t> searched;  // how far until() has looked
+  };
 
   // at_end: no more text will come, so that lacking some is bad.
   CallReader(std::string_view text, bool at_end, Memory& memory) : text_(text), at_end_(at_end), memory_(memory) {}

@@ -12,6 +12,8 @@ struct FoundMark {
 };
 
 inline FoundMark find_mark(std::string_view text, std::vector<std::string_view> const& marks) {
+  for (auto const& mark : marks)  // at once: the text may be long
+    if (text.starts_with(mark)) return {0, mark.size()};
   FoundMark found{text.size(), 0};
   for (auto const& mark : marks) {
     if (std::size_t const place = text.find(mark); place < found.place) found = {place, mark.size()};

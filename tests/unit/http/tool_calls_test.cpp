@@ -65,7 +65,8 @@ class ToolCallsTest : public testing::Test {
   ToolCallsTest() {
     std::filesystem::create_directories(folder_);
     std::ofstream(folder_ / "chat_template.jinja")
-        << "{% if tools %}{{ messages[-1].content }}{% else %}no tools{% endif %}";
+        << "{% if messages|length > 1 %}{{ raise_exception('One at a time!') }}{% endif %}"
+           "{% if tools %}{{ messages[-1].content }}{% else %}no tools{% endif %}";
     templates_.emplace(
         read_chat_templates(folder_),
         ChatTemplateOptions{.script = std::filesystem::path(EM_SOURCE_DIR) / "coordinator/text/render_chat_template.py",
@@ -179,6 +180,16 @@ TEST_F(ToolCallsTest, ToolsThatMayNotBeCalledAreNotShown) {
   auto const forced = ask(kCall, {{"tool_choice", "required"}});
   EXPECT_EQ(forced.status, 400);
   EXPECT_EQ(forced.json()["error"]["param"], "tool_choice");
+}
+
+TEST_F(ToolCallsTest, ATemplatesRefusalIsTheClientsError) {
+  Json const message = {{"role", "user"}, {"content", "a"}};
+  for (char const* path : {kChat, "/tokenize"}) {
+    auto const answer = HttpClient(server_->port()).post(path, Json{{"messages", {message, message}}}.dump());
+    EXPECT_EQ(answer.status, 400);
+    EXPECT_EQ(answer.json()["error"]["message"], "chat template: One at a time!");
+    EXPECT_EQ(answer.json()["error"]["param"], "messages");
+  }
 }
 
 TEST_F(ToolCallsTest, ReasoningMayBeLeftOut) {

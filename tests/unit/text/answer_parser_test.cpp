@@ -3,7 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <nlohmann/json.hpp>
+#include <algorithm>
+#include <array>
 #include <random>
 
 namespace expertmesh {
@@ -303,12 +304,16 @@ TEST(AnswerParser, FormatsAreFoundByTheirMarks) {
 // Long arguments in many pieces take time in proportion, not its square: no byte of them is looked at again.
 TEST(AnswerParser, LongCallsInSmallPieces) {
   std::string const text(2000000, '}');
-  auto const parser = make_answer_parser(calls("hermes"));
-  EXPECT_TRUE(parser->push(R"(<tool_call>{"name": "now", "arguments": {"a": ")").empty());
-  for (std::size_t begin = 0; begin < text.size(); begin += 4) EXPECT_TRUE(parser->push(text.substr(begin, 4)).empty());
-  auto const pieces = parser->push("\"}}</tool_call>");
-  ASSERT_EQ(pieces.size(), 1U);
-  EXPECT_EQ(std::get<ToolCall>(pieces[0]).arguments, R"({"a":")" + text + R"("})");
+  for (auto const& [format, begin, end] : std::vector<std::array<std::string, 3>>{
+           {"hermes", R"(<tool_call>{"name": "now", "arguments": {"a":")", "\"}}</tool_call>"},
+           {"qwen3_coder", "<function=now><parameter=a>", "</parameter></function>"}}) {
+    auto const parser = make_answer_parser(calls(format));
+    EXPECT_TRUE(parser->push(begin).empty());
+    for (std::size_t i = 0; i < text.size(); i += 4) EXPECT_TRUE(parser->push(text.substr(i, 4)).empty());
+    auto const pieces = parser->push(end);
+    ASSERT_EQ(pieces.size(), 1U) << format;
+    EXPECT_EQ(std::get<ToolCall>(pieces[0]).arguments, R"({"a":")" + text + R"("})") << format;
+  }
 }
 
 }  // namespace

@@ -9,13 +9,11 @@ namespace expertmesh {
 
 using Json = nlohmann::json;
 
-void answer_json_lines(std::istream& in, std::ostream& out, std::function<Json(Json const& line)> const& answer) {
+void answer_lines(std::istream& in, std::ostream& out, std::function<Json(std::string const& line)> const& answer) {
   for (std::string line; std::getline(in, line);) {
     Json reply;
     try {
-      Json const request = Json::parse(line);
-      if (!request.is_object()) throw BadLine("not a JSON object");
-      reply = answer(request);
+      reply = answer(line);
     } catch (std::exception const& error) {
       reply = Json{{"error", error.what()}};
     }
@@ -23,6 +21,14 @@ void answer_json_lines(std::istream& in, std::ostream& out, std::function<Json(J
     out << reply.dump(-1, ' ', true, Json::error_handler_t::replace) << '\n' << std::flush;
     if (!out) return;
   }
+}
+
+void answer_json_lines(std::istream& in, std::ostream& out, std::function<Json(Json const& line)> const& answer) {
+  answer_lines(in, out, [&](std::string const& line) {
+    Json const request = Json::parse(line);
+    if (!request.is_object()) throw BadLine("not a JSON object");
+    return answer(request);
+  });
 }
 
 std::string text_field(Json const& line, char const* name) {

@@ -19,6 +19,10 @@ class BadLine : public std::runtime_error {
 void answer_json_lines(std::istream& in, std::ostream& out,
                        std::function<nlohmann::json(nlohmann::json const& line)> const& answer);
 
+// The same with lines as they are, for who reads JSON elsewhere.
+void answer_lines(std::istream& in, std::ostream& out,
+                  std::function<nlohmann::json(std::string const& line)> const& answer);
+
 // Fields of a line. Throw BadLine where one is missing, of another type, or, for the last one, not among `known`.
 std::string text_field(nlohmann::json const& line, char const* name);
 bool flag_field(nlohmann::json const& line, char const* name, bool fallback);

@@ -74,6 +74,7 @@ std::string to_json(ClusterView const& view) {
               {"kv_block_tokens", l.kv_block_tokens},
               {"kv_cache_bytes", l.kv_cache_bytes},
               {"activation_bytes", l.activation_bytes}}},
+            {"answers", {{"tool_call_parser", view.answers.tool_calls}, {"reasoning_parser", view.answers.reasoning}}},
             {"coordinator", process_json(view.coordinator)},
             {"workers", Json::array()}};
   for (auto const& g : l.kv_groups) j["limits"]["kv_groups"].push_back(kv_group_json(g));

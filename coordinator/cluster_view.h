@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "coordinator/cluster/cluster.h"
+#include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
 
@@ -45,6 +46,7 @@ struct ClusterView {
   std::string family;
   NumericsProfile profile;
   ServeLimits limits;
+  AnswerFormats answers;     // how chats are read
   WorkerStatus coordinator;  // the same fields as a worker
   std::vector<WorkerStatus> workers;
   Cluster::Balance balance;

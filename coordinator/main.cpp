@@ -1,5 +1,5 @@
-// expertmesh-coordinator: serve a model, or describe one. Exit codes: 0 done; 1 failed while running; 2 a bad command
-// line or model directory.
+// expertmesh-coordinator: serve a model, describe one, or use its tokenizer or chat template. Exit codes: 0 done; 1
+// failed while running; 2 a bad command line or model directory.
 #include <iostream>
 
 #include "common/base/error.h"
@@ -19,10 +19,12 @@ int fail(int code, char const* what) {
   return code;
 }
 
-int run_serve(ServeOptions const& options) {
+// Runs a command; what it throws becomes one line and an exit code.
+template <class Command>
+int run(Command const& command) {
   init_log("coordinator");
   try {
-    return serve(options);
+    return command();
   } catch (ModelError const& error) {
     return fail(2, error.what());
   } catch (FileError const& error) {
@@ -32,10 +34,31 @@ int run_serve(ServeOptions const& options) {
   }
 }
 
+int run_serve(ServeOptions const& options) {
+  return run([&] { return serve(options); });
+}
+
+int run_render(RenderOptions const& options) {
+  return run([&] {
+    render(options, std::cin, std::cout);
+    return 0;
+  });
+}
+
 int run_info(InfoOptions const& options) {
   InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype);
   std::cout << report.text;
   return report.servable ? 0 : 2;
+}
+
+int run_tokenize(TokenizeOptions const& options) {
+  std::ios::sync_with_stdio(false);
+  try {
+    tokenize(options, std::cin, std::cout);
+    return 0;
+  } catch (ModelError const& error) {
+    return fail(2, error.what());
+  }
 }
 
 }  // namespace
@@ -47,6 +70,8 @@ int main(int argc, char** argv) {
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
+  if (auto const* tokenizing = std::get_if<TokenizeOptions>(&command)) return run_tokenize(*tokenizing);
+  if (auto const* render = std::get_if<RenderOptions>(&command)) return run_render(*render);
   auto const& options = std::get<ServeOptions>(command);
   int code = run_serve(options);
   if (code == kExitRestart) {

@@ -11,6 +11,7 @@
 
 #include "common/base/error.h"
 #include "coordinator/runtime_flags.h"
+#include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
 
@@ -33,6 +34,11 @@ namespace {
 
 std::string check_bytes(std::string const& text) {
   return parse_bytes(text) ? "" : "expected a number of bytes such as 512M or 4G, got '" + text + "'";
+}
+
+std::vector<std::string> with_auto(std::vector<std::string> names) {
+  names.insert(names.begin(), "auto");
+  return names;
 }
 
 std::string trimmed(std::string const& text) {
@@ -77,7 +83,8 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
 
 }  // namespace
 
-std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, char** argv) {
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow> parse_command_line(int argc,
+                                                                                                    char** argv) {
   CLI::App app{"ExpertMesh: serves sparse Mixture-of-Experts language models from a group of machines", "expertmesh"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
@@ -143,6 +150,16 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
   s->add_option("--allowed-origin", serve.allowed_origin,
                 "Origin of browser pages that may use the API (CORS); an empty one: none")
       ->capture_default_str();
+  s->add_option("--tool-call-parser", serve.tool_call_parser,
+                "How the model writes calls of tools; auto: as its chat template does; none: they stay text")
+      ->check(CLI::IsMember(with_auto(tool_call_parser_names())))
+      ->capture_default_str();
+  s->add_option("--reasoning-parser", serve.reasoning_parser,
+                "How it marks its reasoning, which is then kept apart from the content; auto, none: the same")
+      ->check(CLI::IsMember(with_auto(reasoning_parser_names())))
+      ->capture_default_str();
+  s->add_flag("--enable-auto-tool-choice", serve.enable_auto_tool_choice,
+              "Refuse to start if the model's way to write calls is not known [tools are then refused in requests]");
   s->add_option("--redundant-experts", serve.redundant_experts,
                 "Replicas of each MoE layer's hottest experts, on other workers")
       ->check(CLI::Range(0, 4096))
@@ -190,9 +207,23 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
 
+  TokenizeOptions tokenizing;
+  auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");
+  t->add_option("model", tokenizing.model_dir, "Directory with a tokenizer")->required();
+  auto* decode = t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}");
+  t->add_flag("--stream", tokenizing.stream, "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}")
+      ->excludes(decode);
+
+  RenderOptions render;
+  auto* r = app.add_subcommand(
+      "render",
+      "Answer JSON lines of chat messages with the text that the chat template makes of them; needs no weights");
+  auto* r_dir = r->add_option("model", render.model_dir, "Directory with chat_template.jinja or tokenizer_config.json");
+  r->add_option("--template", render.template_file, "A file with a template, instead of a directory")->excludes(r_dir);
+
   std::filesystem::path config;
   s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
-  for (auto* sub : {s, i})
+  for (auto* sub : {s, i, t, r})
     for (auto* option : sub->get_options()) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   try {
@@ -208,6 +239,12 @@ std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, ch
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (i->parsed()) return info;
+  if (t->parsed()) return tokenizing;
+  if (r->parsed()) {
+    if (!render.model_dir.empty() || render.template_file) return render;
+    std::cerr << "expertmesh: render needs a model directory or --template FILE" << std::endl;
+    return ExitNow{2};
+  }
   serve.load_format = load_format == "dummy" ? LoadFormat::dummy : LoadFormat::automatic;
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_quarantine_bytes = *parse_bytes(quarantine);

@@ -8,6 +8,8 @@
 #include <variant>
 
 #include "coordinator/model_runtime.h"
+#include "coordinator/render_command.h"
+#include "coordinator/tokenize_command.h"
 
 namespace expertmesh {
 
@@ -27,7 +29,10 @@ struct ServeOptions : ModelRuntimeOptions {
   std::size_t max_connections = 1024;
   std::size_t max_body_bytes = std::size_t{8} << 20;
   std::optional<std::filesystem::path> api_key_file;
-  std::string allowed_origin = "*";  // empty: no CORS headers
+  std::string allowed_origin = "*";       // empty: no CORS headers
+  std::string tool_call_parser = "auto";  // "auto": by the chat template and the vocabulary, like the next
+  std::string reasoning_parser = "auto";
+  bool enable_auto_tool_choice = false;  // a model whose calls cannot be read is refused
 };
 
 struct InfoOptions {
@@ -41,7 +46,8 @@ struct ExitNow {
 };
 
 // Prints help and usage errors itself.
-std::variant<ServeOptions, InfoOptions, ExitNow> parse_command_line(int argc, char** argv);
+std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow> parse_command_line(int argc,
+                                                                                                    char** argv);
 
 // "512M", "4G", "1073741824" -> bytes (K, M, G, T = powers of 1024; an i or B after them is fine). None if malformed.
 std::optional<std::size_t> parse_bytes(std::string const& text);

@@ -91,6 +91,30 @@ ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtim
           .activation_bytes = 0};
 }
 
+// How the model writes calls and reasoning: as the options say, or as its template and vocabulary show.
+AnswerFormats answer_formats(ServeOptions const& options, ChatTemplates const& templates, Tokenizer const* tokenizer) {
+  std::string written;
+  for (auto const& [name, source] : templates.files().templates) written += source + '\n';
+  AnswerFormats formats = detect_answer_formats(
+      written, [&](std::string_view token) { return tokenizer && tokenizer->encode(token, false).size() == 1; });
+  if (options.tool_call_parser != "auto") formats.tool_calls = options.tool_call_parser;
+  if (options.reasoning_parser != "auto") formats.reasoning = options.reasoning_parser;
+  if (options.enable_auto_tool_choice && formats.tool_calls == "none")
+    throw ModelError(
+        "--enable-auto-tool-choice: the chat template shows no known way to write calls of tools "
+        "(--tool-call-parser names one)");
+  return formats;
+}
+
+// Those of the parser's marks that the tokenizer has as tokens of their own; a mark of several tokens is text anyway.
+std::vector<TokenId> mark_ids(AnswerFormats const& formats, bool with_calls, Tokenizer const* tokenizer) {
+  std::vector<TokenId> ids;
+  if (!tokenizer) return ids;
+  for (auto const& mark : answer_mark_tokens(formats, with_calls))
+    if (auto const encoded = tokenizer->encode(mark, false); encoded.size() == 1) ids.push_back(encoded.front());
+  return ids;
+}
+
 // Everything of a running server, in the order of making; the end goes the other way.
 class Server {
  public:
@@ -99,7 +123,8 @@ class Server {
       : options_(options),
         runtime_(options),
         tokenizer_(Tokenizer::load(options.model_dir)),
-        templates_(options.model_dir, {}),  // its children must start before MPI does
+        templates_(read_chat_templates(options.model_dir), {.messages_of_api = true}),  // starts children: before MPI
+        answer_formats_(answer_formats(options, templates_, tokenizer_.get())),
         api_keys_(options.api_key_file ? read_api_keys(*options.api_key_file) : std::vector<std::string>{}),
         limits_(serve_limits(options, runtime_)),
         metrics_(moe_layers(), layer_maxima(runtime_.spec()).num_experts) {
@@ -110,6 +135,8 @@ class Server {
                               .cluster_json = [this] { return to_json(view()); },
                               .cluster_changes = options.clustered() ? cluster_changes() : ClusterChanges{}});
     spdlog::info("listening at {}, loading", address());
+    if (!templates_.compile_error().empty())
+      spdlog::error("the chat template does not compile, so chats get 400: {}", templates_.compile_error());
     if (api_keys_.empty() && !is_loopback(options.host))
       spdlog::warn("anyone who reaches {} may use it: there is no --api-key-file, and no TLS", address());
   }
@@ -130,6 +157,8 @@ class Server {
                                   .eos_ids = runtime_.spec().eos_ids},
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
+    spdlog::info("answers of chats: tool calls as {}, reasoning as {}", answer_formats_.tool_calls,
+                 answer_formats_.reasoning);
     spdlog::info("experts: {}", !runtime_.remote_experts() ? "none"
                                 : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
                                                            " workers, transport mpi"
@@ -182,6 +211,9 @@ class Server {
                       .return_routed_experts = options_.return_routed_experts,
                       .has_tokenizer = tokenizer_ != nullptr,
                       .has_chat_template = templates_.has_template(),
+                      .answer_formats = answer_formats_,
+                      .answer_marks = mark_ids(answer_formats_, false, tokenizer_.get()),
+                      .marks_with_calls = mark_ids(answer_formats_, true, tokenizer_.get()),
                       .default_temperature = std::clamp(runtime_.spec().default_temperature.value_or(1.0F), 0.0F, 2.0F),
                       .default_top_p = std::clamp(runtime_.spec().default_top_p.value_or(1.0F), 0.01F, 1.0F),
                       .created = std::chrono::duration_cast<std::chrono::seconds>(
@@ -313,6 +345,7 @@ class Server {
                      .family = runtime_.spec().family,
                      .profile = profile_,
                      .limits = limits_,
+                     .answers = answer_formats_,
                      .coordinator = {},
                      .workers = {},
                      .balance = {},
@@ -345,6 +378,7 @@ class Server {
   ModelRuntime runtime_;
   std::unique_ptr<Tokenizer> tokenizer_;
   ChatTemplates templates_;
+  AnswerFormats const answer_formats_;
   std::vector<std::string> const api_keys_;
   ServeLimits const limits_;
   Metrics metrics_;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coordinator/engine/generate_request.h"
+#include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
 
@@ -20,6 +21,9 @@ struct ApiModel {
   bool return_routed_experts = false;  // may requests ask for it
   bool has_tokenizer = false;
   bool has_chat_template = false;
+  AnswerFormats answer_formats{};           // of chats
+  std::vector<TokenId> answer_marks{};      // tokens that its parsers must see
+  std::vector<TokenId> marks_with_calls{};  // the same where a request has tools
   float default_temperature = 1.0F;
   float default_top_p = 1.0F;
   std::int64_t created = 0;  // seconds since 1970, when the server started
@@ -31,8 +35,12 @@ using ApiPrompt = std::variant<std::string, std::vector<TokenId>>;
 // A request whose fields are known to be good; prompts may still be text.
 struct ApiRequest {
   bool chat = false;
-  std::vector<ApiPrompt> prompts;  // completions
-  std::string template_request;    // chat: JSON for ChatTemplates::render
+  std::vector<ApiPrompt> prompts;   // completions
+  std::string template_request;     // chat: JSON for ChatTemplates::render
+  std::string tools;                // chat: JSON of those that may be called; empty: none
+  bool parallel_tool_calls = true;  // else the answer ends with its first call
+  bool continues_message = false;   // chat: the answer goes on with the last message
+  bool include_reasoning = true;
   bool add_special_tokens = true;
   std::size_t n = 1;        // answers shown for each prompt
   std::size_t best_of = 1;  // answers generated for each, at least n

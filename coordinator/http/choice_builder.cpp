@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "coordinator/http/request_id.h"
+
 namespace expertmesh {
 namespace {
 
@@ -16,14 +18,68 @@ double finite(float logprob) {
   return logprob < -9999.0F || logprob != logprob ? -9999.0 : static_cast<double>(logprob);
 }
 
+std::unique_ptr<AnswerParser> parser_for(AnswerContext const& context, AnsweredPrompt const& prompt) {
+  ApiRequest const& request = context.request;
+  return make_answer_parser({.formats = request.chat ? context.model.answer_formats : AnswerFormats{},
+                             .tools = request.tools,
+                             .prompt = prompt.text,
+                             .continues_message = request.continues_message});
+}
+
+// Nine letters and digits are what some models' templates ask for; none asks for another length.
+std::string new_call_id() {
+  return request_id_for("").substr(0, 9);
+}
+
+// To the last of the pieces if that is of the same kind.
+void append(std::vector<AnswerPiece>& pieces, AnswerPiece piece) {
+  if (!pieces.empty()) {
+    if (auto* last = std::get_if<ContentPiece>(&pieces.back()), *more = std::get_if<ContentPiece>(&piece);
+        last && more) {
+      last->text += more->text;
+      return;
+    }
+    if (auto* last = std::get_if<ReasoningPiece>(&pieces.back()), *more = std::get_if<ReasoningPiece>(&piece);
+        last && more) {
+      last->text += more->text;
+      return;
+    }
+  }
+  pieces.push_back(std::move(piece));
+}
+
 }  // namespace
 
 ChoiceBuilder::ChoiceBuilder(AnswerContext const& context, AnsweredPrompt const& prompt)
-    : context_(context), prompt_(prompt), matcher_(context.request.stops, context.request.include_stop) {
-  if (context.tokenizer) detokenizer_.emplace(*context.tokenizer, context.request.skip_special_tokens);
-  if (!context.request.echo) return;
-  text_ = prompt.text;
+    : context_(context),
+      prompt_(prompt),
+      matcher_(context.request.stops, context.request.include_stop),
+      parser_(parser_for(context, prompt)) {
+  ApiRequest const& request = context.request;
+  if (context.tokenizer) {
+    std::span<TokenId const> marks;
+    if (request.chat) marks = request.tools.empty() ? context.model.answer_marks : context.model.marks_with_calls;
+    detokenizer_.emplace(*context.tokenizer, request.skip_special_tokens, marks);
+  }
+  if (!request.echo) return;
+  take({ContentPiece{prompt.text}});
   offset_ = code_points(text_);
+}
+
+void ChoiceBuilder::take(std::vector<AnswerPiece> pieces) {
+  for (auto& piece : pieces) {
+    if (has_its_call()) return;
+    if (auto const* content = std::get_if<ContentPiece>(&piece)) text_ += content->text;
+    if (auto const* reasoning = std::get_if<ReasoningPiece>(&piece)) {
+      if (!context_.request.include_reasoning) continue;
+      reasoning_ += reasoning->text;
+    }
+    if (auto* call = std::get_if<ToolCall>(&piece)) {
+      if (call->id.empty()) call->id = new_call_id();
+      calls_.push_back(*call);
+    }
+    append(fresh_, std::move(piece));
+  }
 }
 
 std::string ChoiceBuilder::shown(TokenId token) const {
@@ -54,21 +110,24 @@ void ChoiceBuilder::token(TokenEvent const& event) {
                                          : (new_ids_.size() > 1 || !text_.empty() ? " " : "") + shown(event.token);
   tokens_.push_back({event.token, event.logprobs, offset_});
   offset_ += code_points(piece);
-  text_ += matcher_.push(piece);
+  take(parser_->push(matcher_.push(piece)));
   any_token_ = true;
 }
 
-void ChoiceBuilder::finish_at_stop_string() {
-  finish_reason_ = "stop";
+void ChoiceBuilder::finish_early() {
+  take(parser_->finish());
+  finish_reason_ = calls_.empty() ? "stop" : "tool_calls";
 }
 
 void ChoiceBuilder::finish(FinishEvent const& event) {
   completion_tokens_ = event.completion_tokens;
   routed_experts_ = event.routed_experts;
   stop_token_ = event.stop_token;
-  if (detokenizer_) text_ += matcher_.push(detokenizer_->finish());
-  if (!stopped()) text_ += matcher_.finish();
-  finish_reason_ = event.reason == FinishReason::length && !stopped() ? "length" : "stop";
+  if (detokenizer_) take(parser_->push(matcher_.push(detokenizer_->finish())));
+  if (!matcher_.stopped()) take(parser_->push(matcher_.finish()));
+  take(parser_->finish());
+  bool const cut_off = event.reason == FinishReason::length && !stopped();
+  finish_reason_ = cut_off ? "length" : calls_.empty() ? "stop" : "tool_calls";
 }
 
 double ChoiceBuilder::mean_logprob() const {
@@ -151,6 +210,31 @@ ChoiceBuilder::Json ChoiceBuilder::chunk(std::size_t index, Json delta_or_text) 
   return choice;
 }
 
+// A piece as the deltas of chunks; of a completion as text. A call's head comes before its arguments.
+std::vector<ChoiceBuilder::Json> ChoiceBuilder::deltas(AnswerPiece const& piece) {
+  if (auto const* content = std::get_if<ContentPiece>(&piece))
+    return {context_.request.chat ? Json{{"content", content->text}} : Json(content->text)};
+  if (auto const* reasoning = std::get_if<ReasoningPiece>(&piece))
+    return {Json{{"reasoning_content", reasoning->text}}};
+  auto const& call = std::get<ToolCall>(piece);
+  std::size_t const number = calls_sent_++;
+  Json const head = {
+      {"index", number}, {"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", ""}}}};
+  Json const rest = {{"index", number}, {"function", {{"arguments", call.arguments}}}};
+  return {Json{{"tool_calls", Json::array({head})}}, Json{{"tool_calls", Json::array({rest})}}};
+}
+
+// Content is null where there is only something else.
+ChoiceBuilder::Json ChoiceBuilder::message() const {
+  Json message = {{"role", "assistant"}, {"content", text_}};
+  if (text_.empty() && !(calls_.empty() && reasoning_.empty())) message["content"] = nullptr;
+  if (!reasoning_.empty()) message["reasoning_content"] = reasoning_;
+  for (auto const& call : calls_)
+    message["tool_calls"].push_back(
+        {{"id", call.id}, {"type", "function"}, {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  return message;
+}
+
 std::vector<ChoiceBuilder::Json> ChoiceBuilder::take_chunks(std::size_t index) {
   ApiRequest const& request = context_.request;
   std::vector<Json> chunks;
@@ -161,14 +245,12 @@ std::vector<ChoiceBuilder::Json> ChoiceBuilder::take_chunks(std::size_t index) {
                       {"logprobs", nullptr},
                       {"finish_reason", nullptr}});
   }
-  std::string const fresh = text_.substr(text_sent_);
+  for (auto const& piece : std::exchange(fresh_, {}))
+    for (Json& delta : deltas(piece)) chunks.push_back(chunk(index, std::move(delta)));
   // Without text a chunk only says which tokens came; nobody waits for that unless they asked.
   bool const tokens_wanted =
       (request.logprobs && tokens_.size() > tokens_sent_) || (request.return_token_ids && new_ids_.size() > ids_sent_);
-  if (!fresh.empty() || tokens_wanted) {
-    text_sent_ = text_.size();
-    chunks.push_back(chunk(index, request.chat ? Json{{"content", fresh}} : Json(fresh)));
-  }
+  if (tokens_wanted) chunks.push_back(chunk(index, request.chat ? Json{{"content", ""}} : Json("")));
   if (finished() && !final_sent_) {
     final_sent_ = true;
     chunks.push_back(chunk(index, request.chat ? Json::object() : Json("")));
@@ -181,7 +263,7 @@ ChoiceBuilder::Json ChoiceBuilder::whole(std::size_t index) const {
   ApiRequest const& request = context_.request;
   Json choice = {{"index", index}};
   if (request.chat)
-    choice["message"] = {{"role", "assistant"}, {"content", text_}};
+    choice["message"] = message();
   else
     choice["text"] = text_;
   choice["logprobs"] = logprobs(0, tokens_.size());

@@ -118,7 +118,7 @@ class Run final : public std::enable_shared_from_this<Run> {
   Result<std::vector<AnsweredPrompt>> encoded_prompts() {
     std::vector<AnsweredPrompt> prompts;
     if (request_.chat) {
-      auto rendered = context_.templates->render(request_.template_request);
+      auto rendered = render_prompt(context_, request_.template_request);
       if (!rendered) return rendered.error();
       request_.prompts.emplace_back(std::move(rendered.value()));
     }
@@ -187,7 +187,7 @@ class Run final : public std::enable_shared_from_this<Run> {
       choice.token(*token);
       if (choice.stopped()) {
         context_.generator.abort(sequences_[index], Generator::AbortReason::stop_string);
-        choice.finish_at_stop_string();
+        choice.finish_early();
       }
     }
     if (auto const* finish = std::get_if<FinishEvent>(&event)) choice.finish(*finish);

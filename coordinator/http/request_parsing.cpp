@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "coordinator/http/body_reader.h"
+#include "coordinator/http/chat_parsing.h"
 
 namespace expertmesh {
 namespace {
@@ -198,64 +199,6 @@ void read_prompts(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   for (auto const& one : *prompt) out.prompts.push_back(read_one_prompt(one, model));
 }
 
-bool is_text_part(ApiJson const& part) {
-  return part.is_object() && part.contains("type") && part["type"] == "text" && part.contains("text") &&
-         part["text"].is_string();
-}
-
-void check_messages(ApiJson const& messages) {
-  if (!messages.is_array() || messages.empty()) refuse_field("messages", "must be a list with at least one message");
-  for (std::size_t i = 0; i < messages.size(); ++i) {
-    std::string const where = "messages[" + std::to_string(i) + "]";
-    auto const& message = messages[i];
-    if (!message.is_object()) refuse_field(where, "must be an object");
-    if (!message.contains("role") || !message["role"].is_string()) refuse_field(where + ".role", "must be a string");
-    if (!message.contains("content") || message["content"].is_null() || message["content"].is_string()) continue;
-    if (!message["content"].is_array()) refuse_field(where + ".content", "must be a string or a list of parts");
-    for (auto const& part : message["content"])
-      if (!is_text_part(part))
-        refuse_field(where + ".content", "parts must be {\"type\": \"text\", \"text\": \"...\"}");
-  }
-}
-
-// Text parts joined: most templates know strings only.
-ApiJson with_joined_parts(ApiJson messages) {
-  for (auto& message : messages) {
-    if (!message.contains("content") || !message["content"].is_array()) continue;
-    std::string text;
-    for (char const* separator = ""; auto const& part : message["content"]) {
-      text += separator + part["text"].get<std::string>();
-      separator = "\n";
-    }
-    message["content"] = text;
-  }
-  return messages;
-}
-
-// The messages and how they are to be rendered, as ChatTemplates::render takes it.
-std::string read_messages(BodyReader& body, ApiModel const& model) {
-  if (!model.has_tokenizer) refuse_field("messages", "this model has no tokenizer: use /v1/completions with token ids");
-  if (!model.has_chat_template) refuse_field("messages", "this model has no chat template: use /v1/completions");
-  auto const* messages = body.find("messages");
-  if (!messages) refuse_field("messages", "is required");
-  check_messages(*messages);
-
-  bool const add_prompt = body.flag("add_generation_prompt").value_or(true);
-  bool const go_on = body.flag("continue_final_message").value_or(false);
-  if (go_on && add_prompt && body.find("add_generation_prompt"))
-    refuse_field("continue_final_message", "cannot be combined with add_generation_prompt");
-  ApiJson kwargs = ApiJson::object();
-  if (auto const* v = body.find("chat_template_kwargs")) {
-    if (!v->is_object()) refuse_field("chat_template_kwargs", "must be an object");
-    kwargs = *v;
-  }
-  ApiJson const request = {{"messages", with_joined_parts(*messages)},
-                           {"add_generation_prompt", add_prompt && !go_on},
-                           {"continue_final_message", go_on},
-                           {"kwargs", kwargs}};
-  return request.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
-}
-
 template <class Request, class Parse>
 Result<Request> parsed(std::string const& text, Parse parse) {
   try {
@@ -293,7 +236,16 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
     out.chat = true;
     read_common(body, model, out);
     read_choices(body, model, out);
-    out.template_request = read_messages(body, model);
+    ChatInput chat = read_chat(body, model);
+    if (!chat.callable_tools.empty() && model.answer_formats.tool_calls == "none")
+      refuse_field("tools",
+                   "how this model writes calls is not known (--tool-call-parser), so there would be none; "
+                   "\"tool_choice\": \"none\" lets it answer without them");
+    out.template_request = std::move(chat.template_request);
+    out.tools = std::move(chat.callable_tools);
+    out.parallel_tool_calls = chat.parallel_tool_calls;
+    out.continues_message = chat.continues_message;
+    out.include_reasoning = body.flag("include_reasoning").value_or(true);
 
     std::size_t const num_top = read_logprob_count(body, "top_logprobs", model);
     if (body.flag("logprobs").value_or(false))
@@ -308,13 +260,10 @@ Result<ApiRequest> parse_chat(std::string const& text, ApiModel const& model) {
 
     body.only("chat_template", {});
     body.only("echo", {false});
-    body.only("tools", {ApiJson::array()});
-    body.only("documents", {ApiJson::array()});
-    body.only("tool_choice", {"none", "auto"});
     body.only("functions", {ApiJson::array()});
     body.only("modalities", {ApiJson::array({"text"})});
     body.only("audio", {});
-    body.ignore({"parallel_tool_calls", "reasoning_effort", "verbosity"});
+    body.ignore({"verbosity"});
   });
 }
 
@@ -326,7 +275,7 @@ Result<TokenizeRequest> parse_tokenize(std::string const& text, ApiModel const& 
     out.add_special_tokens = body.flag("add_special_tokens").value_or(!chat);
     if (chat && body.find("prompt")) refuse_field("prompt", "cannot be combined with messages");
     if (chat) {
-      out.template_request = read_messages(body, model);
+      out.template_request = read_chat(body, model).template_request;
       return;
     }
     if (!model.has_tokenizer) refuse_field("prompt", "this model has no tokenizer");

@@ -31,6 +31,14 @@ Result<std::vector<TokenId>> encode_prompt(RunContext const& context, std::strin
   return ids;
 }
 
+Result<std::string> render_prompt(RunContext const& context, std::string const& template_request) {
+  auto rendered = context.templates->render(template_request);
+  if (rendered) return rendered;
+  ApiError error = rendered.error();
+  error.message = "chat template: " + error.message;
+  return error;
+}
+
 HttpResponse tokenize(RunContext const& context, std::string const& body) {
   auto const parsed = parse_tokenize(body, context.model);
   if (!parsed) return error_response(parsed.error());
@@ -38,7 +46,7 @@ HttpResponse tokenize(RunContext const& context, std::string const& body) {
   for (auto const& field : request.unknown_fields) context.metrics.count_unknown_field(field);
   std::string text = request.prompt;
   if (!request.template_request.empty()) {
-    auto rendered = context.templates->render(request.template_request);
+    auto rendered = render_prompt(context, request.template_request);
     if (!rendered) return error_response(rendered.error());
     text = std::move(rendered.value());
   }

@@ -11,6 +11,9 @@ namespace expertmesh {
 Result<std::vector<TokenId>> encode_prompt(RunContext const& context, std::string const& text, bool add_special_tokens,
                                            std::string const& field);
 
+// The prompt of a chat, by the model's template: ChatTemplates::render, with an error that says where it comes from.
+Result<std::string> render_prompt(RunContext const& context, std::string const& template_request);
+
 // {"prompt": text} or {"messages": […]} -> {"tokens": […], "count", "max_model_len"}, and back. Encoding takes long for
 // long texts: not for server threads.
 HttpResponse tokenize(RunContext const& context, std::string const& body);

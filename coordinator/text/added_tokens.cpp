@@ -7,8 +7,9 @@
 
 namespace expertmesh {
 
-AddedTokens::AddedTokens(Json const& list, Normalizer const& normalizer) {
-  if (list.is_null()) return;
+std::vector<AddedToken> AddedTokens::read(Json const& list) {
+  std::vector<AddedToken> tokens;
+  if (list.is_null()) return tokens;
   std::string const where = "added_tokens";
   if (!list.is_array()) tokenizer_error(where, "not a list");
   for (auto const& entry : list) {
@@ -19,29 +20,38 @@ AddedTokens::AddedTokens(Json const& list, Normalizer const& normalizer) {
     token.single_word = json_field_or(entry, "single_word", false, where);
     token.lstrip = json_field_or(entry, "lstrip", false, where);
     token.rstrip = json_field_or(entry, "rstrip", false, where);
-    token.normalized = json_field_or(entry, "normalized", false, where);
     token.special = json_field_or(entry, "special", false, where);
-    std::string const pattern = token.normalized ? normalizer(token.content) : token.content;
-    if (!pattern.empty())
-      (token.normalized ? normalized_ : raw_)[static_cast<unsigned char>(pattern[0])].push_back(
-          {pattern, tokens_.size()});
-    by_id_.emplace(token.id, tokens_.size());
-    tokens_.push_back(std::move(token));
+    token.normalized = json_field_or(entry, "normalized", !token.special, where);
+    tokens.push_back(std::move(token));
   }
-  for (auto* patterns : {&raw_, &normalized_})
-    for (auto& same_first : *patterns)
-      std::ranges::stable_sort(same_first,
-                               [](Pattern const& a, Pattern const& b) { return a.text.size() > b.text.size(); });
+  return tokens;
+}
+
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens, Normalizer const& normalizer) : tokens_(std::move(tokens)) {
+  using Entries = std::vector<std::pair<std::string, std::uint32_t>>;
+  Entries raw;
+  Entries normalized;
+  // Special ones go first: of normalised contents that are the same the first one counts.
+  for (bool special : {true, false})
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      AddedToken const& token = tokens_[i];
+      if (token.special != special) continue;
+      by_id_[token.id] = i;
+      if (token.normalized) {
+        std::string content = normalizer(token.content);
+        if (content != token.content) tokens_[i].special = false;  // the reference does not know it again when decoding
+        tokens_[i].content = std::move(content);
+      }
+      (token.normalized ? normalized : raw).emplace_back(token.content, i);
+    }
+  std::ranges::reverse(normalized);
+  raw_ = ByteTrie(std::move(raw));
+  normalized_ = ByteTrie(std::move(normalized));
 }
 
 AddedToken const* AddedTokens::find(TokenId id) const {
   auto const place = by_id_.find(id);
   return place == by_id_.end() ? nullptr : &tokens_[place->second];
-}
-
-AddedToken const* AddedTokens::find(std::string_view content) const {
-  auto const place = std::ranges::find(tokens_, content, &AddedToken::content);
-  return place == tokens_.end() ? nullptr : &*place;
 }
 
 namespace {
@@ -76,40 +86,42 @@ std::size_t spaces_after(std::string_view text, std::size_t at) {
 
 }  // namespace
 
-void AddedTokens::cut(std::string_view text, Patterns const& patterns, std::vector<AddedToken> const& tokens,
-                      bool at_start, std::vector<Section>& out) {
+void AddedTokens::cut(std::string_view text, ByteTrie const& patterns, bool at_start, std::vector<Section>& out) const {
   std::size_t pending = 0;  // start of the text not yet given out
   for (std::size_t at = 0; at < text.size();) {
-    auto const& candidates = patterns[static_cast<unsigned char>(text[at])];
-    auto const match =
-        std::ranges::find_if(candidates, [&](Pattern const& p) { return text.substr(at).starts_with(p.text); });
-    if (match == candidates.end()) {
+    std::size_t length = 0;
+    std::uint32_t index = 0;
+    if (patterns.starts(text[at]))
+      patterns.prefixes(text.substr(at), [&](std::size_t found, std::uint32_t value) {
+        length = found;
+        index = value;
+      });
+    if (length == 0) {
       ++at;
       continue;
     }
-    AddedToken const& token = tokens[match->token];
+    AddedToken const& token = tokens_[index];
     std::size_t begin = at;
-    std::size_t end = at + match->text.size();
+    std::size_t end = at + length;
     at = end;
     if (token.single_word && (word_before(text, begin) || word_after(text, end))) continue;
-    if (begin < pending) continue;  // inside white space that the token before has swallowed
-    if (token.lstrip) begin = spaces_before(text, begin, pending);
+    // A match within the white space that the token before has swallowed counts, but where lstrip leaves nothing of it.
+    if (token.lstrip) begin = std::max(pending, spaces_before(text, begin, std::min(begin, pending)));
     if (token.rstrip) end = spaces_after(text, end);
     if (begin > pending) out.push_back({std::string(text.substr(pending, begin - pending)), at_start && pending == 0});
-    out.push_back({token.id, at_start && begin == 0});
+    if (begin < end) out.push_back({token.id, at_start && begin == 0});
     pending = end;
-    at = std::max(at, end);
   }
   if (pending < text.size()) out.push_back({std::string(text.substr(pending)), at_start && pending == 0});
 }
 
 std::vector<AddedTokens::Section> AddedTokens::split(std::string_view text, Normalizer const& normalizer) const {
   std::vector<Section> raw;
-  cut(text, raw_, tokens_, true, raw);
+  cut(text, raw_, true, raw);
   std::vector<Section> sections;
   for (auto& section : raw) {
-    if (auto* piece = std::get_if<std::string>(&section.piece))
-      cut(normalizer(std::move(*piece)), normalized_, tokens_, section.at_start, sections);
+    if (auto* part = std::get_if<std::string>(&section.part))
+      cut(normalizer(std::move(*part)), normalized_, section.at_start, sections);
     else
       sections.push_back(std::move(section));
   }

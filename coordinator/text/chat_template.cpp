@@ -1,8 +1,6 @@
 #include "coordinator/text/chat_template.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "common/base/log.h"
 #include "common/base/paths.h"
@@ -11,75 +9,11 @@
 namespace expertmesh {
 namespace {
 
-using Json = nlohmann::ordered_json;  // templates see keys in the order they were given
-namespace fs = std::filesystem;
-
-std::string read_text(fs::path const& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-Json read_object(fs::path const& path) {
-  if (!fs::exists(path)) return Json::object();
-  Json object = Json::parse(read_text(path), nullptr, false);
-  if (!object.is_object()) throw ModelError(path.filename().string() + ": not a JSON object");
-  return object;
-}
-
-// The templates of a model: one, or several by name ("default", "tool_use").
-struct ModelTemplates {
-  std::string standard;
-  std::string with_tools;
-};
-
-void read_templates(Json const& value, std::string const& file, ModelTemplates& out) {
-  if (value.is_string()) {
-    out.standard = value.get<std::string>();
-  } else if (value.is_array()) {
-    for (auto const& entry : value) {
-      if (!entry.is_object() || !entry.contains("name") || !entry.contains("template") || !entry["name"].is_string() ||
-          !entry["template"].is_string())
-        throw ModelError(file + ": field 'chat_template': each entry of a list needs 'name' and 'template'");
-      if (entry["name"] == "default") out.standard = entry["template"].get<std::string>();
-      if (entry["name"] == "tool_use") out.with_tools = entry["template"].get<std::string>();
-    }
-  } else if (!value.is_null()) {
-    throw ModelError(file + ": field 'chat_template' is neither a string nor a list");
-  }
-}
-
-ModelTemplates find_templates(fs::path const& dir, Json const& tokenizer_config) {
-  ModelTemplates templates;
-  if (fs::exists(dir / "chat_template.jinja"))
-    templates.standard = read_text(dir / "chat_template.jinja");
-  else if (fs::exists(dir / "chat_template.json"))
-    read_templates(read_object(dir / "chat_template.json").value("chat_template", Json()), "chat_template.json",
-                   templates);
-  else if (tokenizer_config.contains("chat_template"))
-    read_templates(tokenizer_config["chat_template"], "tokenizer_config.json", templates);
-  return templates;
-}
-
-Json special_tokens(fs::path const& dir, Json const& tokenizer_config) {
-  Json variables = Json::object();
-  for (Json const& source : {read_object(dir / "special_tokens_map.json"), tokenizer_config})
-    for (char const* name :
-         {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
-      if (!source.contains(name)) continue;
-      Json const& value = source[name];
-      if (value.is_string())
-        variables[name] = value;
-      else if (value.is_object() && value.contains("content") && value["content"].is_string())
-        variables[name] = value["content"];
-    }
-  return variables;
-}
+using Json = nlohmann::json;
 
 ApiError template_error(std::string const& message) {
   return {.status = 400,
-          .message = "chat template: " + message,
+          .message = message,
           .type = "invalid_request_error",
           .param = "messages",
           .code = "chat_template_error",
@@ -89,21 +23,34 @@ ApiError template_error(std::string const& message) {
 }  // namespace
 
 struct ChatTemplates::Impl {
+  ChatTemplateFiles files;
   ChatTemplateOptions options;
-  ModelTemplates templates;
-  Json variables;
-  std::string python;
+  std::string setup{};   // first message to each child
+  std::string python{};  // the first one that has jinja2
+  std::string compile_error{};
 
-  mutable std::mutex mutex;
-  std::condition_variable freed;
-  std::vector<std::unique_ptr<RendererProcess>> idle;  // null: must be started anew before use
+  mutable std::mutex mutex{};
+  std::condition_variable freed{};
+  std::vector<std::unique_ptr<RendererProcess>> idle{};  // null: must be started anew before use
 
-  // The first Python that has jinja2.
+  // A child that knows the templates; none if it did not live through compiling them.
+  std::unique_ptr<RendererProcess> start(std::string const& candidate, std::string* error_out = nullptr) const {
+    auto process = std::make_unique<RendererProcess>(candidate, options.script);
+    auto const answer = process->ask(setup, options.deadline);
+    if (!answer) process.reset();
+    if (!error_out) return process;
+    Json const result = answer ? Json::parse(*answer, nullptr, false) : Json();
+    Json const error =
+        result.is_object() ? result.value("error", Json()) : Json("it takes more time or memory than it may");
+    *error_out = error.is_string() ? error.get<std::string>() : "";
+    return process;
+  }
+
   std::unique_ptr<RendererProcess> start_first() {
     std::string failures;
     for (char const* candidate : {"python3", "/usr/bin/python3"}) {
       try {
-        auto process = std::make_unique<RendererProcess>(candidate, options.script);
+        auto process = start(candidate, &compile_error);
         python = candidate;
         return process;
       } catch (OutsideError const& error) {
@@ -127,38 +74,40 @@ struct ChatTemplates::Impl {
   }
 };
 
-ChatTemplates::ChatTemplates(fs::path const& model_dir, ChatTemplateOptions options) : impl_(std::make_unique<Impl>()) {
-  impl_->options = std::move(options);
-  if (impl_->options.script.empty()) impl_->options.script = data_dir() / "render_chat_template.py";
-  Json const tokenizer_config = read_object(model_dir / "tokenizer_config.json");
-  impl_->templates = find_templates(model_dir, tokenizer_config);
-  impl_->variables = special_tokens(model_dir, tokenizer_config);
+ChatTemplates::ChatTemplates(ChatTemplateFiles files, ChatTemplateOptions options)
+    : impl_(new Impl{.files = std::move(files), .options = std::move(options)}) {
   if (!has_template()) return;
+  if (impl_->options.script.empty()) impl_->options.script = data_dir() / "render_chat_template.py";
+  impl_->setup = Json{{"templates", impl_->files.templates},
+                      {"variables", impl_->files.variables},
+                      {"api", impl_->options.messages_of_api},
+                      {"cpu_seconds", std::chrono::ceil<std::chrono::seconds>(impl_->options.deadline).count()}}
+                     .dump(-1, ' ', true, Json::error_handler_t::replace);
   impl_->idle.push_back(impl_->start_first());
-  while (impl_->idle.size() < impl_->options.processes)
-    impl_->idle.push_back(std::make_unique<RendererProcess>(impl_->python, impl_->options.script));
+  while (impl_->idle.size() < impl_->options.processes) impl_->idle.push_back(impl_->start(impl_->python));
 }
 
 ChatTemplates::~ChatTemplates() = default;
 
 bool ChatTemplates::has_template() const {
-  return !impl_->templates.standard.empty();
+  return !impl_->files.templates.empty();
 }
 
-Result<std::string> ChatTemplates::render(std::string const& request) {
-  if (!has_template()) return template_error("this model has none");  // and no child to wait for
-  Json message = Json::parse(request);
-  bool const tools = message.contains("tools") && !message["tools"].is_null() && !impl_->templates.with_tools.empty();
-  if (!message.contains("template"))
-    message["template"] = tools ? impl_->templates.with_tools : impl_->templates.standard;
-  message["variables"] = impl_->variables;
-  message["cpu_seconds"] = std::chrono::ceil<std::chrono::seconds>(impl_->options.deadline).count();
+ChatTemplateFiles const& ChatTemplates::files() const {
+  return impl_->files;
+}
 
+std::string const& ChatTemplates::compile_error() const {
+  return impl_->compile_error;
+}
+
+Result<std::string> ChatTemplates::render(std::string const& row) {
+  if (!has_template()) return template_error("this model has no chat template");  // and no child to wait for
   auto process = impl_->take();
   std::optional<std::string> answer;
   try {
-    if (!process) process = std::make_unique<RendererProcess>(impl_->python, impl_->options.script);
-    answer = process->ask(message.dump(-1, ' ', true), impl_->options.deadline);
+    if (!process) process = impl_->start(impl_->python);
+    if (process) answer = process->ask(row, impl_->options.deadline);
   } catch (OutsideError const& error) {
     spdlog::error("chat template renderer: {}", error.what());
     impl_->give_back(nullptr);

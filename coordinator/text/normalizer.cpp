@@ -2,38 +2,49 @@
 
 #include <utf8proc.h>
 
-#include <cstdlib>
-#include <memory>
-
+#include "coordinator/text/byte_alphabet.h"
+#include "coordinator/text/charsmap.h"
 #include "coordinator/text/json_fields.h"
 #include "coordinator/text/regex_pattern.h"
+#include "coordinator/text/unicode_category.h"
+#include "coordinator/text/unicode_form.h"
 #include "coordinator/text/utf8.h"
 
 namespace expertmesh {
 namespace {
 
-std::string unicode_form(std::string const& text, utf8proc_option_t options) {
-  utf8proc_uint8_t* mapped = nullptr;
-  auto const length = utf8proc_map(reinterpret_cast<utf8proc_uint8_t const*>(text.data()),
-                                   static_cast<utf8proc_ssize_t>(text.size()), &mapped, options);
-  std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> const owner(mapped, std::free);
-  EM_CHECK(length >= 0, "normalising " << text.size() << " bytes of valid UTF-8: " << utf8proc_errmsg(length));
-  return {reinterpret_cast<char const*>(mapped), static_cast<std::size_t>(length)};
-}
-
-std::string lower_case(std::string const& text) {
+// Each character by itself: change(c) is what stands for it.
+template <class Change>
+std::string with_each(std::string const& text, Change const& change) {
   std::string out;
+  out.reserve(text.size());
   std::string_view rest = text;
   while (!rest.empty()) {
-    std::size_t const length = character_length(rest);
-    char32_t const c = code_point(rest.substr(0, length));
-    if (c == 0x130)
-      out += "i\xCC\x87";  // the one letter whose lower case is two characters
-    else
-      out += encode_utf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
-    rest.remove_prefix(length);
+    std::string_view const character = rest.substr(0, character_length(rest));
+    change(code_point(character), character, out);
+    rest.remove_prefix(character.size());
   }
   return out;
+}
+
+void add_lower_case(char32_t c, std::string_view, std::string& out) {
+  if (c == 0x130)
+    out += "i\xCC\x87";  // the one letter whose lower case is two characters
+  else
+    out += encode_utf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+}
+
+void add_without_marks(char32_t c, std::string_view character, std::string& out) {
+  auto const category = general_category(c);
+  if (category < UTF8PROC_CATEGORY_MN || category > UTF8PROC_CATEGORY_ME) out += character;
+}
+
+// SentencePiece's "nmt" rule: control characters go, what looks like space is one.
+void add_nmt(char32_t c, std::string_view character, std::string& out) {
+  if ((c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) return;
+  bool const space = c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) ||
+                     c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+  out += space ? std::string_view(" ") : character;
 }
 
 std::string stripped(std::string const& text, bool left, bool right) {
@@ -52,13 +63,6 @@ std::string stripped(std::string const& text, bool left, bool right) {
   return text.substr(begin, end - begin);
 }
 
-utf8proc_option_t form_options(std::string const& type) {
-  int options = UTF8PROC_STABLE;
-  options |= type == "NFC" || type == "NFKC" ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
-  if (type == "NFKC" || type == "NFKD") options |= UTF8PROC_COMPAT;
-  return static_cast<utf8proc_option_t>(options);
-}
-
 }  // namespace
 
 std::string replaced(std::string const& text, std::string const& what, std::string const& with) {
@@ -73,6 +77,28 @@ std::string replaced(std::string const& text, std::string const& what, std::stri
   return out.append(text, at);
 }
 
+std::function<std::string(std::string)> replacement(Json const& spec, std::string const& where) {
+  auto const& pattern = json_part(spec, "pattern", where);
+  auto const content = json_field<std::string>(spec, "content", where);
+  if (pattern.contains("String"))
+    return [what = json_field<std::string>(pattern, "String", where), content](std::string const& text) {
+      return replaced(text, what, content);
+    };
+  return [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content](std::string const& text) {
+    if (text.empty()) return text;
+    std::vector<RegexPattern::Match> matches;
+    regex.matches(text, matches);
+    std::string out;
+    std::size_t at = 0;
+    for (auto const& match : matches) {
+      out.append(text, at, match.begin - at);
+      out += content;
+      at = match.end;
+    }
+    return out.append(text, at);
+  };
+}
+
 Normalizer::Normalizer(Json const& spec) {
   if (!spec.is_null()) add(spec);
 }
@@ -80,13 +106,21 @@ Normalizer::Normalizer(Json const& spec) {
 void Normalizer::add(Json const& spec) {
   std::string const where = "normalizer";
   auto const type = json_field<std::string>(spec, "type", where);
+  auto const add_form = [&](UnicodeForm form) {
+    steps_.emplace_back([form](std::string const& text) { return unicode_normalized(text, form); });
+  };
   if (type == "Sequence") {
-    for (auto const& step : json_part(spec, "normalizers", where)) add(step);
+    auto const& steps = json_part(spec, "normalizers", where);
+    if (!steps.is_array()) tokenizer_error(where, "field 'normalizers' is not a list");
+    for (auto const& step : steps) add(step);
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
-    steps_.emplace_back(
-        [options = form_options(type)](std::string const& text) { return unicode_form(text, options); });
+    add_form({.compose = type.back() == 'C', .compatibility = type[2] == 'K'});
   } else if (type == "Lowercase") {
-    steps_.emplace_back([](std::string const& text) { return lower_case(text); });
+    steps_.emplace_back([](std::string const& text) { return with_each(text, add_lower_case); });
+  } else if (type == "StripAccents") {
+    steps_.emplace_back([](std::string const& text) { return with_each(text, add_without_marks); });
+  } else if (type == "Nmt") {
+    steps_.emplace_back([](std::string const& text) { return with_each(text, add_nmt); });
   } else if (type == "Strip") {
     bool const left = json_field_or(spec, "strip_left", true, where);
     bool const right = json_field_or(spec, "strip_right", true, where);
@@ -96,25 +130,16 @@ void Normalizer::add(Json const& spec) {
       return text.empty() ? text : prefix + text;
     });
   } else if (type == "Replace") {
-    auto const& pattern = json_part(spec, "pattern", where);
-    auto const content = json_field<std::string>(spec, "content", where);
-    if (pattern.contains("String")) {
-      steps_.emplace_back([what = json_field<std::string>(pattern, "String", where), content](std::string const& text) {
-        return replaced(text, what, content);
-      });
-    } else {
-      steps_.emplace_back(
-          [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content](std::string const& text) {
-            std::string out;
-            std::size_t at = 0;
-            for (auto const& [begin, end] : regex.matches(text)) {
-              out.append(text, at, begin - at);
-              out += content;
-              at = end;
-            }
-            return out.append(text, at);
-          });
-    }
+    steps_.push_back(replacement(spec, where));
+  } else if (type == "ByteLevel") {
+    steps_.emplace_back([](std::string const& text) { return to_byte_alphabet(text); });
+  } else if (type == "Precompiled") {
+    auto const coded = json_field<std::string>(spec, "precompiled_charsmap", where);
+    std::string const place = "tokenizer.json: " + where + ": precompiled_charsmap";
+    if (coded.empty()) return;
+    steps_.emplace_back([map = Charsmap(decoded_base64(coded, place), place)](std::string const& text) {
+      return map.by_graphemes(text);
+    });
   } else {
     tokenizer_error(where, "kind '" + type + "' is not supported");
   }

@@ -4,84 +4,75 @@
 #include "coordinator/text/json_fields.h"
 #include "coordinator/text/normalizer.h"
 #include "coordinator/text/regex_pattern.h"
+#include "coordinator/text/split.h"
+#include "coordinator/text/utf8.h"
 
 namespace expertmesh {
 namespace {
 
+using Piece = Pieces::Piece;
+
 // The pattern of GPT-2 (Radford et al. 2019).
 constexpr char const* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-enum class SplitBehavior : std::uint8_t { isolated, removed, merged_with_previous, merged_with_next, contiguous };
+std::string const kWhere = "pre_tokenizer";
 
-SplitBehavior behavior_of(std::string const& name) {
-  if (name == "Isolated") return SplitBehavior::isolated;
-  if (name == "Removed") return SplitBehavior::removed;
-  if (name == "MergedWithPrevious") return SplitBehavior::merged_with_previous;
-  if (name == "MergedWithNext") return SplitBehavior::merged_with_next;
-  if (name == "Contiguous") return SplitBehavior::contiguous;
-  tokenizer_error("pre_tokenizer", "split behavior '" + name + "' is not supported");
+// A split at what `find(text, matches)` finds.
+template <class Find>
+auto split_step(Find find, SplitBehavior behavior, bool invert = false) {
+  return [find = std::move(find), behavior, invert](Piece const& piece, Pieces& out) {
+    static thread_local std::vector<RegexPattern::Match> matches;
+    matches.clear();
+    find(piece.text, matches);
+    split(piece, matches, behavior, invert, out);
+  };
 }
 
-struct Segment {
-  std::size_t begin, end;
-  bool match;
-};
-
-std::vector<Segment> segments_of(std::vector<std::pair<std::size_t, std::size_t>> const& matches, std::size_t size,
-                                 bool invert) {
-  std::vector<Segment> segments;
-  std::size_t at = 0;
-  for (auto const& [begin, end] : matches) {
-    if (begin > at) segments.push_back({at, begin, invert});
-    segments.push_back({begin, end, !invert});
-    at = end;
-  }
-  if (at < size) segments.push_back({at, size, invert});
-  return segments;
+auto regex_step(std::string const& pattern, SplitBehavior behavior, bool invert = false) {
+  return split_step([regex = RegexPattern(pattern)](
+                        std::string_view text, std::vector<RegexPattern::Match>& out) { regex.matches(text, out); },
+                    behavior, invert);
 }
 
-void split(std::string const& text, std::vector<Segment> const& segments, SplitBehavior behavior,
-           std::vector<std::string>& out) {
-  std::size_t const first = out.size();
-  bool previous_match = false;
-  for (auto const& s : segments) {
-    std::string piece = text.substr(s.begin, s.end - s.begin);
-    bool const any = out.size() > first;
-    switch (behavior) {
-      case SplitBehavior::isolated:
-        out.push_back(std::move(piece));
-        break;
-      case SplitBehavior::removed:
-        if (!s.match) out.push_back(std::move(piece));
-        break;
-      case SplitBehavior::contiguous:
-        if (any && s.match == previous_match)
-          out.back() += piece;
-        else
-          out.push_back(std::move(piece));
-        break;
-      case SplitBehavior::merged_with_previous:
-        if (any && s.match && !previous_match)
-          out.back() += piece;
-        else
-          out.push_back(std::move(piece));
-        break;
-      case SplitBehavior::merged_with_next:
-        if (any && previous_match && !s.match)
-          out.back() += piece;
-        else
-          out.push_back(std::move(piece));
-        break;
+auto character_step(bool (*is)(char32_t), SplitBehavior behavior) {
+  return split_step(
+      [is](std::string_view text, std::vector<RegexPattern::Match>& out) { find_characters(text, is, out); }, behavior);
+}
+
+auto string_step(std::string const& what, SplitBehavior behavior, bool invert = false) {
+  if (what.empty()) tokenizer_error(kWhere, "an empty split string");
+  return split_step(
+      [what](std::string_view text, std::vector<RegexPattern::Match>& out) { find_string(text, what, out); }, behavior,
+      invert);
+}
+
+// Runs of word characters, and runs of what is neither that nor white space.
+void split_words(Piece const& piece, Pieces& out) {
+  enum class Kind : std::uint8_t { space, word, other };
+  Kind previous = Kind::space;
+  std::size_t begin = 0;
+  for (std::size_t at = 0; at <= piece.text.size();) {
+    std::size_t const length = at < piece.text.size() ? character_length(piece.text.substr(at)) : 1;
+    char32_t const c = at < piece.text.size() ? code_point(piece.text.substr(at, length)) : U' ';
+    Kind const kind = is_space(c) ? Kind::space : is_word_character(c) ? Kind::word : Kind::other;
+    if (kind != previous) {
+      if (previous != Kind::space) out.add(piece.text.substr(begin, at - begin), piece.at_start && begin == 0);
+      begin = at;
     }
-    previous_match = s.match;
+    previous = kind;
+    at += length;
   }
 }
 
-std::vector<std::pair<std::size_t, std::size_t>> literal_matches(std::string const& text, std::string const& what) {
-  std::vector<std::pair<std::size_t, std::size_t>> found;
-  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + what.size()))
-    found.emplace_back(at, at + what.size());
-  return found;
+void split_lengths(Piece const& piece, std::size_t characters, Pieces& out) {
+  std::size_t begin = 0;
+  std::size_t at = 0;
+  for (std::size_t count = 1; at < piece.text.size(); ++count) {
+    at += character_length(piece.text.substr(at));
+    if (count % characters != 0 && at < piece.text.size()) continue;
+    out.add(piece.text.substr(begin, at - begin), piece.at_start && begin == 0);
+    begin = at;
+  }
 }
 
 }  // namespace
@@ -90,69 +81,86 @@ PreTokenizer::PreTokenizer(Json const& spec) {
   if (!spec.is_null()) add(spec);
 }
 
+void PreTokenizer::add_step(Step step) {
+  if (byte_level_) {  // it is not the last step, after all
+    byte_level_ = false;
+    steps_.emplace_back(
+        [](Piece const& piece, Pieces& out) { out.add_made(to_byte_alphabet(piece.text), piece.at_start); });
+  }
+  steps_.push_back(std::move(step));
+}
+
 void PreTokenizer::add(Json const& spec) {
-  std::string const where = "pre_tokenizer";
-  auto const type = json_field<std::string>(spec, "type", where);
-  auto const add_split = [&](RegexPattern const& regex, SplitBehavior behavior, bool invert) {
-    steps_.emplace_back([regex, behavior, invert](std::string const& piece, bool, Pieces& out) {
-      split(piece, segments_of(regex.matches(piece), piece.size(), invert), behavior, out);
-    });
-  };
+  auto const type = json_field<std::string>(spec, "type", kWhere);
   if (type == "Sequence") {
-    for (auto const& step : json_part(spec, "pretokenizers", where)) add(step);
+    auto const& steps = json_part(spec, "pretokenizers", kWhere);
+    if (!steps.is_array()) tokenizer_error(kWhere, "field 'pretokenizers' is not a list");
+    for (auto const& step : steps) add(step);
   } else if (type == "Split") {
-    auto const& pattern = json_part(spec, "pattern", where);
-    SplitBehavior const behavior = behavior_of(json_field<std::string>(spec, "behavior", where));
-    bool const invert = json_field_or(spec, "invert", false, where);
-    if (pattern.contains("Regex")) {
-      add_split(RegexPattern(json_field<std::string>(pattern, "Regex", where)), behavior, invert);
-    } else {
-      auto const what = json_field<std::string>(pattern, "String", where);
-      if (what.empty()) tokenizer_error(where, "an empty split string");
-      steps_.emplace_back([what, behavior, invert](std::string const& piece, bool, Pieces& out) {
-        split(piece, segments_of(literal_matches(piece, what), piece.size(), invert), behavior, out);
-      });
-    }
+    auto const& pattern = json_part(spec, "pattern", kWhere);
+    SplitBehavior const behavior = split_behavior(json_field<std::string>(spec, "behavior", kWhere));
+    bool const invert = json_field_or(spec, "invert", false, kWhere);
+    if (pattern.contains("Regex"))
+      add_step(regex_step(json_field<std::string>(pattern, "Regex", kWhere), behavior, invert));
+    else
+      add_step(string_step(json_field<std::string>(pattern, "String", kWhere), behavior, invert));
   } else if (type == "Digits") {
-    bool const individual = json_field_or(spec, "individual_digits", false, where);
-    add_split(RegexPattern(R"(\p{N})"), individual ? SplitBehavior::isolated : SplitBehavior::contiguous, false);
+    bool const individual = json_field_or(spec, "individual_digits", false, kWhere);
+    add_step(character_step(is_numeric, individual ? SplitBehavior::isolated : SplitBehavior::contiguous));
+  } else if (type == "Punctuation") {
+    auto const behavior = json_field_or<std::string>(spec, "behavior", "Isolated", kWhere);
+    add_step(character_step(is_punctuation, split_behavior(behavior)));
+  } else if (type == "Whitespace") {
+    add_step(split_words);
+  } else if (type == "WhitespaceSplit") {
+    add_step(character_step(is_space, SplitBehavior::removed));
+  } else if (type == "BertPreTokenizer") {
+    add_step(character_step(is_space, SplitBehavior::removed));
+    add_step(character_step(is_punctuation, SplitBehavior::isolated));
+  } else if (type == "CharDelimiterSplit") {
+    add_step(string_step(json_field<std::string>(spec, "delimiter", kWhere), SplitBehavior::removed));
+  } else if (type == "FixedLength") {
+    auto const length = json_field_or<std::size_t>(spec, "length", 5, kWhere);
+    if (length == 0) tokenizer_error(kWhere, "field 'length' is 0");
+    add_step([length](Piece const& piece, Pieces& out) { split_lengths(piece, length, out); });
   } else if (type == "ByteLevel") {
-    bool const prefix = json_field_or(spec, "add_prefix_space", true, where);
-    if (prefix)
-      steps_.emplace_back([](std::string const& piece, bool, Pieces& out) {
-        out.push_back(piece.starts_with(' ') ? piece : " " + piece);
+    if (json_field_or(spec, "add_prefix_space", true, kWhere))
+      add_step([](Piece const& piece, Pieces& out) {
+        if (piece.text.starts_with(' '))
+          out.add(piece.text, piece.at_start);
+        else
+          out.add_made(" " + std::string(piece.text), piece.at_start);
       });
-    if (json_field_or(spec, "use_regex", true, where))
-      add_split(RegexPattern(kGpt2Pattern), SplitBehavior::isolated, false);
-    steps_.emplace_back([](std::string const& piece, bool, Pieces& out) { out.push_back(to_byte_alphabet(piece)); });
+    if (json_field_or(spec, "use_regex", true, kWhere)) add_step(regex_step(kGpt2Pattern, SplitBehavior::isolated));
+    if (byte_level_) add_step([](Piece const& piece, Pieces& out) { out.add(piece.text, piece.at_start); });
+    byte_level_ = true;
   } else if (type == "Metaspace") {
-    auto const mark = json_field<std::string>(spec, "replacement", where);
-    auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", where);
+    auto const mark = json_field<std::string>(spec, "replacement", kWhere);
+    auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", kWhere);
     if (scheme != "always" && scheme != "first" && scheme != "never")
-      tokenizer_error(where, "prepend_scheme '" + scheme + "' is not supported");
-    if (!json_field_or(spec, "add_prefix_space", scheme != "never", where) && scheme != "never")  // the older spelling
-      tokenizer_error(where, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
-    bool const cut = json_field_or(spec, "split", true, where);
-    steps_.emplace_back([mark, scheme, cut](std::string const& piece, bool at_start, Pieces& out) {
-      std::string text = replaced(piece, " ", mark);
-      if ((scheme == "always" || (scheme == "first" && at_start)) && !text.starts_with(mark)) text = mark + text;
-      if (cut)
-        split(text, segments_of(literal_matches(text, mark), text.size(), false), SplitBehavior::merged_with_next, out);
-      else
-        out.push_back(std::move(text));
+      tokenizer_error(kWhere, "prepend_scheme '" + scheme + "' is not supported");
+    if (!json_field_or(spec, "add_prefix_space", scheme != "never", kWhere) && scheme != "never")  // the older spelling
+      tokenizer_error(kWhere, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
+    add_step([mark, scheme](Piece const& piece, Pieces& out) {
+      std::string text = replaced(std::string(piece.text), " ", mark);
+      if ((scheme == "always" || (scheme == "first" && piece.at_start)) && !text.starts_with(mark))
+        text.insert(0, mark);
+      out.add_made(std::move(text), piece.at_start);
     });
+    if (json_field_or(spec, "split", true, kWhere)) add_step(string_step(mark, SplitBehavior::merged_with_next));
   } else {
-    tokenizer_error(where, "kind '" + type + "' is not supported");
+    tokenizer_error(kWhere, "kind '" + type + "' is not supported");
   }
 }
 
-std::vector<std::string> PreTokenizer::operator()(std::string text, bool at_start) const {
+Pieces PreTokenizer::operator()(std::string_view text, bool at_start) const {
   Pieces pieces;
-  if (!text.empty()) pieces.push_back(std::move(text));
+  pieces.add(text, at_start);
+  std::vector<Piece> before;
   for (auto const& step : steps_) {
-    Pieces refined;
-    for (std::size_t i = 0; i < pieces.size(); ++i) step(std::move(pieces[i]), at_start && i == 0, refined);
-    pieces = std::move(refined);
+    before.clear();
+    before.swap(pieces.list);
+    for (Piece const& piece : before) step(piece, pieces);
   }
   return pieces;
 }

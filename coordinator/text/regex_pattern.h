@@ -1,25 +1,27 @@
-// A split pattern of a tokenizer.json (Oniguruma syntax) over PCRE2.
+// A pattern of a tokenizer.json (Oniguruma, Ruby syntax) and all its matches in a text, in time linear in the text.
 #pragma once
 #include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace expertmesh {
 
+struct RegexProgram;
+
 class RegexPattern {
  public:
-  // Throws ModelError naming the pattern if it does not compile or uses what PCRE2 reads otherwise (class
-  // intersection).
+  struct Match {
+    std::size_t begin, end;  // bytes
+  };
+  // Throws ModelError with the pattern in it for what is malformed or not supported.
   explicit RegexPattern(std::string const& pattern);
-  // Bounds of all matches in valid UTF-8, from left to right, none empty. Thread-safe. OutsideError
-  // if the pattern backtracks beyond PCRE2's limits on this text.
-  [[nodiscard]] std::vector<std::pair<std::size_t, std::size_t>> matches(std::string_view text) const;
+  // All matches in valid UTF-8, from left to right: of those at one place the one that backtracking finds first. An
+  // empty match is one too, but right behind another match. Thread-safe.
+  void matches(std::string_view text, std::vector<Match>& out) const;
 
  private:
-  struct Code;
-  std::shared_ptr<Code const> code_;
+  std::shared_ptr<RegexProgram const> program_;
 };
 
 }  // namespace expertmesh

@@ -1,9 +1,16 @@
-"""Renders chat templates for the coordinator, one request after the other, in a process of its own.
+"""Renders chat templates for the coordinator, one row after the other, in a process of its own.
 
 Standard input and output carry messages: 4 bytes length (little endian), then JSON. The first message out is {"ready":
-true}. A request holds template, messages, tools, documents, add_generation_prompt, continue_final_message, variables,
-kwargs, now (ISO date-time, optional) and cpu_seconds; the answer is {"text": ...} or {"error": ...}.
+true}. The first one in holds templates (by name: "default", "tool_use"), variables (special tokens), cpu_seconds (of one
+row) and api (see prepared_for_api); it is answered with {"error": null} or why a template does not compile. Each further one
+is a row: messages, tools, documents, add_generation_prompt, continue_final_message, now (ISO date-time that pins
+strftime_now), chat_template_kwargs (more variables), and any other variable under its own name; the answer is {"text": ...}
+or {"error": ...}.
 """
+
+import os
+
+os.closerange(3, 1 << 20)  # what the coordinator had open is nothing to a template
 
 import datetime
 import functools
@@ -19,7 +26,14 @@ import jinja2.nodes
 import jinja2.sandbox
 
 MEMORY_BYTES = 1 << 30
+MAX_TEXT = 1 << 24  # characters
+MAX_ERROR = 2000
+ROW_FIELDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "now", "chat_template_kwargs")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class RowError(Exception):
+    """What is wrong with a row itself."""
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -38,7 +52,7 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 
 def raise_exception(message):
-    raise jinja2.exceptions.TemplateError(message)
+    raise jinja2.exceptions.TemplateError(str(message))
 
 
 class Clock:
@@ -51,11 +65,16 @@ class Clock:
         return (cls.now or datetime.datetime.now()).strftime(layout)
 
 
+class NoContent(str):
+    """The content of a message without one: `none` to a template's test, the empty text to all else."""
+
+
 def make_environment():
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json
+    environment.tests["none"] = lambda value: value is None or isinstance(value, NoContent)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = Clock.strftime
     return environment
@@ -64,7 +83,7 @@ def make_environment():
 ENVIRONMENT = make_environment()
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def compiled(source):
     # Older versions of jinja2 let a template set any attribute of a namespace.
     for target in ENVIRONMENT.parse(source).find_all(jinja2.nodes.NSRef):
@@ -85,6 +104,32 @@ def with_reasoning_aliases(message):
     return message
 
 
+class Arguments(dict):
+    """Arguments of a call: an object, that templates which were written for its text may still add to a text."""
+
+    def __add__(self, text):
+        return to_json(self) + text
+
+    def __radd__(self, text):
+        return text + to_json(self)
+
+
+def prepared_for_api(message):
+    """OpenAI's form of a message -> the one templates are written for. Arguments of calls come as text and are shown as an
+    object; an assistant's message may have no content."""
+    if message["role"] != "assistant":
+        return message
+    message = dict(message)
+    if message.get("content") is None:
+        message["content"] = NoContent()
+    calls = message.pop("tool_calls", None)
+    if calls:
+        message["tool_calls"] = [
+            dict(call, function=dict(call["function"], arguments=Arguments(json.loads(call["function"]["arguments"])))) for call in calls
+        ]
+    return message
+
+
 def cut_after_final_message(text, message):
     """Continues the last message: drops what the template wrote behind its content."""
     content = message.get("content") or ""
@@ -92,38 +137,130 @@ def cut_after_final_message(text, message):
         content = content[-1].get("text", "") if content else ""
     place = text.rfind(content.strip())
     if place < 0:
-        raise jinja2.exceptions.TemplateError("continue_final_message: the template does not show the final message's content as it is")
+        raise RowError("continue_final_message: the template does not show the final message's content as it is")
     kept = text[place:]
     return text[:place] + (content.rstrip() if not kept.startswith(content) else content)
 
 
-def render(request):
-    Clock.now = datetime.datetime.fromisoformat(request["now"]) if request.get("now") else None
-    variables = dict(request.get("variables") or {})
-    variables.update(request.get("kwargs") or {})
-    variables.update(
-        messages=[with_reasoning_aliases(m) for m in request["messages"]],
-        tools=request.get("tools"),
-        documents=request.get("documents"),
-        add_generation_prompt=request.get("add_generation_prompt", False),
-    )
-    text = compiled(request["template"]).render(**variables)
-    if request.get("continue_final_message"):
-        text = cut_after_final_message(text, request["messages"][-1])
-    return text
-
-
-def answer(request):
+def moment(now):
     try:
-        return {"text": render(request)}
-    except jinja2.exceptions.TemplateError as error:
-        return {"error": error.message or type(error).__name__}
+        return None if now is None else datetime.datetime.fromisoformat(now)
+    except (TypeError, ValueError):
+        raise RowError("now: not an ISO date-time") from None
+
+
+class Renderer:
+    def __init__(self, setup):
+        self.templates = setup["templates"]
+        self.variables = setup["variables"]
+        self.api = setup["api"]
+
+    def template_for(self, tools):
+        if tools is not None and "tool_use" in self.templates:
+            return self.templates["tool_use"]
+        if "default" not in self.templates:
+            raise RowError(f"none of the chat templates is the default one: there are {sorted(self.templates)}")
+        return self.templates["default"]
+
+    def render(self, row):
+        if not isinstance(row, dict):
+            raise RowError("not a JSON object")
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise RowError("messages: must be a list of objects")
+        kwargs = row.get("chat_template_kwargs") or {}
+        if not isinstance(kwargs, dict):
+            raise RowError("chat_template_kwargs: must be an object")
+        Clock.now = moment(row.get("now"))
+        variables = dict(self.variables)
+        variables.update((name, value) for name, value in row.items() if name not in ROW_FIELDS)
+        variables.update(kwargs)
+        if self.api:
+            messages = [prepared_for_api(message) for message in messages]
+        variables.update(
+            messages=[with_reasoning_aliases(message) for message in messages],
+            tools=row.get("tools"),
+            documents=row.get("documents"),
+            add_generation_prompt=row.get("add_generation_prompt", False),
+        )
+        text = "".join(bounded(compiled(self.template_for(row.get("tools"))).generate(variables)))
+        if row.get("continue_final_message") and messages:
+            text = cut_after_final_message(text, messages[-1])
+        return text
+
+
+def bounded(pieces):
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_TEXT:
+            raise RowError(f"the text is longer than {MAX_TEXT} characters")
+        yield piece
+
+
+def what_failed(error):
+    """raise_exception's message is the template's own; all else is told with its kind."""
+    if isinstance(error, RowError) or type(error) is jinja2.exceptions.TemplateError:
+        return str(error)
+    if isinstance(error, jinja2.exceptions.TemplateSyntaxError):
+        return f"{type(error).__name__}: {error.message} (line {error.lineno})"
+    if isinstance(error, RecursionError):
+        return "RecursionError: the template recurses without end"
+    if isinstance(error, MemoryError):
+        return "MemoryError: the template needs too much memory"
+    return f"{type(error).__name__}: {error}"
+
+
+def encoded(work):
+    """The message that tells what work() gave, or why it failed: whatever a template makes Python raise is its own fault."""
+    try:
+        return json.dumps(work()).encode()
+    except Exception as error:
+        try:
+            text = what_failed(error)
+        except Exception:
+            text = type(error).__name__
+        return json.dumps({"error": text[:MAX_ERROR].encode("utf-8", "replace").decode()}).encode()
+
+
+def setup_answer(renderer):
+    for source in renderer.templates.values():
+        compiled(source)
+    return {"error": None}
+
+
+def row_answer(renderer, data):
+    try:
+        row = json.loads(data)
+    except ValueError as error:
+        raise RowError(f"not valid JSON: {error}") from None
     except RecursionError:
-        return {"error": "the template recurses without end"}
-    except MemoryError:
-        return {"error": "the template needs too much memory"}
-    except Exception as error:  # whatever a template makes Python raise is the template's fault
-        return {"error": f"{type(error).__name__}: {error}"}
+        raise RowError("not valid JSON: it nests too deep") from None
+    text = renderer.render(row)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("the text holds half of a surrogate pair") from None
+    return {"text": text}
+
+
+def confine():
+    """A second wall behind the sandbox: no file can be opened, no process started. What is imported late is loaded before."""
+    import encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape, encodings.utf_16, encodings.utf_32
+    import jinja2.constants, jinja2.debug, linecache, pprint, textwrap, traceback
+
+    Clock.strftime("%c %Z")
+    for trial in ("{{ '\\u00e9a'|wordwrap(1) }}{{ nothing.at_all }}", "{{ lipsum(1) }}{{ 'a'|urlize }}{{ 1|pprint }}", "{% if %}"):
+        encoded(lambda: compiled(trial).render())
+    compiled.cache_clear()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
+
+
+def limit_cpu(seconds):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 1, resource.RLIM_INFINITY))
 
 
 def read_exactly(stream, size):
@@ -133,24 +270,28 @@ def read_exactly(stream, size):
     return data
 
 
-def send(stream, message):
-    data = json.dumps(message).encode()
+def receive(stream):
+    return read_exactly(stream, struct.unpack("<I", read_exactly(stream, 4))[0])
+
+
+def send(stream, data):
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
 
 
 def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the coordinator
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    send(sink, {"ready": True})
+    confine()
+    send(sink, json.dumps({"ready": True}).encode())
+    setup = json.loads(receive(source))
+    renderer = Renderer(setup)
+    limit_cpu(setup["cpu_seconds"])
+    send(sink, encoded(lambda: setup_answer(renderer)))
     while True:
-        (size,) = struct.unpack("<I", read_exactly(source, 4))
-        request = json.loads(read_exactly(source, size))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + int(request.get("cpu_seconds", 5)) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        send(sink, answer(request))
+        data = receive(source)
+        limit_cpu(setup["cpu_seconds"])
+        send(sink, encoded(lambda: row_answer(renderer, data)))
 
 
 if __name__ == "__main__":

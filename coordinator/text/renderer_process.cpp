@@ -7,9 +7,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
+#include <vector>
 
 #include "common/base/error.h"
 
@@ -20,6 +23,19 @@ namespace {
 
 constexpr std::chrono::seconds kStartDeadline{30};
 constexpr std::size_t kMaxAnswerBytes = std::size_t{256} << 20;
+
+// Of this process's environment what Python and its clock need: the rest, keys too, is nothing to a template.
+std::vector<char*> child_environment() {
+  std::vector<char*> kept;
+  for (char** entry = environ; *entry; ++entry) {
+    std::string_view const name = std::string_view(*entry).substr(0, std::string_view(*entry).find('='));
+    if (name.starts_with("PYTHON") || name.starts_with("LC_") ||
+        std::ranges::count(std::array{"PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}, name) > 0)
+      kept.push_back(*entry);
+  }
+  kept.push_back(nullptr);
+  return kept;
+}
 
 }  // namespace
 
@@ -34,7 +50,8 @@ RendererProcess::RendererProcess(std::string const& python, std::filesystem::pat
   std::string program = python;
   std::string path = script.string();
   std::array<char*, 3> arguments{program.data(), path.data(), nullptr};
-  int const result = posix_spawnp(&pid_, program.c_str(), &actions, nullptr, arguments.data(), environ);
+  int const result =
+      posix_spawnp(&pid_, program.c_str(), &actions, nullptr, arguments.data(), child_environment().data());
   posix_spawn_file_actions_destroy(&actions);
   close(ends[1]);
   socket_ = ends[0];

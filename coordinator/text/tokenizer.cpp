@@ -6,48 +6,11 @@
 #include "coordinator/text/added_tokens.h"
 #include "coordinator/text/bpe.h"
 #include "coordinator/text/json_fields.h"
-#include "coordinator/text/pre_tokenizer.h"
+#include "coordinator/text/tokenizer_parts.h"
 #include "coordinator/text/utf8.h"
 
 namespace expertmesh {
 namespace {
-
-// The post-processor's tokens around a single text.
-struct Surrounding {
-  std::vector<TokenId> before;
-  std::vector<TokenId> after;
-};
-
-void read_template(Json const& spec, Surrounding& out) {
-  std::string const where = "post_processor";
-  auto const& tokens = json_part(spec, "special_tokens", where);
-  bool seen_text = false;
-  for (auto const& item : json_part(spec, "single", where)) {
-    if (item.is_object() && item.contains("Sequence")) {
-      if (seen_text) tokenizer_error(where, "the text stands twice in the template");
-      seen_text = true;
-      continue;
-    }
-    auto const name = json_field<std::string>(json_part(item, "SpecialToken", where), "id", where);
-    auto& side = seen_text ? out.after : out.before;
-    for (auto const& id : json_part(json_part(tokens, name.c_str(), where), "ids", where))
-      side.push_back(json_value<TokenId>(id, "ids", where));
-  }
-  if (!seen_text) tokenizer_error(where, "the template leaves out the text");
-}
-
-void read_post_processor(Json const& spec, Surrounding& out) {
-  if (spec.is_null()) return;
-  std::string const where = "post_processor";
-  auto const type = json_field<std::string>(spec, "type", where);
-  if (type == "Sequence") {
-    for (auto const& step : json_part(spec, "processors", where)) read_post_processor(step, out);
-  } else if (type == "TemplateProcessing") {
-    read_template(spec, out);
-  } else if (type != "ByteLevel") {  // ByteLevel moves offsets only
-    tokenizer_error(where, "kind '" + type + "' is not supported");
-  }
-}
 
 Json const& part(Json const& file, char const* field) {
   static Json const none;
@@ -68,43 +31,90 @@ Json parse(std::filesystem::path const& path) {
   return file;
 }
 
+// The config's tokens go before those of the same content. What the model's vocabulary has keeps its id there.
+std::vector<AddedToken> with_configured(std::vector<AddedToken> tokens, TokenizerConfig const& config,
+                                        TokenModel const& model) {
+  for (auto const& token : config.added) {
+    auto const same = std::ranges::find(tokens, token.content, &AddedToken::content);
+    if (same == tokens.end())
+      tokens.push_back(token);
+    else
+      *same = token;
+  }
+  for (auto& token : tokens) token.id = model.id_of(token.content).value_or(token.id);
+  return tokens;
+}
+
 }  // namespace
 
 struct Tokenizer::Impl {
-  explicit Impl(Json const& file)
-      : normalizer(part(file, "normalizer")),
-        pre_tokenizer(part(file, "pre_tokenizer")),
-        model(json_part(file, "model", "top level")),
-        added(part(file, "added_tokens"), normalizer),
-        decoder(part(file, "decoder")) {
-    read_post_processor(part(file, "post_processor"), surrounding);
-    TokenId largest = -1;
-    for (auto const& [token, id] : model.vocabulary()) largest = std::max(largest, id);
-    for (auto const& token : added.all()) largest = std::max(largest, token.id);
-    if (largest > 1 << 24)
-      tokenizer_error("model", "token id " + std::to_string(largest) + " is out of all proportion");
+  Impl(TokenizerParts parts, TokenizerConfig const& config)
+      : normalizer(std::move(parts.normalizer)),
+        pre_tokenizer(std::move(parts.pre_tokenizer)),
+        model(std::move(parts.model)),
+        added(with_configured(std::move(parts.added), config, *model), normalizer),
+        decoder(std::move(parts.decoder)),
+        surrounding(std::move(parts.surrounding)) {
+    TokenId largest = static_cast<TokenId>(model->tokens().size()) - 1;
+    for (auto const& token : added.all()) {
+      if (token.id > kLargestId)
+        tokenizer_error("added_tokens", "token id " + std::to_string(token.id) + " is out of all proportion");
+      largest = std::max(largest, token.id);
+    }
     strings.resize(static_cast<std::size_t>(largest) + 1);
-    for (auto const& [token, id] : model.vocabulary()) strings[id] = &token;
+    for (std::size_t id = 0; id < model->tokens().size(); ++id)
+      if (auto const& token = model->tokens()[id]) strings[id] = &*token;
     for (auto const& token : added.all()) strings[token.id] = &token.content;
+    if (config.add_bos || config.add_eos) surround(config);
     for (auto const* side : {&surrounding.before, &surrounding.after})
       for (TokenId id : *side)
         if (id < 0 || id > largest || !strings[id])
           tokenizer_error("post_processor", "token id " + std::to_string(id) + " is not in the vocabulary");
   }
 
+  void surround(TokenizerConfig const& config) {
+    auto const ids_of = [&](std::optional<std::string> const& token, char const* name) -> std::vector<TokenId> {
+      if (!token) return {};
+      for (auto const& known : added.all())
+        if (known.content == *token) return {known.id};
+      if (auto const id = model->id_of(*token)) return {*id};
+      throw ModelError("tokenizer_config.json: " + std::string(name) + " '" + *token + "' is not in the vocabulary");
+    };
+    surrounding = {};
+    if (config.add_bos.value_or(false)) surrounding.before = ids_of(config.bos, "bos_token");
+    if (config.add_eos.value_or(false)) surrounding.after = ids_of(config.eos, "eos_token");
+  }
+
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
-  Bpe model;
+  std::unique_ptr<TokenModel const> model;
   AddedTokens added;
   TokenDecoder decoder;
-  Surrounding surrounding;
+  PostProcessor surrounding;
   std::vector<std::string const*> strings;  // by id; null where there is no token
 };
 
+TokenizerParts TokenizerParts::from_json(std::filesystem::path const& path, TokenizerConfig const& config) {
+  Json const file = parse(path);
+  PreTokenizer pre_tokenizer(part(file, "pre_tokenizer"));
+  auto model = TokenModel::from_json(json_part(file, "model", "top level"), pre_tokenizer.byte_level());
+  // transformers no longer cleans up what BPE models give: it would spoil code.
+  bool const clean_up = config.clean_up_spaces && !dynamic_cast<Bpe const*>(model.get());
+  return {.normalizer = Normalizer(part(file, "normalizer")),
+          .pre_tokenizer = std::move(pre_tokenizer),
+          .model = std::move(model),
+          .added = AddedTokens::read(part(file, "added_tokens")),
+          .decoder = TokenDecoder(part(file, "decoder"), clean_up),
+          .surrounding = PostProcessor::from_json(part(file, "post_processor"))};
+}
+
 std::unique_ptr<Tokenizer> Tokenizer::load(std::filesystem::path const& model_dir) {
-  auto const path = model_dir / "tokenizer.json";
-  if (!std::filesystem::exists(path)) return nullptr;
-  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(parse(path))));
+  bool const json = std::filesystem::exists(model_dir / "tokenizer.json");
+  if (!json && !std::filesystem::exists(model_dir / "tokenizer.model")) return nullptr;
+  auto const config = TokenizerConfig::load(model_dir);
+  auto parts = json ? TokenizerParts::from_json(model_dir / "tokenizer.json", config)
+                    : TokenizerParts::from_sentencepiece(model_dir / "tokenizer.model", config);
+  return std::unique_ptr<Tokenizer>(new Tokenizer(std::make_unique<Impl const>(std::move(parts), config)));
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl const> impl) : impl_(std::move(impl)) {}
@@ -114,12 +124,12 @@ std::vector<TokenId> Tokenizer::encode(std::string_view text, bool add_special_t
   std::vector<TokenId> ids;
   if (add_special_tokens) ids = impl_->surrounding.before;
   for (auto& section : impl_->added.split(repaired_utf8(text), impl_->normalizer)) {
-    if (auto const* id = std::get_if<TokenId>(&section.piece)) {
+    if (auto const* id = std::get_if<TokenId>(&section.part)) {
       ids.push_back(*id);
       continue;
     }
-    for (auto const& piece : impl_->pre_tokenizer(std::move(std::get<std::string>(section.piece)), section.at_start))
-      impl_->model.encode(piece, ids);
+    Pieces const pieces = impl_->pre_tokenizer(std::get<std::string>(section.part), section.at_start);
+    for (auto const& piece : pieces.list) impl_->model->encode(piece.text, ids);
   }
   if (add_special_tokens) ids.insert(ids.end(), impl_->surrounding.after.begin(), impl_->surrounding.after.end());
   return ids;

@@ -1,4 +1,5 @@
-// A Hugging Face tokenizer.json: text <-> token ids. Immutable after loading, so any thread may use it.
+// A Hugging Face tokenizer.json, or else a SentencePiece tokenizer.model: text <-> token ids. Immutable after loading,
+// so any thread may use it.
 #pragma once
 #include <filesystem>
 #include <memory>
@@ -15,8 +16,8 @@ namespace expertmesh {
 
 class Tokenizer {
  public:
-  // None if the directory has no tokenizer.json. Throws ModelError naming the field for what is malformed or of a kind
-  // that is not supported.
+  // None if the directory has neither file. Throws ModelError naming the field for what is malformed or of a kind that
+  // is not supported.
   static std::unique_ptr<Tokenizer> load(std::filesystem::path const& model_dir);
   ~Tokenizer();
 

@@ -2,6 +2,11 @@
 
 #include <utf8proc.h>
 
+#include <cctype>
+#include <cstring>
+
+#include "coordinator/text/unicode_category.h"
+
 namespace expertmesh {
 namespace {
 unsigned char byte_at(std::string_view text, std::size_t i) {
@@ -37,13 +42,31 @@ std::pair<Utf8Step, std::size_t> utf8_step(std::string_view text) {
   return {Utf8Step::character, length};
 }
 
+std::size_t valid_utf8(std::string_view text) {
+  std::size_t at = 0;
+  while (at < text.size()) {
+    for (std::uint64_t word = 0; at + sizeof(word) <= text.size(); at += sizeof(word)) {  // ASCII by the word
+      std::memcpy(&word, text.data() + at, sizeof(word));
+      if (word & 0x8080808080808080ULL) break;
+    }
+    if (at == text.size()) break;
+    auto const [step, length] = utf8_step(text.substr(at));
+    if (step != Utf8Step::character) break;
+    at += length;
+  }
+  return at;
+}
+
 std::string repaired_utf8(std::string_view text) {
   std::string out;
   out.reserve(text.size());
   while (!text.empty()) {
-    auto const [step, length] = utf8_step(text);
-    out += step == Utf8Step::character ? text.substr(0, length) : kReplacement;
-    text.remove_prefix(length);
+    std::size_t const valid = valid_utf8(text);
+    out += text.substr(0, valid);
+    text.remove_prefix(valid);
+    if (text.empty()) break;
+    out += kReplacement;
+    text.remove_prefix(utf8_step(text).second);
   }
   return out;
 }
@@ -71,7 +94,7 @@ bool is_word_character(char32_t c) {
   if ((c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
       (c >= 0x1F170 && c <= 0x1F189))
     return true;
-  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
+  switch (general_category(c)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
     case UTF8PROC_CATEGORY_LT:
@@ -92,6 +115,17 @@ bool is_word_character(char32_t c) {
 bool is_space(char32_t c) {
   return (c >= 0x9 && c <= 0xD) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
          c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+bool is_numeric(char32_t c) {
+  auto const category = general_category(c);
+  return category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO;
+}
+
+bool is_punctuation(char32_t c) {
+  if (c < 0x80) return c > ' ' && c < 0x7F && !std::isalnum(static_cast<int>(c));
+  auto const category = general_category(c);
+  return category >= UTF8PROC_CATEGORY_PC && category <= UTF8PROC_CATEGORY_PO;
 }
 
 std::size_t previous_character(std::string_view text, std::size_t end) {

@@ -1,4 +1,6 @@
-"""OpenAI's own Python client, unmodified, against the demo model: every call it has for what this server offers."""
+"""OpenAI's own Python client, unmodified, against the demo model, and one that calls tools: every call it has for what this
+server offers."""
+import json
 import sys
 import tempfile
 import unittest
@@ -9,6 +11,7 @@ import openai
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 from harness import DEMO_MODEL, Server
+from scripted_model import TOOL_SCRIPTS, TOOL_TEMPLATE, TOOLS, write_scripted_model
 
 PROMPT = "Once upon a time there was"
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox."}]
@@ -111,6 +114,68 @@ class OpenAiClientTest(unittest.TestCase):
                 list(pool.map(ask, range(12)))
             self.assertTrue(refused)
             self.assertEqual(refused[0].code, "queue_full")
+
+
+class OpenAiToolsTest(unittest.TestCase):
+    QUESTION = {"role": "user", "content": "Is it sunny in Bonn?"}
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        write_scripted_model(folder.name, TOOL_SCRIPTS, TOOL_TEMPLATE)
+        cls.server = Server(folder.name, "--served-model-name", "caller")
+        cls.addClassCleanup(cls.server.close)
+        cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.server.port}/v1", api_key="any", max_retries=0, timeout=60)
+
+    def arguments(self, **more):
+        return {"model": "caller", "messages": [self.QUESTION], "temperature": 0, "max_tokens": 50, "tools": TOOLS, **more}
+
+    def check(self, message):
+        self.assertEqual(message.reasoning_content, "I need the weather.")
+        call, = message.tool_calls
+        self.assertEqual((call.type, call.function.name), ("function", "get_weather"))
+        self.assertEqual(json.loads(call.function.arguments), {"city": "Bonn"})
+        return call
+
+    def test_whole(self):
+        choice = self.client.chat.completions.create(**self.arguments()).choices[0]
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        self.assertIsNone(choice.message.content)
+        call = self.check(choice.message)
+        outcome = {"role": "tool", "tool_call_id": call.id, "content": "yes"}
+        messages = [self.QUESTION, choice.message.model_dump(exclude_none=True), outcome]
+        choice = self.client.chat.completions.create(**self.arguments(messages=messages)).choices[0]
+        self.assertEqual((choice.finish_reason, choice.message.content), ("stop", "It is sunny."))
+
+    def test_chunks(self):
+        chunks = list(self.client.chat.completions.create(**self.arguments(stream=True)))
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        self.assertEqual("".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas), "I need the weather.")
+        self.assertEqual("".join(delta.content or "" for delta in deltas), "")
+        calls = [call for delta in deltas for call in delta.tool_calls or []]
+        self.assertEqual({call.index for call in calls}, {0})
+        self.assertEqual((calls[0].type, calls[0].function.name), ("function", "get_weather"))
+        self.assertTrue(calls[0].id)
+        self.assertEqual(json.loads("".join(call.function.arguments for call in calls)), {"city": "Bonn"})
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "tool_calls")
+
+    def test_stream_helper(self):
+        with self.client.chat.completions.stream(**self.arguments()) as stream:
+            done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+            self.assertEqual([event.name for event in done], ["get_weather"])
+            final = stream.get_final_completion().choices[0]
+        self.assertEqual(final.finish_reason, "tool_calls")
+        self.assertEqual(json.loads(final.message.tool_calls[0].function.arguments), {"city": "Bonn"})
+
+    def test_what_cannot_be_is_refused(self):
+        for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.client.chat.completions.create(**self.arguments(tool_choice=choice))
+            self.assertEqual(caught.exception.param, "tool_choice")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.chat.completions.create(**self.arguments(tools=[{"type": "function", "function": {}}]))
+        self.assertEqual(caught.exception.param, "tools[0].function.name")
 
 
 if __name__ == "__main__":

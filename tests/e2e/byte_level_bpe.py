@@ -9,7 +9,7 @@ from pathlib import Path
 _WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
 
-def _byte_alphabet():
+def byte_alphabet():
     """GPT-2's printable character for each byte."""
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in visible]
@@ -21,7 +21,7 @@ class ByteLevelBpe:
         model = json.loads(Path(tokenizer_json).read_text())["model"]
         self._ids = model["vocab"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
-        self._alphabet = _byte_alphabet()
+        self._alphabet = byte_alphabet()
         self._encode_word = functools.lru_cache(None)(self._encode_word)
 
     def encode(self, text):

@@ -13,6 +13,7 @@ MAX_LINES = 700
 # Folders of common/ from the bottom up; one includes only what lies below its line, and itself.
 COMMON_LAYERS = (("base",), ("tensor",), ("config",), ("kernels", "checkpoint", "moe"), ("protocol",), ("experts", "transport"))
 FAMILY_NAMES = re.compile(r"mixtral|qwen|llama|noisy_topk_moe|deepseek|olmoe|granite|gpt_oss|phimoe|jamba|ernie|hunyuan", re.IGNORECASE)
+FAMILY_FOLDERS = (("coordinator", "model", "families"), ("coordinator", "text", "answers"))  # layers; how a family writes calls
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 
@@ -52,11 +53,11 @@ def layering(root):
 def family_names(root):
     for path in code_files(root):
         name = path.relative_to(root)
-        if name.parts[:3] == ("coordinator", "model", "families"):
+        if name.parts[:3] in FAMILY_FOLDERS:
             continue
         found = FAMILY_NAMES.search(COMMENT.sub("", path.read_text()))
         if found:
-            yield f"{name}: names the family '{found.group()}', which belongs into coordinator/model/families"
+            yield f"{name}: names the family '{found.group()}', which belongs into {' or '.join(map('/'.join, FAMILY_FOLDERS))}"
 
 
 def library_places(root):

@@ -361,7 +361,7 @@ struct Gelu {
   Vec operator()(Vec const& x) const {
     Vec const magnitude = max(zero() - x, x);
     Vec const erf = error_function(magnitude * broadcast(0.707106781F));
-    return broadcast(0.5F) * fma(magnitude, erf, x);
+    return fma(broadcast(0.5F) * magnitude, erf, broadcast(0.5F) * x);
   }
 };
 // x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3)

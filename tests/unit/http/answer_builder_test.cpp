@@ -219,7 +219,7 @@ TEST_F(AnswerBuilderTest, StopStringCutsTheTextAndCountsItsTokens) {
     }
     ASSERT_TRUE(answer.choice(0).stopped());
     answer.choice(0).token(token(ids.back()));  // came before the engine heard of the stop
-    answer.choice(0).finish_at_stop_string();
+    answer.choice(0).finish_early();
     auto const body = Json::parse(answer.body());
     EXPECT_EQ(body["choices"][0]["text"], include ? "one two three fo" : "one two thr");
     EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");

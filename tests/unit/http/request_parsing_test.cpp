@@ -182,7 +182,42 @@ TEST(RequestParsing, RefusesBadChats) {
           {R"({"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": 1})", "add_generation_prompt"},
           {R"({"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": true, "continue_final_message": true})",
            "continue_final_message"},
-          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]})", "tools"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]})", "tools[0].function"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": {}})", "tools"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [1]})", "tools[0]"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "f"}}]})",
+           "tools[0].type"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "x", "function": {"name": "f"}}]})",
+           "tools[0].type"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {}}]})",
+           "tools[0].function.name"},
+          {R"({"messages": [{"role": "user", "content": "a"}],
+               "tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]})",
+           "tools[0].function.parameters"},
+          {R"({"messages": [{"role": "user", "content": "a"}],
+               "tools": [{"type": "function", "function": {"name": "f", "description": 1}}]})",
+           "tools[0].function.description"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]})",
+           "tools"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}],
+               "tool_choice": {"type": "function", "function": {"name": "f"}}})",
+           "tool_choice"},
+          {R"({"messages": [{"role": "user", "content": "a"}],
+               "tool_choice": {"type": "function", "function": {"name": "g"}}})",
+           "tool_choice"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tool_choice": {"type": "function"}})",
+           "tool_choice.function"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "tool_choice": "sometimes"})", "tool_choice"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "documents": ["a"]})", "documents[0]"},
+          {R"({"messages": [{"role": "user", "content": "a"}], "reasoning_effort": 3})", "reasoning_effort"},
+          {R"({"messages": [{"role": "tool", "content": "a", "tool_call_id": 1}]})", "messages[0].tool_call_id"},
+          {R"({"messages": [{"role": "assistant", "tool_calls": {}}]})", "messages[0].tool_calls"},
+          {R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]})",
+           "messages[0].tool_calls[0].function.name"},
+          {R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "no"}}]}]})",
+           "messages[0].tool_calls[0].function.arguments"},
+          {R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]}]})",
+           "messages[0].tool_calls[0].function.arguments"},
           {R"({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"})", "tool_choice"},
           {R"({"messages": [{"role": "user", "content": "a"}], "echo": true})", "echo"},
           {R"({"messages": [{"role": "user", "content": "a"}], "n": 9})", "n"},
@@ -364,10 +399,56 @@ TEST(RequestParsing, HandsMessagesOnToTheTemplate) {
   EXPECT_FALSE(r.add_special_tokens);
   Json const sent = Json::parse(r.template_request);
   EXPECT_EQ(sent["messages"][0], (Json{{"role", "user"}, {"content", "\nb"}, {"name", "x"}}));
-  EXPECT_EQ(sent["kwargs"], (Json{{"enable_thinking", false}}));
+  EXPECT_EQ(sent["chat_template_kwargs"], (Json{{"enable_thinking", false}}));
   EXPECT_EQ(sent["add_generation_prompt"], true);
   EXPECT_EQ(sent["continue_final_message"], false);
   EXPECT_NE(r.template_request.find(R"({"z":1,"a":2})"), std::string::npos) << "order of fields is kept";
+}
+
+TEST(RequestParsing, HandsToolsOnToTheTemplateAndTheParser) {
+  ApiModel model = tiny_model();
+  model.answer_formats.tool_calls = "hermes";
+  std::string const tools =
+      R"("tools": [{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}])";
+  std::string const messages = R"("messages": [{"role": "user", "content": "a"},
+      {"role": "assistant", "content": null, "tool_calls": [
+          {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1.0}"}},
+          {"id": "c2", "type": "function", "function": {"name": "f", "arguments": ""}},
+          {"id": "c3", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]},
+      {"role": "tool", "tool_call_id": "c1", "name": "f", "content": [{"type": "text", "text": "42"}]}])";
+  auto const result =
+      parse_chat("{" + messages + ", " + tools + R"(, "tool_choice": "auto", "parallel_tool_calls": false,
+      "documents": [{"title": "t"}], "reasoning_effort": "low", "include_reasoning": false})",
+                 model);
+  ASSERT_TRUE(result) << result.error().message;
+  EXPECT_TRUE(result.value().unknown_fields.empty());
+  Json const sent = Json::parse(result.value().template_request);
+  auto const& calls = sent["messages"][1]["tool_calls"];
+  EXPECT_EQ(calls[0]["function"]["arguments"], R"({"b": 1.0})");
+  EXPECT_EQ(calls[1]["function"]["arguments"], "{}");
+  EXPECT_EQ(calls[2]["function"]["arguments"], R"({"x":1})");
+  EXPECT_EQ(sent["messages"][2], (Json{{"role", "tool"}, {"tool_call_id", "c1"}, {"name", "f"}, {"content", "42"}}));
+  EXPECT_EQ(sent["tools"][0]["function"]["name"], "f");
+  EXPECT_NE(result.value().tools.find(R"({"z":1,"a":2})"), std::string::npos) << "order of fields is kept";
+  EXPECT_EQ(sent["documents"], (Json{{{"title", "t"}}}));
+  EXPECT_EQ(sent["reasoning_effort"], "low");
+  EXPECT_FALSE(result.value().parallel_tool_calls);
+  EXPECT_FALSE(result.value().include_reasoning);
+
+  // "none" hides them, and is fine for a model whose calls nobody can read.
+  auto const none = parse_chat("{" + messages + ", " + tools + R"(, "tool_choice": "none"})", tiny_model());
+  ASSERT_TRUE(none) << none.error().message;
+  EXPECT_EQ(none.value().tools, "");
+  EXPECT_FALSE(Json::parse(none.value().template_request).contains("tools"));
+
+  auto const tokenized = parse_tokenize("{" + messages + ", " + tools + R"(, "documents": [{"a": 1}],
+      "chat_template_kwargs": {"k": 1}})",
+                                        tiny_model());
+  ASSERT_TRUE(tokenized) << tokenized.error().message;
+  Json const row = Json::parse(tokenized.value().template_request);
+  EXPECT_EQ(row["tools"][0]["function"]["name"], "f");
+  EXPECT_EQ(row["documents"][0]["a"], 1);
+  EXPECT_EQ(row["chat_template_kwargs"]["k"], 1);
 }
 
 TEST(RequestParsing, ContinuesTheFinalMessage) {

@@ -80,6 +80,26 @@ TEST_P(LinearTest, Float32HasTheBitsOfScalar) {
   EXPECT_TRUE(same_bits(run(rig.exec, x.view(), w).view(), run(scalar.exec, x.view(), w).view()));
 }
 
+// One addition after the sum: the bits of adding by hand, for any shape of the tiles.
+TEST_P(LinearTest, TheBiasIsAddedToTheFinishedSum) {
+  Rig rig(GetParam(), 2);
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights})
+    for (std::size_t m : {1, 3, 65, 129})
+      for (std::size_t n : {1, 15, 16, 17, 64, 72, 129}) {
+        auto const x = random_matrix(m, 33, 1);
+        auto const b = random_matrix(1, n, 3);
+        PackedLinear const l{reference::packed(format, random_matrix(n, 33, 2).view()),
+                             {b.view().data, b.view().data + n}};
+        Matrix<float> y(m, n + 3);
+        linear(rig.exec, x.view(), l, y.view().columns(1, n));
+        auto expected = run(rig.exec, x.view(), l.w);
+        for (std::size_t i = 0; i < m * n; ++i) expected.view().data[i] += l.bias[i % n];
+        EXPECT_TRUE(same_bits(y.view().columns(1, n), expected.view())) << "M " << m << " N " << n;
+        for (std::size_t r = 0; r < m; ++r)
+          for (std::size_t c : {std::size_t{0}, n + 1, n + 2}) EXPECT_EQ(y.view().row(r)[c], 0.0F) << r << "," << c;
+      }
+}
+
 TEST_P(LinearTest, ReadsAndWritesStridedRowsOnly) {
   Rig rig(GetParam());
   auto const wide = random_matrix(5, 60, 7);

@@ -10,6 +10,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/counter_rng.h"
+#include "common/config/activation.h"
 #include "common/config/weight_format.h"
 #include "common/kernels/exec.h"
 #include "common/kernels/packed_matrix.h"
@@ -97,29 +98,93 @@ inline BoundedMatrix linear(MatrixView<float const> x, MatrixView<float const> w
   return out;
 }
 
-// silu(gate) * up; |silu'| < 1.1.
-inline Bounded swiglu(Bounded gate, Bounded up) {
-  double const silu = gate.value / (1 + std::exp(-gate.value));
-  double const silu_bound = 1.1 * gate.bound + 8 * kEpsilonF32 * std::abs(silu);
-  return {silu * up.value, silu_bound * (std::abs(up.value) + up.bound) + std::abs(silu) * up.bound +
-                               kEpsilonF32 * std::abs(silu * up.value)};
+// f(x), and the largest |f'| anywhere: how much of an error in x arrives.
+struct ActivationValue {
+  double value;
+  double slope;
+};
+inline ActivationValue activation(Activation kind, double x) {
+  constexpr double kPi = 3.14159265358979323846;
+  switch (kind) {
+    case Activation::silu:
+      return {x / (1 + std::exp(-x)), 1.1};
+    case Activation::gelu:
+      return {x * std::erfc(-x / std::sqrt(2.0)) / 2, 1.13};
+    case Activation::gelu_tanh:
+      // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u), which does not cancel
+      return {x / (1 + std::exp(-2 * std::sqrt(2 / kPi) * (x + 0.044715 * x * x * x))), 1.13};
+    case Activation::relu:
+      return {std::max(x, 0.0), 1};
+    case Activation::clamped_silu:
+      break;
+  }
+  return {NAN, NAN};
 }
 
-// One row through one expert. gate, up: [F,H], down: [H,F].
-inline std::vector<Bounded> ffn(float const* x, MatrixView<float const> gate, MatrixView<float const> up,
-                                MatrixView<float const> down, WeightFormat const& format, DType wire) {
+// Of an fp32 implementation. Where 1 + erf cancels, what is left has an error of erf's size: of x, not of the result.
+// The argument of an exponential carries its rounding errors into the exponent. Below 1e-36 anything goes.
+inline double own_error(Activation kind, double x, double value) {
+  double const of_x = kind == Activation::gelu ? std::abs(x) * kEpsilonF32 : 0;
+  double const argument = kind == Activation::gelu_tanh ? std::abs(x) + 0.05 * std::abs(x * x * x) : 0;
+  return of_x + 8 * kEpsilonF32 * std::abs(value) * (1 + argument) + 1e-36;
+}
+
+inline Bounded clamped_silu(ActivationSpec const& f, Bounded gate, Bounded up) {
+  double const limit = static_cast<double>(f.limit);
+  double const g = std::min(gate.value, limit);
+  double const u = std::clamp(up.value, -limit, limit) + 1;
+  double const alpha = static_cast<double>(f.alpha);
+  double const silu = g / (1 + std::exp(-alpha * g));
+  double const bound = 1.1 * gate.bound + (8 + std::abs(alpha * g)) * kEpsilonF32 * std::abs(silu) + 1e-36;
+  return {silu * u, bound * (std::abs(u) + up.bound) + std::abs(silu) * (up.bound + kEpsilonF32 * std::abs(u)) +
+                        kEpsilonF32 * std::abs(silu * u)};
+}
+
+// f(gate) * up, or f(up) where there is no gate.
+inline Bounded activated(ActivationSpec const& f, std::optional<Bounded> gate, Bounded up) {
+  if (f.kind == Activation::clamped_silu) return clamped_silu(f, *gate, up);
+  Bounded const x = gate.value_or(up);
+  auto const [value, slope] = activation(f.kind, x.value);
+  double const bound = slope * x.bound + own_error(f.kind, x.value, value);
+  if (!gate) return {value, bound};
+  return {value * up.value, bound * (std::abs(up.value) + up.bound) + std::abs(value) * up.bound +
+                                kEpsilonF32 * std::abs(value * up.value)};
+}
+
+// One FFN's weights in fp32. Biases: [1,N], or no rows for none; no rows of the gate: none.
+struct Ffn {
+  Matrix<float> gate;  // [F,H]
+  Matrix<float> up;    // [F,H]
+  Matrix<float> down;  // [H,F]
+  Matrix<float> gate_bias, up_bias, down_bias;
+  ActivationSpec activation{};
+  [[nodiscard]] bool gated() const { return gate.view().rows > 0; }
+};
+
+// A finished sum and its bias.
+inline Bounded plus(Bounded sum, Matrix<float> const& bias, std::size_t n) {
+  if (bias.view().rows == 0) return sum;
+  sum.value += static_cast<double>(bias.view().data[n]);
+  sum.bound += kEpsilonF32 * (std::abs(sum.value) + sum.bound);
+  return sum;
+}
+
+// One row through one expert.
+inline std::vector<Bounded> ffn(float const* x, Ffn const& w, WeightFormat const& format, DType wire) {
   DType const type = activation_dtype(format);
-  std::vector<Bounded> row(gate.cols);
+  std::vector<Bounded> row(w.up.view().cols);
   for (std::size_t h = 0; h < row.size(); ++h) row[h] = {static_cast<double>(rounded(rounded(x[h], wire), type)), 0};
   std::vector<Bounded> hidden;
-  for (std::size_t f = 0; f < gate.rows; ++f) {
-    Bounded act = swiglu(dot(row, gate.row(f), format.storage), dot(row, up.row(f), format.storage));
+  for (std::size_t f = 0; f < w.up.view().rows; ++f) {
+    std::optional<Bounded> gate;
+    if (w.gated()) gate = plus(dot(row, w.gate.view().row(f), format.storage), w.gate_bias, f);
+    Bounded act = activated(w.activation, gate, plus(dot(row, w.up.view().row(f), format.storage), w.up_bias, f));
     act.bound += epsilon_of(type) * (std::abs(act.value) + act.bound);
     hidden.push_back(act);
   }
   std::vector<Bounded> out;
-  for (std::size_t h = 0; h < down.rows; ++h) {
-    Bounded y = dot(hidden, down.row(h), format.storage);
+  for (std::size_t h = 0; h < w.down.view().rows; ++h) {
+    Bounded y = plus(dot(hidden, w.down.view().row(h), format.storage), w.down_bias, h);
     y.bound += epsilon_of(wire) * (std::abs(y.value) + y.bound);
     out.push_back(y);
   }

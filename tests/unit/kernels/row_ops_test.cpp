@@ -111,62 +111,6 @@ TEST_P(RowOpsTest, RmsNormOfHeadsIsRmsNormOfEachHeadInPlace) {
   }
 }
 
-TEST_P(RowOpsTest, Swiglu) {
-  Rig rig(GetParam(), 2);
-  Rig scalar(Isa::scalar);
-  for (std::size_t n : kSizes) {
-    auto gate_up = random_matrix(3, 2 * n, 1);
-    for (std::size_t i = 0; i < n; ++i) gate_up.view().row(1)[i] *= 80;  // far into both tails
-    Matrix<float> out(3, n), of_scalar(3, n);
-    ffn_activation(rig.exec, {}, gate_up.view(), out.view());
-    ffn_activation(scalar.exec, {}, gate_up.view(), of_scalar.view());
-    BoundedMatrix expected(3);
-    for (std::size_t t = 0; t < 3; ++t)
-      for (std::size_t i = 0; i < n; ++i)
-        expected[t].push_back(reference::swiglu({static_cast<double>(gate_up.view().row(t)[i]), 0},
-                                                {static_cast<double>(gate_up.view().row(t)[n + i]), 0}));
-    EXPECT_EQ(num_wrong(out.view(), expected), 0U) << n;
-    EXPECT_TRUE(same_bits(out.view(), of_scalar.view())) << n;
-  }
-}
-
-TEST_P(RowOpsTest, SiluAtItsLimits) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  Rig rig(GetParam());
-  float const gates[] = {kInfinity, 3e38F, 100, 0, -0.0F, -100, -3e38F, std::numeric_limits<float>::quiet_NaN()};
-  Matrix<float> gate_up(1, 16), out(1, 8);
-  for (std::size_t i = 0; i < 8; ++i) {
-    gate_up.view().data[i] = gates[i];
-    gate_up.view().data[8 + i] = 1;
-  }
-  ffn_activation(rig.exec, {}, gate_up.view(), out.view());
-  float const* y = out.view().data;
-  EXPECT_EQ(y[0], kInfinity);
-  EXPECT_EQ(y[1], 3e38F);
-  EXPECT_EQ(y[2], 100);
-  for (std::size_t i = 3; i < 7; ++i) EXPECT_EQ(y[i], 0) << gates[i];
-  EXPECT_TRUE(std::isnan(y[7]));
-}
-
-// silu(x) / x = 1 / (1 + e^-x) for x much below 0 is e^x (1 + e^x)^-1: the relative error of the exponential shows.
-TEST_P(RowOpsTest, TheExponentialIsGoodToAFewUlpOverItsRange) {
-  Rig rig(GetParam());
-  constexpr std::size_t kCount = 160;
-  Matrix<float> gate_up(1, 2 * kCount), out(1, kCount);
-  for (int part = 0; part < 50; ++part) {
-    for (std::size_t i = 0; i < kCount; ++i) {
-      gate_up.view().data[i] = -20.0F - 0.0083F * static_cast<float>(static_cast<std::size_t>(part) * kCount + i);
-      gate_up.view().data[kCount + i] = 1;
-    }
-    ffn_activation(rig.exec, {}, gate_up.view(), out.view());
-    for (std::size_t i = 0; i < kCount; ++i) {
-      double const x = static_cast<double>(gate_up.view().data[i]);
-      double const expected = x / (1 + std::exp(-x));
-      EXPECT_NEAR(static_cast<double>(out.view().data[i]) / expected, 1.0, 3 * kEpsilonF32) << x;
-    }
-  }
-}
-
 TEST_P(RowOpsTest, AddAndCombine) {
   Rig rig(GetParam(), 2);
   for (std::size_t n : kSizes) {

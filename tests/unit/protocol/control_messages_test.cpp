@@ -2,9 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
-
 #include <random>
+#include <set>
+#include <tuple>
+
+#include "common/protocol/framing.h"
 #include "common/protocol/secret_proof.h"
 
 namespace expertmesh::control {
@@ -201,6 +207,35 @@ TEST(ControlMessages, BadValuesAreNamed) {
             "assign.model.layers[0].experts[2].up: missing");
   EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["model"]["weights"]["storage"] = "int3"; }),
             "assign.model.weights.storage: unknown value 'int3'");
+  auto const in_layer = [](auto change) {
+    return error_after(sample_assign(), [&](json& j) { change(j["model"]["layers"][1]); });
+  };
+  std::string const layer = "assign.model.layers[1].";
+  EXPECT_EQ(in_layer([](json& l) { l["activation"] = "swish"; }), layer + "activation: unknown value 'swish'");
+  EXPECT_EQ(in_layer([](json& l) { l["limit"] = 1; }), layer + "limit: out of place, or not above 0");
+  EXPECT_EQ(in_layer([](json& l) { l["alpha"] = "1"; }), layer + "alpha: not a number");
+  EXPECT_EQ(in_layer([](json& l) { l["experts"][1].erase("gate"); }),
+            layer + "experts[1].gate: some experts of the layer have one, some have none");
+  EXPECT_EQ(in_layer([](json& l) { l["experts"][1]["up_bias"] = "b"; }),
+            layer + "experts[1].up_bias: some experts of the layer have one, some have none");
+  EXPECT_EQ(in_layer([](json& l) { l["experts"][0]["bias"] = "b"; }), layer + "experts[0].bias: unknown field");
+  EXPECT_EQ(in_layer([](json& l) { l["experts"][0]["up"] = 7; }), layer + "experts[0].up: not an object");
+  EXPECT_EQ(in_layer([](json& l) { l["experts"][0]["up"] = {{"stack", 2}}; }), layer + "experts[0].up.name: missing");
+  for (auto const& [field, value, problem] : std::vector<std::tuple<char const*, json, std::string>>{
+           {"stack", 1 << 25, ".stack: 33554432 is more than 16777216"},
+           {"stack", -1, ".stack: not an unsigned integer"},
+           {"index", 1, ": number 1 of a stack of 0"},
+           {"stored_rows", 3, ": reaches number 3 of 3 stored"},
+           {"first_row", 1, ": reaches number 4 of 4 stored"},
+           {"row_step", 0, ": a step of 0"},
+           {"transposed", 1, ".transposed: not a boolean"},
+           {"storage", "int4", ".storage: unknown value 'int4'"},
+           {"storage", "mxfp4", ": mxfp4 rows of 8, no multiple of 32"},
+           {"step", 1, ".step: unknown field"}})
+    EXPECT_EQ(in_layer([&](json& l) {
+                l["experts"][2]["up"] = {{"name", "u"}, {field, value}};
+              }),
+              layer + "experts[2].up" + problem);
   EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["held"][1] = {3}; }), "assign.held[1]: expert 3 of 3");
   EXPECT_EQ(error_after(sample_assign(),
                         [](json& j) {
@@ -212,6 +247,138 @@ TEST(ControlMessages, BadValuesAreNamed) {
   EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["held"].push_back(json::array()); }),
             "assign.held: more layers than the model has");
   EXPECT_EQ(error_after(sample_assign(), [](json& j) { j["heartbeat_ms"] = 0; }), "assign.heartbeat_ms: is 0");
+}
+
+// ---- every spec that makes sense arrives as it was
+bool operator==(ExpertLayerSpec const& a, ExpertLayerSpec const& b) {
+  return a.layer == b.layer && a.hidden == b.hidden && a.intermediate == b.intermediate &&
+         a.activation == b.activation && a.experts == b.experts;
+}
+
+class RandomSpec {
+ public:
+  explicit RandomSpec(unsigned seed) : random_(seed) {}
+
+  ExpertModelSpec model() {
+    ExpertModelSpec out;
+    for (std::size_t l = 1 + below(3); l-- > 0;) {
+      std::uint32_t const after = out.layers.empty() ? 0 : out.layers.back().layer + 1;
+      out.layers.push_back(layer(after + static_cast<std::uint32_t>(below(3))));
+    }
+    out.weights = flip() ? kBfloat16Weights : kFloat32Weights;
+    out.wire = flip() ? DType::bf16 : DType::f32;
+    return out;
+  }
+
+ private:
+  std::size_t below(std::size_t n) { return random_() % n; }
+  bool flip() { return below(2) == 0; }
+  std::size_t sometimes(std::size_t otherwise) { return flip() ? otherwise : 1 + below(9); }
+
+  ExpertLayerSpec layer(std::uint32_t index) {
+    ExpertLayerSpec out{
+        .layer = index, .hidden = 32 * (1 + below(3)), .intermediate = 32 * (1 + below(3)), .experts = {}};
+    bool const gated = flip();
+    bool const biases[] = {gated && flip(), flip(), flip()};
+    auto const kinds = gated ? 5U : 4U;  // the last needs a gate
+    out.activation.kind = static_cast<Activation>(below(kinds));
+    if (out.activation.kind == Activation::clamped_silu) {
+      out.activation.alpha = static_cast<float>(below(1000)) / 7.0F;
+      out.activation.limit = static_cast<float>(1 + below(1000)) / 3.0F;
+    }
+    for (std::size_t e = below(5); e-- > 0;) {
+      FfnTensors& t = out.experts.emplace_back(
+          FfnTensors{.up = weight(out.intermediate, out.hidden), .down = weight(out.hidden, out.intermediate)});
+      if (gated) t.gate = weight(out.intermediate, out.hidden);
+      if (biases[0]) t.gate_bias = vector(out.intermediate);
+      if (biases[1]) t.up_bias = vector(out.intermediate);
+      if (biases[2]) t.down_bias = vector(out.hidden);
+    }
+    return out;
+  }
+
+  WeightSlice weight(std::size_t n, std::size_t k) {
+    WeightSlice w{.name = "w" + std::to_string(below(1000)), .storage = static_cast<WeightStorage>(below(3))};
+    if (flip()) w.index = below(w.stack = 1 + below(9));
+    w.transposed = w.storage != WeightStorage::mxfp4 && flip();
+    w.first_row = flip() ? 0 : below(9);
+    w.row_step = sometimes(1);
+    if (w.first_row != 0 || w.row_step != 1 || flip())
+      w.stored_rows = w.first_row + (n - 1) * w.row_step + 1 + below(9);
+    w.block_rows = sometimes(128);
+    w.block_columns = sometimes(128);
+    EXPECT_EQ(problem_of(w, n, k), "");
+    return w;
+  }
+
+  VectorSlice vector(std::size_t n) {
+    VectorSlice v{.name = "v \"" + std::to_string(below(1000))};
+    if (flip()) v.index = below(v.stack = 1 + below(9));
+    v.first = flip() ? 0 : below(9);
+    v.step = sometimes(1);
+    if (v.first != 0 || v.step != 1 || flip()) v.stored_length = v.first + (n - 1) * v.step + 1 + below(9);
+    EXPECT_EQ(problem_of(v, n), "");
+    return v;
+  }
+
+  std::mt19937 random_;
+};
+
+TEST(ControlMessages, EverySpecArrivesAsItWas) {
+  std::set<std::string> seen;
+  for (unsigned seed = 0; seed < 500; ++seed) {
+    Assign sent = sample_assign();
+    sent.model = RandomSpec(seed).model();
+    sent.held.assign(sent.model.layers.size(), {});
+    std::string const text = encode(sent);
+    auto const got = std::get<Assign>(decode(text)).model;
+    ASSERT_TRUE(std::ranges::equal(got.layers, sent.model.layers, [](auto const& a, auto const& b) { return a == b; }))
+        << text;
+    EXPECT_EQ(got.weights, sent.model.weights);
+    EXPECT_EQ(got.wire, sent.model.wire);
+    seen.insert(text);
+  }
+  EXPECT_GT(seen.size(), 400U);
+}
+
+// 58 layers of 256 experts have to fit into a frame, with room.
+TEST(ControlMessages, ALargeModelsAssignmentIsCompact) {
+  Assign m = sample_assign();
+  m.model.layers.clear();
+  m.held.clear();
+  for (std::uint32_t l = 3; l < 61; ++l) {
+    ExpertLayerSpec layer{.layer = l, .hidden = 7168, .intermediate = 2048, .experts = {}};
+    for (std::uint32_t e = 0; e < 256; ++e) {
+      std::string const at = "model.layers." + std::to_string(l) + ".mlp.experts." + std::to_string(e) + ".";
+      auto const fp8 = [&](char const* name) {
+        return WeightSlice{.name = at + name + "_proj.weight", .storage = WeightStorage::fp8_blocks};
+      };
+      layer.experts.push_back({.gate = fp8("gate"), .up = fp8("up"), .down = fp8("down")});
+    }
+    m.model.layers.push_back(layer);
+    m.held.emplace_back();
+  }
+  EXPECT_LT(encode(m).size(), kMaxFrameBytes / 8);
+}
+
+// A seed that is refused at its first field tells a fuzzer little.
+TEST(ControlMessages, TheSeedsOfTheFuzzTargetAreGoodMessages) {
+  std::size_t count = 0;
+  for (auto const& seed : std::filesystem::directory_iterator(EM_SOURCE_DIR "/tests/fuzz/corpus/control_messages")) {
+    std::ifstream file(seed.path(), std::ios::binary);
+    std::string const text{std::istreambuf_iterator<char>(file), {}};
+    std::vector<std::string> messages{text};
+    if (seed.path().filename().string().starts_with("framed_")) {
+      FrameDecoder decoder(kMaxHelloBytes);
+      decoder.feed(text);
+      messages.clear();
+      while (auto frame = decoder.next()) messages.push_back(*frame);
+      EXPECT_FALSE(messages.empty());
+    }
+    for (auto const& message : messages) EXPECT_EQ(error_of(message), "") << seed.path();
+    ++count;
+  }
+  EXPECT_GT(count, 10U);
 }
 
 TEST(ControlMessages, DamagedTextIsDecodedOrRefused) {

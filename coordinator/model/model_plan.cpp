@@ -6,18 +6,11 @@
 
 #include "common/base/error.h"
 #include "common/checkpoint/strict_json.h"
-#include "common/kernels/packed_matrix.h"
+#include "common/experts/packed_weights.h"
 #include "common/moe/placement.h"
 
 namespace expertmesh {
 namespace {
-
-// Gate (where there is one) and up are fused before packing; biases stay in fp32.
-std::size_t ffn_bytes(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
-  std::size_t const gate_up = (ffn.gate ? 2 : 1) * intermediate;
-  std::size_t const biases = (ffn.up_bias || ffn.gate_bias ? gate_up : 0) + (ffn.down_bias ? hidden : 0);
-  return packed_bytes(weights, gate_up, hidden) + packed_bytes(weights, hidden, intermediate) + biases * sizeof(float);
-}
 
 // Numbers of an FFN's matrices that meet a token.
 std::size_t ffn_weights(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate) {
@@ -61,11 +54,11 @@ std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, Wei
       packed_bytes(weights, hidden, a.num_heads * a.value_dim()) + (a.o.bias ? hidden * sizeof(float) : 0) +
       norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
-    return attention + ffn_bytes(dense->tensors, hidden, dense->intermediate, weights);
+    return attention + packed_ffn_bytes(weights, dense->tensors, {hidden, dense->intermediate});
   auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
   std::size_t const router = (moe.router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, moe.router.num_experts, hidden);
   return attention + router +
-         (moe.shared ? ffn_bytes(moe.shared->ffn.tensors, hidden, moe.shared->ffn.intermediate, weights) : 0);
+         (moe.shared ? packed_ffn_bytes(weights, moe.shared->ffn.tensors, {hidden, moe.shared->ffn.intermediate}) : 0);
 }
 
 std::string bytes_text(std::size_t bytes) {
@@ -108,7 +101,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
       std::size_t const per_expert = ffn_weights(expert, spec.hidden, moe->intermediate) + biases;
       plan.routed_parameters += per_expert * moe->router.num_experts;
       routed_active += per_expert * moe->router.experts_per_token;
-      plan.expert_bytes.push_back(ffn_bytes(expert, spec.hidden, moe->intermediate, weights));
+      plan.expert_bytes.push_back(packed_ffn_bytes(weights, expert, {spec.hidden, moe->intermediate}));
       for (std::size_t w = 0; w < num_workers; ++w) {
         ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
         plan.worker_bytes[w] += (share.end - share.begin) * plan.expert_bytes.back();

@@ -32,7 +32,7 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, Normalizer const& norma
   Entries raw;
   Entries normalized;
   // Special ones go first: of normalised contents that are the same the first one counts.
-  std::ranges::stable_partition(tokens_, &AddedToken::special);
+  std::stable_partition(tokens_.begin(), tokens_.end(), [](AddedToken const& token) { return token.special; });
   for (std::size_t i = 0; i < tokens_.size(); ++i) {
     AddedToken& token = tokens_[i];
     by_id_[token.id] = i;

@@ -206,6 +206,7 @@ class Server {
                      .headers = {}},
             .model = {.name = options_.served_model_name,
                       .max_model_len = limits_.max_model_len,
+                      .has_encoder = runtime_.spec().encoder() != nullptr,
                       .vocab_size = runtime_.spec().vocab,
                       .max_logprobs = limits_.max_logprobs,
                       .max_choices = limits_.max_queued_requests,

@@ -40,7 +40,7 @@ struct AttendPart {
   float const* bias;
   std::size_t bias_stride;
   std::uint32_t bias_reach, query;  // query: its position
-  float* scratch;      // attend_scratch_floats(value_dim)
+  float* scratch;                   // attend_scratch_floats(value_dim)
 };
 
 // [kHeadsPerPart] accumulators and [16] values of a block, each padded to whole vectors.

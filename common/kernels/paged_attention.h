@@ -74,8 +74,8 @@ class RelativeBias {
   [[nodiscard]] std::size_t num_heads() const { return values_.view().rows; }
   [[nodiscard]] std::uint32_t reach() const { return reach_; }
   void set(std::size_t head, std::int64_t distance, float value);
-  [[nodiscard]] std::size_t stride() const { return values_.view().cols; }          // numbers of a head
-  [[nodiscard]] float const* at_zero(std::size_t head) const;                       // its number for distance 0
+  [[nodiscard]] std::size_t stride() const { return values_.view().cols; }  // numbers of a head
+  [[nodiscard]] float const* at_zero(std::size_t head) const;               // its number for distance 0
   [[nodiscard]] std::size_t size_bytes() const { return values_.size_bytes(); }
 
  private:

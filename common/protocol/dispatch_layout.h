@@ -24,7 +24,7 @@ constexpr std::uint32_t kDispatchMagic = 0x51444d45;  // "EMDQ"
 constexpr std::uint32_t kAnswerMagic = 0x52444d45;    // "EMDR"
 constexpr std::uint32_t kDispatchVersion = 1;
 constexpr std::uint32_t kDecoderStack = 0;  // the only one: layers are numbered through all stacks of a model
-constexpr std::uint32_t kRequestTag = 0;  // transport tag of every request; answers have their attempt's, never 0
+constexpr std::uint32_t kRequestTag = 0;    // transport tag of every request; answers have their attempt's, never 0
 
 // Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert

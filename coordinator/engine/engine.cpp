@@ -66,11 +66,12 @@ std::optional<ApiError> Engine::check_encoded(GenerateRequest const& request) co
     return bad_request("the prompt goes to this model's encoder, which has no log-probabilities of it", "echo",
                        "unsupported");
   auto const too_long = [&](std::string const& what, std::size_t length, char const* param) {
-    return bad_request("this model takes " + std::to_string(options_.max_model_len) + " tokens of prompt and of answer, but " +
-                           what + " is " + std::to_string(length),
+    return bad_request("this model takes " + std::to_string(options_.max_model_len) +
+                           " tokens of prompt and of answer, but " + what + " is " + std::to_string(length),
                        param, "context_length_exceeded");
   };
-  if (request.prompt.size() > options_.max_model_len) return too_long("the prompt's length", request.prompt.size(), "prompt");
+  if (request.prompt.size() > options_.max_model_len)
+    return too_long("the prompt's length", request.prompt.size(), "prompt");
   std::size_t const length = 1 + request.max_tokens;
   if (length > options_.max_model_len || !scheduler_.fits_ever(length))
     return too_long("max_tokens and the token that starts the answer", length, "max_tokens");
@@ -346,12 +347,12 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   auto const finish = [&](FinishReason reason, std::optional<TokenId> stop_token = std::nullopt) {
     metrics_.observe_request(std::chrono::duration<double>(now - request.submitted).count());
     end(request, &Metrics::Ledger::finished,
-        FinishEvent{.reason = reason,
-                    .stop_token = stop_token,
-                    .prompt_tokens = options_.decoder_start ? request.sequence.input.size()
-                                                            : request.sequence.prompt_length,
-                    .completion_tokens = request.num_generated,
-                    .routed_experts = std::move(request.routed_experts)});
+        FinishEvent{
+            .reason = reason,
+            .stop_token = stop_token,
+            .prompt_tokens = options_.decoder_start ? request.sequence.input.size() : request.sequence.prompt_length,
+            .completion_tokens = request.num_generated,
+            .routed_experts = std::move(request.routed_experts)});
   };
   bool const first = request.num_generated == 0;
   if (first) {

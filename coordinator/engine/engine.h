@@ -28,7 +28,7 @@ struct EngineOptions {
   std::chrono::milliseconds step_budget{0};      // prompt chunks are cut to keep a step with decodes within; 0: not cut
   std::vector<TokenId> eos_ids;
   std::optional<DecoderStart> decoder_start{};  // with an encoder: prompts go to it, and answers begin with this
-  std::chrono::milliseconds idle_after{20};  // workers are sent to sleep after this long without work
+  std::chrono::milliseconds idle_after{20};     // workers are sent to sleep after this long without work
 };
 
 class Engine final : public Generator {

@@ -63,7 +63,7 @@ class StepRunner {
   // record_routing.
   [[nodiscard]] std::span<std::uint32_t const> routed(std::size_t moe_layer, std::size_t row) const;
   [[nodiscard]] std::size_t num_routed_layers() const { return moe_layers_.size() - first_routed_; }
-  [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }  // of all stacks
+  [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }             // of all stacks
   [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // through all stacks
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step

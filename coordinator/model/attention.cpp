@@ -23,12 +23,8 @@ Attention::Attention(AttentionSpec spec, std::size_t hidden, WeightLoader const&
 
 void Attention::forward(Exec const& exec, MatrixView<float const> x, RopeAngles const& angles,
                         TokenPlaces const& places, KvLayer& cache, Activations& act, MatrixView<float> out) const {
-  AttentionStep const step{.exec = exec,
-                           .angles = angles,
-                           .places = places,
-                           .cache = cache,
-                           .act = act,
-                           .bias = bias_ ? &*bias_ : nullptr};
+  AttentionStep const step{
+      .exec = exec, .angles = angles, .places = places, .cache = cache, .act = act, .bias = bias_ ? &*bias_ : nullptr};
   MatrixView<float> const heads = act.attention.view().first_rows(x.rows).columns(0, o_.w.k());  // [T,Q*D]
   std::visit([&](auto const& attention) { attention.forward(step, spec_, sinks_, x, heads); }, heads_);
   linear(exec, heads, o_, out);

@@ -16,9 +16,9 @@ Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptio
       embedding_(spec, spec.decoder(), loader, options.max_tokens),
       logit_multiplier_(spec.logit_multiplier) {
   if (spec.encoder())
-    encoder_.emplace(spec, loader,
-                     EncoderLimits{.max_rows = std::max(options.max_input, options.max_tokens),
-                                   .max_chunk = options.max_tokens});
+    encoder_.emplace(
+        spec, loader,
+        EncoderLimits{.max_rows = std::max(options.max_input, options.max_tokens), .max_chunk = options.max_tokens});
   for (NumberedLayer const& layer : all_layers(spec)) {
     if (layer.stack != StackKind::decoder) continue;
     rope_of_layer_.push_back(rope_index(layer.layer->attention.rope, options.max_tokens));

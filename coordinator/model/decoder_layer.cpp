@@ -115,8 +115,7 @@ void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> bl
 
 // Tokens of a sequence come in order of position, whatever the steps: its counts go on from step to step, within an
 // encoder from part to part of its input.
-void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity,
-                                    std::size_t k) const {
+void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t k) const {
   for (std::size_t t = 0; t < step.tokens; ++t) {
     auto& [so_far, next] = step.sequences[step.sequence_of[t]]->expert_counts;
     auto const counts = std::span(next).subspan(capacity.first_count, capacity.num_experts);

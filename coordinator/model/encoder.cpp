@@ -30,9 +30,10 @@ void copy_rows(MatrixView<float const> from, MatrixView<float> to) {
 
 }  // namespace
 
-Encoder::Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits)
+Encoder::Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits,
+                 TokenEmbedding const& decoder)
     : max_chunk_(limits.max_chunk),
-      embedding_(spec, *spec.encoder(), loader, limits.max_chunk),
+      embedding_(spec, *spec.encoder(), loader, limits.max_chunk, &decoder),
       layers_(load_layers(spec, loader)),
       final_norm_(spec.encoder()->final_norm, spec.hidden, loader),
       x_(limits.max_rows, spec.hidden) {}

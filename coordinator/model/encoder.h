@@ -1,5 +1,5 @@
-// The encoder stack: whole inputs -> the hidden states that a decoder's layers look across to. An input may be longer than
-// a step: it goes through each layer part by part, and the work may rest between two parts while others decode.
+// The encoder stack: whole inputs -> the hidden states that a decoder's layers look across to. An input may be longer
+// than a step: it goes through each layer part by part, and the work may rest between two parts while others decode.
 #pragma once
 #include <algorithm>
 #include <coroutine>
@@ -44,7 +44,9 @@ struct EncoderLimits {
 
 class Encoder {
  public:
-  Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits);
+  // decoder: its embedding, which may be this one's, too.
+  Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits,
+          TokenEmbedding const& decoder);
 
   // Rows of all passes over R rows of input: what Rest counts.
   [[nodiscard]] std::size_t work(std::size_t rows) const;

@@ -67,13 +67,10 @@ void GroupedAttention::forward(AttentionStep const& step, AttentionSpec const& s
                                MatrixView<float const> x, MatrixView<float> out) const {
   auto const [q, k, v] = project(step, spec, x);
   kv_write(step.exec, k, v, step.places, step.cache);
-  paged_attention(step.exec, q, step.places, step.cache,
-                  {.num_heads = spec.num_heads,
-                   .scale = spec.softmax_scale,
-                   .span = spec.span,
-                   .sinks = sinks,
-                   .bias = step.bias},
-                  out);
+  paged_attention(
+      step.exec, q, step.places, step.cache,
+      {.num_heads = spec.num_heads, .scale = spec.softmax_scale, .span = spec.span, .sinks = sinks, .bias = step.bias},
+      out);
 }
 
 void GroupedAttention::write(AttentionStep const& step, AttentionSpec const& spec, MatrixView<float const> x) const {

@@ -7,18 +7,11 @@
 
 #include "common/base/error.h"
 #include "common/checkpoint/strict_json.h"
-#include "common/kernels/packed_matrix.h"
+#include "common/experts/packed_weights.h"
 #include "common/moe/placement.h"
 
 namespace expertmesh {
 namespace {
-
-// Gate (where there is one) and up are fused before packing; biases stay in fp32.
-std::size_t ffn_bytes(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate, WeightFormat weights) {
-  std::size_t const gate_up = (ffn.gate ? 2 : 1) * intermediate;
-  std::size_t const biases = (ffn.up_bias || ffn.gate_bias ? gate_up : 0) + (ffn.down_bias ? hidden : 0);
-  return packed_bytes(weights, gate_up, hidden) + packed_bytes(weights, hidden, intermediate) + biases * sizeof(float);
-}
 
 // Numbers of an FFN's matrices that meet a token.
 std::size_t ffn_weights(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate) {
@@ -62,15 +55,16 @@ std::size_t attention_bytes(AttentionSpec const& a, std::size_t hidden, WeightFo
 // What the coordinator keeps of a layer, the routed experts left out.
 std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
   std::size_t const cross =
-      layer.cross ? attention_bytes(layer.cross->attention, hidden, weights) + norm_bytes(layer.cross->norm, hidden) : 0;
+      layer.cross ? attention_bytes(layer.cross->attention, hidden, weights) + norm_bytes(layer.cross->norm, hidden)
+                  : 0;
   std::size_t const attention = attention_bytes(layer.attention, hidden, weights) + cross +
                                 norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
-    return attention + ffn_bytes(dense->tensors, hidden, dense->intermediate, weights);
+    return attention + packed_ffn_bytes(weights, dense->tensors, {hidden, dense->intermediate});
   auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
   std::size_t const router = (moe.router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, moe.router.num_experts, hidden);
   return attention + router +
-         (moe.shared ? ffn_bytes(moe.shared->ffn.tensors, hidden, moe.shared->ffn.intermediate, weights) : 0);
+         (moe.shared ? packed_ffn_bytes(weights, moe.shared->ffn.tensors, {hidden, moe.shared->ffn.intermediate}) : 0);
 }
 
 std::string bytes_text(std::size_t bytes) {
@@ -100,8 +94,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   // Without one of its own a stack looks up the same table.
   std::size_t const own_tables = static_cast<std::size_t>(
       std::ranges::count_if(spec.stacks, [](StackSpec const& stack) { return stack.embedding.has_value(); }));
-  plan.embedding_bytes =
-      std::max<std::size_t>(own_tables, 1) * spec.vocab * spec.hidden * size_of(spec.stored_dtype);
+  plan.embedding_bytes = std::max<std::size_t>(own_tables, 1) * spec.vocab * spec.hidden * size_of(spec.stored_dtype);
   plan.coordinator_bytes = plan.embedding_bytes + packed_bytes(weights, spec.vocab, spec.hidden);
   std::size_t routed_active = 0;
   for (auto const& stack : spec.stacks) {
@@ -119,7 +112,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
       std::size_t const per_expert = ffn_weights(expert, spec.hidden, moe->intermediate) + biases;
       plan.routed_parameters += per_expert * moe->router.num_experts;
       routed_active += per_expert * moe->router.experts_per_token;
-      plan.expert_bytes.push_back(ffn_bytes(expert, spec.hidden, moe->intermediate, weights));
+      plan.expert_bytes.push_back(packed_ffn_bytes(weights, expert, {spec.hidden, moe->intermediate}));
       for (std::size_t w = 0; w < num_workers; ++w) {
         ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
         plan.worker_bytes[w] += (share.end - share.begin) * plan.expert_bytes.back();
@@ -181,8 +174,7 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
   if (moe)
     lines.add("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
                                      moe->router.experts_per_token, moe->intermediate));
-  if (moe && moe->capacity)
-    lines.add("expert capacity", fmt::format("{} tokens of a sequence", *moe->capacity));
+  if (moe && moe->capacity) lines.add("expert capacity", fmt::format("{} tokens of a sequence", *moe->capacity));
   if (moe && moe->shared)
     lines.add("shared expert", fmt::format("FFN {}, for every token", moe->shared->ffn.intermediate));
   lines.add("attention", attention_text(layers.front().attention));
@@ -204,10 +196,10 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
-  lines.add("KV cache", fmt::format("{} bytes a token{}", plan.kv_bytes_per_token,
-                                    spec.encoder() ? fmt::format(" of the answer, {} of the prompt",
-                                                                 plan.cross_kv_bytes_per_token)
-                                                   : ""));
+  lines.add("KV cache",
+            fmt::format(
+                "{} bytes a token{}", plan.kv_bytes_per_token,
+                spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : ""));
 }
 
 // spec: none if config.json was refused; the files are checked for themselves then.

@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "common/base/error.h"
+#include "common/checkpoint/weight_reader.h"
 #include "coordinator/model/config_reader.h"
 #include "coordinator/model/families/families.h"
 
@@ -16,29 +17,11 @@ class TensorList {
  public:
   void matrix(WeightSlice const& w, std::size_t n, std::size_t k) {
     parameters_ += n * k;
-    std::size_t const rows = w.stored_rows == 0 ? n : w.stored_rows;
-    std::vector<std::size_t> shape = w.transposed ? std::vector{k, rows} : std::vector{rows, k};
-    auto const stacked = [&](std::vector<std::size_t> dimensions) {
-      if (w.stack != 0) dimensions.insert(dimensions.begin(), w.stack);
-      return dimensions;
-    };
-    switch (w.storage) {
-      case WeightStorage::numbers:
-        return add({w.name, stacked(shape)});
-      case WeightStorage::fp8_blocks:
-        add({w.name, stacked(shape), TensorKind::fp8});
-        return add({w.name + "_scale_inv", stacked({(shape[0] + w.block_rows - 1) / w.block_rows,
-                                                    (shape[1] + w.block_columns - 1) / w.block_columns})});
-      case WeightStorage::mxfp4:
-        add({w.name + "_blocks", stacked({rows, k / kMxfp4Group, kMxfp4Group / 2}), TensorKind::bytes});
-        return add({w.name + "_scales", stacked({rows, k / kMxfp4Group}), TensorKind::bytes});
-    }
+    for (TensorInfo& tensor : tensors_of(w, n, k)) add(std::move(tensor));
   }
   void vector(VectorSlice const& v, std::size_t n) {
     parameters_ += n;
-    std::vector<std::size_t> shape{v.stored_length == 0 ? n : v.stored_length};
-    if (v.stack != 0) shape.insert(shape.begin(), v.stack);
-    add({v.name, std::move(shape)});
+    add(tensor_of(v, n));
   }
   void vector(std::optional<VectorSlice> const& v, std::size_t n) {
     if (v) vector(*v, n);
@@ -122,7 +105,7 @@ void add_attention(AttentionSpec const& a, std::size_t hidden, TensorList& out) 
   if (a.relative_bias) out.shared_matrix(a.relative_bias->weight, a.relative_bias->buckets, a.num_heads);
 }
 
-TensorList tensors_of(ModelSpec const& spec) {
+TensorList list_tensors(ModelSpec const& spec) {
   TensorList out;
   for (auto const& stack : spec.stacks)
     out.shared_matrix(stack.embedding.value_or(spec.embedding), spec.vocab, spec.hidden);
@@ -236,7 +219,7 @@ std::size_t num_expert_counts(ModelSpec const& spec) {
 }
 
 ExpectedTensors expected_tensors(ModelSpec const& spec) {
-  ExpectedTensors out{.required = tensors_of(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
+  ExpectedTensors out{.required = list_tensors(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
   if (!spec.lm_head)
     out.optional.push_back({"lm_head.weight", {spec.vocab, spec.hidden}});  // a stored copy of the tied embedding
   for (auto const& name : spec.embedding_copies) out.optional.push_back({name, {spec.vocab, spec.hidden}});
@@ -249,7 +232,7 @@ ExpectedTensors expected_tensors(ModelSpec const& spec) {
 }
 
 std::size_t num_parameters(ModelSpec const& spec) {
-  return tensors_of(spec).parameters();
+  return list_tensors(spec).parameters();
 }
 
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire) {

@@ -196,18 +196,18 @@ struct DecoderStart {
 };
 
 struct ModelSpec {
-  std::string family;                       // model_type of config.json
-  std::size_t hidden = 0;                   // H
-  std::size_t vocab = 0;                    // V
-  std::size_t max_position = 0;             // tokens of context the checkpoint was made for
-  bool goes_beyond_max_position = false;    // positions are relative: longer contexts have a meaning, too
-  DType stored_dtype = DType::bf16;         // torch_dtype / dtype of the config
-  std::string embedding;                    // [V,H]
-  float embedding_multiplier = 1.0F;        // of the embedded tokens
+  std::string family;                     // model_type of config.json
+  std::size_t hidden = 0;                 // H
+  std::size_t vocab = 0;                  // V
+  std::size_t max_position = 0;           // tokens of context the checkpoint was made for
+  bool goes_beyond_max_position = false;  // positions are relative: longer contexts have a meaning, too
+  DType stored_dtype = DType::bf16;       // torch_dtype / dtype of the config
+  std::string embedding;                  // [V,H]
+  float embedding_multiplier = 1.0F;      // of the embedded tokens
   std::optional<SinusoidalPositions> sinusoidal_positions;
   std::vector<std::string> embedding_copies;  // [V,H] stored copies of it that may be there and are not read
-  std::optional<std::string> lm_head;       // [V,H]; none: the embedding is used (tied)
-  std::optional<std::string> lm_head_bias;  // [V]
+  std::optional<std::string> lm_head;         // [V,H]; none: the embedding is used (tied)
+  std::optional<std::string> lm_head_bias;    // [V]
   float logit_multiplier = 1.0F;
   std::vector<StackSpec> stacks;              // a decoder; or an encoder, then its decoder
   std::optional<DecoderStart> decoder_start;  // with an encoder
@@ -229,8 +229,8 @@ struct NumberedLayer {
   LayerSpec const* layer = nullptr;
   StackKind stack = StackKind::decoder;
   std::uint32_t number = 0;
-  std::uint32_t moe_index = 0;   // of the MoE layers before it; its own if it is one
-  std::size_t first_count = 0;   // of the expert counts of a sequence, those of its experts
+  std::uint32_t moe_index = 0;  // of the MoE layers before it; its own if it is one
+  std::size_t first_count = 0;  // of the expert counts of a sequence, those of its experts
 };
 std::vector<NumberedLayer> all_layers(ModelSpec const& spec);
 // The same, with experts only.

@@ -12,9 +12,10 @@ std::size_t bucket_of(RelativeBiasSpec const& spec, std::int64_t distance) {
   auto const length = static_cast<std::size_t>(std::abs(distance));
   std::size_t const exact = buckets / 2;
   if (length < exact) return first + length;
-  float const steps = std::log(static_cast<float>(length) / static_cast<float>(exact)) /
-                      static_cast<float>(std::log(static_cast<double>(spec.max_distance) / static_cast<double>(exact))) *
-                      static_cast<float>(buckets - exact);
+  float const steps =
+      std::log(static_cast<float>(length) / static_cast<float>(exact)) /
+      static_cast<float>(std::log(static_cast<double>(spec.max_distance) / static_cast<double>(exact))) *
+      static_cast<float>(buckets - exact);
   return first + std::min(exact + static_cast<std::size_t>(steps), buckets - 1);
 }
 

@@ -9,8 +9,11 @@
 namespace expertmesh {
 
 TokenEmbedding::TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, WeightLoader const& loader,
-                               std::size_t max_tokens)
-    : table_(loader.stored(stack.embedding.value_or(spec.embedding), spec.vocab, spec.hidden)),
+                               std::size_t max_tokens, TokenEmbedding const* other)
+    : name_(stack.embedding.value_or(spec.embedding)),
+      table_(other && other->name_ == name_
+                 ? other->table_
+                 : std::make_shared<StoredTensor const>(loader.stored(name_, spec.vocab, spec.hidden))),
       multiplier_(spec.embedding_multiplier),
       sinusoids_(spec.sinusoidal_positions) {
   if (!sinusoids_) return;
@@ -21,7 +24,7 @@ TokenEmbedding::TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, We
 }
 
 void TokenEmbedding::forward(StepContext const& step, MatrixView<float> out) {
-  embedding(step.exec, step.ids, table_.dtype, table_.bytes.data(), out);
+  embedding(step.exec, step.ids, table_->dtype, table_->bytes.data(), out);
   if (multiplier_ != 1.0F) scale(step.exec, out, multiplier_);
   if (sinusoids_) add_sinusoids(step, out);
 }

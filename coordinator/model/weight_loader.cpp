@@ -59,14 +59,4 @@ StoredTensor WeightLoader::stored(std::string const& name, std::size_t rows, std
   return tensor;
 }
 
-PackedMatrix WeightLoader::packed(std::initializer_list<Part> parts, std::size_t k) const {
-  std::vector<LinearPart> whole;
-  for (Part const& part : parts) whole.push_back({WeightSlice{part.name}, part.rows});
-  return counted([&](WeightReader& reader) { return load_linear(reader, format_, whole, k); }).w;
-}
-
-PackedMatrix WeightLoader::packed_float32(Part const& part, std::size_t k) const {
-  return linear_float32({WeightSlice{part.name}, part.rows}, k).w;
-}
-
 }  // namespace expertmesh

@@ -33,14 +33,6 @@ class WeightLoader {
   // [rows,K] as stored, for row lookups.
   [[nodiscard]] StoredTensor stored(std::string const& name, std::size_t rows, std::size_t k) const;
 
-  // Whole tensors without biases.
-  struct Part {
-    std::string const& name;
-    std::size_t rows;
-  };
-  [[nodiscard]] PackedMatrix packed(std::initializer_list<Part> parts, std::size_t k) const;
-  [[nodiscard]] PackedMatrix packed_float32(Part const& part, std::size_t k) const;
-
  private:
   template <class Read>
   auto counted(Read read) const;

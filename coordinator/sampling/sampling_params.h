@@ -24,7 +24,7 @@ struct SamplingParams {
   float top_p = 1.0F;               // (0, 1]: smallest set of tokens with at least this probability
   std::uint64_t seed = 0;           // drawn at admission where the client gave none
   std::optional<TokenId> forced_first{};  // the first new token, whatever the logits
-  std::uint32_t choice = 0;         // index among the answers to one prompt: each has random numbers of its own
+  std::uint32_t choice = 0;               // index among the answers to one prompt: each has random numbers of its own
 };
 
 struct TokenLogprob {

@@ -1,5 +1,5 @@
-// The inputs that the encoder works on, whole, as ragged arrays; allocated once from the limits. A step may do a part of
-// the work; then the batch stays as it is for the next one.
+// The inputs that the encoder works on, whole, as ragged arrays; allocated once from the limits. A step may do a part
+// of the work; then the batch stays as it is for the next one.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -35,9 +35,9 @@ class EncoderBatch {
   [[nodiscard]] std::uint64_t id() const { return id_; }  // another one after each clear()
   [[nodiscard]] std::size_t budget() const { return budget_; }
   [[nodiscard]] std::size_t num_tokens() const { return ids_.size(); }
-  [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }                        // [R]
-  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }          // [B]
-  [[nodiscard]] std::span<std::uint32_t const> lengths() const { return lengths_; }          // [R] of the token's input
+  [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }                // [R]
+  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }  // [B]
+  [[nodiscard]] std::span<std::uint32_t const> lengths() const { return lengths_; }  // [R] of the token's input
   // Of all [R] tokens. All attend to the whole of their input.
   [[nodiscard]] TokenPlaces const& places() const { return places_; }
 

@@ -44,11 +44,11 @@ class StepBatch {
   [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }     // [T]
   [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }            // [T]
   [[nodiscard]] std::span<std::uint32_t const> prompt_lengths() const { return prompt_lengths_; }  // [T] tokens
-  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }   // [B+1] rows of each sequence
-  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }   // [B]
+  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }  // [B+1] rows of each sequence
+  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }  // [B]
   [[nodiscard]] std::span<std::uint32_t const> sequence_of() const { return sequence_of_; }  // [T] index into them
-  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }    // [KV groups]
-  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }  // ascending rows
+  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }           // [KV groups]
+  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }         // ascending rows
   // Makes places() after the last add().
   void seal();
 

@@ -32,18 +32,17 @@ AddedTokens::AddedTokens(std::vector<AddedToken> tokens, Normalizer const& norma
   Entries raw;
   Entries normalized;
   // Special ones go first: of normalised contents that are the same the first one counts.
-  for (bool special : {true, false})
-    for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      AddedToken const& token = tokens_[i];
-      if (token.special != special) continue;
-      by_id_[token.id] = i;
-      if (token.normalized) {
-        std::string content = normalizer(token.content);
-        if (content != token.content) tokens_[i].special = false;  // the reference does not know it again when decoding
-        tokens_[i].content = std::move(content);
-      }
-      (token.normalized ? normalized : raw).emplace_back(token.content, i);
+  std::stable_partition(tokens_.begin(), tokens_.end(), [](AddedToken const& token) { return token.special; });
+  for (std::size_t i = 0; i < tokens_.size(); ++i) {
+    AddedToken& token = tokens_[i];
+    by_id_[token.id] = i;
+    if (token.normalized) {
+      std::string content = normalizer(token.content);
+      if (content != token.content) token.special = false;  // the reference does not know it again when decoding
+      token.content = std::move(content);
     }
+    (token.normalized ? normalized : raw).emplace_back(token.content, static_cast<std::uint32_t>(i));
+  }
   std::ranges::reverse(normalized);
   raw_ = ByteTrie(std::move(raw));
   normalized_ = ByteTrie(std::move(normalized));

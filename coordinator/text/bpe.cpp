@@ -267,7 +267,11 @@ void Bpe::merge_short(std::vector<TokenId>& symbols, std::vector<TokenId>& out) 
 
 // A doubly linked list of symbols and a heap of the merges that are possible; one that is no longer is skipped.
 void Bpe::merge_long(Scratch& scratch, std::vector<TokenId>& out) const {
-  auto& [symbols, next, previous, pairs, candidates] = scratch;
+  auto& symbols = scratch.symbols;
+  auto& next = scratch.next;
+  auto& previous = scratch.previous;
+  auto& pairs = scratch.pairs;
+  auto& candidates = scratch.candidates;
   auto const count = static_cast<std::uint32_t>(symbols.size());
   next.resize(count);
   previous.resize(count);

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
 #include <memory>
 #include <unordered_map>
 
@@ -73,17 +72,18 @@ std::unordered_map<char32_t, std::vector<char32_t>> const& case_forms() {
   return forms;
 }
 
-// All code points of which `is` holds.
-CodePointSet set_where(std::function<bool(char32_t)> const& is) {
-  std::vector<CodePointSet::Range> ranges;
-  for (char32_t c = 0; c <= kLastCodePoint; ++c) {
-    if (!is(c)) continue;
-    if (!ranges.empty() && ranges.back().last + 1 == c)
-      ranges.back().last = c;
-    else
-      ranges.push_back({c, c});
-  }
-  return CodePointSet(std::move(ranges));
+// All code points, where neighbours of the same category are one run.
+std::vector<std::pair<CodePointSet::Range, utf8proc_category_t>> const& category_runs() {
+  static auto const runs = [] {
+    std::vector<std::pair<CodePointSet::Range, utf8proc_category_t>> all;
+    for (char32_t c = 0; c <= kLastCodePoint; ++c) {
+      auto const category = general_category(c);
+      if (all.empty() || all.back().second != category) all.push_back({{c, c}, category});
+      all.back().first.last = c;
+    }
+    return all;
+  }();
+  return runs;
 }
 
 constexpr std::array<std::pair<char const*, char const*>, 30> kCategories{{
@@ -144,10 +144,10 @@ std::optional<CodePointSet> category_set(std::string const& name) {
   for (std::size_t i = 0; i < kCategories.size(); ++i)
     if (name == plain_name(kCategories[i].first) || name == kCategories[i].second) minor = static_cast<int>(i);
   if (!major && minor < 0) return std::nullopt;
-  return set_where([&](char32_t c) {
-    auto const category = general_category(c);
-    return minor >= 0 ? category == minor : kCategories[category].first[0] == major;
-  });
+  std::vector<CodePointSet::Range> ranges;
+  for (auto const& [range, category] : category_runs())
+    if (minor >= 0 ? category == minor : kCategories[category].first[0] == major) ranges.push_back(range);
+  return CodePointSet(std::move(ranges));
 }
 
 // PCRE2 has the tables of scripts and binary properties that utf8proc lacks: it is asked about every code point.
@@ -160,6 +160,7 @@ std::optional<CodePointSet> pcre2_set(std::string const& property) {
                     &offset, nullptr),
       pcre2_code_free);
   if (!code) return std::nullopt;
+  pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);  // without a JIT the interpreter serves
   std::string all;
   for (char32_t c = 0; c <= kLastCodePoint; ++c)
     if (c < 0xD800 || c > 0xDFFF) all += encode_utf8(c);
@@ -202,7 +203,12 @@ CodePointSet CodePointSet::case_folded() const {
 }
 
 CodePointSet const& space_set() {
-  static CodePointSet const set = set_where(is_space);
+  static CodePointSet const set = [] {
+    std::vector<CodePointSet::Range> ranges;
+    for (char32_t c = 0; c <= 0x3000; ++c)  // the last one
+      if (is_space(c)) ranges.push_back({c, c});
+    return CodePointSet(std::move(ranges));
+  }();
   return set;
 }
 

@@ -257,7 +257,7 @@ void RegexProgram::number_symbols(std::vector<CodePointSet> const& sets) {
       bounds.push_back(range.last + 1);
     }
   std::ranges::sort(bounds);
-  bounds.erase(std::ranges::unique(bounds).begin(), bounds.end());
+  bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
   std::map<std::vector<bool>, std::size_t> symbols;  // by the sets that they are in
   std::vector<std::uint8_t> symbol(kLastCodePoint + 1);
   for (std::size_t b = 0; b < bounds.size() && bounds[b] <= kLastCodePoint; ++b) {

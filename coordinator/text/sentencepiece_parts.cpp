@@ -98,7 +98,7 @@ std::unique_ptr<TokenModel const> bpe_of(Model const& model) {
     scores.push_back(piece.score);
   }
   std::ranges::sort(scores, std::greater<>());
-  scores.erase(std::ranges::unique(scores).begin(), scores.end());
+  scores.erase(std::unique(scores.begin(), scores.end()), scores.end());
   std::vector<Bpe::Merge> merges;
   for (auto const& piece : model.pieces) {
     if (piece.type != PieceType::normal) continue;

@@ -39,7 +39,8 @@ EncoderDecoderFields read_encoder_decoder(ConfigReader& config, EncoderDecoderDe
   if (config.has("forced_bos_token_id")) f.start.forced_bos = token_or(config, "forced_bos_token_id", 0, f.vocab);
   f.end_of_sequence = {defaults.end_of_sequence};
   std::string const router_dtype = config.text_or("router_dtype", "float32");
-  if (router_dtype != "float32") config.refuse("router_dtype", "routers compute in float32 here, not in " + router_dtype);
+  if (router_dtype != "float32")
+    config.refuse("router_dtype", "routers compute in float32 here, not in " + router_dtype);
   config.must_be_off("quantization_config");
   config.must_be_off("forced_eos_token_id");
   config.without_effect({
@@ -68,11 +69,13 @@ ModelSpec model_of(EncoderDecoderFields const& f, std::string const& prefix, std
     spec.lm_head = "lm_head.weight";
     spec.embedding_copies.push_back(spec.embedding);  // of neither stack
   }
-  for (auto const& [kind, name] : {std::pair(StackKind::encoder, "encoder."), std::pair(StackKind::decoder, "decoder.")}) {
+  for (auto const& [kind, name] :
+       {std::pair(StackKind::encoder, "encoder."), std::pair(StackKind::decoder, "decoder.")}) {
     std::string const stack = prefix + name;
     NormSpec norm_spec{.weight = stack + std::string(final_norm) + ".weight", .epsilon = epsilon, .kind = norm};
     if (norm == NormKind::layer) norm_spec.bias = stack + std::string(final_norm) + ".bias";
-    StackSpec& out = spec.stacks.emplace_back(StackSpec{.kind = kind, .layers = {}, .final_norm = std::move(norm_spec)});
+    StackSpec& out =
+        spec.stacks.emplace_back(StackSpec{.kind = kind, .layers = {}, .final_norm = std::move(norm_spec)});
     if (f.tied)
       spec.embedding_copies.push_back(stack + "embed_tokens.weight");
     else

@@ -1,5 +1,5 @@
-// NLLB-MoE (NLLB Team 2022, arXiv:2207.04672): a translation model, pre-norm, with two experts a token in every N-th layer
-// and sinusoidal positions. The target language is the first new token (forced_bos_token_id).
+// NLLB-MoE (NLLB Team 2022, arXiv:2207.04672): a translation model, pre-norm, with two experts a token in every N-th
+// layer and sinusoidal positions. The target language is the first new token (forced_bos_token_id).
 #include <cmath>
 #include <limits>
 
@@ -61,7 +61,8 @@ NllbFields read_fields(ConfigReader& config) {
   if (!(dropout >= 0 && dropout < 1)) config.refuse("moe_token_dropout", "must be at least 0 and below 1");
   f.expert_scale = static_cast<float>(1 - dropout);
   if (std::string const policy = config.text_or("second_expert_policy", "all"); policy != "all")
-    config.refuse("second_expert_policy", "'" + policy + "' draws lots for a token's second expert, which is not supported");
+    config.refuse("second_expert_policy",
+                  "'" + policy + "' draws lots for a token's second expert, which is not supported");
   config.without_effect({"dropout", "activation_dropout"});
   return f;
 }
@@ -113,8 +114,8 @@ std::variant<DenseFfnSpec, MoeFfnSpec> feed_forward_of(NllbFields const& f, Stac
 
 LayerSpec layer_of(NllbFields const& f, StackFields const& stack, std::size_t index) {
   bool const decoder = stack.kind == StackKind::decoder;
-  std::string const prefix = std::string("model.") + (decoder ? "decoder" : "encoder") + ".layers." +
-                             std::to_string(index) + ".";
+  std::string const prefix =
+      std::string("model.") + (decoder ? "decoder" : "encoder") + ".layers." + std::to_string(index) + ".";
   LayerSpec layer;
   layer.input_norm = norm_of(prefix + "self_attn_layer_norm");
   layer.attention = attention_of(f, stack.num_heads, prefix + "self_attn.");

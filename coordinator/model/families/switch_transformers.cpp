@@ -1,5 +1,5 @@
-// Switch Transformers (Fedus et al. 2021, arXiv:2101.03961): T5's encoder and decoder (Raffel et al. 2020) with one expert
-// a token in every N-th layer, each of which takes a fixed number of a sequence's tokens.
+// Switch Transformers (Fedus et al. 2021, arXiv:2101.03961): T5's encoder and decoder (Raffel et al. 2020) with one
+// expert a token in every N-th layer, each of which takes a fixed number of a sequence's tokens.
 #include "coordinator/model/families/encoder_decoder_fields.h"
 #include "coordinator/model/families/families.h"
 
@@ -67,8 +67,8 @@ SwitchFields read_fields(ConfigReader& config) {
   if (f.buckets < 4 || f.buckets > kMostColumns)
     config.refuse("relative_attention_num_buckets", "must be from 4 to " + std::to_string(kMostColumns));
   if (f.max_distance <= f.buckets / 2 || f.max_distance > kMostColumns)
-    config.refuse("relative_attention_max_distance", "must be above half of relative_attention_num_buckets, and at most " +
-                                                         std::to_string(kMostColumns));
+    config.refuse("relative_attention_max_distance",
+                  "must be above half of relative_attention_num_buckets, and at most " + std::to_string(kMostColumns));
   read_activation_and_gate(config, f);
   if (std::string const type = config.text_or("router_type", "tokens_masked"); type != "tokens_masked")
     config.refuse("router_type", "routers of type '" + type + "' are not supported");

@@ -1,5 +1,6 @@
 // Encoder-decoder checkpoints through the step runner: the reference's encoder output, hidden states, logits and greedy
-// paths; the same bits for any batch, any part of an input, any chunk, after preemptions; no allocation on the step path.
+// paths; the same bits for any batch, any part of an input, any chunk, after preemptions; no allocation on the step
+// path.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -46,8 +47,8 @@ class KeepRows final : public LayerTap {
 
 struct Case {
   std::vector<TokenId> input;
-  std::vector<TokenId> tokens;   // of the decoder
-  std::size_t num_new = 0;       // greedy tokens to add
+  std::vector<TokenId> tokens;  // of the decoder
+  std::size_t num_new = 0;      // greedy tokens to add
 };
 struct Output {
   std::vector<std::vector<float>> logprobs;                      // [tokens][V] of all ids in order
@@ -342,8 +343,7 @@ TEST_P(EncoderDecoder, AStepDoesNotAllocate) {
     if (!scheduler.encoder_batch().empty() && model.runner->encode(scheduler.encoder_batch()).all)
       scheduler.complete_encoding();
     std::span<RowResult const> results;
-    if (batch.num_tokens() > 0)
-      results = model.runner->run(batch, std::span(wishes).first(batch.logit_rows().size()));
+    if (batch.num_tokens() > 0) results = model.runner->run(batch, std::span(wishes).first(batch.logit_rows().size()));
     scheduler.complete_step();
     std::size_t const during = test::allocations_so_far() - before;
     if (step > 0) {  // in the first one the experts set themselves up
@@ -429,22 +429,23 @@ TEST_P(ZeroedEncoderDecoderTensor, MakesAnotherModel) {
 }
 INSTANTIATE_TEST_SUITE_P(
     Tensors, ZeroedEncoderDecoderTensor,
-    testing::Values(
-        LoneTensor{kSwitch, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
-        LoneTensor{kSwitch, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
-        LoneTensor{kSwitch, "encoder.block.3.layer.1.mlp.router.classifier.weight"},
-        LoneTensor{kSwitch, "encoder.final_layer_norm.weight"}, LoneTensor{kSwitch, "decoder.final_layer_norm.weight"},
-        LoneTensor{kSwitch, "decoder.block.2.layer.1.layer_norm.weight"},
-        LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.k.weight"},
-        LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.v.weight"},
-        LoneTensor{kNllb, "model.encoder.layer_norm.bias"}, LoneTensor{kNllb, "model.decoder.layer_norm.bias"},
-        LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.q_proj.bias"},
-        LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.v_proj.bias"},
-        LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.out_proj.bias"},
-        LoneTensor{kNllb, "model.decoder.layers.0.cross_attention_layer_norm.bias"},
-        LoneTensor{kNllb, "model.decoder.layers.1.ffn.router.classifier.weight"},
-        LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc1.bias"},
-        LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc2.bias"}),
+    testing::Values(LoneTensor{kSwitch, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+                    LoneTensor{kSwitch, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+                    LoneTensor{kSwitch, "encoder.block.3.layer.1.mlp.router.classifier.weight"},
+                    LoneTensor{kSwitch, "encoder.final_layer_norm.weight"},
+                    LoneTensor{kSwitch, "decoder.final_layer_norm.weight"},
+                    LoneTensor{kSwitch, "decoder.block.2.layer.1.layer_norm.weight"},
+                    LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.k.weight"},
+                    LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.v.weight"},
+                    LoneTensor{kNllb, "model.encoder.layer_norm.bias"},
+                    LoneTensor{kNllb, "model.decoder.layer_norm.bias"},
+                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.q_proj.bias"},
+                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.v_proj.bias"},
+                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.out_proj.bias"},
+                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention_layer_norm.bias"},
+                    LoneTensor{kNllb, "model.decoder.layers.1.ffn.router.classifier.weight"},
+                    LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc1.bias"},
+                    LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc2.bias"}),
     [](auto const& test) {
       std::string name = std::string(test.param.model) + "_" + test.param.name;
       for (char& c : name)

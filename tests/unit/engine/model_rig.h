@@ -48,12 +48,11 @@ struct ModelRig {
                                   {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
                                    .max_tokens = exchange_shape(spec, kMaxTokens).rows},
                                   exec, [](auto, auto) {});
-    decoder.emplace(
-        spec, *weights,
-        DecoderOptions{.max_tokens = max_tokens,
-                       .max_input = kMaxInput,
-                       .weights = weight_format_of(dtype),
-                       .on_bytes_loaded = [](auto) {}});
+    decoder.emplace(spec, *weights,
+                    DecoderOptions{.max_tokens = max_tokens,
+                                   .max_input = kMaxInput,
+                                   .weights = weight_format_of(dtype),
+                                   .on_bytes_loaded = [](auto) {}});
     groups = kv_cache_specs(spec, dtype);
     kv.emplace(spec, groups, blocks);
     runner.emplace(spec, StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = 16, .record_routing = true}, exec,

@@ -86,6 +86,7 @@ TEST(SchedulerContract, EveryTokenRunsOnceInOrderAndNoStepIsLeftHalfEmpty) {
         for (std::uint32_t row = begin; row < end; ++row) {
           ASSERT_EQ(batch.positions()[row], sequence.num_computed + (row - begin));
           ASSERT_EQ(batch.ids()[row], sequence.tokens[batch.positions()[row]]);
+          ASSERT_EQ(batch.prompt_lengths()[row], sequence.prompt_length);
           ASSERT_EQ(batch.places()[0].sequences[row], s);
         }
         work_left = work_left || end - begin < sequence.num_pending();
@@ -158,8 +159,9 @@ TEST(SchedulerContract, BatchesOfAnySizeLieAtTheSamePlace) {
   SchedulerLimits const limits{.max_num_seqs = 8, .max_num_batched_tokens = 64, .max_model_len = 64};
   Scheduler scheduler(limits, std::vector<KvCacheSpec>(1), {40});
   auto const addresses = [](StepBatch const& b) {
-    return std::vector<void const*>{b.ids().data(),       b.positions().data(),  b.offsets().data(),
-                                    b.sequences().data(), b.logit_rows().data(), b.places()[0].block_tables.data()};
+    return std::vector<void const*>{
+        b.ids().data(),       b.positions().data(),  b.prompt_lengths().data(),        b.offsets().data(),
+        b.sequences().data(), b.logit_rows().data(), b.places()[0].block_tables.data()};
   };
   auto const at_first = addresses(scheduler.schedule());
   std::vector<std::unique_ptr<Sequence>> sequences;

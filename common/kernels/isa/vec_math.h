@@ -1,0 +1,66 @@
+// What the inner loops share over Vec (16 floats), of whichever ISA was included before.
+#pragma once
+#include <cstddef>
+#include <cstring>
+
+namespace expertmesh {
+namespace {
+
+constexpr std::size_t kLanes = 16;
+constexpr float kNegativeInfinity = -__builtin_huge_valf();
+
+// ---- loads and stores of fewer than 16 elements: the missing lanes are 0
+template <class T>
+Vec load_some(T const* p, std::size_t n) {
+  if (n >= kLanes) return load(p);
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, n * sizeof(T));
+  return load(lanes);
+}
+
+void store_some(float* p, Vec const& v, std::size_t n) {
+  if (n >= kLanes) {
+    store(p, v);
+    return;
+  }
+  float lanes[kLanes];
+  store(lanes, v);
+  std::memcpy(p, lanes, n * sizeof(float));
+}
+
+// Sum of the lanes as a tree of fixed shape.
+float sum_lanes(Vec const& v) {
+  float s[kLanes];
+  store(s, v);
+  for (std::size_t width = kLanes / 2; width > 0; width /= 2)
+    for (std::size_t i = 0; i < width; ++i) s[i] += s[i + width];
+  return s[0];
+}
+
+// NaN is passed over.
+float max_lanes(float const (&x)[kLanes]) {
+  float largest = kNegativeInfinity;
+  for (float lane : x) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+// e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -86.6 (where
+// e^x < 2.5e-38), infinite where float ends, NaN for NaN.
+Vec exponential(Vec const& x0) {
+  Vec const x = min(broadcast(89.0F), max(broadcast(-86.6F), x0));
+  Vec const n = round_to_int(x * broadcast(1.44269504F));
+  Vec r = fma(n, broadcast(-0.693359375F), x);  // ln 2 in two parts, the first exact in few bits
+  r = fma(n, broadcast(2.12194440e-4F), r);
+  Vec p = broadcast(1.0F / 5040);
+  p = fma(p, r, broadcast(1.0F / 720));
+  p = fma(p, r, broadcast(1.0F / 120));
+  p = fma(p, r, broadcast(1.0F / 24));
+  p = fma(p, r, broadcast(1.0F / 6));
+  p = fma(p, r, broadcast(0.5F));
+  p = fma(p, r, broadcast(1.0F));
+  p = fma(p, r, broadcast(1.0F));
+  return zero_below(x0, -86.6F, (p + p) * power_of_two(n - broadcast(1.0F)));  // 2^128 is no float
+}
+
+}  // namespace
+}  // namespace expertmesh

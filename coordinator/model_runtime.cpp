@@ -17,24 +17,25 @@ constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
 constexpr double kDefaultKvShare = 0.4;    // of free memory
 constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
 
-SchedulerLimits scheduler_limits(RuntimeSizes const& sizes) {
+SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spec) {
   return {.max_num_seqs = sizes.max_num_seqs,
           .max_num_batched_tokens = sizes.max_num_batched_tokens,
-          .max_model_len = sizes.max_model_len};
+          .max_model_len = sizes.max_model_len,
+          .num_expert_counts = num_expert_counts(spec)};
 }
 
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
                      std::vector<KvCacheSpec> const& kv_groups) {
   RuntimeSizes s;
   s.max_model_len = options.max_model_len.value_or(spec.max_position);
-  if (s.max_model_len > spec.max_position)
+  if (s.max_model_len > spec.max_position && !spec.goes_beyond_max_position)
     throw ModelError("--max-model-len " + std::to_string(s.max_model_len) + " is more than the " +
                      std::to_string(spec.max_position) +
                      " positions of the model (config.json: max_position_embeddings)");
   s.max_num_batched_tokens = options.max_num_batched_tokens;
   s.max_num_seqs = std::min(options.max_num_seqs, options.max_num_batched_tokens);  // each decodes one token a step
 
-  SchedulerLimits const limits = scheduler_limits(s);
+  SchedulerLimits const limits = scheduler_limits(s, spec);
   auto const bytes_for = [&](std::size_t length) {
     return kv_bytes(kv_groups, kv_blocks_for(kv_groups, limits, length));
   };
@@ -196,6 +197,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
   decoder_.emplace(spec_, *weights_,
                    DecoderOptions{.max_tokens = tokens,
+                                  .max_input = sizes_.max_model_len,
                                   .weights = weight_format_of(dtype_),
                                   .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); }});
   progress.finish();
@@ -206,7 +208,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                    .record_routing = options_.return_routed_experts,
                                    .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield},
                   *exec_, *decoder_, *kv_, experts());
-  scheduler_.emplace(scheduler_limits(sizes_), kv_groups_, sizes_.kv_blocks);
+  scheduler_.emplace(scheduler_limits(sizes_, spec_), kv_groups_, sizes_.kv_blocks);
 }
 
 void ModelRuntime::load_experts(Cluster::OnChange on_change) {

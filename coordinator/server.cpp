@@ -154,7 +154,8 @@ class Server {
                                   .request_timeout = std::chrono::seconds(options_.request_timeout_s),
                                   .queue_timeout = std::chrono::seconds(options_.queue_timeout_s),
                                   .step_budget = std::chrono::milliseconds(options_.step_budget_ms),
-                                  .eos_ids = runtime_.spec().eos_ids},
+                                  .eos_ids = runtime_.spec().eos_ids,
+                                  .decoder_start = runtime_.spec().decoder_start},
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("answers of chats: tool calls as {}, reasoning as {}", answer_formats_.tool_calls,
@@ -205,6 +206,7 @@ class Server {
                      .headers = {}},
             .model = {.name = options_.served_model_name,
                       .max_model_len = limits_.max_model_len,
+                      .has_encoder = runtime_.spec().encoder() != nullptr,
                       .vocab_size = runtime_.spec().vocab,
                       .max_logprobs = limits_.max_logprobs,
                       .max_choices = limits_.max_queued_requests,

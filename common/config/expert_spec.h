@@ -26,7 +26,7 @@ struct FfnTensors {
 
 // The routed experts of one MoE layer. They have gates and biases all or none.
 struct ExpertLayerSpec {
-  std::uint32_t layer = 0;       // index in its stack
+  std::uint32_t layer = 0;       // numbered through all stacks
   std::size_t hidden = 0;        // H
   std::size_t intermediate = 0;  // F
   ActivationSpec activation{};

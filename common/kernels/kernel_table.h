@@ -35,7 +35,12 @@ struct AttendPart {
   std::uint32_t first, last;              // positions attended to, both included
   float scale;
   float const* sinks;  // [heads] logits of keys without a value, or null
-  float* scratch;      // attend_scratch_floats(value_dim)
+  // Added to the scaled scores, or null: of head h, where a block's first position is d after the query's (d may be
+  // negative, and is held within -bias_reach - 15 … bias_reach), the 16 numbers from bias[h * bias_stride + d] on.
+  float const* bias;
+  std::size_t bias_stride;
+  std::uint32_t bias_reach, query;  // query: its position
+  float* scratch;                   // attend_scratch_floats(value_dim)
 };
 
 // [kHeadsPerPart] accumulators and [16] values of a block, each padded to whole vectors.

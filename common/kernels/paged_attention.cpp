@@ -42,6 +42,25 @@ std::size_t KvLayer::bytes_per_block(KvLayerShape const& shape) {
   return (key_block_elements(shape) + value_block_elements(shape)) * size_of(shape.dtype);
 }
 
+RelativeBias::RelativeBias(std::size_t num_heads, std::uint32_t reach)
+    : reach_(reach), values_(num_heads, std::size_t{2} * reach + 1 + 2 * (kKvBlockTokens - 1)) {}
+
+float const* RelativeBias::at_zero(std::size_t head) const {
+  return values_.view().row(head) + reach_ + kKvBlockTokens - 1;
+}
+
+void RelativeBias::set(std::size_t head, std::int64_t distance, float value) {
+  std::int64_t const reach = reach_;
+  EM_CHECK(-reach <= distance && distance <= reach, "distance " << distance << ", reach " << reach);
+  float* const row = values_.view().row(head);
+  auto const at = static_cast<std::size_t>(distance + reach) + kKvBlockTokens - 1;
+  row[at] = value;
+  for (std::size_t i = 1; i < kKvBlockTokens; ++i) {
+    if (distance == -reach) row[at - i] = value;
+    if (distance == reach) row[at + i] = value;
+  }
+}
+
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache) {
   KvLayerShape const& shape = cache.shape();
@@ -84,6 +103,8 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
            "q [" << q.rows << "," << q.cols << "], out [" << out.rows << "," << out.cols << "], " << shape.num_heads
                  << " heads over " << kv.num_kv_heads << " of " << kv.key_dim << " and " << kv.value_dim);
   EM_CHECK(shape.sinks.empty() || shape.sinks.size() == shape.num_heads, shape.sinks.size() << " sinks");
+  EM_CHECK(!shape.bias || shape.bias->num_heads() == shape.num_heads, shape.bias->num_heads() << " heads with biases");
+  EM_CHECK(places.last.empty() || places.last.size() == q.rows, places.last.size() << " last positions");
   EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
   if (q.rows == 0) return;
   std::size_t const pairs = q.rows * kv.num_kv_heads;
@@ -112,9 +133,13 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
               .key_stride = key_block_elements(kv),
               .value_stride = value_block_elements(kv),
               .first = first,
-              .last = position,
+              .last = places.last.empty() ? position : places.last[t],
               .scale = shape.scale,
               .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
+              .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
+              .bias_stride = shape.bias ? shape.bias->stride() : 0,
+              .bias_reach = shape.bias ? shape.bias->reach() : 0,
+              .query = position,
               .scratch = exec.scratch().attention_of(thread)});
     }
   });

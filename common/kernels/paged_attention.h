@@ -57,17 +57,38 @@ struct TokenPlaces {
   std::span<std::uint32_t const> sequences;      // [T] index into table_offsets
   std::span<std::uint32_t const> block_tables;   // concatenated
   std::span<std::uint32_t const> table_offsets;  // [B]
+  // [T] the last position that each token attends to, where that is not its own: in an encoder all look at its whole
+  // input, and so does a decoder that looks across. Empty: its own.
+  std::span<std::uint32_t const> last{};
 };
 
 // Stores k [T,G*DK] and v [T,G*DV] at the tokens' places. v has no columns where the values are in the keys.
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache);
 
+// A number for each head and distance, added to the scores: the distance is the key's position less the query's, held
+// within +-reach.
+class RelativeBias {
+ public:
+  RelativeBias(std::size_t num_heads, std::uint32_t reach);
+  [[nodiscard]] std::size_t num_heads() const { return values_.view().rows; }
+  [[nodiscard]] std::uint32_t reach() const { return reach_; }
+  void set(std::size_t head, std::int64_t distance, float value);
+  [[nodiscard]] std::size_t stride() const { return values_.view().cols; }  // numbers of a head
+  [[nodiscard]] float const* at_zero(std::size_t head) const;               // its number for distance 0
+  [[nodiscard]] std::size_t size_bytes() const { return values_.size_bytes(); }
+
+ private:
+  std::uint32_t reach_;
+  Matrix<float> values_;  // [Q][15 + 2 reach + 1 + 15]: the outermost ones again, so that a block is one vector
+};
+
 struct AttentionShape {
   std::size_t num_heads = 0;       // Q, a multiple of G; head h reads KV head h / (Q/G)
   float scale = 1.0F;              // multiplies q.k
-  AttentionSpan span{};            // token at p attends to span.first(p)…p
+  AttentionSpan span{};            // token at p attends to span.first(p)… its last
   std::span<float const> sinks{};  // [Q] logits of keys without a value, one in each head's softmax; or none
+  RelativeBias const* bias = nullptr;
 };
 
 // q: [T,Q*DK], out: [T,Q*DV]. The positions attended to are all written already. Online softmax over tiles aligned to

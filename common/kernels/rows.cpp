@@ -118,6 +118,7 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
     for (std::size_t t = begin; t < end; ++t) {
       std::memset(out.row(t), 0, out.cols * sizeof(float));
       for (std::size_t slot = t * experts_per_token; slot < (t + 1) * experts_per_token; ++slot) {
+        if (rows[slot] == nullptr) continue;
         if (wire == DType::f32)
           exec.table().axpy_f32(weights[slot], reinterpret_cast<float const*>(rows[slot]), out.cols, out.row(t));
         else

@@ -29,7 +29,7 @@ void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::
 // Rows of x rounded to `wire` (f32 or bf16), row t at out + t * H * size_of(wire).
 void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte* out);
 // out[t] = sum over k = 0…K-1 in this order of weights[t*K+k] * rows[t*K+k], each row H elements of `wire`; fp32, one
-// fused multiply-add a term, starting from 0. out: [T,H].
+// fused multiply-add a term, starting from 0; a null row adds nothing. out: [T,H].
 void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
              std::size_t experts_per_token, MatrixView<float> out);
 // Whether there is no infinity and no NaN among `count` numbers of `wire`.

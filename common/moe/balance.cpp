@@ -24,6 +24,7 @@ void BalanceStatistics::add(std::size_t moe_layer, RoutingView routing) {
                         << routing.weights.size() << " weights");
   LayerBalance& sums = layers_[moe_layer];
   for (std::size_t slot = 0; slot < routing.experts.size(); ++slot) {
+    if (routing.experts[slot] == kNoExpert) continue;
     sums.importance[routing.experts[slot]] += routing.weights[slot];
     if (routing.weights[slot] != 0) sums.load[routing.experts[slot]] += 1;
   }

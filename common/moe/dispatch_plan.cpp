@@ -32,6 +32,7 @@ void DispatchPlan::begin(RoutingView routing) {
 }
 
 void DispatchPlan::add(std::uint32_t slot, std::uint32_t expert, LayerPlacement const& placement) {
+  if (expert == kNoExpert) return;
   EM_CHECK(expert < placement.num_experts(), "expert " << expert << " of " << placement.num_experts());
   auto const token = static_cast<std::uint32_t>(slot / limits_.experts_per_token);
   auto const holders = placement.holders(expert);

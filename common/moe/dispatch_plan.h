@@ -27,7 +27,7 @@ class DispatchPlan {
   explicit DispatchPlan(Limits const& limits);
 
   // A token whose experts live on one worker travels there once. Of an expert's holders one is taken by the token's
-  // index, so that a batch is spread over them.
+  // index, so that a batch is spread over them. Slots without an expert go nowhere.
   void build(RoutingView routing, LayerPlacement const& placement);
   // Only these of the T*K slots, ascending.
   void build(RoutingView routing, LayerPlacement const& placement, std::span<std::uint32_t const> slots);

@@ -23,8 +23,8 @@ namespace expertmesh {
 constexpr std::uint32_t kDispatchMagic = 0x51444d45;  // "EMDQ"
 constexpr std::uint32_t kAnswerMagic = 0x52444d45;    // "EMDR"
 constexpr std::uint32_t kDispatchVersion = 1;
-constexpr std::uint32_t kDecoderStack = 0;
-constexpr std::uint32_t kRequestTag = 0;  // transport tag of every request; answers have their attempt's, never 0
+constexpr std::uint32_t kDecoderStack = 0;  // the only one: layers are numbered through all stacks of a model
+constexpr std::uint32_t kRequestTag = 0;    // transport tag of every request; answers have their attempt's, never 0
 
 // Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
@@ -39,7 +39,7 @@ struct ExchangeId {
   std::uint32_t worker_incarnation = 0;
   std::uint32_t placement_epoch = 0;
   std::uint32_t stack = kDecoderStack;
-  std::uint32_t layer = 0;  // index in the stack
+  std::uint32_t layer = 0;  // through all stacks
   std::uint32_t micro_batch = 0;
   std::uint32_t attempt = 0;  // tag of the answer; unique among the exchanges in flight
   std::uint32_t flags = 0;
@@ -164,7 +164,7 @@ struct WireError {
 std::string describe(WireError const& error);
 
 struct HeldLayer {
-  std::uint32_t layer = 0;      // index in the stack
+  std::uint32_t layer = 0;      // through all stacks
   std::size_t hidden = 0;       // H
   std::size_t num_experts = 0;  // held by the worker
 };

@@ -146,7 +146,11 @@ ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::pa
   runtime.max_num_seqs = std::ranges::max(options.batch_sizes);
   runtime.max_num_batched_tokens = std::max(options.prefill_tokens, runtime.max_num_seqs);
   std::size_t const tokens = options.input_len + options.output_len + 1;
-  std::size_t const max_position = read_model_spec(model_dir, {}).max_position;
+  ModelSpec const spec = read_model_spec(model_dir, {});
+  if (spec.encoder())
+    throw ModelError("config.json: field 'model_type': family '" + spec.family +
+                     "' has an encoder; bench engine measures models without one (bench serve takes both)");
+  std::size_t const max_position = spec.max_position;
   if (tokens > max_position)
     throw ModelError("--input-len " + std::to_string(options.input_len) + " and --output-len " +
                      std::to_string(options.output_len) + " are more than the " + std::to_string(max_position) +

@@ -73,14 +73,14 @@ std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t
 
 std::size_t StepCost::kv_bytes(std::size_t context) const {
   std::size_t elements = 0;
-  for (auto const& layer : spec_.stacks.front().layers)
+  for (auto const& layer : spec_.decoder().layers)
     elements += layer.attention.kv_elements() * tokens_seen(layer.attention.span, context);
   return elements * size_of(dtype_);
 }
 
 double StepCost::prompt_flops(std::size_t tokens) const {
   double flops = 2.0 * static_cast<double>(spec_.hidden * spec_.vocab);
-  for (auto const& layer : spec_.stacks.front().layers) {
+  for (auto const& layer : spec_.decoder().layers) {
     flops += 2.0 * static_cast<double>(tokens * active_weights(layer, spec_.hidden));
     std::size_t pairs = 0;  // of a query and a key
     for (std::size_t context = 1; context <= tokens; ++context) pairs += tokens_seen(layer.attention.span, context);

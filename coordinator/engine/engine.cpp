@@ -48,6 +48,7 @@ std::optional<ApiError> Engine::check(GenerateRequest const& request) const {
   std::size_t const prompt_length = request.prompt.size();
   std::size_t const max_length = prompt_length + request.max_tokens;
   EM_CHECK(prompt_length > 0, "an empty prompt must be refused before");
+  if (options_.decoder_start) return check_encoded(request);
   if (max_length > options_.max_model_len)
     return bad_request("this model's context is " + std::to_string(options_.max_model_len) +
                            " tokens, but the prompt has " + std::to_string(prompt_length) + " and max_tokens is " +
@@ -59,10 +60,32 @@ std::optional<ApiError> Engine::check(GenerateRequest const& request) const {
   return std::nullopt;
 }
 
+// Prompt and answer have a length each.
+std::optional<ApiError> Engine::check_encoded(GenerateRequest const& request) const {
+  if (request.prompt_logprobs)
+    return bad_request("the prompt goes to this model's encoder, which has no log-probabilities of it", "echo",
+                       "unsupported");
+  auto const too_long = [&](std::string const& what, std::size_t length, char const* param) {
+    return bad_request("this model takes " + std::to_string(options_.max_model_len) +
+                           " tokens of prompt and of answer, but " + what + " is " + std::to_string(length),
+                       param, "context_length_exceeded");
+  };
+  if (request.prompt.size() > options_.max_model_len)
+    return too_long("the prompt's length", request.prompt.size(), "prompt");
+  std::size_t const length = 1 + request.max_tokens;
+  if (length > options_.max_model_len || !scheduler_.fits_ever(length))
+    return too_long("max_tokens and the token that starts the answer", length, "max_tokens");
+  return std::nullopt;
+}
+
 std::unique_ptr<RequestState> Engine::make_state(Submission submission) const {
   auto state = std::make_unique<RequestState>();
   GenerateRequest& request = submission.request;
   Sequence& sequence = state->sequence;
+  if (options_.decoder_start) {
+    sequence.input = std::exchange(request.prompt, {options_.decoder_start->token});
+    if (!request.sampling.forced_first) request.sampling.forced_first = options_.decoder_start->forced_bos;
+  }
   sequence.prompt_length = request.prompt.size();
   sequence.max_length = sequence.prompt_length + request.max_tokens;
   sequence.tokens = std::move(request.prompt);
@@ -180,9 +203,9 @@ void Engine::take(Inbox inbox) {
 }
 
 // The step has no effect; who was not in it goes on.
-void Engine::fail_step(StepBatch const& batch, std::string const& reason) {
+void Engine::fail_step(std::span<Sequence* const> sequences, std::string const& reason) {
   std::vector<SequenceId> ids;
-  for (Sequence const* sequence : batch.sequences()) ids.push_back(sequence->id);
+  for (Sequence const* sequence : sequences) ids.push_back(sequence->id);
   spdlog::error("{} requests end with an error: {}", ids.size(), reason);
   for (SequenceId const id : ids) end(*requests_.at(id), &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
 }
@@ -218,11 +241,48 @@ void Engine::step() {
   StepBatch const& batch = scheduler_.schedule(prefill_budget_.tokens());
   metrics_.count_preemptions(scheduler_.num_preemptions() - preemptions);
   update_ledger();
-  if (batch.num_tokens() == 0) return;
+  EncoderBatch const& inputs = scheduler_.encoder_batch();
+  if (batch.num_tokens() == 0 && inputs.empty()) return;
   if (workers_asleep_) {
     experts_.wake();
     workers_asleep_ = false;
   }
+  auto const begin = Clock::now();
+  std::size_t const num_encoded = inputs.empty() ? 0 : encode(inputs);
+  std::size_t const num_decodes = batch.num_decodes();
+  if (batch.num_tokens() > 0 && !decode(batch)) return;
+  double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  if (num_decodes > 0) prefill_budget_.observe(num_encoded + batch.num_tokens() - num_decodes, seconds);
+  metrics_.observe_step(seconds, num_encoded + batch.num_tokens());
+  metrics_.set_kv_usage(scheduler_.kv_usage());
+  if (Clock::now() - balance_published_ > kBalanceInterval) publish_balance();
+  after_step_();
+}
+
+// Returns how many of the inputs' tokens, or as much work on all of them.
+std::size_t Engine::encode(EncoderBatch const& batch) {
+  auto const begin = Clock::now();
+  for (Sequence* sequence : batch.sequences()) count_start(*requests_.at(sequence->id), begin);
+  try {
+    auto const [all, tokens] = runner_.encode(batch);
+    metrics_.count_stages(runner_.stages());
+    if (!all) return tokens;
+    for (Sequence* sequence : batch.sequences()) {
+      RequestState& request = *requests_.at(sequence->id);
+      if (request.prompt_tokens_counted > 0) continue;  // before a preemption
+      request.prompt_tokens_counted = sequence->input.size();
+      metrics_.count_prompt_tokens(sequence->input.size());
+    }
+    scheduler_.complete_encoding();
+    return tokens;
+  } catch (ExpertsLost const& lost) {
+    fail_step(batch.sequences(), lost.what());
+    return 0;
+  }
+}
+
+// False if it failed.
+bool Engine::decode(StepBatch const& batch) {
   wishes_.clear();
   for (LogitRow const& row : batch.logit_rows()) {
     GenerateRequest const& request = requests_.at(batch.sequences()[row.sequence]->id)->request;
@@ -230,22 +290,16 @@ void Engine::step() {
                        .token_logprobs = request.logprobs,
                        .prompt_logprobs = request.prompt_logprobs});
   }
-  std::size_t const num_decodes = batch.num_decodes();
   auto const begin = Clock::now();
   for (Sequence* sequence : batch.sequences()) count_start(*requests_.at(sequence->id), begin);
   try {
     deliver(batch, runner_.run(batch, wishes_));
   } catch (ExpertsLost const& lost) {
-    fail_step(batch, lost.what());
-    return;
+    fail_step(batch.sequences(), lost.what());
+    return false;
   }
-  double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  if (num_decodes > 0) prefill_budget_.observe(batch.num_tokens() - num_decodes, seconds);
-  metrics_.observe_step(seconds, batch.num_tokens());
   metrics_.count_stages(runner_.stages());
-  metrics_.set_kv_usage(scheduler_.kv_usage());
-  if (Clock::now() - balance_published_ > kBalanceInterval) publish_balance();
-  after_step_();
+  return true;
 }
 
 void Engine::count_start(RequestState& request, Clock::time_point now) {
@@ -274,9 +328,10 @@ void Engine::record_routing(StepBatch const& batch, std::size_t sequence, Reques
   for (std::uint32_t row = batch.offsets()[sequence]; row < batch.offsets()[sequence + 1]; ++row) {
     if (batch.positions()[row] < request.routed_experts.size()) continue;  // known from before a preemption
     auto& token = request.routed_experts.emplace_back();
-    for (std::size_t m = 0; m < runner_.num_moe_layers(); ++m) {
+    for (std::size_t m = 0; m < runner_.num_routed_layers(); ++m) {
       auto const experts = runner_.routed(m, row);
-      token.emplace_back(experts.begin(), experts.end());
+      std::ranges::copy_if(experts, std::back_inserter(token.emplace_back()),
+                           [](std::uint32_t expert) { return expert != kNoExpert; });
     }
   }
 }
@@ -292,11 +347,12 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   auto const finish = [&](FinishReason reason, std::optional<TokenId> stop_token = std::nullopt) {
     metrics_.observe_request(std::chrono::duration<double>(now - request.submitted).count());
     end(request, &Metrics::Ledger::finished,
-        FinishEvent{.reason = reason,
-                    .stop_token = stop_token,
-                    .prompt_tokens = request.sequence.prompt_length,
-                    .completion_tokens = request.num_generated,
-                    .routed_experts = std::move(request.routed_experts)});
+        FinishEvent{
+            .reason = reason,
+            .stop_token = stop_token,
+            .prompt_tokens = options_.decoder_start ? request.sequence.input.size() : request.sequence.prompt_length,
+            .completion_tokens = request.num_generated,
+            .routed_experts = std::move(request.routed_experts)});
   };
   bool const first = request.num_generated == 0;
   if (first) {

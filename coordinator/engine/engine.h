@@ -21,13 +21,14 @@
 namespace expertmesh {
 
 struct EngineOptions {
-  std::size_t max_model_len = 0;                 // tokens of prompt and answer together
+  std::size_t max_model_len = 0;                 // tokens of prompt and answer; with an encoder of each
   std::size_t max_queued_requests = 0;           // waiting for admission; more are refused with 429
   std::chrono::milliseconds request_timeout{0};  // from submission to the last token; 0: none
   std::chrono::milliseconds queue_timeout{0};    // from submission to the first step; 0: none
   std::chrono::milliseconds step_budget{0};      // prompt chunks are cut to keep a step with decodes within; 0: not cut
   std::vector<TokenId> eos_ids;
-  std::chrono::milliseconds idle_after{20};  // workers are sent to sleep after this long without work
+  std::optional<DecoderStart> decoder_start{};  // with an encoder: prompts go to it, and answers begin with this
+  std::chrono::milliseconds idle_after{20};     // workers are sent to sleep after this long without work
 };
 
 class Engine final : public Generator {
@@ -58,12 +59,15 @@ class Engine final : public Generator {
   };
 
   [[nodiscard]] std::optional<ApiError> check(GenerateRequest const& request) const;
+  [[nodiscard]] std::optional<ApiError> check_encoded(GenerateRequest const& request) const;
   [[nodiscard]] std::unique_ptr<RequestState> make_state(Submission submission) const;
 
   void run();
   Inbox wait_for_work();
   void take(Inbox inbox);
   void step();
+  std::size_t encode(EncoderBatch const& batch);
+  bool decode(StepBatch const& batch);
   void deliver(StepBatch const& batch, std::span<RowResult const> results);
   void count_start(RequestState& request, Clock::time_point now);
   void record_routing(StepBatch const& batch, std::size_t sequence, RequestState& request) const;
@@ -72,7 +76,7 @@ class Engine final : public Generator {
   void end_late_requests();
   // Counts the request as `counter`, frees what it holds and, where there is one, sends its last event.
   void end(RequestState& request, Counter counter, std::optional<GenerateEvent> event);
-  void fail_step(StepBatch const& batch, std::string const& reason);
+  void fail_step(std::span<Sequence* const> sequences, std::string const& reason);
   void update_ledger();
   void publish_balance();
 

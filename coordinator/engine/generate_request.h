@@ -44,6 +44,8 @@ struct FinishEvent {
   std::size_t prompt_tokens = 0;
   std::size_t completion_tokens = 0;  // sampled tokens, an ending end-of-sequence token included
   // [tokens run through the model][MoE layers][K], empty if not asked for. Tokens: prompt, then all new but the last.
+  // With an encoder those of the decoder: its start, then all new but the last; and less than K experts where they had
+  // no room.
   std::vector<std::vector<std::vector<std::uint32_t>>> routed_experts;
 };
 struct ErrorEvent {

@@ -9,10 +9,12 @@ constexpr std::size_t kFrameBytes = std::size_t{16} << 10;  // two nested corout
 
 std::vector<std::uint32_t> moe_layers_of(ModelSpec const& spec) {
   std::vector<std::uint32_t> layers;
-  auto const& stack = spec.stacks.front().layers;
-  for (std::uint32_t l = 0; l < stack.size(); ++l)
-    if (std::holds_alternative<MoeFfnSpec>(stack[l].ffn)) layers.push_back(l);
+  for (auto const& layer : moe_layers(spec)) layers.push_back(layer.number);
   return layers;
+}
+
+std::uint32_t num_encoder_moe_layers(ModelSpec const& spec) {
+  return static_cast<std::uint32_t>(std::ranges::count(moe_layers(spec), StackKind::encoder, &NumberedLayer::stack));
 }
 
 }  // namespace
@@ -25,37 +27,77 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       kv_(kv),
       experts_(experts),
       moe_layers_(moe_layers_of(spec)),
+      first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
       sampler_(spec.vocab),
       eos_ids_(spec.eos_ids),
-      routed_(limits.record_routing ? moe_layers_.size() * limits.max_tokens * experts_per_token_ : 0) {
+      routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
+  if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
+}
+
+std::size_t StepRunner::activation_bytes() const {
+  Encoder const* const encoder = decoder_.encoder();
+  return activations_.size_bytes() + (encoder ? encoder->activation_bytes() : 0);
+}
+
+StepContext StepRunner::context() {
+  return {.exec = exec_,
+          .act = activations_,
+          .experts = experts_,
+          .balance = balance_,
+          .stages = stages_,
+          .tokens = 0,
+          .stack = StackKind::decoder,
+          .ids = {},
+          .positions = {},
+          .prompt_lengths = {},
+          .sequence_of = {},
+          .sequences = {},
+          .places = {},
+          .tap = tap_};
+}
+
+StepRunner::Encoded StepRunner::encode(EncoderBatch const& batch) {
+  stages_.begin();
+  encoder_run_->begin(batch, {.context = context(),
+                              .cache = kv_.encoder_layer(),
+                              .consumer = [this](MatrixView<float const> encoded, TokenPlaces const& places) {
+                                decoder_.write_cross(exec_, encoded, places, kv_, activations_);
+                              }});
+  while (encoder_run_->busy()) {
+    experts_.progress();
+    if (encoder_run_->busy()) pause_polling(limits_.pause);
+  }
+  bool const all = encoder_run_->end();
+  return {.all = all, .tokens = encoder_run_->tokens_done()};
 }
 
 void StepRunner::forward(StepBatch const& batch) {
   stages_.begin();
-  StepContext const step{.exec = exec_,
-                         .act = activations_,
-                         .experts = experts_,
-                         .balance = balance_,
-                         .stages = stages_,
-                         .tokens = batch.num_tokens(),
-                         .positions = batch.positions(),
-                         .prompt_lengths = batch.prompt_lengths(),
-                         .places = batch.places(),
-                         .routed = routed_.empty() ? nullptr : routed_.data(),
-                         .tap = tap_};
-  Task task = decoder_.forward(frames_, batch.ids(), step, kv_);
+  StepContext step = context();
+  step.tokens = batch.num_tokens();
+  step.ids = batch.ids();
+  step.positions = batch.positions();
+  step.prompt_lengths = batch.prompt_lengths();
+  step.sequence_of = batch.sequence_of();
+  step.sequences = batch.sequences();
+  step.places = batch.places();
+  step.routed = routed_.empty() ? nullptr : routed_.data();
+  step.first_routed = first_routed_;
+  Task task = decoder_.forward(frames_, step, kv_);
   task.start();
   while (!task.done()) {
     experts_.progress();
     if (!task.done()) pause_polling(limits_.pause);
   }
   task.rethrow();
+  for (Sequence* sequence : batch.sequences())
+    if (sequence) std::swap(sequence->expert_counts.so_far, sequence->expert_counts.next);
   last_tokens_ = batch.num_tokens();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/cores.h"
+#include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/sampling/sampler.h"
@@ -47,18 +48,29 @@ class StepRunner {
   // but on KV places that will be written again.
   std::span<RowResult const> run(StepBatch const& batch, std::span<RowWish const> wishes);
 
+  // Takes inputs through the encoder, as far as the batch's budget goes; the same batch goes on next time. Throws
+  // ExpertsLost; the batch has to begin anew then.
+  struct Encoded {
+    bool all = false;
+    std::size_t tokens = 0;  // of them, or as much work on all of them
+  };
+  Encoded encode(EncoderBatch const& batch);
+
   // Hears what the layers compute from now on; nullptr: nobody. It must outlive the steps.
   void set_tap(LayerTap* tap) { tap_ = tap; }
 
-  // Experts of row t of the last step in MoE layer m: [K]. Only with record_routing.
+  // Experts of row t of the last step in the decoder's MoE layer m: [K], kNoExpert where one had no room. Only with
+  // record_routing.
   [[nodiscard]] std::span<std::uint32_t const> routed(std::size_t moe_layer, std::size_t row) const;
-  [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }
-  [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // indices in the stack
+  [[nodiscard]] std::size_t num_routed_layers() const { return moe_layers_.size() - first_routed_; }
+  [[nodiscard]] std::size_t num_moe_layers() const { return moe_layers_.size(); }             // of all stacks
+  [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // through all stacks
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
-  [[nodiscard]] std::size_t activation_bytes() const { return activations_.size_bytes(); }
+  [[nodiscard]] std::size_t activation_bytes() const;
 
  private:
+  [[nodiscard]] StepContext context();
   void forward(StepBatch const& batch);
 
   StepRunnerLimits limits_;
@@ -67,11 +79,13 @@ class StepRunner {
   KvCache& kv_;
   Experts& experts_;
   std::vector<std::uint32_t> moe_layers_;
+  std::uint32_t first_routed_;  // of the decoder's, among them
   std::size_t experts_per_token_;
   Activations activations_;
   BalanceStatistics balance_;
   StageTimes stages_;
   FrameArena frames_;
+  std::optional<EncoderRun> encoder_run_;
   Sampler sampler_;
   std::vector<TokenId> const eos_ids_;
   LayerTap* tap_ = nullptr;

@@ -30,8 +30,8 @@ class Experts {
     std::uint32_t slot = 0;  // private to the implementation
   };
 
-  // Sends the rows of x [T,H] to the workers that hold routing's experts. layer: index in the stack. x and routing must
-  // stay unchanged until the exchange has been combined.
+  // Sends the rows of x [T,H] to the workers that hold routing's experts. layer: numbered through all stacks. x and
+  // routing must stay unchanged until the exchange has been combined.
   virtual Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) = 0;
 
   // `co_await experts.answered(exchange)`: suspends until every row is back; combine() is then done at once.

@@ -97,6 +97,9 @@ class RemoteExperts::Impl {
     slot.begin = Clock::now();
     to_wire(exec_, x, wire_, slot.wire_rows.data());
     ++num_exchanges_;
+    // Whoever gets a slot's row says where it lies; a slot without an expert keeps this.
+    std::fill_n(slot.answer_rows.begin(), routing.experts.size(), nullptr);
+    std::fill_n(slot.leg_of.begin(), routing.experts.size(), kNoLeg);
     plan_->build(routing, *layers_[layer_index].placement);
     send_plan(slot_index);
     return {.slot = slot_index};
@@ -307,7 +310,7 @@ class RemoteExperts::Impl {
       own_calls_.push_back(
           {.expert = entry.local_expert, .in = slot.wire_rows.data() + rows[entry.row] * row_bytes, .out = out});
       slot.answer_rows[entry.slot] = out;
-      slot.leg_of[entry.slot] = kOwnLeg;
+      slot.leg_of[entry.slot] = kNoLeg;
     }
     try {
       own_.run(slot.layer_index, own_calls_);
@@ -418,7 +421,7 @@ class RemoteExperts::Impl {
     ExchangeSlot& slot = slots_[slot_index];
     missing_.clear();
     for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
-      if (slot.leg_of[s] != kOwnLeg && slot.legs[slot.leg_of[s]].state == Leg::State::lost) missing_.push_back(s);
+      if (slot.leg_of[s] != kNoLeg && slot.legs[slot.leg_of[s]].state == Leg::State::lost) missing_.push_back(s);
     for (Leg& leg : slot.legs)
       if (leg.state == Leg::State::lost) leg.state = Leg::State::replaced;
     plan_->build(slot.routing, *layers_[slot.layer_index].placement, missing_);
@@ -445,7 +448,7 @@ class RemoteExperts::Impl {
         recovery.predicted_seconds * 1e3);
   }
 
-  static constexpr std::uint32_t kOwnLeg = ~std::uint32_t{0};
+  static constexpr std::uint32_t kNoLeg = ~std::uint32_t{0};
 
   RemoteExpertsLimits const limits_;
   Exec const& exec_;

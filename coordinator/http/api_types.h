@@ -15,6 +15,7 @@ namespace expertmesh {
 struct ApiModel {
   std::string name;               // as served
   std::size_t max_model_len = 0;  // tokens
+  bool has_encoder = false;       // prompts go to it: prompt and answer have that length each
   std::size_t vocab_size = 0;     // of the model: token ids must lie below
   std::size_t max_logprobs = 20;
   std::size_t max_choices = 256;       // answers of one request: prompts x best_of

@@ -139,12 +139,20 @@ class Run final : public std::enable_shared_from_this<Run> {
   }
 
   Result<GenerateRequest> generate_request(std::vector<TokenId> const& prompt) {
-    std::size_t const length = prompt.size();
+    if (context_.model.has_encoder && prompt.size() > context_.model.max_model_len)
+      return ApiError{.message = "this model takes prompts of " + std::to_string(context_.model.max_model_len) +
+                                 " tokens; this one has " + std::to_string(prompt.size()),
+                      .param = request_.chat ? "messages" : "prompt",
+                      .code = "context_length_exceeded",
+                      .retry_after_s = {}};
+    // What the answer shares its context with: the prompt, or the token that starts a decoder.
+    std::size_t const length = context_.model.has_encoder ? 1 : prompt.size();
     std::size_t const context = context_.model.max_model_len;
     std::size_t const least = request_.max_tokens == 0 ? 0 : 1;
     if (length + std::max(least, request_.max_tokens.value_or(1)) > context)
-      return ApiError{.message = "this model's context is " + std::to_string(context) + " tokens; the prompt has " +
-                                 std::to_string(length) +
+      return ApiError{.message = "this model's context is " + std::to_string(context) + " tokens; " +
+                                 (context_.model.has_encoder ? "its answers begin with one of their own"
+                                                             : "the prompt has " + std::to_string(length)) +
                                  (request_.max_tokens ? " and max_tokens is " + std::to_string(*request_.max_tokens)
                                                       : " and leaves no room for an answer"),
                       .param = length + least > context ? (request_.chat ? "messages" : "prompt") : "max_tokens",

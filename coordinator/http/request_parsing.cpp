@@ -117,6 +117,10 @@ void read_sampling(BodyReader& body, ApiModel const& model, ApiRequest& out) {
       refuse_field("stop_token_ids", "holds more than " + std::to_string(kMaxStops) + " token ids");
     s.stop_token_ids = read_ids(*ids, "stop_token_ids", model);
   }
+  if (auto const* id = body.find("forced_bos_token_id")) {
+    if (!model.has_encoder) refuse_field("forced_bos_token_id", "is for models with an encoder");
+    s.forced_first = token_id_of(*id, "forced_bos_token_id", model);
+  }
   read_logit_bias(body, model, s);
   read_seed(body, out);
 }
@@ -222,6 +226,8 @@ Result<ApiRequest> parse_completion(std::string const& text, ApiModel const& mod
     read_prompts(body, model, out);
     read_choices(body, model, out);
     out.echo = body.flag("echo").value_or(false);
+    if (out.echo && model.has_encoder)
+      refuse_field("echo", "the prompt goes to this model's encoder, not into its answer");
     if (body.find("logprobs")) out.logprobs = read_logprob_count(body, "logprobs", model);
     out.add_special_tokens = body.flag("add_special_tokens").value_or(true);
     if (auto const most = body.whole("max_tokens", 0, INT32_MAX)) out.max_tokens = static_cast<std::size_t>(*most);

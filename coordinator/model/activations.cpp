@@ -27,8 +27,11 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
   LayerMaxima m;
   for (auto const& stack : spec.stacks) {
     for (auto const& layer : stack.layers) {
-      auto const& a = layer.attention;
-      std::visit([&](auto const& p) { add(p, a.num_heads, m); }, a.projection);
+      auto const add_attention = [&](AttentionSpec const& a) {
+        std::visit([&](auto const& p) { add(p, a.num_heads, m); }, a.projection);
+      };
+      add_attention(layer.attention);
+      if (layer.cross) add_attention(layer.cross->attention);
       if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn)) {
         m.dense_intermediate = std::max(m.dense_intermediate, dense->intermediate);
       } else {

@@ -20,6 +20,7 @@ struct AttentionStep {
   TokenPlaces const& places;
   KvLayer& cache;
   Activations& act;
+  RelativeBias const* bias;  // or null
 };
 
 // Grouped-query attention (Ainslie et al. 2023) with its special cases, one key/value head for all or for each.
@@ -29,9 +30,16 @@ class GroupedAttention {
   // x: [T,H] -> out: [T,Q*D]
   void forward(AttentionStep const& step, AttentionSpec const& spec, std::span<float const> sinks,
                MatrixView<float const> x, MatrixView<float> out) const;
+  // Keys and values only.
+  void write(AttentionStep const& step, AttentionSpec const& spec, MatrixView<float const> x) const;
   [[nodiscard]] std::size_t size_bytes() const;
 
  private:
+  // [T,Q*D], [T,G*D], [T,G*D]; of act.qkv.
+  struct Projected {
+    MatrixView<float> q, k, v;
+  };
+  Projected project(AttentionStep const& step, AttentionSpec const& spec, MatrixView<float const> x) const;
   // Of queries or of keys.
   struct HeadNorm {
     QkNormSpec spec;
@@ -77,6 +85,9 @@ class Attention {
   // x: [T,H] normed input, out: [T,H]. Writes what the cache keeps of these tokens first, then attends.
   void forward(Exec const& exec, MatrixView<float const> x, RopeAngles const& angles, TokenPlaces const& places,
                KvLayer& cache, Activations& act, MatrixView<float> out) const;
+  // The first half of it: the cache's part of these tokens, for layers whose tokens look at later ones, too.
+  void write(Exec const& exec, MatrixView<float const> x, RopeAngles const& angles, TokenPlaces const& places,
+             KvLayer& cache, Activations& act) const;
   [[nodiscard]] AttentionSpec const& spec() const { return spec_; }
   [[nodiscard]] std::size_t size_bytes() const;
 
@@ -84,7 +95,28 @@ class Attention {
   AttentionSpec spec_;
   std::variant<GroupedAttention, LatentAttention> heads_;
   std::vector<float> sinks_;  // [Q] or empty
-  PackedLinear o_;            // [H,Q*D]
+  std::optional<RelativeBias> bias_;
+  PackedLinear o_;  // [H,Q*D]
+};
+
+// Attention of a decoder's tokens to the encoder's output, whose keys and values are computed once.
+class CrossAttention {
+ public:
+  CrossAttention(AttentionSpec const& spec, std::size_t hidden, WeightLoader const& loader);
+
+  // encoded: [T,H] of the encoder's output, at `places`.
+  void write(Exec const& exec, MatrixView<float const> encoded, TokenPlaces const& places, KvLayer& cache,
+             Activations& act) const;
+  // x: [T,H] normed input, out: [T,H].
+  void forward(Exec const& exec, MatrixView<float const> x, TokenPlaces const& places, KvLayer const& cache,
+               Activations& act, MatrixView<float> out) const;
+
+ private:
+  std::size_t num_heads_, num_kv_heads_, head_dim_;
+  float softmax_scale_;
+  PackedLinear q_;   // [Q*D,H]
+  PackedLinear kv_;  // [2G*D,H]
+  PackedLinear o_;   // [H,Q*D]
 };
 
 }  // namespace expertmesh

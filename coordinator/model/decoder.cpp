@@ -1,5 +1,6 @@
 #include "coordinator/model/decoder.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/kernels/linear.h"
@@ -8,17 +9,22 @@
 namespace expertmesh {
 
 Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
-    : hidden_(spec.hidden), embedding_multiplier_(spec.embedding_multiplier), logit_multiplier_(spec.logit_multiplier) {
-  WeightLoader const loader(source, options.weights, options.on_bytes_loaded);
-  StackSpec const& stack = spec.stacks.front();
-  embedding_ = loader.stored(spec.embedding, spec.vocab, spec.hidden);
-  std::uint32_t moe_index = 0;
-  for (auto const& layer : stack.layers) {
-    rope_of_layer_.push_back(rope_index(layer.attention.rope, options.max_tokens));
-    layers_.emplace_back(layer, static_cast<std::uint32_t>(layers_.size()), moe_index, hidden_, loader);
-    if (std::holds_alternative<MoeFfnSpec>(layer.ffn)) ++moe_index;
+    : Decoder(spec, WeightLoader(source, options.weights, options.on_bytes_loaded), options) {}
+
+Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
+    : hidden_(spec.hidden),
+      embedding_(spec, spec.decoder(), loader, options.max_tokens),
+      logit_multiplier_(spec.logit_multiplier) {
+  if (spec.encoder())
+    encoder_.emplace(
+        spec, loader,
+        EncoderLimits{.max_rows = std::max(options.max_input, options.max_tokens), .max_chunk = options.max_tokens});
+  for (NumberedLayer const& layer : all_layers(spec)) {
+    if (layer.stack != StackKind::decoder) continue;
+    rope_of_layer_.push_back(rope_index(layer.layer->attention.rope, options.max_tokens));
+    layers_.emplace_back(layer, hidden_, loader);
   }
-  final_norm_.emplace(stack.final_norm, hidden_, loader);
+  final_norm_.emplace(spec.decoder().final_norm, hidden_, loader);
   LinearPart head{.weight = {spec.lm_head.value_or(spec.embedding)}, .rows = spec.vocab};
   if (spec.lm_head_bias) head.bias = VectorSlice{*spec.lm_head_bias};
   lm_head_ = loader.linear({head}, hidden_);
@@ -31,16 +37,25 @@ std::size_t Decoder::rope_index(RopeSpec const& spec, std::size_t max_tokens) {
   return ropes_.size() - 1;
 }
 
-Task Decoder::forward(FrameArena& arena, std::span<TokenId const> ids, StepContext const& step, KvCache& kv) {
+Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
   MatrixView<float> const x = step.act.x.view().first_rows(step.tokens);  // [T,H]
-  embedding(step.exec, ids, embedding_.dtype, embedding_.bytes.data(), x);
-  if (embedding_multiplier_ != 1.0F) scale(step.exec, x, embedding_multiplier_);
+  embedding_.forward(step, x);
   if (step.tap) step.tap->hidden(0, x);
   for (auto& rope : ropes_) rope.compute(step.exec, step.positions, step.prompt_lengths);
   step.stages.end(Stage::embedding);
-  for (std::size_t l = 0; l < layers_.size(); ++l)
-    co_await layers_[l].forward(arena, step, ropes_[rope_of_layer_[l]].angles(), step.places[kv.group_of(l)],
-                                kv.layer(l));
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    LayerCache const cache{.places = step.places[kv.group_of(l)],
+                           .kv = kv.layer(l),
+                           .cross_places = encoder_ ? &step.places[kv.cross_group()] : nullptr,
+                           .cross = encoder_ ? &kv.cross(l) : nullptr};
+    co_await layers_[l].forward(arena, step, ropes_[rope_of_layer_[l]].angles(), cache);
+    if (step.tap) step.tap->hidden(l + 1, x);
+  }
+}
+
+void Decoder::write_cross(Exec const& exec, MatrixView<float const> encoded, TokenPlaces const& places, KvCache& kv,
+                          Activations& act) const {
+  for (std::size_t l = 0; l < layers_.size(); ++l) layers_[l].write_cross(exec, encoded, places, kv.cross(l), act);
 }
 
 MatrixView<float> Decoder::logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const {

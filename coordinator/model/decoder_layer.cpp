@@ -5,6 +5,7 @@
 #include "common/kernels/ffn_activation.h"
 #include "common/kernels/linear.h"
 #include "common/kernels/rows.h"
+#include "common/moe/capacity.h"
 #include "common/moe/router.h"
 
 namespace expertmesh {
@@ -67,26 +68,32 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
 
 namespace {
 
-std::variant<DenseFfn, Mixture> make_ffn(LayerSpec const& spec, std::uint32_t index, std::size_t hidden,
-                                         WeightLoader const& loader) {
-  if (auto const* dense = std::get_if<DenseFfnSpec>(&spec.ffn)) return DenseFfn(*dense, hidden, loader);
-  auto const& moe = std::get<MoeFfnSpec>(spec.ffn);
-  Mixture mixture{.router = Router(moe, index, hidden, loader), .shared = {}, .gate_on_input = moe.gate_on_input};
+std::variant<DenseFfn, Mixture> make_ffn(NumberedLayer const& layer, std::size_t hidden, WeightLoader const& loader) {
+  if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.layer->ffn)) return DenseFfn(*dense, hidden, loader);
+  auto const& moe = std::get<MoeFfnSpec>(layer.layer->ffn);
+  Mixture mixture{
+      .router = Router(moe, layer.number, hidden, loader), .shared = {}, .gate_on_input = moe.gate_on_input};
+  if (moe.capacity)
+    mixture.capacity = ExpertCapacity{
+        .tokens = *moe.capacity, .num_experts = moe.router.num_experts, .first_count = layer.first_count};
   if (moe.shared) mixture.shared.emplace(*moe.shared, hidden, loader);
   return mixture;
 }
 
 }  // namespace
 
-DecoderLayer::DecoderLayer(LayerSpec const& spec, std::uint32_t index, std::uint32_t moe_index, std::size_t hidden,
-                           WeightLoader const& loader)
-    : index_(index),
-      moe_index_(moe_index),
-      input_norm_(spec.input_norm, hidden, loader),
-      post_attention_norm_(spec.post_attention_norm, hidden, loader),
-      attention_(spec.attention, hidden, loader),
-      ffn_(make_ffn(spec, index, hidden, loader)),
-      residual_multiplier_(spec.residual_multiplier) {}
+DecoderLayer::DecoderLayer(NumberedLayer const& layer, std::size_t hidden, WeightLoader const& loader)
+    : number_(layer.number),
+      moe_index_(layer.moe_index),
+      input_norm_(layer.layer->input_norm, hidden, loader),
+      post_attention_norm_(layer.layer->post_attention_norm, hidden, loader),
+      attention_(layer.layer->attention, hidden, loader),
+      ffn_(make_ffn(layer, hidden, loader)),
+      residual_multiplier_(layer.layer->residual_multiplier) {
+  if (auto const& cross = layer.layer->cross)
+    cross_.emplace(CrossBlock{.norm = Norm(cross->norm, hidden, loader),
+                              .attention = CrossAttention(cross->attention, hidden, loader)});
+}
 
 // With the gate on the input each (token, slot) has a row of its own, and one expert with weight 1.
 DecoderLayer::ExpertRows DecoderLayer::rows_for_experts(StepContext const& step, MatrixView<float> normed,
@@ -106,16 +113,47 @@ void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> bl
   add(step.exec, step.act.x.view().first_rows(step.tokens), block_out);
 }
 
+// Tokens of a sequence come in order of position, whatever the steps: its counts go on from step to step, within an
+// encoder from part to part of its input.
+void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t k) const {
+  for (std::size_t t = 0; t < step.tokens; ++t) {
+    auto& [so_far, next] = step.sequences[step.sequence_of[t]]->expert_counts;
+    auto const counts = std::span(next).subspan(capacity.first_count, capacity.num_experts);
+    if (step.positions[t] == 0)
+      std::ranges::fill(counts, 0U);
+    else if (step.stack == StackKind::decoder && (t == 0 || step.sequence_of[t] != step.sequence_of[t - 1]))
+      std::ranges::copy(std::span(so_far).subspan(capacity.first_count, capacity.num_experts), counts.begin());
+    hold_capacity(capacity.tokens, step.act.experts.span().subspan(t * k, k),
+                  step.act.gate_weights.span().subspan(t * k, k), counts);
+  }
+}
+
+void DecoderLayer::write_keys(StepContext const& step, RopeAngles const& angles, LayerCache const& cache) const {
+  MatrixView<float> const normed = step.act.normed.view().first_rows(step.tokens);  // [T,H]
+  input_norm_.forward(step.exec, step.act.x.view().first_rows(step.tokens), normed);
+  attention_.write(step.exec, normed, angles, cache.places, cache.kv, step.act);
+}
+
+void DecoderLayer::write_cross(Exec const& exec, MatrixView<float const> encoded, TokenPlaces const& places,
+                               KvLayer& cache, Activations& act) const {
+  cross_->attention.write(exec, encoded, places, cache, act);
+}
+
 Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const& step, RopeAngles angles,
-                           TokenPlaces const& places, KvLayer& kv) const {
+                           LayerCache cache) const {
   Activations& act = step.act;
   MatrixView<float> const x = act.x.view().first_rows(step.tokens);                  // [T,H]
   MatrixView<float> const normed = act.normed.view().first_rows(step.tokens);        // [T,H]
   MatrixView<float> const block_out = act.block_out.view().first_rows(step.tokens);  // [T,H]
 
   input_norm_.forward(step.exec, x, normed);
-  attention_.forward(step.exec, normed, angles, places, kv, act, block_out);
+  attention_.forward(step.exec, normed, angles, cache.places, cache.kv, act, block_out);
   add_to_residual(step, block_out);
+  if (cross_) {
+    cross_->norm.forward(step.exec, x, normed);
+    cross_->attention.forward(step.exec, normed, *cache.cross_places, *cache.cross, act, block_out);
+    add_to_residual(step, block_out);
+  }
   step.stages.end(Stage::attention);
 
   post_attention_norm_.forward(step.exec, x, normed);
@@ -123,30 +161,30 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
     dense->forward(step.exec, normed, act, block_out);
     add_to_residual(step, block_out);
     step.stages.end(Stage::dense_ffn);
-    if (step.tap) step.tap->hidden(index_ + 1, x);
     co_return;
   }
 
-  auto const& [router, shared, gate_on_input] = std::get<Mixture>(ffn_);
+  auto const& [router, shared, gate_on_input, capacity] = std::get<Mixture>(ffn_);
   RoutingView const routing = router.forward(step.exec, normed, step.positions, act);
+  if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
-  auto const exchange = step.experts.dispatch(index_, rows.in, rows.routing);  // rows leave for their workers
+  auto const exchange = step.experts.dispatch(number_, rows.in, rows.routing);  // rows leave for their workers
   step.stages.end(Stage::dispatch);
   MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
   if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
   step.balance.add(moe_index_, routing);
-  if (step.routed) std::ranges::copy(routing.experts, step.routed + moe_index_ * routing.experts.size());
+  if (step.routed)
+    std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
   step.stages.end(Stage::shared_expert);
   co_await step.experts.answered(exchange);
   step.stages.end(Stage::experts);
   co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
   if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
-  if (step.tap) step.tap->moe_output(index_, block_out, shared ? shared_out : MatrixView<float>{});
+  if (step.tap) step.tap->moe_output(number_, block_out, shared ? shared_out : MatrixView<float>{});
   if (shared) add(step.exec, block_out, shared_out);
   add_to_residual(step, block_out);
   step.stages.end(Stage::combine);
-  if (step.tap) step.tap->hidden(index_ + 1, x);
 }
 
 }  // namespace expertmesh

@@ -1,4 +1,4 @@
-// One transformer block, as the papers draw it.
+// One transformer block, as the papers draw it: of a decoder, or of an encoder, whose tokens also look at later ones.
 #pragma once
 #include <optional>
 #include <variant>
@@ -11,6 +11,7 @@
 #include "coordinator/model/attention.h"
 #include "coordinator/model/norm.h"
 #include "coordinator/model/stage_times.h"
+#include "coordinator/scheduler/sequence.h"
 
 namespace expertmesh {
 
@@ -18,10 +19,12 @@ namespace expertmesh {
 class LayerTap {
  public:
   virtual ~LayerTap() = default;
-  // x: [T,H] the residual stream after a layer; index 0 is the embedding, l + 1 what layer l leaves.
+  // x: [T,H] the decoder's residual stream after a layer; index 0 is the embedding, l + 1 what its layer l leaves.
   virtual void hidden(std::size_t index, MatrixView<float const> x) = 0;
-  // What the mixture of this layer adds, before any residual multiplier. routed, shared: [T,H]; shared is empty where
-  // there is no shared expert.
+  // x: [R,H] behind the encoder's final norm, of rows from `begin` on.
+  virtual void encoder_output(std::size_t /*begin*/, MatrixView<float const> /*x*/) {}
+  // What the mixture of this layer, numbered through all stacks, adds before any residual multiplier. routed, shared:
+  // [T,H]; shared is empty where there is no shared expert.
   virtual void moe_output(std::size_t layer, MatrixView<float const> routed, MatrixView<float const> shared) = 0;
 };
 
@@ -33,10 +36,15 @@ struct StepContext {
   BalanceStatistics& balance;
   StageTimes& stages;
   std::size_t tokens;                             // T
+  StackKind stack;                                // that runs
+  std::span<TokenId const> ids;                   // [T]
   std::span<std::uint32_t const> positions;       // [T]
   std::span<std::uint32_t const> prompt_lengths;  // [T] of each token's sequence, in tokens
-  std::vector<TokenPlaces> const& places;         // one per KV group
-  std::uint32_t* routed = nullptr;                // [MoE layers][T][K] of this step's choices, where asked for
+  std::span<std::uint32_t const> sequence_of;     // [T] index into sequences
+  std::span<Sequence* const> sequences;           // [B] whose expert counts the layers keep
+  std::span<TokenPlaces const> places;            // of the stack: one per KV group, or the encoder's one
+  std::uint32_t* routed = nullptr;                // [MoE layers of the decoder][T][K] experts, where asked for
+  std::uint32_t first_routed = 0;                 // MoE layers before the decoder's
   LayerTap* tap = nullptr;
 };
 
@@ -79,22 +87,40 @@ class Router {
   std::optional<PackedLinear> noise_;  // [E,H] fp32, only with noise on
 };
 
+// Who of a sequence gets to experts that take so many of its tokens and no more.
+struct ExpertCapacity {
+  std::size_t tokens = 0;
+  std::size_t num_experts = 0;
+  std::size_t first_count = 0;  // among the sequence's expert counts
+};
+
 // A layer's mixture: who routes, and what is not routed.
 struct Mixture {
   Router router;
   std::optional<SharedExpert> shared;
   bool gate_on_input = false;
+  std::optional<ExpertCapacity> capacity{};
+};
+
+// Where a layer finds keys and values.
+struct LayerCache {
+  TokenPlaces const& places;
+  KvLayer& kv;
+  TokenPlaces const* cross_places = nullptr;  // of the encoder's output, in decoders that have one
+  KvLayer const* cross = nullptr;
 };
 
 class DecoderLayer {
  public:
-  // index: in the stack. moe_index: among the MoE layers, if this is one.
-  DecoderLayer(LayerSpec const& spec, std::uint32_t index, std::uint32_t moe_index, std::size_t hidden,
-               WeightLoader const& loader);
+  DecoderLayer(NumberedLayer const& layer, std::size_t hidden, WeightLoader const& loader);
 
-  // act.x: [T,H] residual stream, updated in place. kv: this layer's cache; angles: of its RoPE.
-  Task forward(FrameArena& arena, StepContext const& step, RopeAngles angles, TokenPlaces const& places,
-               KvLayer& kv) const;
+  // act.x: [T,H] residual stream, updated in place. angles: of its RoPE.
+  Task forward(FrameArena& arena, StepContext const& step, RopeAngles angles, LayerCache cache) const;
+  // In an encoder, before forward() of any token: the cache's part of these, from x [T,H].
+  void write_keys(StepContext const& step, RopeAngles const& angles, LayerCache const& cache) const;
+  // encoded: [R,H] of the encoder's output -> what the cross-attention keeps of it.
+  void write_cross(Exec const& exec, MatrixView<float const> encoded, TokenPlaces const& places, KvLayer& cache,
+                   Activations& act) const;
 
  private:
   // What goes to the experts, and what comes back of them.
@@ -106,12 +132,18 @@ class DecoderLayer {
   ExpertRows rows_for_experts(StepContext const& step, MatrixView<float> normed, RoutingView routing,
                               MatrixView<float> block_out) const;
   void add_to_residual(StepContext const& step, MatrixView<float> block_out) const;
+  void hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t experts_per_token) const;
 
-  std::uint32_t index_;
+  struct CrossBlock {
+    Norm norm;
+    CrossAttention attention;
+  };
+  std::uint32_t number_;
   std::uint32_t moe_index_;
   Norm input_norm_;
   Norm post_attention_norm_;
   Attention attention_;
+  std::optional<CrossBlock> cross_;
   std::variant<DenseFfn, Mixture> ffn_;
   float residual_multiplier_;
 };

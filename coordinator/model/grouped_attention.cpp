@@ -39,8 +39,8 @@ void GroupedAttention::normalise(Exec const& exec, bool after_rope, MatrixView<f
   apply(k_norm_, k, num_kv_heads_);
 }
 
-void GroupedAttention::forward(AttentionStep const& step, AttentionSpec const& spec, std::span<float const> sinks,
-                               MatrixView<float const> x, MatrixView<float> out) const {
+GroupedAttention::Projected GroupedAttention::project(AttentionStep const& step, AttentionSpec const& spec,
+                                                      MatrixView<float const> x) const {
   Exec const& exec = step.exec;
   std::size_t const q_columns = spec.num_heads * head_dim_;
   std::size_t const kv_columns = num_kv_heads_ * head_dim_;
@@ -60,10 +60,22 @@ void GroupedAttention::forward(AttentionStep const& step, AttentionSpec const& s
   }
   normalise(exec, true, q, spec.num_heads, k);
   if (spec.temperature) apply_temperature(exec, *spec.temperature, step.places.positions, q);
+  return {q, k, v};
+}
 
-  kv_write(exec, k, v, step.places, step.cache);
-  paged_attention(exec, q, step.places, step.cache,
-                  {.num_heads = spec.num_heads, .scale = spec.softmax_scale, .span = spec.span, .sinks = sinks}, out);
+void GroupedAttention::forward(AttentionStep const& step, AttentionSpec const& spec, std::span<float const> sinks,
+                               MatrixView<float const> x, MatrixView<float> out) const {
+  auto const [q, k, v] = project(step, spec, x);
+  kv_write(step.exec, k, v, step.places, step.cache);
+  paged_attention(
+      step.exec, q, step.places, step.cache,
+      {.num_heads = spec.num_heads, .scale = spec.softmax_scale, .span = spec.span, .sinks = sinks, .bias = step.bias},
+      out);
+}
+
+void GroupedAttention::write(AttentionStep const& step, AttentionSpec const& spec, MatrixView<float const> x) const {
+  auto const [q, k, v] = project(step, spec, x);
+  kv_write(step.exec, k, v, step.places, step.cache);
 }
 
 std::size_t GroupedAttention::size_bytes() const {

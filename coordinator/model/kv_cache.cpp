@@ -37,7 +37,7 @@ KvCacheKind kind_of(SpanKind span) {
 
 std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
   std::vector<KvCacheSpec> groups;
-  auto const& layers = spec.stacks.front().layers;
+  auto const& layers = spec.decoder().layers;
   for (std::uint32_t l = 0; l < layers.size(); ++l) {
     AttentionSpec const& a = layers[l].attention;
     KvCacheKind const kind = kind_of(a.span.kind);
@@ -51,17 +51,33 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
     group->bytes_per_block += KvLayer::bytes_per_block(shape_of(a, dtype, 1));
     group->layers.push_back(l);
   }
+  if (!spec.encoder()) return groups;
+  KvCacheSpec cross{.kind = KvCacheKind::cross, .block_tokens = kKvBlockTokens, .dtype = dtype, .layers = {}};
+  cross.bytes_per_block = KvLayer::bytes_per_block(shape_of(spec.encoder()->layers.front().attention, dtype, 1));
+  for (std::uint32_t l = 0; l < layers.size(); ++l) {
+    cross.bytes_per_block += KvLayer::bytes_per_block(shape_of(layers[l].cross.value().attention, dtype, 1));
+    cross.layers.push_back(l);
+  }
+  groups.push_back(std::move(cross));
   return groups;
 }
 
 KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups,
                  std::vector<std::size_t> const& blocks) {
-  auto const& layers = spec.stacks.front().layers;
+  auto const& layers = spec.decoder().layers;
   group_of_.resize(layers.size());
   for (std::size_t g = 0; g < groups.size(); ++g)
-    for (std::uint32_t l : groups[g].layers) group_of_[l] = g;
+    if (groups[g].kind != KvCacheKind::cross)
+      for (std::uint32_t l : groups[g].layers) group_of_[l] = g;
   for (std::size_t l = 0; l < layers.size(); ++l)
     layers_.emplace_back(shape_of(layers[l].attention, groups[group_of_[l]].dtype, blocks[group_of_[l]]));
+  if (!spec.encoder()) return;
+  cross_group_ = groups.size() - 1;
+  auto const add = [&](std::vector<KvLayer>& list, AttentionSpec const& a) {
+    list.emplace_back(shape_of(a, groups[cross_group_].dtype, blocks[cross_group_]));
+  };
+  for (auto const& layer : layers) add(cross_, layer.cross.value().attention);
+  add(encoder_, spec.encoder()->layers.front().attention);
 }
 
 }  // namespace expertmesh

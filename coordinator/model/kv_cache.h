@@ -9,7 +9,9 @@
 
 namespace expertmesh {
 
-// Layers with the same attention span share one group, hence one block table. Order: first layer first.
+// Layers of the decoder with the same attention span share one group, hence one block table. Order: first layer first.
+// With an encoder the last group holds what its output is to every layer's cross-attention, and the keys and values of
+// the encoder layer under way.
 std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype);
 
 class KvCache {
@@ -18,10 +20,17 @@ class KvCache {
   KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks);
   KvLayer& layer(std::size_t index) { return layers_[index]; }
   [[nodiscard]] std::size_t group_of(std::size_t layer) const { return group_of_[layer]; }
+  // With an encoder.
+  KvLayer& cross(std::size_t layer) { return cross_[layer]; }
+  [[nodiscard]] std::size_t cross_group() const { return cross_group_; }
+  KvLayer& encoder_layer() { return encoder_.front(); }  // one after the other
 
  private:
   std::vector<KvLayer> layers_;
   std::vector<std::size_t> group_of_;
+  std::vector<KvLayer> cross_;    // [layers], or empty
+  std::vector<KvLayer> encoder_;  // one, or empty
+  std::size_t cross_group_ = 0;
 };
 
 }  // namespace expertmesh

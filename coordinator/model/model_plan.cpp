@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <map>
 
 #include "common/base/error.h"
@@ -46,13 +47,18 @@ std::size_t projection_bytes(LatentProjection const& p, std::size_t num_heads, s
          num_heads * (packed_bytes(weights, p.kv_rank, p.nope_dim) + packed_bytes(weights, p.value_dim, p.kv_rank));
 }
 
-// What the decoder keeps of a layer, the routed experts left out.
+std::size_t attention_bytes(AttentionSpec const& a, std::size_t hidden, WeightFormat weights) {
+  return std::visit([&](auto const& p) { return projection_bytes(p, a.num_heads, hidden, weights); }, a.projection) +
+         packed_bytes(weights, hidden, a.num_heads * a.value_dim()) + (a.o.bias ? hidden * sizeof(float) : 0);
+}
+
+// What the coordinator keeps of a layer, the routed experts left out.
 std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
-  AttentionSpec const& a = layer.attention;
-  std::size_t const attention =
-      std::visit([&](auto const& p) { return projection_bytes(p, a.num_heads, hidden, weights); }, a.projection) +
-      packed_bytes(weights, hidden, a.num_heads * a.value_dim()) + (a.o.bias ? hidden * sizeof(float) : 0) +
-      norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
+  std::size_t const cross =
+      layer.cross ? attention_bytes(layer.cross->attention, hidden, weights) + norm_bytes(layer.cross->norm, hidden)
+                  : 0;
+  std::size_t const attention = attention_bytes(layer.attention, hidden, weights) + cross +
+                                norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
   if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
     return attention + packed_ffn_bytes(weights, dense->tensors, {hidden, dense->intermediate});
   auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
@@ -85,14 +91,19 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   ModelPlan plan;
   plan.parameters = num_parameters(spec);
   plan.worker_bytes.resize(num_workers);
-  plan.embedding_bytes = spec.vocab * spec.hidden * size_of(spec.stored_dtype);
+  // Without one of its own a stack looks up the same table.
+  std::size_t const own_tables = static_cast<std::size_t>(
+      std::ranges::count_if(spec.stacks, [](StackSpec const& stack) { return stack.embedding.has_value(); }));
+  plan.embedding_bytes = std::max<std::size_t>(own_tables, 1) * spec.vocab * spec.hidden * size_of(spec.stored_dtype);
   plan.coordinator_bytes = plan.embedding_bytes + packed_bytes(weights, spec.vocab, spec.hidden);
   std::size_t routed_active = 0;
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
       plan.coordinator_bytes += coordinator_bytes_of(layer, spec.hidden, weights);
-      plan.kv_bytes_per_token += layer.attention.kv_elements() * size_of(kv_dtype);
+      if (stack.kind == StackKind::decoder)
+        plan.kv_bytes_per_token += layer.attention.kv_elements() * size_of(kv_dtype);
+      if (layer.cross) plan.cross_kv_bytes_per_token += layer.cross->attention.kv_elements() * size_of(kv_dtype);
       auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
       if (!moe) continue;
       FfnTensors const& expert = moe->experts.front();
@@ -147,19 +158,23 @@ std::string spans_text(std::vector<LayerSpec> const& layers) {
 }
 
 void describe_layers(ModelSpec const& spec, Lines& lines) {
-  auto const& layers = spec.stacks.front().layers;
+  auto const& layers = spec.decoder().layers;
   MoeFfnSpec const* moe = nullptr;  // families here have one kind of mixture
-  std::size_t moe_layers = 0;
-  for (auto const& layer : layers)
-    if (auto const* m = std::get_if<MoeFfnSpec>(&layer.ffn)) {
-      moe = m;
-      ++moe_layers;
-    }
-  lines.add("layers",
-            fmt::format("{} ({} with experts, {} dense)", layers.size(), moe_layers, layers.size() - moe_layers));
+  for (auto const& stack : spec.stacks) {
+    std::size_t moe_layers = 0;
+    for (auto const& layer : stack.layers)
+      if (auto const* m = std::get_if<MoeFfnSpec>(&layer.ffn)) {
+        moe = m;
+        ++moe_layers;
+      }
+    lines.add(stack.kind == StackKind::encoder ? "encoder layers" : "layers",
+              fmt::format("{} ({} with experts, {} dense)", stack.layers.size(), moe_layers,
+                          stack.layers.size() - moe_layers));
+  }
   if (moe)
     lines.add("experts", fmt::format("{} a layer, {} for each token, FFN {}", moe->router.num_experts,
                                      moe->router.experts_per_token, moe->intermediate));
+  if (moe && moe->capacity) lines.add("expert capacity", fmt::format("{} tokens of a sequence", *moe->capacity));
   if (moe && moe->shared)
     lines.add("shared expert", fmt::format("FFN {}, for every token", moe->shared->ffn.intermediate));
   lines.add("attention", attention_text(layers.front().attention));
@@ -172,7 +187,8 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("family", spec.family);
   describe_layers(spec, lines);
   lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
-  lines.add("context", fmt::format("{} tokens", spec.max_position));
+  lines.add("context", fmt::format("{} tokens{}{}", spec.max_position, spec.encoder() ? " of prompt and of answer" : "",
+                                   spec.goes_beyond_max_position ? " unless --max-model-len says more" : ""));
   lines.add("parameters", fmt::format("{} in all, {} active", parameters_text(plan.parameters),
                                       parameters_text(plan.active_parameters)));
   lines.add("stored as", std::string(name_of(spec.stored_dtype)));
@@ -180,7 +196,10 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
-  lines.add("KV cache", fmt::format("{} bytes a token", plan.kv_bytes_per_token));
+  lines.add("KV cache",
+            fmt::format(
+                "{} bytes a token{}", plan.kv_bytes_per_token,
+                spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : ""));
 }
 
 // spec: none if config.json was refused; the files are checked for themselves then.

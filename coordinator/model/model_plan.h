@@ -20,6 +20,7 @@ struct ModelPlan {
   std::vector<std::size_t>
       worker_bytes;  // [N] packed experts of each worker; N = 1 is also what the coordinator holds itself
   std::size_t kv_bytes_per_token = 0;
+  std::size_t cross_kv_bytes_per_token = 0;  // of an encoder's input
 };
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers);
 

@@ -38,6 +38,10 @@ class TensorList {
     if (norm && norm->weight)
       vector(VectorSlice{*norm->weight}, norm->scope == QkNormScope::head ? head_dim : heads * head_dim);
   }
+  // The same tensor in several layers is one.
+  void shared_matrix(std::string const& name, std::size_t n, std::size_t k) {
+    if (!names_.contains(name)) matrix(WeightSlice{name}, n, k);
+  }
   void ffn(FfnTensors const& f, std::size_t hidden, std::size_t intermediate) {
     if (f.gate) matrix(*f.gate, intermediate, hidden);
     matrix(f.up, intermediate, hidden);
@@ -94,20 +98,29 @@ void add_ffn(DenseFfnSpec const& dense, std::size_t hidden, TensorList& out) {
   out.ffn(dense.tensors, hidden, dense.intermediate);
 }
 
+void add_attention(AttentionSpec const& a, std::size_t hidden, TensorList& out) {
+  std::visit([&](auto const& p) { add_projection(p, a.num_heads, hidden, out); }, a.projection);
+  out.linear(a.o, hidden, a.num_heads * a.value_dim());
+  if (a.sinks) out.vector(VectorSlice{*a.sinks}, a.num_heads);
+  if (a.relative_bias) out.shared_matrix(a.relative_bias->weight, a.relative_bias->buckets, a.num_heads);
+}
+
 TensorList list_tensors(ModelSpec const& spec) {
   TensorList out;
-  out.matrix(WeightSlice{spec.embedding}, spec.vocab, spec.hidden);
+  for (auto const& stack : spec.stacks)
+    out.shared_matrix(stack.embedding.value_or(spec.embedding), spec.vocab, spec.hidden);
   if (spec.lm_head) out.matrix(WeightSlice{*spec.lm_head}, spec.vocab, spec.hidden);
   if (spec.lm_head_bias) out.vector(VectorSlice{*spec.lm_head_bias}, spec.vocab);
   for (auto const& stack : spec.stacks) {
     out.norm(stack.final_norm, spec.hidden);
     for (auto const& layer : stack.layers) {
-      AttentionSpec const& a = layer.attention;
       out.norm(layer.input_norm, spec.hidden);
       out.norm(layer.post_attention_norm, spec.hidden);
-      std::visit([&](auto const& p) { add_projection(p, a.num_heads, spec.hidden, out); }, a.projection);
-      out.linear(a.o, spec.hidden, a.num_heads * a.value_dim());
-      if (a.sinks) out.vector(VectorSlice{*a.sinks}, a.num_heads);
+      add_attention(layer.attention, spec.hidden, out);
+      if (layer.cross) {
+        out.norm(layer.cross->norm, spec.hidden);
+        add_attention(layer.cross->attention, spec.hidden, out);
+      }
       std::visit([&](auto const& ffn) { add_ffn(ffn, spec.hidden, out); }, layer.ffn);
     }
   }
@@ -143,13 +156,21 @@ void read_generation_config(std::filesystem::path const& file, ModelSpec& spec) 
     spec.default_top_p = static_cast<float>(config.number_or("top_p", 1));
     if (!(*spec.default_top_p > 0 && *spec.default_top_p <= 1)) config.refuse("top_p", "must be above 0 and at most 1");
   }
+  if (spec.decoder_start) {
+    auto const token = [&](std::string_view field) {
+      std::size_t const id = config.index(field);
+      if (id >= spec.vocab) config.refuse(field, std::to_string(id) + " is not in the vocabulary");
+      return static_cast<TokenId>(id);
+    };
+    if (config.has("decoder_start_token_id")) spec.decoder_start->token = token("decoder_start_token_id");
+    if (config.has("forced_bos_token_id")) spec.decoder_start->forced_bos = token("forced_bos_token_id");
+  }
   // Anything else there is a wish for how to sample, not a fact about the model.
 }
 
 bool has_router_noise(ModelSpec const& spec) {
-  return std::ranges::any_of(spec.stacks.front().layers, [](LayerSpec const& layer) {
-    auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
-    return moe && moe->router.noise;
+  return std::ranges::any_of(moe_layers(spec), [](NumberedLayer const& l) {
+    return std::get<MoeFfnSpec>(l.layer->ffn).router.noise.has_value();
   });
 }
 
@@ -166,11 +187,44 @@ std::size_t AttentionSpec::kv_elements() const {
   return 2 * grouped.num_kv_heads * grouped.head_dim;
 }
 
+std::vector<NumberedLayer> all_layers(ModelSpec const& spec) {
+  std::vector<NumberedLayer> layers;
+  std::uint32_t moe_index = 0;
+  std::size_t first_count = 0;
+  for (auto const& stack : spec.stacks)
+    for (auto const& layer : stack.layers) {
+      layers.push_back({.layer = &layer,
+                        .stack = stack.kind,
+                        .number = static_cast<std::uint32_t>(layers.size()),
+                        .moe_index = moe_index,
+                        .first_count = first_count});
+      auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
+      if (moe) ++moe_index;
+      if (moe && moe->capacity) first_count += moe->router.num_experts;
+    }
+  return layers;
+}
+
+std::vector<NumberedLayer> moe_layers(ModelSpec const& spec) {
+  auto layers = all_layers(spec);
+  std::erase_if(layers, [](NumberedLayer const& l) { return !std::holds_alternative<MoeFfnSpec>(l.layer->ffn); });
+  return layers;
+}
+
+std::size_t num_expert_counts(ModelSpec const& spec) {
+  std::size_t count = 0;
+  for (auto const& numbered : moe_layers(spec))
+    if (auto const& moe = std::get<MoeFfnSpec>(numbered.layer->ffn); moe.capacity) count += moe.router.num_experts;
+  return count;
+}
+
 ExpectedTensors expected_tensors(ModelSpec const& spec) {
   ExpectedTensors out{.required = list_tensors(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
   if (!spec.lm_head)
     out.optional.push_back({"lm_head.weight", {spec.vocab, spec.hidden}});  // a stored copy of the tied embedding
-  auto const& layers = spec.stacks.front().layers;
+  for (auto const& name : spec.embedding_copies) out.optional.push_back({name, {spec.vocab, spec.hidden}});
+  if (spec.encoder()) return out;
+  auto const& layers = spec.decoder().layers;
   for (std::size_t l = 0; l < layers.size(); ++l)
     out.optional.push_back({"model.layers." + std::to_string(l) + ".self_attn.rotary_emb.inv_freq",
                             {layers[l].attention.rope.rotary_dim / 2}});
@@ -183,27 +237,27 @@ std::size_t num_parameters(ModelSpec const& spec) {
 
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire) {
   ExpertModelSpec out{.layers = {}, .weights = weights, .wire = wire};
-  auto const& layers = spec.stacks.front().layers;
-  for (std::size_t l = 0; l < layers.size(); ++l)
-    if (auto const* moe = std::get_if<MoeFfnSpec>(&layers[l].ffn))
-      out.layers.push_back({.layer = static_cast<std::uint32_t>(l),
-                            .hidden = spec.hidden,
-                            .intermediate = moe->intermediate,
-                            .activation = moe->activation,
-                            .experts = moe->experts});
+  for (auto const& numbered : moe_layers(spec)) {
+    auto const& moe = std::get<MoeFfnSpec>(numbered.layer->ffn);
+    out.layers.push_back({.layer = numbered.number,
+                          .hidden = spec.hidden,
+                          .intermediate = moe.intermediate,
+                          .activation = moe.activation,
+                          .experts = moe.experts});
+  }
   return out;
 }
 
 ExchangeShape exchange_shape(ModelSpec const& spec, std::size_t tokens) {
   ExchangeShape shape{.rows = tokens, .experts_per_row = 1};
-  for (auto const& layer : spec.stacks.front().layers)
-    if (auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn)) {
-      std::size_t const k = moe->router.experts_per_token;
-      if (moe->gate_on_input)
-        shape.rows = std::max(shape.rows, tokens * k);
-      else
-        shape.experts_per_row = std::max(shape.experts_per_row, k);
-    }
+  for (auto const& numbered : moe_layers(spec)) {
+    auto const& moe = std::get<MoeFfnSpec>(numbered.layer->ffn);
+    std::size_t const k = moe.router.experts_per_token;
+    if (moe.gate_on_input)
+      shape.rows = std::max(shape.rows, tokens * k);
+    else
+      shape.experts_per_row = std::max(shape.experts_per_row, k);
+  }
   return shape;
 }
 
@@ -219,7 +273,7 @@ ModelSpec read_model_spec(std::filesystem::path const& model_dir, ModelOptions c
       config.refuse("model_type", "family '" + type + "' has no router noise to turn on (--router-noise)");
     spec.family = type;
     spec.stored_dtype = read_stored_dtype(config);
-    spec.eos_ids = read_eos_ids(config, spec.vocab);
+    if (config.has("eos_token_id") || !spec.encoder()) spec.eos_ids = read_eos_ids(config, spec.vocab);
     config.finish();
     auto const generation = model_dir / "generation_config.json";
     if (std::filesystem::exists(generation, error)) read_generation_config(generation, spec);

@@ -105,6 +105,15 @@ struct TemperatureTuning {
   double scale = 0.1;
 };
 
+// Learned numbers added to the scores by distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1): near distances
+// have a bucket each, farther ones share them in logarithmic steps, those from max_distance on the last.
+struct RelativeBiasSpec {
+  std::string weight;            // [buckets,Q]
+  std::size_t buckets = 0;       // with bidirectional half of them for keys before the query or at it, half for later
+  std::size_t max_distance = 0;  // more than the distances that have a bucket each
+  bool bidirectional = false;    // else there are no keys after the query
+};
+
 struct AttentionSpec {
   std::size_t num_heads = 0;  // Q
   float softmax_scale = 0;    // multiplies q.k
@@ -114,6 +123,7 @@ struct AttentionSpec {
   LinearSpec o;                        // [H,Q*D]
   std::optional<std::string> sinks{};  // [Q] a logit more in each softmax, of a key without a value
   std::optional<TemperatureTuning> temperature{};
+  std::optional<RelativeBiasSpec> relative_bias{};  // layers of a stack may share one
 
   [[nodiscard]] std::size_t value_dim() const;    // of a head's value; o's input is [Q*value_dim]
   [[nodiscard]] std::size_t kv_elements() const;  // that the KV cache holds of one token
@@ -143,43 +153,90 @@ struct MoeFfnSpec {
   ActivationSpec activation{};
   std::vector<FfnTensors> experts{};  // [E]
   std::optional<SharedExpertSpec> shared{};
+  std::optional<std::size_t> capacity{};  // tokens of a sequence that an expert takes: the first ones sent to it
+};
+
+// Attention of a decoder's tokens to all of the encoder's output, which its keys and values are projections of.
+struct CrossAttentionSpec {
+  NormSpec norm;  // of the decoder's residual stream; the encoder's output has its own
+  AttentionSpec attention;
 };
 
 struct LayerSpec {
   NormSpec input_norm;  // before attention
   AttentionSpec attention;
-  NormSpec post_attention_norm;  // before the FFN
+  std::optional<CrossAttentionSpec> cross{};  // between attention and FFN, in decoders that have an encoder
+  NormSpec post_attention_norm;               // before the FFN
   std::variant<DenseFfnSpec, MoeFfnSpec> ffn;
   float residual_multiplier = 1.0F;  // of what attention and FFN add to the residual stream
 };
 
-enum class StackKind : std::uint8_t { decoder };
+enum class StackKind : std::uint8_t {
+  decoder,  // a token attends to itself and to what its span has before it
+  encoder,  // every token attends to all of the input
+};
 
 struct StackSpec {
   StackKind kind = StackKind::decoder;
   std::vector<LayerSpec> layers;
   NormSpec final_norm;
+  std::optional<std::string> embedding{};  // [V,H]; none: the model's
+};
+
+// Added to the embedded tokens (Vaswani et al. 2017, section 3.5, sines first, then cosines): of the sequence's n-th
+// token, counted from 1 and without padding tokens, the angles of position n + padding; nothing for padding tokens.
+struct SinusoidalPositions {
+  TokenId padding = 0;
+};
+
+// What starts an answer of a model whose prompt goes to an encoder.
+struct DecoderStart {
+  TokenId token = 0;                    // of position 0
+  std::optional<TokenId> forced_bos{};  // the first new token, unless a request says otherwise
 };
 
 struct ModelSpec {
-  std::string family;                       // model_type of config.json
-  std::size_t hidden = 0;                   // H
-  std::size_t vocab = 0;                    // V
-  std::size_t max_position = 0;             // tokens of context the checkpoint was made for
-  DType stored_dtype = DType::bf16;         // torch_dtype / dtype of the config
-  std::string embedding;                    // [V,H]
-  float embedding_multiplier = 1.0F;        // of the embedded tokens
-  std::optional<std::string> lm_head;       // [V,H]; none: the embedding is used (tied)
-  std::optional<std::string> lm_head_bias;  // [V]
+  std::string family;                     // model_type of config.json
+  std::size_t hidden = 0;                 // H
+  std::size_t vocab = 0;                  // V
+  std::size_t max_position = 0;           // tokens of context the checkpoint was made for
+  bool goes_beyond_max_position = false;  // positions are relative: longer contexts have a meaning, too
+  DType stored_dtype = DType::bf16;       // torch_dtype / dtype of the config
+  std::string embedding;                  // [V,H]
+  float embedding_multiplier = 1.0F;      // of the embedded tokens
+  std::optional<SinusoidalPositions> sinusoidal_positions;
+  std::vector<std::string> embedding_copies;  // [V,H] stored copies of it that may be there and are not read
+  std::optional<std::string> lm_head;         // [V,H]; none: the embedding is used (tied)
+  std::optional<std::string> lm_head_bias;    // [V]
   float logit_multiplier = 1.0F;
-  std::vector<StackSpec> stacks;
+  std::vector<StackSpec> stacks;              // a decoder; or an encoder, then its decoder
+  std::optional<DecoderStart> decoder_start;  // with an encoder
   std::vector<std::string> skipped_prefixes;  // of tensors that may be there and are not for this program (layers that
                                               // predict further tokens)
   std::vector<TokenId> eos_ids;               // generation_config.json's, else config.json's
   // What generation_config.json wants for requests that do not say.
   std::optional<float> default_temperature;
   std::optional<float> default_top_p;
+
+  [[nodiscard]] StackSpec const& decoder() const { return stacks.back(); }
+  [[nodiscard]] StackSpec const* encoder() const { return stacks.size() > 1 ? &stacks.front() : nullptr; }
+  // Layers are numbered through all stacks: the decoder's begin here.
+  [[nodiscard]] std::size_t first_decoder_layer() const { return encoder() ? encoder()->layers.size() : 0; }
 };
+
+// One layer and where it stands, through all stacks.
+struct NumberedLayer {
+  LayerSpec const* layer = nullptr;
+  StackKind stack = StackKind::decoder;
+  std::uint32_t number = 0;
+  std::uint32_t moe_index = 0;  // of the MoE layers before it; its own if it is one
+  std::size_t first_count = 0;  // of the expert counts of a sequence, those of its experts
+};
+std::vector<NumberedLayer> all_layers(ModelSpec const& spec);
+// The same, with experts only.
+std::vector<NumberedLayer> moe_layers(ModelSpec const& spec);
+// The experts of all layers where they have a capacity: what has to be counted of a sequence.
+std::size_t num_expert_counts(ModelSpec const& spec);
 
 // What the checkpoint has to hold. Optional: a stored copy of a tied lm_head, rotary inv_freq buffers, ….
 ExpectedTensors expected_tensors(ModelSpec const& spec);

@@ -130,6 +130,7 @@ double Sampler::keep_best(std::size_t count) {
 
 TokenId Sampler::sample(std::span<float const> raw, SamplingParams const& params, SampledAfter const& after) {
   EM_CHECK(raw.size() == weight_.size(), raw.size() << " logits for a vocabulary of " << weight_.size());
+  if (params.forced_first && after.tokens.size() == after.prompt_length) return *params.forced_first;
   std::span<float const> const logits = adjusted(raw, params, after);
   TokenId const best = argmax(logits);
   double const largest = usable(logits[static_cast<std::size_t>(best)]);

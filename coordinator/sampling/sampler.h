@@ -26,7 +26,8 @@ class Sampler {
   // softmax(logits / temperature), cut by min_p, to the top_k best, and to the smallest set of tokens whose share of
   // what is left reaches top_p (Holtzman et al. 2020; the lower id first among equals), drawn by inverse CDF in order
   // of id with a uniform number keyed by (seed, choice, number of tokens before). A NaN or -inf logit is
-  // never chosen; if nothing can be, token 0 is. O(V + tokens); does not allocate.
+  // never chosen; if nothing can be, token 0 is. A forced first token is taken before all of this. O(V + tokens); does
+  // not allocate.
   TokenId sample(std::span<float const> logits, SamplingParams const& params, SampledAfter const& after);
 
   // log_softmax(logits) of `chosen` and of the `count` best (best first, lowest id first among equals; all V if there

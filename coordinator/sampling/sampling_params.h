@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -22,7 +23,8 @@ struct SamplingParams {
   std::size_t top_k = 0;            // 0: all; else the k best, lowest id first among equals
   float top_p = 1.0F;               // (0, 1]: smallest set of tokens with at least this probability
   std::uint64_t seed = 0;           // drawn at admission where the client gave none
-  std::uint32_t choice = 0;         // index among the answers to one prompt: each has random numbers of its own
+  std::optional<TokenId> forced_first{};  // the first new token, whatever the logits
+  std::uint32_t choice = 0;               // index among the answers to one prompt: each has random numbers of its own
 };
 
 struct TokenLogprob {

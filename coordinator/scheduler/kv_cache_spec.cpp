@@ -14,6 +14,8 @@ std::string_view name_of(KvCacheKind kind) {
       return "window";
     case KvCacheKind::chunked:
       return "chunked";
+    case KvCacheKind::cross:
+      return "cross";
   }
   EM_CHECK(false, "KvCacheKind " << static_cast<int>(kind));
 }

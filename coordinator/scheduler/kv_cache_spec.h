@@ -14,6 +14,7 @@ enum class KvCacheKind : std::uint8_t {
   full,     // all before it
   window,   // the span_tokens - 1 before it
   chunked,  // those before it from the last multiple of span_tokens on
+  cross,    // all of the encoder's input: as many as that has, before the first token is computed
 };
 std::string_view name_of(KvCacheKind kind);
 

@@ -25,17 +25,28 @@ std::vector<std::size_t> most_held(std::vector<KvCacheSpec> const& groups, Sched
     blocks.push_back(group.most_blocks(limits.max_model_len, limits.max_num_batched_tokens));
   return blocks;
 }
+
+std::optional<std::size_t> cross_group(std::vector<KvCacheSpec> const& groups) {
+  auto const place = std::ranges::find(groups, KvCacheKind::cross, &KvCacheSpec::kind);
+  if (place == groups.end()) return std::nullopt;
+  return static_cast<std::size_t>(place - groups.begin());
+}
 }  // namespace
 
 Scheduler::Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> const& groups,
                      std::vector<std::size_t> const& blocks)
     : limits_(limits),
       block_tokens_(common_block_tokens(groups)),
+      cross_group_(cross_group(groups)),
       batch_({.max_tokens = limits.max_num_batched_tokens,
               .max_sequences = limits.max_num_seqs,
               .block_tokens = block_tokens_,
               .max_blocks_per_sequence = blocks_for(limits.max_model_len),
-              .most_held = most_held(groups, limits)}) {
+              .most_held = most_held(groups, limits),
+              .cross_group = cross_group_}),
+      encoder_batch_({.max_tokens = cross_group_ ? std::max(limits.max_model_len, limits.max_num_batched_tokens) : 0,
+                      .max_sequences = cross_group_ ? limits.max_num_seqs : 0,
+                      .block_tokens = block_tokens_}) {
   EM_CHECK(blocks.size() == groups.size(), groups.size() << " KV groups, blocks for " << blocks.size());
   EM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
            "tokens a step " << limits.max_num_batched_tokens << ", sequences " << limits.max_num_seqs);
@@ -62,13 +73,20 @@ bool Scheduler::fits_ever(std::size_t max_length) const {
 void Scheduler::submit(Sequence& sequence) {
   EM_CHECK(fits_ever(sequence.max_length) && !sequence.tokens.empty(),
            "sequence of " << sequence.max_length << " tokens, " << sequence.tokens.size() << " of them known");
+  EM_CHECK(sequence.input.empty() != cross_group_.has_value() && sequence.input.size() <= limits_.max_model_len,
+           "an input of " << sequence.input.size() << " tokens for the encoder");
   sequence.block_tables.resize(groups_.size());  // here, so that schedule() does not allocate
-  for (auto& table : sequence.block_tables) table.blocks.reserve(blocks_for(sequence.max_length));
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    sequence.block_tables[g].blocks.reserve(
+        blocks_for(g == cross_group_ ? sequence.input.size() : sequence.max_length));
+  sequence.expert_counts.so_far.resize(limits_.num_expert_counts);
+  sequence.expert_counts.next.resize(limits_.num_expert_counts);
   waiting_.push_back(&sequence);
 }
 
 void Scheduler::remove(Sequence& sequence) {
   batch_.forget(sequence);
+  drop_from_encoder(sequence);
   if (auto const place = std::ranges::find(running_, &sequence); place != running_.end()) {
     running_.erase(place);
     return free_blocks(sequence);
@@ -82,15 +100,21 @@ void Scheduler::remove(Sequence& sequence) {
   waiting_.erase(place);
 }
 
+// That the sequence has, of those which the group holds.
+std::size_t Scheduler::tokens_in(std::size_t group, Sequence const& sequence) const {
+  return group == cross_group_ ? sequence.input.size() : sequence.tokens.size();
+}
+
 // Blocks the sequence has yet to take: for all tokens it has, or as many of them as it may hold at one time.
 std::size_t Scheduler::num_missing(std::size_t group, Sequence const& sequence) const {
   BlockTable const& table = sequence.block_tables[group];
   std::size_t const reach = table.num_freed + most_blocks(groups_[group], limits_.max_model_len);
-  return std::min(blocks_for(sequence.tokens.size()), reach) - table.blocks.size();
+  return std::min(blocks_for(tokens_in(group, sequence)), reach) - table.blocks.size();
 }
 
 // Running sequences that will hold more blocks when their answers are longer.
 std::size_t Scheduler::num_growing(std::size_t group) const {
+  if (group == cross_group_) return 0;
   return static_cast<std::size_t>(std::ranges::count_if(running_, [&](Sequence const* s) {
     return s->block_tables[group].num_held() < groups_[group].spec.most_blocks(s->max_length, 1);
   }));
@@ -138,6 +162,8 @@ void Scheduler::preempt_last() {
   running_.pop_back();
   free_blocks(last);
   last.num_computed = 0;
+  last.encoded = false;
+  drop_from_encoder(last);
   preempted_.push_back(&last);
   ++num_preemptions_;
 }
@@ -171,7 +197,7 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
   batch_.clear();
   // First all who decode: a victim of theirs arrived later, so it is not yet in the batch.
   for (std::size_t i = 0; i < running_.size(); ++i)
-    if (running_[i]->num_pending() == 1 && make_room(i)) batch_.add(*running_[i], 1);
+    if (running_[i]->num_pending() == 1 && !running_[i]->awaits_encoder() && make_room(i)) batch_.add(*running_[i], 1);
 
   std::size_t budget = limits_.max_num_batched_tokens - batch_.num_tokens();
   if (batch_.num_tokens() > 0) budget = std::min(budget, max_prefill_tokens);
@@ -182,15 +208,44 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
     budget -= count;
   };
   for (Sequence* s : running_)
-    if (s->num_pending() > 1) prefill(*s);
-  while (budget > 0 && running_.size() < limits_.max_num_seqs) {
+    if (s->num_pending() > 1 && !s->awaits_encoder()) prefill(*s);
+  std::size_t to_encode = 0;  // tokens of inputs that wait for the encoder
+  for (Sequence const* s : running_) to_encode += s->awaits_encoder() ? s->input.size() : 0;
+  while (to_encode < budget && running_.size() < limits_.max_num_seqs) {
     Sequence* const next = next_to_admit();
     if (!next || !may_start(*next)) break;
     admit_next();
-    prefill(*next);
+    if (next->awaits_encoder())
+      to_encode += next->input.size();
+    else
+      prefill(*next);
   }
+  if (cross_group_) fill_encoder_batch(budget);
   batch_.seal();
   return batch_;
+}
+
+// Whole inputs while they fit, and the first one in any case.
+void Scheduler::fill_encoder_batch(std::size_t budget) {
+  encoder_batch_.set_budget(budget);
+  if (!encoder_batch_.empty()) return;  // still under way
+  encoder_batch_.clear();
+  for (Sequence* s : running_) {
+    if (!s->awaits_encoder()) continue;
+    if (!encoder_batch_.empty() && encoder_batch_.num_tokens() + s->input.size() > budget) break;
+    encoder_batch_.add(*s, s->block_tables[*cross_group_]);
+  }
+  encoder_batch_.seal();
+}
+
+// What was done for the others in the batch is lost with it.
+void Scheduler::drop_from_encoder(Sequence& sequence) {
+  if (encoder_batch_.contains(sequence)) encoder_batch_.clear();
+}
+
+void Scheduler::complete_encoding() {
+  for (Sequence* s : encoder_batch_.sequences()) s->encoded = true;
+  encoder_batch_.clear();
 }
 
 void Scheduler::complete_step() {
@@ -219,7 +274,8 @@ void Scheduler::check_integrity() const {
     for (Sequence const* s : running_) {
       auto const& [blocks, num_freed] = s->block_tables[g];
       std::size_t const out_of_reach = spec.first_needed(s->num_computed) / block_tokens_;
-      EM_CHECK(num_freed == out_of_reach && blocks_for(s->num_computed) <= blocks.size() &&
+      std::size_t const computed = g == cross_group_ ? s->input.size() : s->num_computed;
+      EM_CHECK(num_freed == out_of_reach && blocks_for(computed) <= blocks.size() &&
                    static_cast<std::size_t>(std::ranges::count(blocks, kNoKvBlock)) == num_freed,
                "group " << g << ": sequence " << s->id << " has freed " << num_freed << " of " << blocks.size()
                         << " blocks, " << out_of_reach << " are out of reach of its token " << s->num_computed);

@@ -10,14 +10,21 @@
 // to it, and it starts with blocks for the span and for one step's tokens, however long its prompt is: while that is
 // being computed, the blocks at its front go to its end. So a prompt never waits for blocks once it has begun.
 //
+// Where the model has an encoder, a sequence that has started waits for it: schedule() also says whose inputs the
+// encoder takes next (encoder_batch()). Several short ones at a time, or one that may take several steps while others
+// decode; all of that counts as prompt tokens do. Blocks of the input's keys and values are held from the start to the
+// end. A sequence that gave its blocks back goes through the encoder again.
+//
 // Fairness: none overtakes an earlier one, and the earliest is never preempted, so each ends after at most the work of
 // those before it.
 #pragma once
 #include <cstddef>
 #include <deque>
 #include <limits>
+#include <optional>
 #include <vector>
 
+#include "coordinator/scheduler/encoder_batch.h"
 #include "coordinator/scheduler/kv_block_pool.h"
 #include "coordinator/scheduler/kv_cache_spec.h"
 #include "coordinator/scheduler/step_batch.h"
@@ -27,7 +34,8 @@ namespace expertmesh {
 struct SchedulerLimits {
   std::size_t max_num_seqs = 0;            // B
   std::size_t max_num_batched_tokens = 0;  // T, at least B
-  std::size_t max_model_len = 0;           // tokens of one sequence
+  std::size_t max_model_len = 0;           // tokens of one sequence; of its input, too, where there is an encoder
+  std::size_t num_expert_counts = 0;       // that the model keeps of a sequence
 };
 
 class Scheduler {
@@ -50,6 +58,10 @@ class Scheduler {
   // is given up needs no complete_step(): the next batch has its tokens again. max_prefill_tokens (at least 1): of
   // prompt chunks, in a step in which others decode.
   StepBatch const& schedule(std::size_t max_prefill_tokens = std::numeric_limits<std::size_t>::max());
+  // The encoder's work that goes with the last schedule(); empty if there is none.
+  [[nodiscard]] EncoderBatch const& encoder_batch() const { return encoder_batch_; }
+  // All of it has been done.
+  void complete_encoding();
   // The batch has run: its tokens are in the cache. The caller appends sampled tokens and removes what has ended.
   void complete_step();
 
@@ -68,6 +80,7 @@ class Scheduler {
   };
   [[nodiscard]] std::size_t blocks_for(std::size_t tokens) const;
   [[nodiscard]] std::size_t most_blocks(Group const& group, std::size_t tokens) const;
+  [[nodiscard]] std::size_t tokens_in(std::size_t group, Sequence const& sequence) const;
   [[nodiscard]] std::size_t num_missing(std::size_t group, Sequence const& sequence) const;
   [[nodiscard]] std::size_t num_growing(std::size_t group) const;
   [[nodiscard]] bool has_room(Sequence const& sequence) const;
@@ -79,6 +92,8 @@ class Scheduler {
   void preempt_last();
   [[nodiscard]] Sequence* next_to_admit() const;
   void admit_next();
+  void fill_encoder_batch(std::size_t budget);
+  void drop_from_encoder(Sequence& sequence);
 
   SchedulerLimits limits_;
   std::size_t block_tokens_;
@@ -88,7 +103,9 @@ class Scheduler {
   std::vector<Sequence*> preempted_;  // the earliest last
   std::deque<Sequence*> waiting_;     // in order of arrival, never run
   std::size_t num_preemptions_ = 0;
+  std::optional<std::size_t> cross_group_;  // with an encoder
   StepBatch batch_;
+  EncoderBatch encoder_batch_;
 };
 
 }  // namespace expertmesh

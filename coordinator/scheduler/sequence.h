@@ -23,12 +23,22 @@ struct Sequence {
   std::size_t prompt_length = 0;
   std::size_t max_length = 0;  // prompt + most new tokens
   bool prompt_logits = false;  // every prompt position needs its logits, not only the last
+  std::vector<TokenId> input;  // of the encoder, where there is one; `tokens` are the decoder's then
 
   // Filled by the scheduler.
   std::size_t num_computed = 0;          // tokens whose keys and values were written to the cache
   std::vector<BlockTable> block_tables;  // [KV groups], empty while it waits
+  bool encoded = false;                  // the input's keys and values were written to the cache
+
+  // Kept by the model, with room from the scheduler: tokens that went to each expert with a capacity, of all layers.
+  // `next` becomes `so_far` when the step that wrote it has run.
+  struct ExpertCounts {
+    std::vector<std::uint32_t> so_far;
+    std::vector<std::uint32_t> next;
+  } expert_counts;
 
   [[nodiscard]] std::size_t num_pending() const { return tokens.size() - num_computed; }
+  [[nodiscard]] bool awaits_encoder() const { return !input.empty() && !encoded; }
 };
 
 }  // namespace expertmesh

@@ -9,12 +9,14 @@ namespace expertmesh {
 StepBatch::StepBatch(Limits const& limits)
     : block_tokens_(limits.block_tokens),
       max_blocks_per_sequence_(limits.max_blocks_per_sequence),
+      cross_group_(limits.cross_group),
       tables_(limits.most_held.size()),
       places_(limits.most_held.size()) {
   ids_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
   prompt_lengths_.reserve(limits.max_tokens);
   sequence_of_.reserve(limits.max_tokens);
+  if (cross_group_) input_ends_.reserve(limits.max_tokens);
   offsets_.reserve(limits.max_sequences + 1);
   sequences_.reserve(limits.max_sequences);
   logit_rows_.reserve(limits.max_tokens);
@@ -31,6 +33,7 @@ void StepBatch::clear() {
   positions_.clear();
   prompt_lengths_.clear();
   sequence_of_.clear();
+  input_ends_.clear();
   offsets_.assign(1, 0);
   sequences_.clear();
   logit_rows_.clear();
@@ -56,12 +59,14 @@ void StepBatch::add(Sequence& sequence, std::size_t count) {
     positions_.push_back(position);
     prompt_lengths_.push_back(static_cast<std::uint32_t>(sequence.prompt_length));
     sequence_of_.push_back(index);
+    if (cross_group_) input_ends_.push_back(static_cast<std::uint32_t>(sequence.input.size() - 1));
   }
   offsets_.push_back(static_cast<std::uint32_t>(ids_.size()));
   sequences_.push_back(&sequence);
-  std::size_t const end = (sequence.num_computed + count + block_tokens_ - 1) / block_tokens_;
+  std::size_t const computed = (sequence.num_computed + count + block_tokens_ - 1) / block_tokens_;
   for (std::size_t g = 0; g < tables_.size(); ++g) {
     auto const& [blocks, num_freed] = sequence.block_tables[g];
+    std::size_t const end = g == cross_group_ ? blocks.size() : computed;
     auto& [copied, offsets] = tables_[g];
     EM_CHECK(num_freed < end && end <= blocks.size() && copied.size() + 1 + end - num_freed <= copied.capacity(),
              "blocks [" << num_freed << "," << blocks.size() << ") of sequence " << sequence.id << " in group " << g
@@ -82,7 +87,8 @@ void StepBatch::seal() {
     places_[g] = {.positions = positions_,
                   .sequences = sequence_of_,
                   .block_tables = tables_[g].blocks,
-                  .table_offsets = tables_[g].offsets};
+                  .table_offsets = tables_[g].offsets,
+                  .last = g == cross_group_ ? input_ends_ : std::span<std::uint32_t const>{}};
 }
 
 }  // namespace expertmesh

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,6 +27,7 @@ class StepBatch {
     std::size_t block_tokens = 0;             // of every KV group
     std::size_t max_blocks_per_sequence = 0;  // of the longest sequence's table
     std::vector<std::size_t> most_held = {};  // [KV groups] of these, at one time
+    std::optional<std::size_t> cross_group = {};
   };
   explicit StepBatch(Limits const& limits);
   StepBatch(StepBatch const&) = delete;  // places() point into it
@@ -42,10 +44,11 @@ class StepBatch {
   [[nodiscard]] std::span<TokenId const> ids() const { return ids_; }     // [T]
   [[nodiscard]] std::span<std::uint32_t const> positions() const { return positions_; }            // [T]
   [[nodiscard]] std::span<std::uint32_t const> prompt_lengths() const { return prompt_lengths_; }  // [T] tokens
-  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }   // [B+1] rows of each sequence
-  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }   // [B]
-  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }    // [KV groups]
-  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }  // ascending rows
+  [[nodiscard]] std::span<std::uint32_t const> offsets() const { return offsets_; }  // [B+1] rows of each sequence
+  [[nodiscard]] std::span<Sequence* const> sequences() const { return sequences_; }  // [B]
+  [[nodiscard]] std::span<std::uint32_t const> sequence_of() const { return sequence_of_; }  // [T] index into them
+  [[nodiscard]] std::vector<TokenPlaces> const& places() const { return places_; }           // [KV groups]
+  [[nodiscard]] std::span<LogitRow const> logit_rows() const { return logit_rows_; }         // ascending rows
   // Makes places() after the last add().
   void seal();
 
@@ -63,6 +66,8 @@ class StepBatch {
   std::vector<std::uint32_t> positions_;
   std::vector<std::uint32_t> prompt_lengths_;  // [T] of the token's sequence
   std::vector<std::uint32_t> sequence_of_;     // [T]
+  std::vector<std::uint32_t> input_ends_;      // [T] last position of its sequence's input, if there are encoders
+  std::optional<std::size_t> cross_group_;
   std::vector<std::uint32_t> offsets_;
   std::vector<Sequence*> sequences_;
   std::vector<GroupTables> tables_;

@@ -38,6 +38,10 @@ def bytes_in(text):
 
 def reduced(config):
     """Two layers of it, the second one with experts."""
+    if config.get("is_encoder_decoder"):
+        two = {field: LAYERS for field in ("num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers") if field in config}
+        sparse = {field: 1 for field in ("num_sparse_encoder_layers", "num_sparse_decoder_layers") if field in config}
+        return config | two | sparse | {field: LAYERS for field in ("encoder_sparse_step", "decoder_sparse_step") if field in config}
     config = dict(config, num_hidden_layers=LAYERS)
     for field in ("layer_types", "no_rope_layers", "mlp_only_layers"):
         if config.get(field):
@@ -54,7 +58,7 @@ def smaller(config):
     if config["vocab_size"] > SMALL_VOCABULARY:
         return dict(config, vocab_size=SMALL_VOCABULARY)
     field = next(field for field in EXPERT_FIELDS if field in config)
-    chosen = config.get("num_experts_per_tok", config.get("moe_k"))
+    chosen = config.get("num_experts_per_tok", config.get("moe_k", 2))
     half = config[field] // 2
     # Routing chooses among the best half of the groups.
     groups = config.get("n_group") or 1
@@ -62,10 +66,7 @@ def smaller(config):
 
 
 def names():
-    return sorted(name for name in COUNTS if name not in ENCODER_DECODER)
-
-
-ENCODER_DECODER = {"nllb-moe-54b", "switch-base-8"}
+    return sorted(COUNTS)
 
 
 class InfoTest(unittest.TestCase):

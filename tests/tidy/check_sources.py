@@ -12,7 +12,7 @@ CODE_FOLDERS = ("common", "coordinator", "worker")
 MAX_LINES = 700
 # Folders of common/ from the bottom up; one includes only what lies below its line, and itself.
 COMMON_LAYERS = (("base",), ("tensor",), ("config",), ("kernels", "checkpoint", "moe"), ("protocol",), ("experts", "transport"))
-FAMILY_NAMES = re.compile(r"mixtral|qwen|llama|noisy_topk_moe|deepseek|olmoe|granite|gpt_oss|phimoe|jamba|ernie|hunyuan", re.IGNORECASE)
+FAMILY_NAMES = re.compile(r"mixtral|qwen|llama|noisy_topk_moe|deepseek|olmoe|granite|gpt_oss|phimoe|jamba|ernie|hunyuan|nllb|switch_transformers", re.IGNORECASE)
 FAMILY_FOLDERS = (("coordinator", "model", "families"), ("coordinator", "text", "answers"))  # layers; how a family writes calls
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)

@@ -43,8 +43,18 @@ void for_heads(std::size_t heads, Body const& body) {
   last_heads<kHeadsAtOnce - 1>(head, heads, body);
 }
 
+// Where the biases of this block lie in a head's row.
+std::int64_t bias_offset(AttendPart const& a, std::uint32_t block) {
+  std::int64_t const distance = static_cast<std::int64_t>(block) * static_cast<std::int64_t>(kLanes) - a.query;
+  std::int64_t const reach = a.bias_reach;
+  std::int64_t const least = -reach - static_cast<std::int64_t>(kLanes) + 1;
+  return distance < least ? least : (distance > reach ? reach : distance);
+}
+
+// bias: of the block's first position, for the first head; null: none.
 template <std::size_t HN, class T>
-void score_block(AttendPart const& a, std::size_t head, T const* keys, Lanes lanes, AttendState& state) {
+void score_block(AttendPart const& a, std::size_t head, T const* keys, Lanes lanes, float const* bias,
+                 AttendState& state) {
   float const* const q = a.q + head * a.key_dim;
   Vec dots[HN];
   for (Vec& dot : dots) dot = zero();
@@ -54,7 +64,8 @@ void score_block(AttendPart const& a, std::size_t head, T const* keys, Lanes lan
   }
   for (std::size_t h = 0; h < HN; ++h) {
     float score[kLanes];
-    store(score, dots[h] * broadcast(a.scale));
+    Vec const scaled = dots[h] * broadcast(a.scale);
+    store(score, bias ? scaled + load(bias + (head + h) * a.bias_stride) : scaled);
     for (std::size_t j = 0; j < kLanes; ++j)
       if (j < lanes.begin || j >= lanes.end) score[j] = kNegativeInfinity;
     float& largest = state.largest[head + h];
@@ -124,7 +135,8 @@ void attend(AttendPart const& a) {
     }
     Lanes const lanes{.begin = block == a.first / kLanes ? a.first % kLanes : 0,
                       .end = block == last_block ? a.last % kLanes + 1 : kLanes};
-    for_heads(a.heads, [&]<std::size_t HN>(std::size_t head) { score_block<HN>(a, head, keys, lanes, state); });
+    float const* const bias = a.bias ? a.bias + bias_offset(a, block) : nullptr;
+    for_heads(a.heads, [&]<std::size_t HN>(std::size_t head) { score_block<HN>(a, head, keys, lanes, bias, state); });
     if (values) {
       for_heads(a.heads, [&]<std::size_t HN>(std::size_t head) {
         add_values<HN>(head, values, a.value_dim, a.value_dim, lanes, state, padded, accumulator);

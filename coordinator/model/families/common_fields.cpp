@@ -6,13 +6,8 @@
 #include "coordinator/model/families/rope_fields.h"
 
 namespace expertmesh {
-namespace {
 
-// What a model may have, so that sizes, name lists and sums of parameters stay in range whatever a config says.
-constexpr std::size_t kMostLayers = 1024;
-constexpr std::size_t kMostVocabulary = std::size_t{1} << 24;
-
-Activation activation_named(ConfigReader& config, char const* field, std::string const& name) {
+Activation activation_named(ConfigReader& config, std::string_view field, std::string const& name) {
   if (name == "silu" || name == "swish") return Activation::silu;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
@@ -20,7 +15,6 @@ Activation activation_named(ConfigReader& config, char const* field, std::string
   config.refuse(field, "activation '" + name + "' is not supported");
 }
 
-// Fields of training, bookkeeping and sampling that published configs carry and that change no logit.
 void skip_what_has_no_effect(ConfigReader& config) {
   config.without_effect({
       "architectures",
@@ -99,8 +93,6 @@ void skip_what_has_no_effect(ConfigReader& config) {
       "model_max_length",
   });
 }
-
-}  // namespace
 
 CommonFields read_sizes(ConfigReader& config, FamilyDefaults const& defaults) {
   CommonFields f{};

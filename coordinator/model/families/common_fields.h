@@ -23,8 +23,16 @@ struct FamilyDefaults {
   bool tied = false;
 };
 
+// What a model may have, so that sizes, name lists and sums of parameters stay in range whatever a config says.
+constexpr std::size_t kMostLayers = 1024;
+constexpr std::size_t kMostVocabulary = std::size_t{1} << 24;
 constexpr std::size_t kMostColumns = std::size_t{1} << 20;  // of a hidden state, an FFN, all heads together
 constexpr std::size_t kMostExperts = 1024;                  // in a layer
+
+// The activation called `name`, as `field` has it.
+Activation activation_named(ConfigReader& config, std::string_view field, std::string const& name);
+// Fields of training, bookkeeping and sampling that published configs carry and that change no logit.
+void skip_what_has_no_effect(ConfigReader& config);
 
 // The fields of every decoder-only family here: sizes, norms, RoPE in both spellings, activation, quantisation.
 struct CommonFields {

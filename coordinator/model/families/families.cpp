@@ -20,6 +20,7 @@ std::span<Family const> families() {
       Family{"minimax_m2", build_minimax_m2},
       Family{"mistral", build_mistral},
       Family{"mixtral", build_mixtral},
+      Family{"nllb-moe", build_nllb_moe},
       Family{"noisy_topk_moe", build_noisy_topk_moe},
       Family{"olmoe", build_olmoe},
       Family{"phimoe", build_phimoe},
@@ -27,6 +28,7 @@ std::span<Family const> families() {
       Family{"qwen2_moe", build_qwen2_moe},
       Family{"qwen3", build_qwen3},
       Family{"qwen3_moe", build_qwen3_moe},
+      Family{"switch_transformers", build_switch_transformers},
   };
   return kFamilies;
 }

@@ -30,6 +30,7 @@ ModelSpec build_llama4_text(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_minimax_m2(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_mistral(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_mixtral(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_nllb_moe(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_noisy_topk_moe(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_olmoe(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_phimoe(ConfigReader& config, ModelOptions const& options);
@@ -37,5 +38,6 @@ ModelSpec build_qwen2(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_qwen2_moe(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_qwen3(ConfigReader& config, ModelOptions const& options);
 ModelSpec build_qwen3_moe(ConfigReader& config, ModelOptions const& options);
+ModelSpec build_switch_transformers(ConfigReader& config, ModelOptions const& options);
 
 }  // namespace expertmesh

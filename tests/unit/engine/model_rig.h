@@ -27,14 +27,15 @@ class NoExperts final : public Experts {
 
 struct ModelRig {
   static constexpr std::size_t kMaxTokens = 128;
+  static constexpr std::size_t kMaxInput = 320;  // of an encoder
 
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
            std::size_t blocks_of_each_group = 64)
       : ModelRig(model, dir, dtype, threads, isa,
                  std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group)) {}
-  // kv_blocks: [KV groups]
+  // kv_blocks: [KV groups]; max_tokens: of a step, and of what the encoder takes at once
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
-           std::vector<std::size_t> kv_blocks)
+           std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens)
       : spec(std::move(model)),
         weights(open_checkpoint(dir)),
         pool(threads),
@@ -47,12 +48,14 @@ struct ModelRig {
                                   {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
                                    .max_tokens = exchange_shape(spec, kMaxTokens).rows},
                                   exec, [](auto, auto) {});
-    decoder.emplace(
-        spec, *weights,
-        DecoderOptions{.max_tokens = kMaxTokens, .weights = weight_format_of(dtype), .on_bytes_loaded = [](auto) {}});
+    decoder.emplace(spec, *weights,
+                    DecoderOptions{.max_tokens = max_tokens,
+                                   .max_input = kMaxInput,
+                                   .weights = weight_format_of(dtype),
+                                   .on_bytes_loaded = [](auto) {}});
     groups = kv_cache_specs(spec, dtype);
     kv.emplace(spec, groups, blocks);
-    runner.emplace(spec, StepRunnerLimits{.max_tokens = kMaxTokens, .max_logit_rows = 16, .record_routing = true}, exec,
+    runner.emplace(spec, StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = 16, .record_routing = true}, exec,
                    *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
   }
 

@@ -460,5 +460,26 @@ TEST(RequestParsing, ContinuesTheFinalMessage) {
   EXPECT_EQ(sent["continue_final_message"], true);
 }
 
+TEST(RequestParsing, AnEncodersModelHasAFirstTokenAndNoEcho) {
+  ApiModel model = tiny_model();
+  char const* const forced = R"({"prompt": "a", "forced_bos_token_id": 99})";
+  expect_refused(parse_completion(forced, model), {forced, "forced_bos_token_id"});
+  EXPECT_TRUE(parse_completion(R"({"prompt": "a", "forced_bos_token_id": null, "echo": true})", model).ok());
+  model.has_encoder = true;
+  auto const request = parse_completion(forced, model);
+  ASSERT_TRUE(request.ok());
+  EXPECT_EQ(request.value().sampling.forced_first, TokenId{99});
+  EXPECT_EQ(parse_completion(R"({"prompt": "a"})", model).value().sampling.forced_first, std::nullopt);
+  for (BadCase const& bad :
+       std::vector<BadCase>{{R"({"prompt": "a", "forced_bos_token_id": 100})", "forced_bos_token_id"},
+                            {R"({"prompt": "a", "forced_bos_token_id": -1})", "forced_bos_token_id"},
+                            {R"({"prompt": "a", "forced_bos_token_id": "fr"})", "forced_bos_token_id"},
+                            {R"({"prompt": "a", "echo": true})", "echo"},
+                            {R"({"prompt": "a", "echo": true, "max_tokens": 0})", "echo"}})
+    expect_refused(parse_completion(bad.body, model), bad);
+  char const* const chat = R"({"messages": [{"role": "user", "content": "a"}], "forced_bos_token_id": 7})";
+  EXPECT_EQ(parse_chat(chat, model).value().sampling.forced_first, TokenId{7});
+}
+
 }  // namespace
 }  // namespace expertmesh

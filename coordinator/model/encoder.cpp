@@ -1,0 +1,103 @@
+#include "coordinator/model/encoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/check.h"
+
+namespace expertmesh {
+namespace {
+
+std::vector<DecoderLayer> load_layers(ModelSpec const& spec, WeightLoader const& loader) {
+  std::vector<DecoderLayer> layers;
+  for (NumberedLayer const& layer : all_layers(spec))
+    if (layer.stack == StackKind::encoder) layers.emplace_back(layer, spec.hidden, loader);
+  return layers;
+}
+
+// Rows [begin, begin + count).
+TokenPlaces part_of(TokenPlaces const& places, std::size_t begin, std::size_t count) {
+  TokenPlaces part = places;
+  part.positions = places.positions.subspan(begin, count);
+  part.sequences = places.sequences.subspan(begin, count);
+  part.last = places.last.subspan(begin, count);
+  return part;
+}
+
+void copy_rows(MatrixView<float const> from, MatrixView<float> to) {
+  std::memcpy(to.data, from.data, from.rows * from.cols * sizeof(float));
+}
+
+}  // namespace
+
+Encoder::Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits,
+                 TokenEmbedding const& decoder)
+    : max_chunk_(limits.max_chunk),
+      embedding_(spec, *spec.encoder(), loader, limits.max_chunk, &decoder),
+      layers_(load_layers(spec, loader)),
+      final_norm_(spec.encoder()->final_norm, spec.hidden, loader),
+      x_(limits.max_rows, spec.hidden) {}
+
+// Through every layer, for the keys first if there are several parts, and to the decoder.
+std::size_t Encoder::work(std::size_t rows) const {
+  return rows * (layers_.size() * (rows > max_chunk_ ? 2 : 1) + 1);
+}
+
+Task Encoder::forward(FrameArena& arena, StepContext const& step, KvLayer& cache, Rest& rest,
+                      Consumer const& consumer) {
+  std::size_t const rows = step.tokens;
+  EM_CHECK(rows <= x_.view().rows, "an input of " << rows << " tokens");
+  // What a part of the rows is to the layers.
+  struct Part {
+    TokenPlaces places;
+    StepContext step;
+    MatrixView<float> x;    // in the whole
+    MatrixView<float> own;  // in the step's activations
+  };
+  auto const part_at = [&](std::size_t begin) {
+    std::size_t const count = std::min(max_chunk_, rows - begin);
+    Part part{.places = part_of(step.places.front(), begin, count),
+              .step = step,
+              .x = x_.view().row_range(begin, count),
+              .own = step.act.x.view().first_rows(count)};
+    part.step.tokens = count;
+    part.step.ids = step.ids.subspan(begin, count);
+    part.step.positions = step.positions.subspan(begin, count);
+    part.step.prompt_lengths = step.prompt_lengths.subspan(begin, count);
+    part.step.sequence_of = step.sequence_of.subspan(begin, count);
+    return part;
+  };
+  for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
+    Part const part = part_at(begin);
+    embedding_.forward(part.step, part.x);
+  }
+  step.stages.end(Stage::embedding);
+
+  for (auto const& layer : layers_) {
+    // A token looks at all of its input: with several parts every one's keys must be there before the first looks.
+    for (std::size_t begin = 0; rows > max_chunk_ && begin < rows; begin += max_chunk_) {
+      Part const part = part_at(begin);
+      copy_rows(part.x, part.own);
+      layer.write_keys(part.step, {}, {.places = part.places, .kv = cache});
+      step.stages.end(Stage::attention);
+      co_await rest.after(part.step.tokens);
+    }
+    for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
+      Part const part = part_at(begin);
+      copy_rows(part.x, part.own);
+      co_await layer.forward(arena, part.step, {}, {.places = part.places, .kv = cache});
+      copy_rows(part.own, part.x);
+      co_await rest.after(part.step.tokens);
+    }
+  }
+  for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
+    Part const part = part_at(begin);
+    final_norm_.forward(step.exec, part.x, part.own);
+    if (step.tap) step.tap->encoder_output(begin, part.own);
+    consumer(part.own, part.places);
+    step.stages.end(Stage::attention);
+    if (begin + max_chunk_ < rows) co_await rest.after(part.step.tokens);
+  }
+}
+
+}  // namespace expertmesh

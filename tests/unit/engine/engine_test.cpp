@@ -118,7 +118,7 @@ class EngineTest : public testing::Test {
                        .num_expert_counts = num_expert_counts(spec)},
                       groups,
                       blocks_of_groups};
-  Metrics metrics{{0, 1, 2}, 8};
+  Metrics metrics{runner.moe_layers(), layer_maxima(spec).num_experts};
   Engine engine{options, scheduler, runner, experts, metrics, [] {}};
 };
 

@@ -13,12 +13,13 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
 
 Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
     : hidden_(spec.hidden),
-      embedding_(spec, spec.decoder(), loader, options.max_tokens),
+      embedding_(spec, spec.decoder(), loader, options.max_tokens, nullptr),
       logit_multiplier_(spec.logit_multiplier) {
   if (spec.encoder())
     encoder_.emplace(
         spec, loader,
-        EncoderLimits{.max_rows = std::max(options.max_input, options.max_tokens), .max_chunk = options.max_tokens});
+        EncoderLimits{.max_rows = std::max(options.max_input, options.max_tokens), .max_chunk = options.max_tokens},
+        embedding_);
   for (NumberedLayer const& layer : all_layers(spec)) {
     if (layer.stack != StackKind::decoder) continue;
     rope_of_layer_.push_back(rope_index(layer.layer->attention.rope, options.max_tokens));

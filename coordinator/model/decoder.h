@@ -42,8 +42,8 @@ class Decoder {
   std::size_t rope_index(RopeSpec const& spec, std::size_t max_tokens);
 
   std::size_t hidden_;
-  std::optional<Encoder> encoder_;
   TokenEmbedding embedding_;
+  std::optional<Encoder> encoder_;
   std::vector<RopeTable> ropes_;  // layers with the same RopeSpec share its angles
   std::vector<std::size_t> rope_of_layer_;
   std::vector<DecoderLayer> layers_;

@@ -225,9 +225,9 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
   return batch_;
 }
 
-// Whole inputs while they fit, and the first one in any case.
+// Whole inputs while they fit, and the first one in any case; it goes on at least a little in every step.
 void Scheduler::fill_encoder_batch(std::size_t budget) {
-  encoder_batch_.set_budget(budget);
+  encoder_batch_.set_budget(std::max<std::size_t>(budget, 1));
   if (!encoder_batch_.empty()) return;  // still under way
   encoder_batch_.clear();
   for (Sequence* s : running_) {

@@ -15,7 +15,7 @@ CASES = ["nllb-moe", "switch_transformers"]
 # (workers, most tokens of a step): inputs of 20 tokens go through the encoder at once, or in parts of 16 or 5.
 SETTINGS = [(0, 512), (1, 16), (2, 512), (3, 5)]
 BATCH = 5
-SERVER_OPTIONS = ("--dtype", "float32", "--max-logprobs", 256, "--enable-return-routed-experts")
+SERVER_OPTIONS = ("--dtype", "float32", "--max-logprobs", 256, "--enable-return-routed-experts", "--control-port", 0)
 
 
 class Golden:

@@ -69,8 +69,9 @@ struct Listener {
 class EngineTest : public testing::Test {
  protected:
   explicit EngineTest(std::size_t kv_blocks = 64,
-                      EngineOptions engine_options = {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}})
-      : blocks(kv_blocks), options(std::move(engine_options)) {
+                      EngineOptions engine_options = {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}},
+                      std::string const& model = "mixtral")
+      : blocks(kv_blocks), options(std::move(engine_options)), dir(fs::path(EM_GOLDENS_DIR) / "models" / model) {
     engine.start();
   }
   static constexpr std::size_t kTokens = 64;
@@ -94,19 +95,30 @@ class EngineTest : public testing::Test {
 
   std::size_t const blocks;
   EngineOptions const options;
-  fs::path const dir = fs::path(EM_GOLDENS_DIR) / "models/mixtral";
+  fs::path const dir;
   ModelSpec const spec = read_model_spec(dir, {});
   std::unique_ptr<WeightSource> weights = open_checkpoint(dir);
   ThreadPool pool{2};
   Exec exec{best_isa(), pool, {.max_rows = kTokens * 2, .max_columns = 512, .max_value_dim = 512}};
-  MortalExperts experts{make_local_experts(expert_model_spec(spec, kFloat32Weights, DType::f32), *weights,
-                                           {.experts_per_token = 2, .max_tokens = kTokens}, exec, [](auto, auto) {})};
-  Decoder decoder{spec, *weights, {.max_tokens = kTokens, .weights = kFloat32Weights, .on_bytes_loaded = [](auto) {}}};
+  MortalExperts experts{
+      make_local_experts(expert_model_spec(spec, kFloat32Weights, DType::f32), *weights,
+                         {.experts_per_token = exchange_shape(spec, kTokens).experts_per_row, .max_tokens = kTokens},
+                         exec, [](auto, auto) {})};
+  Decoder decoder{
+      spec,
+      *weights,
+      {.max_tokens = kTokens, .max_input = 512, .weights = kFloat32Weights, .on_bytes_loaded = [](auto) {}}};
   std::vector<KvCacheSpec> groups = kv_cache_specs(spec, DType::f32);
-  KvCache kv{spec, groups, {blocks}};
+  std::vector<std::size_t> blocks_of_groups = std::vector<std::size_t>(groups.size(), blocks);
+  KvCache kv{spec, groups, blocks_of_groups};
   StepRunner runner{spec, {.max_tokens = kTokens, .max_logit_rows = 8}, exec, decoder, kv, experts};
-  Scheduler scheduler{{.max_num_seqs = 4, .max_num_batched_tokens = kTokens, .max_model_len = 512}, groups, {blocks}};
-  Metrics metrics{{0, 1, 2}, 8};
+  Scheduler scheduler{{.max_num_seqs = 4,
+                       .max_num_batched_tokens = kTokens,
+                       .max_model_len = 512,
+                       .num_expert_counts = num_expert_counts(spec)},
+                      groups,
+                      blocks_of_groups};
+  Metrics metrics{runner.moe_layers(), layer_maxima(spec).num_experts};
   Engine engine{options, scheduler, runner, experts, metrics, [] {}};
 };
 
@@ -332,6 +344,74 @@ TEST_F(CrowdedTest, OnlyWhoNeverStartedIsSentAway) {
     }
   }
   EXPECT_GE(sent_away, 2U);
+}
+
+// ---- prompts that go to an encoder
+
+class EncoderEngineTest : public EngineTest {
+ protected:
+  EncoderEngineTest()
+      : EngineTest(64,
+                   {.max_model_len = 512,
+                    .max_queued_requests = 6,
+                    .eos_ids = {1},
+                    .decoder_start = DecoderStart{.token = 0, .forced_bos = 9}},
+                   "switch_transformers") {}
+};
+
+TEST_F(EncoderEngineTest, PromptAndAnswerHaveALengthEach) {
+  Listener listener;
+  ASSERT_TRUE(submit(request(std::vector<TokenId>(512, 5), 511), listener.sink()).ok());
+  auto const event = listener.wait();
+  ASSERT_TRUE(std::holds_alternative<FinishEvent>(event));
+  EXPECT_EQ(std::get<FinishEvent>(event).prompt_tokens, 512U);
+  EXPECT_EQ(std::get<FinishEvent>(event).completion_tokens, 511U);
+  EXPECT_EQ(listener.tokens.front(), 9) << "the checkpoint's first token";
+  auto const long_prompt = submit(request(std::vector<TokenId>(513, 5), 1), listener.sink());
+  EXPECT_EQ(long_prompt.error().param, "prompt");
+  auto const long_answer = submit(request({5}, 512), listener.sink());
+  EXPECT_EQ(long_answer.error().param, "max_tokens");
+  GenerateRequest scored = request({5}, 4);
+  scored.prompt_logprobs = 0;
+  EXPECT_EQ(submit(scored, listener.sink()).error().param, "echo");
+}
+
+TEST_F(EncoderEngineTest, ARequestsFirstTokenGoesBeforeTheCheckpoints) {
+  Listener listener;
+  GenerateRequest forced = request({5, 6}, 3);
+  forced.sampling.forced_first = 7;
+  ASSERT_TRUE(submit(forced, listener.sink()).ok());
+  listener.wait();
+  EXPECT_EQ(listener.tokens.front(), 7);
+}
+
+TEST_F(EncoderEngineTest, ManyGetTheTokensOfALoneOne) {
+  Listener alone;
+  ASSERT_TRUE(submit(request(std::vector<TokenId>(70, 5), 12), alone.sink()).ok());
+  alone.wait();
+  std::vector<Listener> crowd(6);
+  for (auto& listener : crowd) ASSERT_TRUE(submit(request(std::vector<TokenId>(70, 5), 12), listener.sink()).ok());
+  for (auto& listener : crowd) {
+    ASSERT_TRUE(std::holds_alternative<FinishEvent>(listener.wait()));
+    EXPECT_EQ(listener.tokens, alone.tokens);
+  }
+}
+
+TEST_F(EncoderEngineTest, LostExpertsEndWhoIsBeingEncodedAndNobodyLater) {
+  experts.dead = true;
+  Listener lost;
+  ASSERT_TRUE(submit(request({5, 6, 7}, 12), lost.sink()).ok());
+  auto const event = lost.wait();
+  ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+  EXPECT_EQ(std::get<ErrorEvent>(event).error.status, 503);
+  experts.dead = false;
+  Listener next;
+  ASSERT_TRUE(submit(request({5, 6, 7}, 12), next.sink()).ok());
+  EXPECT_TRUE(std::holds_alternative<FinishEvent>(next.wait()));
+  engine.drain(std::chrono::steady_clock::now() + std::chrono::seconds(30));
+  EXPECT_EQ(metrics.ledger().failed, 1U);
+  EXPECT_EQ(metrics.ledger().finished, 1U);
+  scheduler.check_integrity();
 }
 
 }  // namespace

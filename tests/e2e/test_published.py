@@ -79,7 +79,7 @@ class InfoTest(unittest.TestCase):
                 # 0.1%, and the last digit shown
                 self.assertAlmostEqual(total, row["parameters_b"], delta=max(0.001 * row["parameters_b"], 0.005))
                 self.assertAlmostEqual(active, row["active_b"], delta=max(0.001 * row["active_b"], 0.005))
-                self.assertEqual(len(re.findall(r"^worker \d+ +[\d.]+ GB of experts$", text, re.M)), 4, text)
+                self.assertEqual(len(re.findall(r"^worker \d+ +[\d.]+ [GM]B of experts$", text, re.M)), 4, text)
 
 
 class DummyTest(unittest.TestCase):

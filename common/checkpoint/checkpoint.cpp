@@ -71,6 +71,8 @@ class Checkpoint final : public WeightSource {
     }
   }
 
+  [[nodiscard]] bool holds(std::string_view name) const override { return tensors_.contains(name); }
+
   void verify(ExpectedTensors const& expected) const override {
     std::map<std::string_view, bool> known;
     for (auto const& tensor : expected.required) {

@@ -7,30 +7,43 @@
 #include <vector>
 
 #include "common/base/error.h"
+#include "common/base/json_watch.h"
 
 namespace expertmesh {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxDepth = 16;  // deeper than any model file; keeps what recurses over a value off the stack's end
+constexpr std::size_t kMaxDepth =
+    16;  // deeper than any model file; keeps what recurses over a value off the stack's end
 constexpr std::size_t kMaxMessage = 400;  // bytes of foreign text in a message
+
+// Refuses deep nesting and keys given twice.
+class StrictWatch final : public JsonWatch {
+ public:
+  explicit StrictWatch(std::string const& what) : what_(what) {}
+
+ private:
+  void on_depth(std::size_t depth) override {
+    if (depth > kMaxDepth) throw ModelError(what_ + ": it nests more than " + std::to_string(kMaxDepth) + " deep");
+  }
+  void on_object() override { keys_.emplace_back(); }
+  void on_object_end() override { keys_.pop_back(); }
+  void on_key(std::string const& key) override {
+    if (!keys_.back().insert(key).second) throw ModelError(what_ + ": " + in_quotes(key) + " is listed twice");
+  }
+
+  std::string const& what_;
+  std::vector<std::set<std::string>> keys_;  // of the objects around the current place
+};
 
 }  // namespace
 
 Json parse_strict_json(std::string_view text, std::string const& what) {
-  std::vector<std::set<std::string>> keys;  // of the objects around the current place
-  Json::parser_callback_t const watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > kMaxDepth) throw ModelError(what + ": it nests more than " + std::to_string(kMaxDepth) + " deep");
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-      throw ModelError(what + ": " + in_quotes(value.get<std::string>()) + " is listed twice");
-    return true;
-  };
+  StrictWatch(what).look_through(text);
   Json json;
   try {
-    json = Json::parse(text, watch);
+    json = Json::parse(text);
   } catch (Json::exception const&) {
     throw ModelError(what + ": not valid JSON");
   }

@@ -56,6 +56,9 @@ class WeightSource {
   [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const;  // numbers
   // Entry `index` of a tensor's first dimension alone: of shape[1:], and its bytes are all that is touched or sent.
   [[nodiscard]] StoredTensor load_entry(TensorInfo const& tensor, std::size_t index) const;
+  // Whether the checkpoint has a tensor of this name. Sources that make tensors up, or get them from elsewhere, do not
+  // tell: false.
+  [[nodiscard]] virtual bool holds(std::string_view /*name*/) const { return false; }
   // Throws ModelError unless the source holds exactly these tensors: names a missing, an unexpected or a misshapen one.
   virtual void verify(ExpectedTensors const& expected) const = 0;
 

@@ -361,6 +361,17 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   }
   if (request.request.max_tokens == 0) return finish(FinishReason::length);
 
+  if (!result.token) {
+    spdlog::error("request {}: the model's logits are no numbers", request.request.request_id);
+    return end(
+        request, &Metrics::Ledger::failed,
+        ErrorEvent{{.status = 500,
+                    .message = "the model's logits are no numbers (NaN): its weights or configuration are damaged",
+                    .type = "internal_error",
+                    .param = {},
+                    .code = "not_a_number",
+                    .retry_after_s = {}}});
+  }
   TokenId const token = *result.token;
   ++request.num_generated;
   metrics_.count_generation_tokens(1);

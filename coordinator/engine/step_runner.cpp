@@ -1,6 +1,7 @@
 #include "coordinator/engine/step_runner.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace expertmesh {
 namespace {
@@ -121,6 +122,10 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
       results_[i].token =
           sampler_.sample(row, *wishes[i].sampling,
                           {.tokens = sequence.tokens, .prompt_length = sequence.prompt_length, .eos_ids = eos_ids_});
+      if (!(row[static_cast<std::size_t>(*results_[i].token)] > -std::numeric_limits<float>::infinity())) {
+        results_[i].token.reset();  // the best of them is none
+        continue;
+      }
       if (wishes[i].token_logprobs)
         results_[i].token_logprobs = sampler_.logprobs(row, *results_[i].token, *wishes[i].token_logprobs);
     }

@@ -31,7 +31,7 @@ struct RowWish {
 
 // What a logit row gave.
 struct RowResult {
-  std::optional<TokenId> token;  // where LogitRow::sample
+  std::optional<TokenId> token;  // where LogitRow::sample; none if its logits are no numbers
   std::optional<TokenLogprobs> token_logprobs;
   std::optional<TokenLogprobs> prompt_logprobs;
 };

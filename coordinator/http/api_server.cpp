@@ -57,7 +57,7 @@ struct ApiServer::Impl {
   ApiCallbacks callbacks;
   ApiKeys keys;
   std::string version;
-  boost::asio::thread_pool text_threads;
+  RunThreads threads;
   std::unique_ptr<HttpServer> server;  // last: its handlers use the others
 
   using Responder = std::shared_ptr<HttpResponder>;
@@ -101,7 +101,7 @@ struct ApiServer::Impl {
     };
     for (bool const chat : {false, true})
       post(chat ? "/v1/chat/completions" : "/v1/completions", [this, chat](HttpRequest request, Responder responder) {
-        start_generation(context, text_threads, chat, std::move(request), std::move(responder));
+        start_generation(context, threads, chat, std::move(request), std::move(responder));
       });
     for (bool const drain : {true, false})
       post(drain ? "/v1/cluster/drain" : "/v1/cluster/workers",
@@ -115,17 +115,17 @@ struct ApiServer::Impl {
              answer(r, (drain ? drain_worker : add_workers)(callbacks.cluster_changes, request.body));
            });
     post("/tokenize", [this](HttpRequest request, Responder responder) {
-      on_text_thread(tokenize, std::move(request), std::move(responder));
+      on_template_thread(tokenize, std::move(request), std::move(responder));
     });
     post("/detokenize", [this](HttpRequest request, Responder responder) {
-      on_text_thread(detokenize, std::move(request), std::move(responder));
+      on_template_thread(detokenize, std::move(request), std::move(responder));
     });
     return table;
   }
 
   template <class Work>
-  void on_text_thread(Work work, HttpRequest request, Responder responder) {
-    boost::asio::post(text_threads, [this, work, http = std::move(request), r = std::move(responder)] {
+  void on_template_thread(Work work, HttpRequest request, Responder responder) {
+    boost::asio::post(threads.templates, [this, work, http = std::move(request), r = std::move(responder)] {
       try {
         answer(r, work(context, http.body));
       } catch (std::exception const& failure) {
@@ -209,7 +209,8 @@ ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer c
                      .callbacks = std::move(callbacks),
                      .keys = ApiKeys(options.api_keys),
                      .version = options.version,
-                     .text_threads = boost::asio::thread_pool(options.text_threads),
+                     .threads = {.templates = boost::asio::thread_pool(options.text_threads),
+                                 .text = boost::asio::thread_pool(options.text_threads)},
                      .server = nullptr}) {
   add_cors_headers(options);
   impl_->server = std::make_unique<HttpServer>(
@@ -238,7 +239,8 @@ std::uint16_t ApiServer::port() const {
 
 void ApiServer::stop(std::chrono::steady_clock::time_point deadline) {
   impl_->server->stop(deadline);
-  impl_->text_threads.join();
+  impl_->threads.templates.join();
+  impl_->threads.text.join();
 }
 
 }  // namespace expertmesh

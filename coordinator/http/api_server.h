@@ -23,7 +23,7 @@ struct ApiServerOptions {
   std::string version{};                // of the program, at /version
   std::vector<std::string> api_keys{};  // one of them must come as "Authorization: Bearer …"; empty: none asked
   std::optional<std::string> allowed_origin{};  // of browser pages that may use the API (CORS): "*" or one origin
-  std::size_t text_threads = 2;                 // that encode prompts, render templates and decode answers
+  std::size_t text_threads = 2;                 // that encode prompts and decode answers; as many render templates
 };
 
 // What others know; called from any thread.

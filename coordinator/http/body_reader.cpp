@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
+
+#include "common/base/json_watch.h"
 
 namespace expertmesh {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr std::size_t kMaxDepth = 64;
 constexpr std::size_t kMaxFields = 1024;  // of one object: an ordered one looks its fields up one after the other
 
 std::string shown(ApiJson const& value) {
@@ -30,26 +34,37 @@ void refuse_field(std::string const& field, std::string const& what, std::option
                     .retry_after_s = {}}};
 }
 
-ApiJson parse_body(std::string const& body) {
-  auto const refuse = [](std::string message) {
-    throw BadRequest{{.status = 400,
-                      .message = std::move(message),
-                      .type = "invalid_request_error",
-                      .param = {},
-                      .code = "invalid_json",
-                      .retry_after_s = {}}};
-  };
-  std::vector<std::size_t> num_fields(kMaxDepth + 2);  // of the open object at each depth
-  auto const bounded = [&](int depth, ApiJson::parse_event_t event, ApiJson&) {
+namespace {
+
+[[noreturn]] void refuse(std::string message) {
+  throw BadRequest{{.status = 400,
+                    .message = std::move(message),
+                    .type = "invalid_request_error",
+                    .param = {},
+                    .code = "invalid_json",
+                    .retry_after_s = {}}};
+}
+
+// Refuses what a parse would take, and what would make finding a field slow.
+class BoundedWatch final : public JsonWatch {
+  void on_depth(std::size_t depth) override {
     if (depth > kMaxDepth) refuse("the body nests more than " + std::to_string(kMaxDepth) + " levels deep");
-    auto const level = static_cast<std::size_t>(depth);
-    if (event == ApiJson::parse_event_t::object_start) num_fields[level + 1] = 0;  // its fields are one level deeper
-    if (event == ApiJson::parse_event_t::key && ++num_fields[level] > kMaxFields)
+  }
+  void on_object() override { num_fields_.push_back(0); }
+  void on_object_end() override { num_fields_.pop_back(); }
+  void on_key(std::string const& /*key*/) override {
+    if (++num_fields_.back() > kMaxFields)
       refuse("an object in the body has more than " + std::to_string(kMaxFields) + " fields");
-    return true;
-  };
+  }
+  std::vector<std::size_t> num_fields_;  // of the open objects
+};
+
+}  // namespace
+
+ApiJson parse_body(std::string const& body) {
   try {
-    ApiJson object = ApiJson::parse(body, bounded);
+    BoundedWatch().look_through(body);
+    ApiJson object = ApiJson::parse(body);
     if (!object.is_object()) refuse("the body must be a JSON object");
     return object;
   } catch (nlohmann::json::parse_error const& error) {

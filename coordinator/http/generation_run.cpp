@@ -1,5 +1,6 @@
 #include "coordinator/http/generation_run.h"
 
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/strand.hpp>
@@ -23,19 +24,26 @@ std::uint64_t random_seed() {
 
 class Run final : public std::enable_shared_from_this<Run> {
  public:
-  Run(RunContext const& context, boost::asio::thread_pool& threads, std::shared_ptr<HttpResponder> responder)
-      : work_(boost::asio::make_work_guard(threads)),
+  Run(RunContext const& context, RunThreads& threads, std::shared_ptr<HttpResponder> responder)
+      : work_(boost::asio::make_work_guard(threads.text)),
         context_(context),
-        strand_(boost::asio::make_strand(threads)),
+        strand_(boost::asio::make_strand(threads.text)),
         responder_(std::move(responder)) {}
   ~Run() {
     if (!done_ && !*client_gone_) fail(unfinished());
   }
 
-  void post_start(bool chat, HttpRequest http) {
-    boost::asio::post(strand_, [self = shared_from_this(), chat, http = std::move(http)] {
-      self->guarded([&] { self->start(chat, http); });
-    });
+  void post_start(RunThreads& threads, bool chat, HttpRequest http) {
+    auto read = [self = shared_from_this(), chat, http = std::move(http)] {
+      self->guarded([&] {
+        if (self->read(chat, http))
+          boost::asio::dispatch(self->strand_, [self] { self->guarded([&] { self->submit(); }); });
+      });
+    };
+    if (chat)
+      boost::asio::post(threads.templates, std::move(read));
+    else
+      boost::asio::post(strand_, std::move(read));
   }
 
  private:
@@ -66,13 +74,27 @@ class Run final : public std::enable_shared_from_this<Run> {
     }
   }
 
-  void start(bool chat, HttpRequest const& http) {
+  // The request, with the text of a chat; false: it was refused.
+  bool read(bool chat, HttpRequest const& http) {
     id_ = (chat ? "chatcmpl-" : "cmpl-") + http.request_id;
     auto parsed = chat ? parse_chat(http.body, context_.model) : parse_completion(http.body, context_.model);
-    if (!parsed) return refuse(parsed.error());
+    if (!parsed) {
+      refuse(parsed.error());
+      return false;
+    }
     request_ = std::move(parsed.value());
     if (!request_.seed_given) request_.sampling.seed = random_seed();
     for (auto const& field : request_.unknown_fields) context_.metrics.count_unknown_field(field);
+    if (!chat) return true;
+    auto rendered = render_prompt(context_, request_.template_request);
+    if (rendered)
+      request_.prompts.emplace_back(std::move(rendered.value()));
+    else
+      refuse(rendered.error());
+    return static_cast<bool>(rendered);
+  }
+
+  void submit() {
     auto prompts = encoded_prompts();
     if (!prompts) return refuse(prompts.error());
     std::vector<GenerateRequest> requests;
@@ -117,11 +139,6 @@ class Run final : public std::enable_shared_from_this<Run> {
 
   Result<std::vector<AnsweredPrompt>> encoded_prompts() {
     std::vector<AnsweredPrompt> prompts;
-    if (request_.chat) {
-      auto rendered = render_prompt(context_, request_.template_request);
-      if (!rendered) return rendered.error();
-      request_.prompts.emplace_back(std::move(rendered.value()));
-    }
     for (auto& prompt : request_.prompts) {
       auto& [ids, text] = prompts.emplace_back();
       if (auto* given = std::get_if<std::vector<TokenId>>(&prompt)) {
@@ -253,9 +270,9 @@ class Run final : public std::enable_shared_from_this<Run> {
 
 }  // namespace
 
-void start_generation(RunContext const& context, boost::asio::thread_pool& threads, bool chat, HttpRequest request,
+void start_generation(RunContext const& context, RunThreads& threads, bool chat, HttpRequest request,
                       std::shared_ptr<HttpResponder> responder) {
-  std::make_shared<Run>(context, threads, std::move(responder))->post_start(chat, std::move(request));
+  std::make_shared<Run>(context, threads, std::move(responder))->post_start(threads, chat, std::move(request));
 }
 
 }  // namespace expertmesh

@@ -17,9 +17,14 @@ struct RunContext {
   Metrics& metrics;
 };
 
-// Parses, renders, encodes and submits; then turns events into the answer, all one after the other on `threads`, where
-// waiting is allowed. threads.join() waits until the generator has let go of every run.
-void start_generation(RunContext const& context, boost::asio::thread_pool& threads, bool chat, HttpRequest request,
+// Threads on which waiting is allowed. Joined in this order they have let go of every run, and the generator too.
+struct RunThreads {
+  boost::asio::thread_pool templates;  // render chats; a slow template holds up no prompt of plain text
+  boost::asio::thread_pool text;       // encode prompts, decode answers
+};
+
+// Parses, renders, encodes and submits; then turns events into the answer, all one after the other.
+void start_generation(RunContext const& context, RunThreads& threads, bool chat, HttpRequest request,
                       std::shared_ptr<HttpResponder> responder);
 
 }  // namespace expertmesh

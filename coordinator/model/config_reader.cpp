@@ -96,7 +96,7 @@ double ConfigReader::number_or(std::string_view field, double fallback) {
 
 bool ConfigReader::flag_or(std::string_view field, bool fallback) {
   Json const* v = impl_->find(field);
-  if (!v) return fallback;
+  if (!v) return fallback && !impl_->json.contains(std::string(field));
   if (!v->is_boolean()) impl_->wrong(field, "true or false", *v);
   return v->get<bool>();
 }

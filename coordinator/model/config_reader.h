@@ -30,7 +30,7 @@ class ConfigReader {
   std::optional<std::size_t> optional_count(std::string_view field);
   std::size_t index(std::string_view field);  // a whole number from 0
   double number_or(std::string_view field, double fallback);
-  bool flag_or(std::string_view field, bool fallback);
+  bool flag_or(std::string_view field, bool fallback);  // null: false
   std::string text(std::string_view field);
   std::string text_or(std::string_view field, std::string_view fallback);
   std::vector<std::size_t> indices(std::string_view field);    // list of whole numbers; empty if absent

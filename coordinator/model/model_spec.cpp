@@ -220,8 +220,7 @@ std::size_t num_expert_counts(ModelSpec const& spec) {
 
 ExpectedTensors expected_tensors(ModelSpec const& spec) {
   ExpectedTensors out{.required = list_tensors(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
-  if (!spec.lm_head)
-    out.optional.push_back({"lm_head.weight", {spec.vocab, spec.hidden}});  // a stored copy of the tied embedding
+  if (!spec.lm_head) out.optional.push_back({kStoredHead, {spec.vocab, spec.hidden}});
   for (auto const& name : spec.embedding_copies) out.optional.push_back({name, {spec.vocab, spec.hidden}});
   if (spec.encoder()) return out;
   auto const& layers = spec.decoder().layers;

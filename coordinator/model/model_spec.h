@@ -195,6 +195,9 @@ struct DecoderStart {
   std::optional<TokenId> forced_bos{};  // the first new token, unless a request says otherwise
 };
 
+// Of a head that a checkpoint stores beside the embedding it is tied to.
+constexpr char const* kStoredHead = "lm_head.weight";
+
 struct ModelSpec {
   std::string family;                     // model_type of config.json
   std::size_t hidden = 0;                 // H
@@ -238,7 +241,7 @@ std::vector<NumberedLayer> moe_layers(ModelSpec const& spec);
 // The experts of all layers where they have a capacity: what has to be counted of a sequence.
 std::size_t num_expert_counts(ModelSpec const& spec);
 
-// What the checkpoint has to hold. Optional: a stored copy of a tied lm_head, rotary inv_freq buffers, ….
+// What the checkpoint has to hold. Optional: the stored head of a tied model, rotary inv_freq buffers, ….
 ExpectedTensors expected_tensors(ModelSpec const& spec);
 // Numbers among the weights, however they are stored.
 std::size_t num_parameters(ModelSpec const& spec);

@@ -16,6 +16,7 @@ class WeightLoader {
   WeightLoader(WeightSource const& source, WeightFormat format, std::function<void(std::size_t)> on_bytes)
       : source_(source), format_(format), on_bytes_(std::move(on_bytes)) {}
 
+  [[nodiscard]] bool holds(std::string_view name) const { return source_.holds(name); }
   // The parts one below the other, [sum of rows, K], in the profile's format.
   [[nodiscard]] PackedLinear linear(std::initializer_list<LinearPart> parts, std::size_t k) const;
   // Routers stay in fp32 whatever the profile: their logits decide, and they are small.

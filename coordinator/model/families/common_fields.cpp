@@ -126,11 +126,9 @@ CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defa
   f.rope = read_rope(config, {.theta = defaults.rope_theta,
                               .head_dim = f.head_dim,
                               .partial_rotary_factor = defaults.partial_rotary_factor,
+                              .partial = defaults.partial_rotation,
                               .interleaved = defaults.rope_interleaved,
                               .max_position = f.max_position});
-  // Its frequencies stretch with the sequence, so that is no limit yet.
-  if (f.rope.kind == RopeKind::dynamic)
-    f.max_position = static_cast<std::size_t>(static_cast<double>(f.max_position) * f.rope.factor);
   return f;
 }
 
@@ -221,6 +219,12 @@ ModelSpec model_of(CommonFields const& f) {
   spec.hidden = f.hidden;
   spec.vocab = f.vocab;
   spec.max_position = f.max_position;
+  // Such frequencies stretch with the sequence: the context grows by the factor, and nothing but sense ends there.
+  if (f.rope.kind == RopeKind::dynamic) {
+    double const stretched = static_cast<double>(f.max_position) * f.rope.factor;
+    spec.max_position = static_cast<std::size_t>(std::min(stretched, static_cast<double>(kMostCount)));
+    spec.goes_beyond_max_position = true;
+  }
   spec.embedding = "model.embed_tokens.weight";
   if (!f.tied) spec.lm_head = "lm_head.weight";
   spec.stacks = {StackSpec{.kind = StackKind::decoder, .layers = {}, .final_norm = {"model.norm.weight", f.epsilon}}};

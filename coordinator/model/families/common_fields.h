@@ -19,6 +19,7 @@ struct FamilyDefaults {
   float norm_epsilon = 1e-6F;                // rms_norm_eps
   std::optional<std::size_t> head_dim = {};  // none: hidden_size / num_attention_heads
   double partial_rotary_factor = 1.0;
+  bool partial_rotation = false;  // the family has a partial_rotary_factor
   bool rope_interleaved = false;
   bool tied = false;
 };

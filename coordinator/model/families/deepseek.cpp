@@ -100,12 +100,12 @@ ModelSpec build_deepseek_v2(ConfigReader& config, ModelOptions const& /*options*
   router.scale = static_cast<float>(config.number_or("routed_scaling_factor", 1.0));
   std::string const method = config.text_or("topk_method", "greedy");
   if (method == "group_limited_greedy")
-    router.groups = read_groups(config, router, GroupScore::largest);
+    router.groups = read_groups(config, router, {.score = GroupScore::largest});
   else if (method == "greedy")
     config.without_effect({"n_group", "topk_group"});
   else
     config.refuse("topk_method", "unknown method '" + method + "'");
-  read_mixture_sizes(config, f, 0, mixture);
+  read_mixture_sizes(config, f, {.shared_experts = 2}, mixture);
   mixture.ffn_bias = config.flag_or("mlp_bias", false);
   return build(f, attention, mixture);
 }
@@ -113,7 +113,8 @@ ModelSpec build_deepseek_v2(ConfigReader& config, ModelOptions const& /*options*
 ModelSpec build_deepseek_v3(ConfigReader& config, ModelOptions const& /*options*/) {
   CommonFields f = read_sizes(config, {.norm_epsilon = 1e-6F});
   LatentFields const attention = read_latent_fields(config, f, config.flag_or("rope_interleave", true));
-  DeepseekMixture const mixture = read_sigmoid_mixture(config, f, 3);
+  DeepseekMixture const mixture = read_sigmoid_mixture(
+      config, f, {.first_sparse = 3, .shared_experts = 1, .scale = 2.5, .groups = 8, .chosen_groups = 4});
   ModelSpec spec = build(f, attention, mixture);
   skip_prediction_layers(config, f, spec);
   return spec;

@@ -2,9 +2,11 @@
 
 namespace expertmesh {
 
-std::optional<RouterGroups> read_groups(ConfigReader& config, RouterSpec const& router, GroupScore score) {
-  RouterGroups groups{
-      .count = config.count_or("n_group", 1), .chosen = config.count_or("topk_group", 1), .score = score};
+std::optional<RouterGroups> read_groups(ConfigReader& config, RouterSpec const& router, RouterGroups const& defaults) {
+  GroupScore const score = defaults.score;
+  RouterGroups const groups{.count = config.count_or("n_group", defaults.count),
+                            .chosen = config.count_or("topk_group", defaults.chosen),
+                            .score = score};
   if (groups.count == 1 && groups.chosen == 1) return std::nullopt;
   if (router.num_experts % groups.count != 0)
     config.refuse("n_group", std::to_string(groups.count) + " does not divide the " +
@@ -21,34 +23,37 @@ std::optional<RouterGroups> read_groups(ConfigReader& config, RouterSpec const& 
   return groups;
 }
 
-DeepseekMixture read_sigmoid_mixture(ConfigReader& config, CommonFields const& f, std::size_t first_sparse) {
+DeepseekMixture read_sigmoid_mixture(ConfigReader& config, CommonFields const& f, MixtureDefaults const& defaults) {
   DeepseekMixture mixture;
   RouterSpec& router = mixture.router;
   router = read_router_size(
       config, {.num_experts = {"n_routed_experts", "num_local_experts", "num_experts"}, .scoring = "sigmoid"});
   router.scoring = RouterScoring::sigmoid;
-  router.groups = read_groups(config, router, GroupScore::sum_of_two_largest);
+  router.groups =
+      read_groups(config, router, {defaults.groups, defaults.chosen_groups, GroupScore::sum_of_two_largest});
   router.normalisation =
       config.flag_or("norm_topk_prob", true) ? RouterNormalisation::sum_to_one : RouterNormalisation::none;
   router.sum_offset = 1e-20F;
-  router.scale = static_cast<float>(config.number_or("routed_scaling_factor", 1.0));
+  router.scale = static_cast<float>(config.number_or("routed_scaling_factor", defaults.scale));
   if (std::string const method = config.text_or("topk_method", "noaux_tc"); method != "noaux_tc")
     config.refuse("topk_method", "unknown method '" + method + "'");
   mixture.selection_bias = true;
-  read_mixture_sizes(config, f, first_sparse, mixture);
+  read_mixture_sizes(config, f, defaults, mixture);
   return mixture;
 }
 
-void read_mixture_sizes(ConfigReader& config, CommonFields const& f, std::size_t first_sparse,
+void read_mixture_sizes(ConfigReader& config, CommonFields const& f, MixtureDefaults const& defaults,
                         DeepseekMixture& mixture) {
-  mixture.first_sparse = config.has("first_k_dense_replace") ? config.index("first_k_dense_replace") : first_sparse;
+  mixture.first_sparse =
+      config.has("first_k_dense_replace") ? config.index("first_k_dense_replace") : defaults.first_sparse;
   if (mixture.first_sparse > f.layers)
     config.refuse("first_k_dense_replace", "there are only " + std::to_string(f.layers) + " layers");
   if (config.count_or("moe_layer_freq", 1) != 1)
     config.refuse("moe_layer_freq", "a mixture in every N-th layer is not supported here");
   mixture.intermediate = config.count("moe_intermediate_size", kMostColumns);
   mixture.dense_intermediate = config.count("intermediate_size", kMostColumns);
-  std::size_t const shared = config.has("n_shared_experts") ? config.index("n_shared_experts") : 0;
+  std::size_t const shared =
+      config.has("n_shared_experts") ? config.index("n_shared_experts") : defaults.shared_experts;
   if (shared > kMostColumns / mixture.intermediate)
     config.refuse("n_shared_experts", std::to_string(shared) + " is more than supported here");
   mixture.shared_intermediate = shared * mixture.intermediate;

@@ -5,13 +5,13 @@
 namespace expertmesh {
 
 ModelSpec build_glm4_moe(ConfigReader& config, ModelOptions const& /*options*/) {
-  CommonFields const f =
-      read_common_fields(config, {.rope_theta = 10000.0, .norm_epsilon = 1e-5F, .partial_rotary_factor = 0.5});
+  CommonFields const f = read_common_fields(
+      config, {.rope_theta = 10000.0, .norm_epsilon = 1e-5F, .partial_rotary_factor = 0.5, .partial_rotation = true});
   bool const bias = config.flag_or("attention_bias", false);
   std::optional<QkNormScope> const norm =
       config.flag_or("use_qk_norm", false) ? std::optional(QkNormScope::head) : std::nullopt;
   auto const spans = read_spans(config, f.layers, {});
-  DeepseekMixture const mixture = read_sigmoid_mixture(config, f, 1);
+  DeepseekMixture const mixture = read_sigmoid_mixture(config, f, {.first_sparse = 1, .shared_experts = 1});
   ModelSpec spec = model_of(f);
   for (std::size_t l = 0; l < f.layers; ++l) {
     LayerSpec layer = layer_of(f, l, {.qkv_bias = bias, .qk_norm = norm, .span = spans[l]});
@@ -26,7 +26,7 @@ ModelSpec build_dots1(ConfigReader& config, ModelOptions const& /*options*/) {
   CommonFields const f = read_common_fields(config, {.rope_theta = 10000.0, .norm_epsilon = 1e-6F});
   bool const bias = config.flag_or("attention_bias", false);
   auto const spans = read_spans(config, f.layers, {.rule = WindowRule::from_max_window_layers});
-  DeepseekMixture mixture = read_sigmoid_mixture(config, f, 0);
+  DeepseekMixture mixture = read_sigmoid_mixture(config, f, {});
   // Not said, weights are left as they are.
   if (!config.has("norm_topk_prob")) mixture.router.normalisation = RouterNormalisation::none;
   ModelSpec spec = model_of(f);

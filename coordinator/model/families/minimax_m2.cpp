@@ -26,7 +26,7 @@ void check_fixed_fields(ConfigReader& config) {
 }  // namespace
 
 ModelSpec build_minimax_m2(ConfigReader& config, ModelOptions const& /*options*/) {
-  FamilyDefaults defaults{.rope_theta = 5e6, .norm_epsilon = 1e-6F, .head_dim = 128};
+  FamilyDefaults defaults{.rope_theta = 5e6, .norm_epsilon = 1e-6F, .head_dim = 128, .partial_rotation = true};
   if (auto const rotary = config.optional_count("rotary_dim"))
     defaults.partial_rotary_factor =
         static_cast<double>(*rotary) / static_cast<double>(config.count_or("head_dim", *defaults.head_dim));

@@ -6,6 +6,8 @@
 namespace expertmesh {
 namespace {
 
+constexpr double kMostStretch = 1e6;  // of a context
+
 // An object of config.json (rope_scaling or rope_parameters), and where to find what it leaves out.
 class RopeObject {
  public:
@@ -63,7 +65,8 @@ class RopeObject {
   }
   double factor() {
     double const factor = positive("factor");
-    if (factor < 1) rope_.refuse("factor", "must be at least 1");
+    if (factor < 1 || factor > kMostStretch)
+      rope_.refuse("factor", "must be at least 1 and at most " + std::to_string(static_cast<int>(kMostStretch)));
     return factor;
   }
 
@@ -178,6 +181,7 @@ RopeSpec read_rope(ConfigReader& config, RopeDefaults const& defaults) {
   read("partial_rotary_factor", share);
   if (!(spec.theta > 0)) config.refuse("rope_theta", "must be positive");
   if (!(share > 0 && share <= 1)) config.refuse("partial_rotary_factor", "must be above 0 and at most 1");
+  if (share != 1 && !defaults.partial) config.refuse("partial_rotary_factor", "this family rotates whole heads");
   spec.rotary_dim = static_cast<std::size_t>(static_cast<double>(defaults.head_dim) * share);
   if (spec.rotary_dim % 2 != 0 || spec.rotary_dim == 0)
     config.refuse(share < 1                ? "partial_rotary_factor"

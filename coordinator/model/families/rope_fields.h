@@ -14,6 +14,7 @@ struct RopeDefaults {
   double theta = 10000.0;
   std::size_t head_dim = 0;
   double partial_rotary_factor = 1.0;
+  bool partial = false;  // another one may be given
   bool interleaved = false;
   std::size_t max_position = 0;  // max_position_embeddings
 };

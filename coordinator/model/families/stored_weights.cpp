@@ -7,12 +7,21 @@
 namespace expertmesh {
 namespace {
 
+// Whether `pattern`, in which * stands for anything, matches the start of `name` up to a dot or the end.
 bool begins_with(std::string_view name, std::string_view pattern) {
   std::size_t const star = pattern.find('*');
-  if (!name.starts_with(pattern.substr(0, star))) return false;
-  if (star == std::string_view::npos) return true;
-  for (std::size_t skip = star; skip <= name.size(); ++skip)
+  std::string_view const literal = pattern.substr(0, star);
+  if (!name.starts_with(literal)) return false;
+  if (star == std::string_view::npos) return name.size() == literal.size() || name[literal.size()] == '.';
+  for (std::size_t skip = literal.size(); skip <= name.size(); ++skip)
     if (begins_with(name.substr(skip), pattern.substr(star + 1))) return true;
+  return false;
+}
+
+// Whether whole components of a dotted name are what the pattern says.
+bool names_part_of(std::string_view pattern, std::string_view name) {
+  for (std::size_t begin = 0; begin != std::string_view::npos + 1; begin = name.find('.', begin) + 1)
+    if (begins_with(name.substr(begin), pattern)) return true;
   return false;
 }
 
@@ -46,11 +55,9 @@ StoredWeights::StoredWeights(ConfigReader& config) {
   quantisation->finish();
 }
 
-// As the reference implementation has it: a pattern, in which * stands for anything, is the start or the end of a name.
 bool StoredWeights::quantises(std::string const& module) const {
-  return storage_ != WeightStorage::numbers && std::ranges::none_of(kept_, [&](std::string const& pattern) {
-           return module.ends_with(pattern) || begins_with(module, pattern);
-         });
+  return storage_ != WeightStorage::numbers &&
+         std::ranges::none_of(kept_, [&](std::string const& pattern) { return names_part_of(pattern, module); });
 }
 
 WeightSlice StoredWeights::weight(std::string const& module) const {

@@ -25,7 +25,7 @@ class StoredWeights {
   WeightStorage storage_ = WeightStorage::numbers;
   std::size_t block_rows_ = 0;  // fp8
   std::size_t block_columns_ = 0;
-  std::vector<std::string> kept_;  // modules_to_not_convert
+  std::vector<std::string> kept_;  // modules_to_not_convert: components of names, * for anything
 };
 
 }  // namespace expertmesh

@@ -80,7 +80,8 @@ class Cluster::Impl {
         transport_({.max_ops = kOpsPerWorker * kMaxWorkers + kMaxQuarantinedOps}),
         control_({.max_workers = kMaxWorkers,
                   .address = listen_address(),
-                  .port = options_.remote.port,
+                  // Local workers are told the port; several servers may run on one host.
+                  .port = takes_remote() ? options_.remote.port : std::uint16_t{0},
                   .secret_file = options_.remote.secret_file,
                   .isa = options_.isa,
                   .checkpoint = checkpoint_,

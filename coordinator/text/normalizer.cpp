@@ -27,11 +27,21 @@ std::string with_each(std::string const& text, Change const& change) {
   return out;
 }
 
+// Capital letters newer than the installed utf8proc may be (Unicode 16 and 17).
+char32_t lower_case(char32_t c) {
+  if (c == 0xA7CB) return 0x264;
+  if (c == 0xA7DC) return 0x19B;
+  if (c == 0x1C89 || c == 0xA7CC || c == 0xA7CE || c == 0xA7D2 || c == 0xA7D4 || c == 0xA7DA) return c + 1;
+  if (c >= 0x10D50 && c <= 0x10D65) return c + 0x20;
+  if (c >= 0x16EA0 && c <= 0x16EB8) return c + 0x1B;
+  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+}
+
 void add_lower_case(char32_t c, std::string_view, std::string& out) {
   if (c == 0x130)
     out += "i\xCC\x87";  // the one letter whose lower case is two characters
   else
-    out += encode_utf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+    out += encode_utf8(lower_case(c));
 }
 
 void add_without_marks(char32_t c, std::string_view character, std::string& out) {

@@ -153,7 +153,15 @@ class Matcher {
   // Takes what the loop takes and goes on behind it.
   bool enter_loop(std::uint32_t& at, Position& position, bool in_look) {
     auto const& in = program_.code[at];
+    // Of an endless loop it is remembered whether it can succeed when it has come to a place, of one with a limit
+    // whether it can when it starts there.
     bool const remembered = memory_ && !in.max;
+    if (memory_ && in.max) {
+      succeeded_ = in_look && scratch_.succeeded[bit(in, position)];
+      if (succeeded_) return true;
+      if (scratch_.failed[bit(in, position)]) return false;
+      scratch_.choices.push_back({Choice::Kind::split, at, position, 0, 0});
+    }
     Position const limit =
         in.max ? static_cast<Position>(std::min<std::uint64_t>(size_, std::uint64_t{position} + *in.max)) : size_;
     Position const least = position + in.min;

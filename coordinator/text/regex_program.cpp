@@ -50,8 +50,7 @@ class RegexProgram::Compiler {
     if (program_.code.size() >= kMaxInstructions) fail("too large");
     std::uint32_t const at = here();
     if (instruction.next == 0) instruction.next = at + 1;
-    if (instruction.op == Op::split ||
-        ((instruction.op == Op::loop || instruction.op == Op::possessive) && !instruction.max))
+    if (instruction.op == Op::split || instruction.op == Op::loop || instruction.op == Op::possessive)
       instruction.memo = program_.num_memos++;
     program_.code.push_back(std::move(instruction));
     return at;

@@ -31,7 +31,7 @@ struct RegexInstruction {
   std::uint32_t min = 0;
   std::optional<std::uint32_t> max;  // none: any number
   std::uint32_t behind = 0;          // characters that a look goes back
-  std::uint32_t memo = 0;            // number of the split or endless loop
+  std::uint32_t memo = 0;            // number of the split or loop
   // By symbol at the place where it stands. Split: bit 0 `next`, bit 1 `other` can start there. Loops: bit 0 `next`.
   std::vector<std::uint8_t> can_start;
 };

@@ -106,7 +106,8 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--load-format", load_format, "dummy: deterministic random weights from config.json alone")
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
-  s->add_option("--max-model-len", serve.max_model_len, "Longest sequence, prompt and answer [the checkpoint's]")
+  s->add_option("--max-model-len", serve.max_model_len,
+                "Longest sequence, prompt and answer; with an encoder the longest of each [the checkpoint's]")
       ->check(CLI::Range(1, 1 << 24));
   s->add_option("--max-num-seqs", serve.max_num_seqs, "Sequences that run at the same time")
       ->check(CLI::Range(1, 65536))

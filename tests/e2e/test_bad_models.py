@@ -7,7 +7,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from harness import EXPERTMESH, MODEL_GOLDENS, read_raw_safetensors, write_safetensors
+from harness import EXPERTMESH, MODEL_GOLDENS, Server, read_raw_safetensors, write_safetensors
 
 SINGLE, SHARDED = MODEL_GOLDENS / "mixtral", MODEL_GOLDENS / "mixtral-window"
 WEIGHTS = "model.safetensors"
@@ -167,6 +167,20 @@ class BadModelTest(unittest.TestCase):
     def test_header_is_no_json(self):
         edit_header(copy_of(SINGLE, self.dir), lambda _: b'{"model.norm.weight": ')
         self.assert_refused(WEIGHTS)
+
+    def test_weights_that_are_no_numbers_give_no_answer(self):
+        name = "model.layers.0.self_attn.v_proj.weight"
+
+        def spoil(tensors):
+            dtype, shape, raw = tensors[name]
+            tensors[name] = (dtype, shape, b"\xc0\x7f" * (len(raw) // 2))  # bfloat16 NaN
+
+        edit_tensors(copy_of(SINGLE, self.dir), spoil)
+        with Server(self.dir) as server:
+            for temperature in (0, 1):
+                status, answer = server.post("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 4, "temperature": temperature})
+                self.assertEqual((status, answer["error"]["code"]), (500, "not_a_number"))
+            self.assertEqual(server.metric("requests_failed_total"), 2)
 
     def test_bad_arguments(self):
         for arguments in ((), ("serve",), ("serve", SINGLE, "--workers", "many"), ("serve", SINGLE, "--no-such-option"), ("dance",),

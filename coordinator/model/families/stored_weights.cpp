@@ -20,9 +20,12 @@ bool begins_with(std::string_view name, std::string_view pattern) {
 
 // Whether whole components of a dotted name are what the pattern says.
 bool names_part_of(std::string_view pattern, std::string_view name) {
-  for (std::size_t begin = 0; begin != std::string_view::npos + 1; begin = name.find('.', begin) + 1)
-    if (begins_with(name.substr(begin), pattern)) return true;
-  return false;
+  while (!begins_with(name, pattern)) {
+    std::size_t const dot = name.find('.');
+    if (dot == std::string_view::npos) return false;
+    name.remove_prefix(dot + 1);
+  }
+  return true;
 }
 
 }  // namespace

@@ -339,6 +339,15 @@ INSTANTIATE_TEST_SUITE_P(
       return name;
     });
 
+TEST(TiedModel, HasItsStoredHead) {
+  test::ModelCopy const copy("mixtral");
+  copy.edit_config([](nlohmann::json& config) { config["tie_word_embeddings"] = true; });
+  test::GoldenFile const golden(model_dir("mixtral") / "golden.safetensors");
+  Model model(copy.path(), DType::f32, 1, best_isa());
+  auto const output = model.run({prompt_of(golden, 1)}, kMaxTokens)[0];
+  EXPECT_LE(logit_error(output, golden.floats("prompt1.logits"), model.spec.vocab), kTolerance);
+}
+
 // ---- and so does every tensor that only one thing reads
 struct LoneTensor {
   char const* model;

@@ -154,6 +154,37 @@ TEST(ModelSpec, ExpertsForTheWorkers) {
   EXPECT_EQ(experts.wire, DType::bf16);
 }
 
+TEST(ModelSpec, ANullFlagSaysNo) {
+  ModelCopy const copy("deepseek_v3");
+  copy.edit_config([](json& c) {
+    c["norm_topk_prob"] = nullptr;
+    c["rope_interleave"] = nullptr;
+    c.erase("routed_scaling_factor");
+  });
+  ModelSpec const spec = read_model_spec(copy.path(), {});
+  EXPECT_EQ(moe_of(spec, 1)->router.normalisation, RouterNormalisation::none);
+  EXPECT_EQ(moe_of(spec, 1)->router.scale, 2.5F);  // the family's default
+  EXPECT_FALSE(layers_of(spec)[1].attention.rope.interleaved);
+}
+
+TEST(ModelSpec, ModulesThatAreNotQuantisedAreNamedByComponents) {
+  ModelCopy const copy("deepseek_v3-fp8");
+  auto const storage = [&](char const* pattern) {
+    copy.edit_config([&](json& c) { c["quantization_config"]["modules_to_not_convert"] = {pattern}; });
+    ModelSpec const spec = read_model_spec(copy.path(), {});
+    return std::pair(layers_of(spec)[0].attention.o.weight.storage,
+                     std::get<DenseFfnSpec>(layers_of(spec)[0].ffn).tensors.gate->storage);
+  };
+  constexpr auto kNumbers = WeightStorage::numbers;
+  constexpr auto kFp8 = WeightStorage::fp8_blocks;
+  EXPECT_EQ(storage("lm_head"), std::pair(kFp8, kFp8));
+  EXPECT_EQ(storage("self_attn"), std::pair(kNumbers, kFp8));
+  EXPECT_EQ(storage("model.layers.*.self_attn"), std::pair(kNumbers, kFp8));
+  EXPECT_EQ(storage("model.layers.0.mlp.gate"), std::pair(kFp8, kFp8));  // not gate_proj
+  EXPECT_EQ(storage("gate_proj"), std::pair(kFp8, kNumbers));
+  EXPECT_EQ(storage("layers.0"), std::pair(kNumbers, kNumbers));
+}
+
 TEST(ModelSpec, GenerationConfigGivesDefaults) {
   ModelCopy const copy("mixtral");
   auto const read_with = [&](char const* generation) {
@@ -243,7 +274,18 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"rope_text", "llama", {{"rope_scaling", "yarn"}}, {"'rope_scaling'", "an object"}},
         ConfigCase{"theta", "llama", {{"rope_theta", 0}}, {"'rope_theta'", "positive"}},
         ConfigCase{"theta_text", "llama", {{"rope_theta", "big"}}, {"'rope_theta'", "a number"}},
-        ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.6}}, {"'partial_rotary_factor'", "even", "9"}},
+        ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.6}}, {"'partial_rotary_factor'", "whole heads"}},
+        ConfigCase{
+            "partial_odd", "glm4_moe", {{"partial_rotary_factor", 0.4}}, {"'partial_rotary_factor'", "even", "9"}},
+        ConfigCase{"stretch",
+                   "llama-dynamic",
+                   {{"rope_scaling", {{"rope_type", "dynamic"}, {"factor", 1e30}}}},
+                   {"rope_scaling", "'factor'", "1000000"}},
+        ConfigCase{"groups", "deepseek_v3", {{"n_group", 3}}, {"'n_group'", "3", "8"}},
+        ConfigCase{"few_groups", "deepseek_v3", {{"topk_group", 1}}, {"'topk_group'", "fewer"}},
+        ConfigCase{"two_experts", "phimoe", {{"num_experts_per_tok", 3}}, {"'num_experts_per_tok'", "two"}},
+        ConfigCase{
+            "blocks", "deepseek_v3-fp8", {{"quantization_config", {{"quant_method", "fp8"}}}}, {"'weight_block_size'"}},
         ConfigCase{"epsilon", "llama", {{"rms_norm_eps", -1e-5}}, {"'rms_norm_eps'"}},
         ConfigCase{"window", "llama", {{"sliding_window", 16}}, {"'sliding_window'", "16"}},
         ConfigCase{"window_off",

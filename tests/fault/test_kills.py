@@ -120,6 +120,8 @@ class KillTest(unittest.TestCase):
 
             def anew():
                 with contextlib.suppress(OSError, http.client.HTTPException):
+                    # It looks at what deaths have cost once a second, between steps.
+                    server.post("/v1/completions", {**job(1), "max_tokens": 1})
                     return server.get("/ready")[0] == 200 and server.metric("worker_deaths_total") == 0
 
             wait_until(anew, 60, "it is there again")

@@ -78,6 +78,16 @@ class ModelCopy : public ScratchDir {
     edit(header, data);
     write_file(path() / file, safetensors_bytes(header.dump(), data));
   }
+
+  // Fills one tensor of model.safetensors with zero bytes.
+  void zero_tensor(std::string const& name) const {
+    edit_tensors("model.safetensors", [&](nlohmann::json& header, std::string& data) {
+      auto const& range = header.at(name).at("data_offsets");
+      std::size_t const begin = range[0];
+      std::size_t const end = range[1];
+      data.replace(begin, end - begin, end - begin, '\0');
+    });
+  }
 };
 
 // The message of the ModelError that `action` has to throw. It must be one line.

@@ -14,7 +14,7 @@ bool is_word(char c) {
          c == '.' || c == '_';
 }
 
-// \xXX, \uXXXX, \UXXXXXXXX: that many digits follow.
+// Two hexadecimal digits follow \x, four \u, eight \U.
 void read_code_point(CallReader& in, int digits, std::string& out) {
   char32_t code = 0;
   for (int i = 0; i < digits; ++i) {

@@ -420,11 +420,7 @@ void PrintTo(LoneTensor const& tensor, std::ostream* out) {
 class ZeroedEncoderDecoderTensor : public testing::TestWithParam<LoneTensor> {};
 TEST_P(ZeroedEncoderDecoderTensor, MakesAnotherModel) {
   test::ModelCopy const copy(GetParam().model);
-  copy.edit_tensors("model.safetensors", [](nlohmann::json& header, std::string& data) {
-    auto const& range = header.at(GetParam().name).at("data_offsets");
-    std::size_t const begin = range[0];
-    data.replace(begin, range[1].get<std::size_t>() - begin, range[1].get<std::size_t>() - begin, '\0');
-  });
+  copy.zero_tensor(GetParam().name);
   expect_other_model(copy.path(), Golden(model_dir(GetParam().model)));
 }
 INSTANTIATE_TEST_SUITE_P(

@@ -94,7 +94,10 @@ class Cluster::Impl {
                       [this](WorkerId worker, Incarnation incarnation, PlacementEpoch epoch) {
                         tell([&] { membership_.moved({worker, incarnation}, epoch); });
                       },
-                  .on_leaving = [this](WorkerId worker, Incarnation) { drain(worker); },
+                  .on_leaving =
+                      [this](WorkerId worker, Incarnation incarnation) {
+                        tell([&] { membership_.leave({worker, incarnation}); });
+                      },
                   .on_join = takes_remote() ? [this] { return take_in(); } : std::function<std::optional<Life>()>()}) {
     check_message_size();
     for (auto const& layer : options_.experts.layers) checksums_.emplace_back(layer.experts.size());

@@ -107,6 +107,24 @@ std::optional<std::string> Membership::drain(WorkerId worker) {
   return std::nullopt;
 }
 
+void Membership::leave(Life life) {
+  FullPlace* const place = present(life);
+  if (place == nullptr || !drain(life.worker) || !place->stays()) return;
+  spdlog::warn("worker {} leaves, the last one: the coordinator runs the experts until somebody comes",
+               life.worker.value());
+  place->draining = true;
+  for (FullPlace& p : places_)  // those that were to hand their experts to it go as well
+    if (p.draining) let_go(p);
+}
+
+void Membership::let_go(FullPlace& place) {
+  if (place.alive) actions_.emplace_back(LetGo{place.life()});
+  place.serving = place.draining = place.asked = place.loaded = false;
+  place.due.reset();
+  place.left = true;
+  ++version_;
+}
+
 void Membership::serves(Life life) {
   FullPlace* const place = present(life);
   if (place == nullptr || place->serving) return;
@@ -286,11 +304,8 @@ void Membership::ask_and_commit() {
     if (place.serving) place.share.held = place.target;
     place.held = std::exchange(place.target, nullptr);
     if (!place.draining || !holds_nothing(*place.held)) continue;  // it may have been asked to leave only just now
-    if (place.alive) actions_.emplace_back(LetGo{place.life()});
     spdlog::info("worker {} leaves: its experts are elsewhere", place.life().worker.value());
-    place.serving = place.draining = false;
-    place.due.reset();
-    place.left = true;
+    let_go(place);
   }
   balance_.num_moves += 1;
   balance_.experts_moved += move_->experts;

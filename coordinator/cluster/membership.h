@@ -79,6 +79,8 @@ class Membership {
   void ended(Life life, Time now);
   // None, or why not.
   std::optional<std::string> drain(WorkerId worker);
+  // Its own host wants it to end: as drain(), but the last one goes at once and leaves its experts to the coordinator.
+  void leave(Life life);
   std::optional<std::string> add_local();
   void consider_load(std::vector<std::vector<double>> load);  // [layers][E] tokens lately
   void set_speed(Life life, double speed);  // relative to the others: placements follow it from now on
@@ -139,6 +141,7 @@ class Membership {
   [[nodiscard]] FullPlace* present(Life life);
   FullPlace& add_place(bool remote);
   Life begin_life(FullPlace& place);
+  void let_go(FullPlace& place);
   void take_due(Time now);
   void begin_move(Reason reason);
   void ask_and_commit();

@@ -191,7 +191,19 @@ class OtherHostsTest(unittest.TestCase):
                 wait_until(lambda: len(remote_workers(server)) == 2 and not server.get("/v1/cluster")[1]["placement"]["moving"]
                            and by_host("host2")["experts"] < experts, 30, "it has its share")
                 self.assertEqual(server.metric("worker_deaths_total"), deaths)
-                # Nobody is left; the coordinator goes on by itself.
+                # All are asked to leave at once; the coordinator goes on by itself.
+                for host in hosts:
+                    host.worker.terminate()
+                for host in hosts:
+                    self.assertEqual(host.worker.wait(30), 0)
+                done = crowd.answers
+                wait_until(lambda: crowd.answers > done + 8, 60, "answers")
+                self.assertEqual(server.metric("worker_deaths_total"), deaths)
+                for host in hosts:
+                    host.start()
+                wait_until(lambda: len(remote_workers(server)) == 2
+                           and not server.get("/v1/cluster")[1]["placement"]["moving"], 60, "both are back")
+                # All die for good; the same.
                 for host in hosts:
                     host.worker.kill()  # the launcher, so that nobody comes back
                     host.worker.wait()
@@ -216,6 +228,7 @@ class OtherHostsTest(unittest.TestCase):
             if file.suffix in (".json", ".safetensors"):
                 (other / file.name).write_bytes(file.read_bytes())
         (other / "config.json").write_bytes((other / "config.json").read_bytes() + b"\n")
+        # Whoever gets an answer stays away by itself; who gets none has to be told how long to try.
         cases = [(self.host("--rejoin-for", "0", secret=wrong), 1, "closed"),
                  (self.host("--model", str(other)), 2, "another checkpoint: not the coordinator's config.json"),
                  (self.host("--model", str(other / "nothing")), 2, str(other / "nothing"))]
@@ -234,14 +247,14 @@ class OtherHostsTest(unittest.TestCase):
         with self.serve("--workers", 1, "--weights-rate", 0, "--checksum-messages") as server:
             wanted = server.complete(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"]
             for host, code, text in cases:
-                host.command += ["--rejoin-for", "0"]
                 host.start()
                 self.assertEqual(host.worker.wait(60), code, host.text())
                 self.assertIn(text, host.text())
                 self.assertNotIn(self.secret.read_text(), host.text())
-            spoiled = self.host("--model", str(rotten), "--rejoin-for", "0")
+            spoiled = self.host("--model", str(rotten))
             spoiled.start()
             wait_until(lambda: "loaded other bytes for expert" in server.log(), 60, "its weights are refused")
+            spoiled.worker.terminate()
             spoiled.worker.wait(60)
             wait_until(lambda: not remote_workers(server), 60, "it is dead")
             self.assertEqual(server.complete(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"], wanted)

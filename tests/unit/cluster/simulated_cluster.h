@@ -126,12 +126,13 @@ class SimulatedCluster {
   std::deque<Process> processes_;
   std::map<ConnectionId, Connection> connections_;
   ConnectionId last_connection_ = 0;
-  std::map<std::uint32_t, ConnectionId> connection_of_;       // by worker: of the present life
-  std::map<std::uint32_t, Incarnation> last_incarnation_;     // by worker
-  std::map<std::uint32_t, PlacementEpoch> last_hold_;         // by worker
-  std::map<std::uint32_t, Ms> last_request_;                  // by worker: requests keep their order
-  std::set<std::pair<std::uint32_t, std::uint32_t>> served_;  // lives that said they had loaded
-  std::set<std::pair<std::uint32_t, std::uint32_t>> over_;    // lives that ended
+  std::map<std::uint32_t, ConnectionId> connection_of_;          // by worker: of the present life
+  std::map<std::uint32_t, Incarnation> last_incarnation_;        // by worker
+  std::map<std::uint32_t, PlacementEpoch> last_hold_;            // by worker
+  std::map<std::uint32_t, Ms> last_request_;                     // by worker: requests keep their order
+  std::set<std::pair<std::uint32_t, std::uint32_t>> served_;     // lives that said they had loaded
+  std::set<std::pair<std::uint32_t, std::uint32_t>> over_;       // lives that ended
+  std::set<std::pair<std::uint32_t, std::uint32_t>> went_last_;  // when nobody stayed: their experts went with them
   Counts counts_;
   std::string failure_;
 };

@@ -245,10 +245,13 @@ class Server {
     if (serving)
       spdlog::info("worker {} (pid {}, incarnation {}) serves {} experts", worker.id.value(), worker.pid,
                    worker.incarnation.value(), worker.num_experts);
+    else if (worker.state == WorkerState::left)
+      spdlog::info("worker {} (pid {}, incarnation {}) has left", worker.id.value(), worker.pid,
+                   worker.incarnation.value());
     else
       spdlog::error("worker {} (pid {}, incarnation {}, {} experts) is dead: {}", worker.id.value(), worker.pid,
                     worker.incarnation.value(), worker.num_experts, worker.death_reason);
-    if (!serving) {
+    if (worker.state == WorkerState::dead) {
       metrics_.count_worker_death();
       ++num_deaths_;
     }

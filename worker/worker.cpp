@@ -188,7 +188,7 @@ class ProgressReporter {
       auto const how = control.wait_for_connect();
       setenv("OMPI_MCA_pmix_server_uri", how.name_server.c_str(), 1);  // the control thread reads no environment
       init_mpi();
-      coordinator = connect_to_port(how.port);
+      coordinator = connect_to_port(how.port, [&] { control.send(control::Called{}); });
     } else {
       init_mpi();
       coordinator = parent_comm();

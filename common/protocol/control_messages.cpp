@@ -228,7 +228,7 @@ void read(JsonReader&, Signal&) {}
 // In the order of Message's alternatives.
 constexpr char const* kTypes[] = {"challenge", "hello",  "welcome", "refuse",    "assign", "progress",
                                   "loaded",    "hold",   "leaving", "heartbeat", "idle",   "wake",
-                                  "shutdown",  "failed", "connect", "fetch",     "tensor"};
+                                  "shutdown",  "failed", "connect", "called",    "fetch",  "tensor"};
 static_assert(std::size(kTypes) == std::variant_size_v<Message>);
 
 template <std::size_t I = 0>

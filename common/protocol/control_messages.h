@@ -17,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 4;
+constexpr std::uint32_t kProtocolVersion = 5;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -57,6 +57,10 @@ struct Connect {
   std::string port;         // for MPI_Comm_connect
   std::string name_server;  // Open MPI's URI of it
 };
+
+// worker -> coordinator, inside MPI_Comm_connect: its MPI daemon has called the coordinator's, which may answer now.
+// See common/transport/pmix_connect.h.
+struct Called {};
 
 // coordinator -> worker: there is no place for you. The worker ends.
 struct Refuse {
@@ -122,7 +126,7 @@ struct Failed {  // worker -> coordinator, its last words
 };
 
 using Message = std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Hold, Leaving, Heartbeat,
-                             Idle, Wake, Shutdown, Failed, Connect, Fetch, Tensor>;
+                             Idle, Wake, Shutdown, Failed, Connect, Called, Fetch, Tensor>;
 
 // Names the message and the field and says what is wrong with it.
 class MessageError : public std::runtime_error {

@@ -16,12 +16,13 @@
 
 #include "common/base/error.h"
 #include "common/transport/mpi_check.h"
+#include "common/transport/pmix_connect.h"
 
 namespace expertmesh {
 
 namespace {
 
-constexpr auto kLookInterval = std::chrono::milliseconds(20);  // between questions to give_up
+constexpr auto kLookInterval = std::chrono::milliseconds(20);  // between questions to the caller
 
 // A call that may never return, and its result: shared by the caller and the disposable thread, whichever ends last.
 struct SlowCall {
@@ -43,7 +44,27 @@ struct SlowCall {
   }
 };
 
-// name: of the MPI call; hung: why it may not have returned.
+// Where a thread waits until another lets it go on, or says that there is no use.
+class Gate {
+ public:
+  void open(bool go_on) {
+    std::lock_guard const lock(mutex_);
+    if (!go_on_) go_on_ = go_on;
+    changed_.notify_all();
+  }
+  bool wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return go_on_.has_value(); });
+    return *go_on_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<bool> go_on_;
+};
+
+// name: of the MPI call; hung: why it may not have returned. give_up: asked now and then, as long as it waits.
 MpiComm run_with_deadline(std::function<int(MPI_Comm*)> call, std::chrono::milliseconds deadline,
                           std::function<bool()> const& give_up, std::string const& name, std::string const& hung,
                           std::string const& peer) {
@@ -112,19 +133,36 @@ MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::stri
   return run_with_deadline(spawn, deadline, give_up, "MPI_Comm_spawn", "before or inside MPI_Init", path);
 }
 
-MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port, std::chrono::milliseconds deadline,
+MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port,
+                      std::function<bool()> const& has_called, std::chrono::milliseconds deadline,
                       std::function<bool()> const& give_up) {
   std::array<char, MPI_MAX_PORT_NAME> port{};
   mpi_check(MPI_Open_port(MPI_INFO_NULL, port.data()), "MPI_Open_port");
   std::string const name = port.data();
   on_port(name);
-  auto const accept = [name](MPI_Comm* accepted) {
+  auto const gate = std::make_shared<Gate>();
+  auto const accept = [name, gate](MPI_Comm* accepted) {
+    AfterPmixConnect const order([&] { return gate->wait(); });
     return MPI_Comm_accept(name.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, accepted);
   };
-  return run_with_deadline(accept, deadline, give_up, "MPI_Comm_accept", "before MPI_Comm_connect", "");
+  auto const look = [&] {
+    if (has_called()) gate->open(true);
+    return give_up && give_up();
+  };
+  try {
+    return run_with_deadline(accept, deadline, look, "MPI_Comm_accept", "before MPI_Comm_connect", "");
+  } catch (MpiError const&) {
+    gate->open(false);
+    throw;
+  }
 }
 
-MpiComm connect_to_port(std::string const& port) {
+MpiComm connect_to_port(std::string const& port, std::function<void()> const& on_called) {
+  AfterPmixConnect const order([&] {
+    call_other_daemon();
+    on_called();
+    return true;
+  });
   MPI_Comm made = MPI_COMM_NULL;
   mpi_check(MPI_Comm_connect(port.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, &made), "MPI_Comm_connect", port);
   mpi_check(MPI_Comm_set_errhandler(made, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", port);

@@ -28,11 +28,14 @@ MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::stri
                      std::chrono::milliseconds deadline, std::function<bool()> const& give_up = nullptr);
 
 // Takes in one process that comes from elsewhere: tells on_port the name that it has to connect to, and returns the
-// intercommunicator to it. Otherwise as spawn_worker.
-MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port, std::chrono::milliseconds deadline,
+// intercommunicator to it. has_called: whether that process has said, by another way, that its on_called was called; it
+// is asked now and then, and until then nothing goes from here to there (see pmix_connect.h). Otherwise as
+// spawn_worker, but that a process which dies before that costs nothing.
+MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port,
+                      std::function<bool()> const& has_called, std::chrono::milliseconds deadline,
                       std::function<bool()> const& give_up);
 // The other end of it: may block for ever. Throws MpiError.
-MpiComm connect_to_port(std::string const& port);
+MpiComm connect_to_port(std::string const& port, std::function<void()> const& on_called);
 
 // In a spawned process: the intercommunicator to the process that spawned it. Throws MpiError if nobody did.
 MpiComm parent_comm();

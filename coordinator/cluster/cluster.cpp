@@ -376,7 +376,8 @@ class Cluster::Impl {
     try {
       MpiComm const comm = accept_worker(
           [&](std::string const& port) { control_.connect(start.life, {.port = port, .name_server = name_server_}); },
-          left, [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
+          [&] { return control_.called(start.life); }, left,
+          [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1].comm = comm;
     } catch (MpiError const& error) {

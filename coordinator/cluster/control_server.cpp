@@ -78,6 +78,12 @@ class ControlServer::Impl {
     return dead_[id.value() - 1].load(std::memory_order_acquire) >= incarnation.value();
   }
 
+  bool called(Life life) const {
+    std::lock_guard lock(mutex_);
+    WorkerRecord const& record = workers_[life.worker.value() - 1].record;
+    return record.status.incarnation == life.incarnation && record.called;
+  }
+
   std::string death_reason(WorkerId id) const {
     std::lock_guard lock(mutex_);
     return workers_[id.value() - 1].record.status.death_reason;
@@ -317,6 +323,9 @@ class ControlServer::Impl {
       workers_[index].record.total_bytes = progress->total_bytes;
     } else if (auto const* loaded = std::get_if<control::Loaded>(&message)) {
       serve(life, *loaded);
+    } else if (std::holds_alternative<control::Called>(message)) {
+      std::lock_guard lock(mutex_);
+      workers_[index].record.called = true;
     } else if (std::holds_alternative<control::Leaving>(message)) {
       spdlog::info("worker {} was asked to end", index + 1);
       if (options_.on_leaving) options_.on_leaving(WorkerId(static_cast<std::uint32_t>(index + 1)), life.incarnation);
@@ -355,10 +364,12 @@ class ControlServer::Impl {
   }
 
   void hung_up(LifeOf life, std::string const& reason) {
+    std::optional<WorkerStatus> left;  // let go by itself, not with all others
     {
       std::lock_guard lock(mutex_);
       if (leaving_ || workers_[life.index].leaving) {
         workers_[life.index].record.status.state = WorkerState::left;
+        if (!leaving_) left = workers_[life.index].record.status;
         dead_[life.index].store(life.incarnation.value(), std::memory_order_release);  // rows it may owe: not from it
         workers_[life.index].connection.reset();
         monitor_.unwatch(life.index);
@@ -366,6 +377,7 @@ class ControlServer::Impl {
     }
     bury(life, reason);  // no effect on one that left
     changed_.notify_all();
+    if (left && options_.on_change) options_.on_change(*left);
   }
 
   // This life is over: it is cut off, and the process ended in case it is only stuck.
@@ -509,6 +521,9 @@ bool ControlServer::dead(WorkerId worker, Incarnation incarnation) const {
 }
 std::string ControlServer::death_reason(WorkerId worker) const {
   return impl_->death_reason(worker);
+}
+bool ControlServer::called(Life life) const {
+  return impl_->called(life);
 }
 void ControlServer::declare_dead(WorkerId worker, Incarnation incarnation, std::string const& reason) {
   impl_->declare_dead(worker, incarnation, reason);

@@ -21,6 +21,7 @@ namespace expertmesh {
 struct WorkerRecord {
   WorkerStatus status;
   bool joined = false;  // its hello was accepted
+  bool called = false;  // its MPI daemon has called this process's
   std::uint64_t loaded_bytes = 0;
   std::uint64_t total_bytes = 0;                                    // 0 until its first progress message
   control::FailureKind failure_kind = control::FailureKind::other;  // if dead
@@ -38,7 +39,7 @@ class ControlServer {
     std::string dtype;         // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
-    std::function<void(WorkerStatus const&)> on_change;
+    std::function<void(WorkerStatus const&)> on_change;  // one serves, is dead, or has left while others stay
     // What is wrong with what a worker says it has loaded; empty: nothing. On the monitor thread.
     std::function<std::string(control::Loaded const&)> check_loaded{};
     // A worker that serves has loaded another placement. On the monitor thread.
@@ -62,6 +63,7 @@ class ControlServer {
   // Whether this life is over: it died, or left. One atomic load.
   [[nodiscard]] bool dead(WorkerId worker, Incarnation incarnation) const;
   [[nodiscard]] std::string death_reason(WorkerId worker) const;  // of its last death
+  [[nodiscard]] bool called(Life life) const;                     // see WorkerRecord
   void declare_dead(WorkerId worker, Incarnation incarnation, std::string const& reason);
 
   // Until `done(records)` or the deadline; false at the deadline. done is called after every change.

@@ -203,6 +203,7 @@ class OtherHostsTest(unittest.TestCase):
                     host.start()
                 wait_until(lambda: len(remote_workers(server)) == 2
                            and not server.get("/v1/cluster")[1]["placement"]["moving"], 60, "both are back")
+                self.assertEqual(len(workers_of(server)), 2, "who comes back takes the place of one that left")
                 # All die for good; the same.
                 for host in hosts:
                     host.worker.kill()  # the launcher, so that nobody comes back
@@ -217,6 +218,20 @@ class OtherHostsTest(unittest.TestCase):
                 wait_until(lambda: len(remote_workers(server)) == 1, 60, "one is back")
             self.assertEqual(crowd.failures, [])
             self.assertTrue(books_are_closed(server.metrics()))
+
+    def test_they_come_and_go(self):
+        hosts = [self.host(), self.host()]
+        with self.serve("--workers", 0) as server:
+            for _ in range(int(os.environ.get("EM_FAULT_JOINS", "20")) // len(hosts)):
+                for host in hosts:  # at the same moment
+                    host.start()
+                wait_until(lambda: len(remote_workers(server)) == len(hosts), 60, "all serve")
+                for host in hosts:
+                    host.worker.terminate()
+                for host in hosts:
+                    self.assertEqual(host.worker.wait(30), 0)
+            self.assertEqual(server.metric("worker_deaths_total"), 0)
+            self.assertEqual(len(workers_of(server)), len(hosts), "who comes takes the place of one that left")
 
     def test_who_is_not_wanted(self):
         wrong = Path(self.folder.name) / "wrong"

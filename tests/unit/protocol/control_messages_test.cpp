@@ -124,6 +124,7 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_TRUE(std::holds_alternative<Idle>(decode(encode(Idle{}))));
   EXPECT_TRUE(std::holds_alternative<Wake>(decode(encode(Wake{}))));
   EXPECT_TRUE(std::holds_alternative<Shutdown>(decode(encode(Shutdown{}))));
+  EXPECT_TRUE(std::holds_alternative<Called>(decode(encode(Called{}))));
 }
 
 // The values of RFC 4231, test case 2, would check OpenSSL; this checks what a proof depends on.

@@ -1,9 +1,13 @@
-// Owned memory aligned for vector loads and page-sized copies; fixed in size from its making, zero-filled.
+// Owned memory aligned for vector loads and page-sized copies; fixed in size from its making, zero-filled. On the host,
+// or in a device's memory: then its address is for the device alone.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <span>
+
+#include "common/base/device_memory.h"
 
 namespace expertmesh {
 
@@ -16,23 +20,42 @@ class AlignedBuffer {
   static constexpr std::size_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t count) : count_(count) {
+  // device: must outlive the buffer; null: on the host.
+  explicit AlignedBuffer(std::size_t count, DeviceMemory* device = nullptr)
+      : data_(nullptr, Free{device}), count_(count) {
     if (count == 0) return;
     std::size_t const bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<T*>(allocate_zeroed(bytes, kAlignment)));
+    data_.reset(static_cast<T*>(device ? device->allocate(bytes) : allocate_zeroed(bytes, kAlignment)));
+  }
+  // A copy of numbers of the host.
+  explicit AlignedBuffer(std::span<T const> numbers, DeviceMemory* device = nullptr)
+      : AlignedBuffer(numbers.size(), device) {
+    if (numbers.empty()) return;
+    if (device)
+      device->upload(data(), numbers.data(), numbers.size_bytes());
+    else
+      std::copy(numbers.begin(), numbers.end(), data());
   }
   [[nodiscard]] T* data() { return data_.get(); }
   [[nodiscard]] T const* data() const { return data_.get(); }
   [[nodiscard]] std::size_t size() const { return count_; }
+  [[nodiscard]] bool empty() const { return count_ == 0; }
   [[nodiscard]] std::size_t size_bytes() const { return count_ * sizeof(T); }
   [[nodiscard]] std::span<T> span() { return {data_.get(), count_}; }
   [[nodiscard]] std::span<T const> span() const { return {data_.get(), count_}; }
+  // On the host.
   T& operator[](std::size_t i) { return data_.get()[i]; }
   T const& operator[](std::size_t i) const { return data_.get()[i]; }
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    DeviceMemory* device = nullptr;
+    void operator()(T* p) const {
+      if (device)
+        device->release(p);
+      else
+        std::free(p);
+    }
   };
   std::unique_ptr<T, Free> data_;
   std::size_t count_ = 0;

@@ -31,6 +31,11 @@ class MpiError : public OutsideError {
   using OutsideError::OutsideError;
 };
 
+class DeviceError : public OutsideError {
+ public:
+  using OutsideError::OutsideError;
+};
+
 class NetworkError : public OutsideError {
  public:
   using OutsideError::OutsideError;

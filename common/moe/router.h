@@ -30,7 +30,7 @@
 #include <optional>
 #include <span>
 
-#include "common/moe/router_spec.h"
+#include "common/config/router_spec.h"
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {

@@ -13,7 +13,7 @@
 #include "common/checkpoint/weight_source.h"
 #include "common/config/attention_span.h"
 #include "common/config/expert_spec.h"
-#include "common/moe/router_spec.h"
+#include "common/config/router_spec.h"
 
 namespace expertmesh {
 

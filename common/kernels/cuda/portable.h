@@ -1,0 +1,41 @@
+// What the files of this folder are written in: CUDA C++ as nvcc compiles it for the GPU, and the part of it that a
+// plain C++ compiler runs on the host, thread by thread, for the tests (tests/cuda_on_host).
+//
+// A kernel takes one struct of plain members by value. It may use: threadIdx, blockIdx, blockDim, gridDim (x, y, z);
+// __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync (32-bit types, all 32 lanes), atomicAdd on
+// integers; EM_SHARED and EM_DYNAMIC_SHARED; the float functions of <cmath> by their C names (fmaf, expf, …). Blocks
+// are whole warps. Every thread of a block reaches every __syncthreads, every lane of a warp every shuffle.
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define EM_DEVICE_NAMESPACE cuda_device
+#define EM_SHARED(type, name, count) __shared__ type name[count]
+#define EM_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char em_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(em_dynamic_shared)
+#define EM_BOTH __host__ __device__
+#else
+#include "cuda_on_host.h"
+#define EM_DEVICE_NAMESPACE cuda_on_host
+#define EM_BOTH
+#endif
+
+namespace expertmesh::EM_DEVICE_NAMESPACE {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffU;
+
+struct Grid {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// kernel<<<grid, threads, shared_bytes, stream>>>(arguments). Nothing happens where the grid is empty.
+template <class Arguments>
+void launch(void (*kernel)(Arguments), Grid grid, unsigned threads, std::size_t shared_bytes, struct Stream& stream,
+            Arguments const& arguments);
+
+}  // namespace expertmesh::EM_DEVICE_NAMESPACE

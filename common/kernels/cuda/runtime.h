@@ -1,0 +1,34 @@
+// The calls to CUDA's run time, each wrapped once: what fails throws DeviceError with the call, CUDA's code and text,
+// and the device. tests/cuda_on_host has the same functions over plain memory.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "common/kernels/cuda/portable.h"
+
+namespace expertmesh::EM_DEVICE_NAMESPACE {
+
+// One device and its one stream, made current for the calling thread by every call.
+struct Stream;
+struct CloseStream {
+  void operator()(Stream* stream) const;
+};
+using StreamPointer = std::unique_ptr<Stream, CloseStream>;
+
+StreamPointer open_stream(std::size_t device_index);
+std::string device_name(Stream const& stream);  // "NVIDIA H200"
+std::size_t free_bytes(Stream const& stream);
+std::size_t num_multiprocessors(Stream const& stream);
+// Most bytes of shared memory that a block may ask for.
+std::size_t max_shared_bytes(Stream const& stream);
+
+void* allocate_bytes(Stream& stream, std::size_t bytes);  // zeroed
+void release_bytes(Stream& stream, void* memory) noexcept;
+void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes);   // from may be reused at once
+void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes);  // waits
+void wait(Stream& stream);
+// After a launch: throws if it was refused. op: its name.
+void check_launch(Stream& stream, char const* op);
+
+}  // namespace expertmesh::EM_DEVICE_NAMESPACE

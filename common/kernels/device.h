@@ -1,0 +1,150 @@
+// A GPU behind the ops of this folder: rms_norm(), linear(), … hand their work to the device of their Exec, if it has
+// one. Everything happens in the order of the calls, on one stream; calls return before it is done. An op of this class
+// does what the op of the same name does whose header is named, with the same shapes; every view and span that it is
+// given points into the device's memory unless said otherwise, and has been checked by the op. Deterministic: a row's
+// bits depend on that row alone, whatever else is in the batch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "common/base/device_memory.h"
+#include "common/base/strong_id.h"
+#include "common/config/activation.h"
+#include "common/config/router_spec.h"
+#include "common/config/weight_format.h"
+#include "common/tensor/tensor.h"
+
+namespace expertmesh {
+
+struct AttentionShape;
+struct ExecLimits;
+struct GroupedRows;
+struct HeadColumns;
+struct KvLayerShape;
+struct RopeHeads;
+struct TokenPlaces;
+
+// A weight [N,K] in device memory: rows of weight_stride(K) elements of storage type, zeros behind the K-th.
+struct DeviceWeight {
+  DType storage = DType::f32;  // f32 or bf16
+  ActivationRule activation = ActivationRule::none;
+  std::size_t n = 0;
+  std::size_t k = 0;
+  std::byte const* data = nullptr;
+};
+constexpr std::size_t kWeightStride = 16;  // elements; rows begin at 32 bytes at least
+constexpr std::size_t weight_stride(std::size_t k) {
+  return (k + kWeightStride - 1) / kWeightStride * kWeightStride;
+}
+
+// Keys and values in device memory. keys: [blocks][G][16][key_dim], values: [blocks][G][16][value_dim] of the shape's
+// dtype; no values where they are in the keys.
+struct DeviceKv {
+  std::byte* keys = nullptr;
+  std::byte* values = nullptr;
+};
+
+// An expert's weights, as the kernels read them.
+struct DeviceExpert {
+  std::byte const* gate_up = nullptr;  // [2F,H], or [F,H] without a gate; null: not held
+  float const* gate_up_bias = nullptr;
+  std::byte const* down = nullptr;  // [H,F]
+  float const* down_bias = nullptr;
+};
+
+// All experts of a layer; they have one shape and one format.
+struct DeviceExperts {
+  std::span<DeviceExpert const> experts;  // [E], in device memory
+  DType storage = DType::f32;
+  ActivationRule activation_rule = ActivationRule::none;
+  std::size_t hidden = 0;        // H
+  std::size_t intermediate = 0;  // F
+  bool gated = true;
+  ActivationSpec activation{};
+  DType wire = DType::f32;  // rows are rounded to it on their way in and out
+};
+
+class Device : public DeviceMemory {
+ public:
+  [[nodiscard]] virtual std::string name() const = 0;  // "cuda:0 NVIDIA H200"
+  [[nodiscard]] virtual std::size_t free_bytes() const = 0;
+  // Room for the largest call that an Exec will make. At start-up.
+  virtual void reserve(ExecLimits const& limits) = 0;
+  virtual void synchronize() = 0;  // throws DeviceError of anything since the last one
+
+  // linear.h, headwise_linear.h. bias: [N] or empty. w of headwise_linear: [Q], on the host.
+  virtual void linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
+                      MatrixView<float> y) = 0;
+  virtual void headwise_linear(MatrixView<float const> x, std::span<DeviceWeight const> w, HeadColumns const& columns,
+                               MatrixView<float> y) = 0;
+  // rms_norm.h, layer_norm.h. weight, bias: empty where there is none. heads: of x; 1 for whole rows.
+  virtual void rms_norm(MatrixView<float const> x, std::size_t num_heads, std::span<float const> weight, float epsilon,
+                        MatrixView<float> out) = 0;
+  virtual void layer_norm(MatrixView<float const> x, std::span<float const> weight, std::span<float const> bias,
+                          float epsilon, MatrixView<float> out) = 0;
+  virtual void apply_rope(MatrixView<float> x, RopeHeads const& heads, MatrixView<float const> cos,
+                          MatrixView<float const> sin) = 0;
+  virtual void ffn_activation(ActivationSpec const& f, bool gated, MatrixView<float const> in,
+                              MatrixView<float> out) = 0;
+
+  // paged_attention.h. places: its spans are in device memory.
+  virtual void kv_write(MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
+                        KvLayerShape const& shape, DeviceKv const& cache) = 0;
+  // bias: of the shape's RelativeBias. most_positions: no token attends to more keys than this, blocks' edges included.
+  virtual void paged_attention(MatrixView<float const> q, TokenPlaces const& places, KvLayerShape const& kv,
+                               DeviceKv const& cache, AttentionShape const& shape, std::size_t most_positions,
+                               MatrixView<float> out) = 0;
+
+  // rows.h
+  virtual void add(MatrixView<float> x, MatrixView<float const> y) = 0;
+  virtual void scale(MatrixView<float> x, float factor) = 0;
+  virtual void scale_rows(MatrixView<float> x, std::span<float const> factors) = 0;  // [T]
+  virtual void scale_rows_by_sigmoid(MatrixView<float> x, MatrixView<float const> gate) = 0;
+  virtual void scale_rows_into_slots(MatrixView<float const> x, std::span<float const> weights,
+                                     std::size_t experts_per_token, MatrixView<float> out) = 0;
+  virtual void add_slots(MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out) = 0;
+  virtual void clip(MatrixView<float> x, float limit) = 0;
+  // table: rows of `type`, V of them; ids in device memory.
+  virtual void embedding(std::span<TokenId const> ids, DType type, std::byte const* table, MatrixView<float> out) = 0;
+  virtual void gather_rows(MatrixView<float const> x, std::span<std::uint32_t const> rows, MatrixView<float> out) = 0;
+  // Columns of head h: out[t][h * to.stride + to.first + i] = x[t][h * from.stride + from.first + i], i < count.
+  struct HeadRange {
+    std::size_t stride = 0;
+    std::size_t first = 0;
+  };
+  virtual void copy_head_columns(MatrixView<float const> x, HeadRange from, std::size_t num_heads, std::size_t count,
+                                 HeadRange to, MatrixView<float> out) = 0;
+  // Rows rounded to `wire` one behind the other: out [T * H * size_of(wire)] bytes. And back.
+  virtual void to_wire(MatrixView<float const> x, DType wire, std::byte* out) = 0;
+  virtual void from_wire(DType wire, std::byte const* rows, MatrixView<float> out) = 0;
+  // out[t] = sum over k in order of weights[t*K+k] * rows[t*K+k], one fused multiply-add a term, starting from 0; rows:
+  // [T*K,H] of `wire`; a slot whose expert is kNoExpert (0xffffffff) adds nothing.
+  virtual void combine(DType wire, std::byte const* rows, std::span<std::uint32_t const> experts,
+                       std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) = 0;
+
+  // common/moe/router.h. noise: eps and scale logits [T,E], or no rows; selection_bias [E] or empty; experts, weights
+  // [T*K].
+  struct RouterRows {
+    MatrixView<float const> logits;
+    MatrixView<float const> noise_scale{};
+    MatrixView<float const> noise_eps{};
+    std::span<float const> selection_bias{};
+  };
+  virtual void route(RouterSpec const& spec, RouterRows const& in, std::span<std::uint32_t> experts,
+                     std::span<float> weights) = 0;
+
+  // The experts of a layer over the rows of its tokens: slot s = t*K + k of x [T,H] through expert experts[s], rounded
+  // to the wire dtype before and after, to out + s * H * size_of(wire). Slots with kNoExpert are left alone. experts:
+  // [T*K] in device memory, all held.
+  virtual void run_experts(DeviceExperts const& layer, MatrixView<float const> x,
+                           std::span<std::uint32_t const> experts, std::size_t experts_per_token, std::byte* out) = 0;
+};
+
+// The GPU with this number, with all kernels of this build on it. Throws DeviceError that says why there is none: a
+// build without CUDA, no driver, no such device, a device these kernels were not compiled for.
+std::unique_ptr<Device> open_cuda_device(std::size_t index);
+
+}  // namespace expertmesh

@@ -24,6 +24,9 @@ struct ExecLimits {
   std::size_t max_rows = 0;       // M of linear(), rows of grouped_ffn()
   std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
   std::size_t max_value_dim = 0;  // of a head in paged_attention()
+  // On a device only:
+  std::size_t max_heads = 0;      // Q of paged_attention()
+  std::size_t max_positions = 0;  // that one token attends to, whole blocks
 };
 
 struct KernelTable;  // the ISA's inner loops, private to common/kernels

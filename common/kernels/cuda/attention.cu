@@ -25,7 +25,7 @@ constexpr unsigned kTile = kThreads;  // positions: a thread finishes the scores
 constexpr unsigned kBlock = kKvBlockTokens;
 constexpr unsigned kMostHeads = 8;    // of a block of threads
 constexpr unsigned kKeysAtOnce = 4;   // whose products with the queries a lane adds up; as many lanes share a key
-constexpr unsigned kAhead = 2;        // loads of each of these keys under way
+
 constexpr unsigned kWritten = 128;    // threads that write a token's keys and values
 constexpr unsigned kBlocksEach = 32;  // of threads for each multiprocessor: the tokens of a launch, more make no sense
 static_assert(kTile % kBlock == 0 && kBlock % kKeysAtOnce == 0);
@@ -222,6 +222,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
   float score[kKeysAtOnce * kHeads] = {};  // [key][head], then those of position `thread` alone
   unsigned const warp_start = thread / kWarp * kWarp;
   if (warp_start < end && warp_start + kWarp > begin) {
+    constexpr unsigned kAhead = kHeads * V > 32 ? 1 : 2;  // loads of each key under way
     unsigned const row_loads = a.key_dim / V;
     Load const* const keys =
         static_cast<Load const*>(a.keys) + row_of(thread / kKeysAtOnce * kKeysAtOnce) * row_loads;
@@ -278,8 +279,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
     constexpr unsigned kRows = kHeads * V > 32 ? 4 : 8;  // whose loads are under way
     for (unsigned from = begin + s.group; s.group < s.groups && from < end; from += s.groups * kRows) {
       Load loaded[kRows];
-      for (unsigned n = 0; n < kRows; ++n)
-        if (from + n * s.groups < end) loaded[n] = values[row_of(from + n * s.groups) * (a.value_stride / V)];
+      for (unsigned n = 0; n < kRows; ++n) {  // without branches between them
+        unsigned const p = from + n * s.groups;
+        loaded[n] = values[row_of(p < end ? p : end - 1) * (a.value_stride / V)];
+      }
       for (unsigned n = 0; n < kRows; ++n) {
         unsigned const p = from + n * s.groups;
         if (p >= end) break;

@@ -25,6 +25,7 @@ struct Exec::Scratch {
         input(limits.max_rows * row_bytes),
         attention_row(0),
         wire_rows(limits.max_rows * row_bytes, &device),
+        wide_rows(limits.max_rows * row_bytes, &device),
         staging(kStagedArrays * (limits.max_rows * sizeof(std::uint64_t) + kStagedAlignment), &device),
         memory(&device) {}
 
@@ -53,6 +54,7 @@ struct Exec::Scratch {
 
   // With a device only, which uses `input` for rows that are on their way.
   AlignedBuffer<std::byte> wire_rows;  // [max_rows] of a wire dtype, on the device
+  AlignedBuffer<std::byte> wide_rows;  // [max_rows] fp32, on the device
   AlignedBuffer<std::byte> staging;    // stage(), on the device
   DeviceMemory* memory = nullptr;
 

@@ -94,6 +94,17 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, De
            "weight format with storage " << name_of(format.storage) << " has no kernel");
 }
 
+PackedMatrix PackedMatrix::copy_to_host() const {
+  EM_CHECK(device_ != nullptr, "on the host already");
+  PackedMatrix out(format_, n_, k_);
+  if (data_.empty()) return out;
+  std::vector<std::byte> rows(data_.size());
+  device_->download(rows.data(), data_.data(), rows.size());
+  for (std::size_t n = 0; n < n_; ++n)
+    out.set_rows(n, 1, format_.storage, rows.data() + n * weight_stride(k_) * size_of(format_.storage));
+  return out;
+}
+
 void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows) {
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
   auto const each_type = [&](auto place) {

@@ -26,6 +26,7 @@ class PackedMatrix {
   [[nodiscard]] std::size_t k() const { return k_; }
   [[nodiscard]] std::byte const* data() const { return data_.data(); }
   [[nodiscard]] DeviceMemory* device() const { return device_; }
+  [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
   [[nodiscard]] DeviceWeight on_device() const {
     return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data_.data()};
   }

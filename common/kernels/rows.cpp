@@ -194,6 +194,16 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
   });
 }
 
+MatrixView<float const> on_host(Exec const& exec, MatrixView<float const> x, std::vector<float>& room) {
+  Device* const device = exec.device();
+  if (!device) return x;
+  room.resize(x.rows * x.cols);
+  for (std::size_t t = 0; x.stride != x.cols && t < x.rows; ++t)
+    device->download(room.data() + t * x.cols, x.row(t), x.cols * sizeof(float));
+  if (x.stride == x.cols && !room.empty()) device->download(room.data(), x.data, room.size() * sizeof(float));
+  return {room.data(), x.rows, x.cols};
+}
+
 namespace {
 // The exponent's bits are all ones in what is not finite.
 template <class Bits>

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "common/base/strong_id.h"
 #include "common/kernels/exec.h"
@@ -45,6 +46,8 @@ void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte*
 // fused multiply-add a term, starting from 0; a null row adds nothing. out: [T,H]; rows and weights on the host.
 void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
              std::size_t experts_per_token, MatrixView<float> out);
+// The same numbers where the host can read them: x itself, or a copy in `room`.
+MatrixView<float const> on_host(Exec const& exec, MatrixView<float const> x, std::vector<float>& room);
 // Whether there is no infinity and no NaN among `count` numbers of `wire`.
 bool all_finite(DType wire, std::byte const* numbers, std::size_t count);
 }  // namespace expertmesh

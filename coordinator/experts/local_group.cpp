@@ -8,8 +8,8 @@ namespace expertmesh {
 
 LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                        Exec const& engine_exec, DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes)
-    : store(model, held, source, engine_exec.pool(), on_bytes),
-      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1)) {}
+    : store(model, held, source, engine_exec.pool(), on_bytes, nullptr, engine_exec.device()),
+      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1), engine_exec.device()) {}
 
 LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
                        RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,

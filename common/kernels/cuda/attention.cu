@@ -7,7 +7,8 @@
 // DRAM once: where more query heads share them, the blocks of the other heads run beside this one and find them in L2.
 //
 // Tokens of a prefill go the same way one by one: each reads all keys before it, mostly from L2, with two multiply-adds
-// of CUDA cores for each head, position and element. For prompts beyond some thousand tokens that is what prefill costs.
+// of CUDA cores for each head, position and element. For prompts beyond some thousand tokens that is what prefill
+// costs.
 #include <algorithm>
 
 #include "common/base/check.h"
@@ -23,8 +24,8 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kWarps = kThreads / kWarp;
 constexpr unsigned kTile = kThreads;  // positions: a thread finishes the scores of one
 constexpr unsigned kBlock = kKvBlockTokens;
-constexpr unsigned kMostHeads = 8;    // of a block of threads
-constexpr unsigned kKeysAtOnce = 4;   // whose products with the queries a lane adds up; as many lanes share a key
+constexpr unsigned kMostHeads = 8;   // of a block of threads
+constexpr unsigned kKeysAtOnce = 4;  // whose products with the queries a lane adds up; as many lanes share a key
 
 constexpr unsigned kWritten = 128;    // threads that write a token's keys and values
 constexpr unsigned kBlocksEach = 32;  // of threads for each multiprocessor: the tokens of a launch, more make no sense
@@ -57,11 +58,11 @@ struct AttendArguments {
   std::uint32_t const *positions, *sequences, *block_tables, *table_offsets;
   std::uint32_t const* last;  // or null
   void const *keys, *values;
-  unsigned num_kv_heads;               // G
-  unsigned heads;                      // Q/G
-  unsigned parts, heads_each;          // of these heads, in blocks of threads of their own
-  unsigned key_dim, value_dim;         // elements
-  unsigned value_stride;               // elements from one position's values to the next one's
+  unsigned num_kv_heads;        // G
+  unsigned heads;               // Q/G
+  unsigned parts, heads_each;   // of these heads, in blocks of threads of their own
+  unsigned key_dim, value_dim;  // elements
+  unsigned value_stride;        // elements from one position's values to the next one's
   float scale;
   Span span;
   float const* sinks;  // [Q] or null
@@ -186,8 +187,8 @@ template <class Load, unsigned V, unsigned kHeads>
 __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
   EM_DYNAMIC_SHARED(Floats<kHeads>, weights);
   EM_SHARED(std::uint32_t, blocks, kTile / kBlock);
-  EM_SHARED(float, largest_of_warps, kWarps * kHeads);
-  EM_SHARED(float, sum_of_warps, kWarps * kHeads);
+  EM_SHARED(float, largest_of_warps, kWarps* kHeads);
+  EM_SHARED(float, sum_of_warps, kWarps* kHeads);
   auto* const queries = reinterpret_cast<Floats<V>*>(weights + kTile);
 
   unsigned const thread = threadIdx.x;
@@ -224,8 +225,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
   if (warp_start < end && warp_start + kWarp > begin) {
     constexpr unsigned kAhead = kHeads * V > 32 ? 1 : 2;  // loads of each key under way
     unsigned const row_loads = a.key_dim / V;
-    Load const* const keys =
-        static_cast<Load const*>(a.keys) + row_of(thread / kKeysAtOnce * kKeysAtOnce) * row_loads;
+    Load const* const keys = static_cast<Load const*>(a.keys) + row_of(thread / kKeysAtOnce * kKeysAtOnce) * row_loads;
     for (unsigned from = thread % kKeysAtOnce; from < row_loads; from += kKeysAtOnce * kAhead) {
       Load loaded[kAhead][kKeysAtOnce];
       for (unsigned n = 0; n < kAhead; ++n)
@@ -314,7 +314,7 @@ template <unsigned V>
 __global__ void merge_tiles(AttendArguments a) {
   EM_SHARED(float, largest_of_warps, kWarps);
   EM_SHARED(float, sum_of_warps, kWarps);
-  EM_SHARED(float, buffer, V * kThreads / 2);
+  EM_SHARED(float, buffer, V* kThreads / 2);
   unsigned const thread = threadIdx.x;
   unsigned const head = blockIdx.x;
   unsigned const t = blockIdx.y;
@@ -376,7 +376,8 @@ __global__ void write_places(WriteArguments a) {
   std::size_t const block = a.block_tables[a.table_offsets[a.sequences[t]] + position / kBlock];
   std::size_t const row = (block * gridDim.y + g) * kBlock + position % kBlock;
   float const* const k = a.k + t * a.k_stride + g * std::size_t{a.key_dim};
-  for (unsigned i = threadIdx.x; i < a.key_dim; i += kWritten) store(k[i], static_cast<T*>(a.keys) + row * a.key_dim + i);
+  for (unsigned i = threadIdx.x; i < a.key_dim; i += kWritten)
+    store(k[i], static_cast<T*>(a.keys) + row * a.key_dim + i);
   float const* const v = a.v + t * a.v_stride + g * std::size_t{a.value_dim};
   for (unsigned i = threadIdx.x; i < a.value_dim; i += kWritten)
     store(v[i], static_cast<T*>(a.values) + row * a.value_dim + i);
@@ -403,7 +404,8 @@ void attend(AttendArguments const& a, std::size_t tokens, Stream& stream) {
       sizeof(float) * kHeads * (kTile + std::max<std::size_t>(a.key_dim, std::size_t{V} * kThreads / 2));
   EM_CHECK(shared <= max_shared_bytes(stream), "keys of " << a.key_dim);
   launch(&attend_tile<Load, V, kHeads>,
-         {.x = a.tiles * a.parts, .y = a.num_kv_heads, .z = static_cast<unsigned>(tokens)}, kThreads, shared, stream, a);
+         {.x = a.tiles * a.parts, .y = a.num_kv_heads, .z = static_cast<unsigned>(tokens)}, kThreads, shared, stream,
+         a);
 }
 template <class Load, unsigned V>
 void attend(AttendArguments const& a, std::size_t tokens, Stream& stream) {
@@ -416,26 +418,25 @@ void attend(AttendArguments const& a, std::size_t tokens, Stream& stream) {
 }  // namespace
 
 std::size_t CudaDevice::attention_scratch_bytes(ExecLimits const& limits, std::size_t num_multiprocessors) {
-  return std::max(launch_bytes(limits.max_value_dim, num_multiprocessors),
-                  limits.max_heads * most_tiles(limits.max_positions, SpanKind::window) *
-                      partial_bytes(limits.max_value_dim));
+  return std::max(
+      launch_bytes(limits.max_value_dim, num_multiprocessors),
+      limits.max_heads * most_tiles(limits.max_positions, SpanKind::window) * partial_bytes(limits.max_value_dim));
 }
 
 void CudaDevice::kv_write(MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
                           KvLayerShape const& shape, DeviceKv const& cache) {
-  WriteArguments const a{
-      .k = k.data,
-      .k_stride = k.stride,
-      .v = v.data,
-      .v_stride = v.stride,
-      .positions = places.positions.data(),
-      .sequences = places.sequences.data(),
-      .block_tables = places.block_tables.data(),
-      .table_offsets = places.table_offsets.data(),
-      .keys = cache.keys,
-      .values = cache.values,
-      .key_dim = static_cast<unsigned>(shape.key_dim),
-      .value_dim = shape.values == KvValues::in_keys ? 0 : static_cast<unsigned>(shape.value_dim)};
+  WriteArguments const a{.k = k.data,
+                         .k_stride = k.stride,
+                         .v = v.data,
+                         .v_stride = v.stride,
+                         .positions = places.positions.data(),
+                         .sequences = places.sequences.data(),
+                         .block_tables = places.block_tables.data(),
+                         .table_offsets = places.table_offsets.data(),
+                         .keys = cache.keys,
+                         .values = cache.values,
+                         .key_dim = static_cast<unsigned>(shape.key_dim),
+                         .value_dim = shape.values == KvValues::in_keys ? 0 : static_cast<unsigned>(shape.value_dim)};
   launch(shape.dtype == DType::f32 ? &write_places<float> : &write_places<std::uint16_t>,
          {.x = static_cast<unsigned>(k.rows), .y = static_cast<unsigned>(shape.num_kv_heads)}, kWritten, 0, *stream_,
          a);

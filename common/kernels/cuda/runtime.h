@@ -9,8 +9,6 @@
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
 
-// One device and its one stream, made current for the calling thread by every call.
-struct Stream;
 struct CloseStream {
   void operator()(Stream* stream) const;
 };

@@ -1,0 +1,54 @@
+#include "common/kernels/cuda/cuda_device.h"
+
+#include <algorithm>
+
+#include "common/base/check.h"
+
+namespace expertmesh::EM_DEVICE_NAMESPACE {
+
+void Scratch::reserve(std::size_t bytes) {
+  if (bytes <= bytes_) return;
+  wait(stream_);
+  release_bytes(stream_, memory_);
+  memory_ = nullptr;
+  bytes_ = 0;
+  memory_ = allocate_bytes(stream_, bytes);
+  bytes_ = bytes;
+}
+
+std::byte* Scratch::get(std::size_t bytes) const {
+  EM_CHECK(bytes <= bytes_, bytes << " bytes of a scratch of " << bytes_);
+  return static_cast<std::byte*>(memory_);
+}
+
+CudaDevice::CudaDevice(std::size_t index) : index_(index), stream_(open_stream(index)), scratch_(*stream_) {}
+CudaDevice::~CudaDevice() = default;
+
+void* CudaDevice::allocate(std::size_t bytes) {
+  return allocate_bytes(*stream_, bytes);
+}
+void CudaDevice::release(void* memory) noexcept {
+  release_bytes(*stream_, memory);
+}
+void CudaDevice::upload(void* to, void const* from, std::size_t bytes) {
+  copy_in(*stream_, to, from, bytes);
+}
+void CudaDevice::download(void* to, void const* from, std::size_t bytes) {
+  copy_out(*stream_, to, from, bytes);
+}
+
+std::string CudaDevice::name() const {
+  return "cuda:" + std::to_string(index_) + " " + device_name(*stream_);
+}
+std::size_t CudaDevice::free_bytes() const {
+  return EM_DEVICE_NAMESPACE::free_bytes(*stream_);
+}
+void CudaDevice::reserve(ExecLimits const& limits) {
+  scratch_.reserve(
+      std::max(attention_scratch_bytes(limits, num_multiprocessors(*stream_)), experts_scratch_bytes(limits)));
+}
+void CudaDevice::synchronize() {
+  wait(*stream_);
+}
+
+}  // namespace expertmesh::EM_DEVICE_NAMESPACE

@@ -1,0 +1,56 @@
+// The functions of runtime.h.
+#include <cstring>
+
+#include "common/base/check.h"
+#include "common/base/error.h"
+#include "common/kernels/cuda/runtime.h"
+#include "stream_on_host.h"
+
+namespace expertmesh::cuda_on_host {
+
+StreamPointer open_stream(std::size_t device_index) {
+  return StreamPointer(new Stream{.device_index = device_index});
+}
+void CloseStream::operator()(Stream* stream) const {
+  delete stream;
+}
+
+std::string device_name(Stream const& /*stream*/) {
+  return "emulated on the host";
+}
+std::size_t free_bytes(Stream const& stream) {
+  return stream.memory.free_bytes();
+}
+std::size_t num_multiprocessors(Stream const& /*stream*/) {
+  return 4;
+}
+std::size_t max_shared_bytes(Stream const& /*stream*/) {
+  return kMostSharedBytes;
+}
+
+void* allocate_bytes(Stream& stream, std::size_t bytes) {
+  EM_CHECK(bytes > 0, "an allocation of no bytes");
+  void* const memory = stream.memory.allocate(bytes);
+  if (!memory) throw DeviceError("allocate", 2, "no room for " + std::to_string(bytes) + " bytes", device_name(stream));
+  return memory;
+}
+void release_bytes(Stream& stream, void* memory) noexcept {
+  if (memory) stream.memory.release(memory);
+}
+
+void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  EM_CHECK(stream.memory.is_allocated(to, bytes), bytes << " bytes to " << to);
+  EM_CHECK(!stream.memory.contains(from), "from the device's own memory");
+  DeviceArena::Access const access(stream.memory);
+  std::memcpy(to, from, bytes);
+}
+void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  EM_CHECK(stream.memory.is_allocated(from, bytes), bytes << " bytes from " << from);
+  EM_CHECK(!stream.memory.contains(to), "to the device's own memory");
+  DeviceArena::Access const access(stream.memory);
+  std::memcpy(to, from, bytes);
+}
+void wait(Stream& /*stream*/) {}
+void check_launch(Stream& /*stream*/, char const* /*op*/) {}
+
+}  // namespace expertmesh::cuda_on_host

@@ -1,0 +1,307 @@
+// The emulation itself: right kernels do what they would on a GPU, wrong ones die with a word about where.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "common/kernels/cuda/runtime.h"
+
+namespace expertmesh::cuda_on_host {
+namespace {
+
+// Numbers in the device's memory, for one test.
+template <class T>
+class OnDevice {
+ public:
+  OnDevice(Stream& stream, std::vector<T> const& values)
+      : stream_(stream), count_(values.size()), data_(allocate_bytes(stream, count_ * sizeof(T))) {
+    copy_in(stream_, data_, values.data(), count_ * sizeof(T));
+  }
+  ~OnDevice() { release_bytes(stream_, data_); }
+  OnDevice(OnDevice const&) = delete;
+  OnDevice& operator=(OnDevice const&) = delete;
+  [[nodiscard]] T* data() const { return static_cast<T*>(data_); }
+  [[nodiscard]] std::vector<T> values() const {
+    std::vector<T> out(count_);
+    copy_out(stream_, out.data(), data_, count_ * sizeof(T));
+    return out;
+  }
+
+ private:
+  Stream& stream_;
+  std::size_t count_;
+  void* data_;
+};
+
+class CudaOnHost : public testing::Test {
+ protected:
+  StreamPointer stream_ = open_stream(0);
+};
+using CudaOnHostDeathTest = CudaOnHost;
+
+// ---- right kernels
+struct SumRows {
+  float const* x;  // [gridDim.x, n]
+  float* out;      // [gridDim.x]
+  unsigned n;
+};
+
+// Every thread's part, a warp's by shuffles, the block's by shared memory.
+__global__ void __launch_bounds__(128) sum_rows(SumRows a) {
+  EM_SHARED(float, of_warp, 4);
+  float sum = 0;
+  for (unsigned i = threadIdx.x; i < a.n; i += blockDim.x) sum += a.x[blockIdx.x * a.n + i];
+#pragma unroll
+  for (unsigned step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) a.out[blockIdx.x] = of_warp[0] + of_warp[1] + of_warp[2] + of_warp[3];
+}
+
+TEST_F(CudaOnHost, BarriersShufflesAndSharedMemoryMakeSums) {
+  unsigned const n = 1000;
+  std::vector<float> x(7 * n);
+  std::iota(x.begin(), x.end(), 0.0F);
+  OnDevice<float> const in(*stream_, x);
+  OnDevice<float> const out(*stream_, std::vector<float>(7));
+  launch(sum_rows, {.x = 7}, 128, 0, *stream_, SumRows{.x = in.data(), .out = out.data(), .n = n});
+  std::vector<float> const sums = out.values();
+  for (unsigned row = 0; row < 7; ++row)
+    EXPECT_NEAR(sums[row], std::accumulate(x.begin() + row * n, x.begin() + (row + 1) * n, 0.0), 16);
+}
+
+struct Everything {
+  unsigned* of_thread;  // [blocks, 64, 6]
+  unsigned* counter;
+  unsigned* largest;
+};
+
+__global__ void everything(Everything a) {
+  unsigned const lane = threadIdx.x % kWarp;
+  unsigned const block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  unsigned* out = a.of_thread + (block * blockDim.x + threadIdx.x) * 6;
+  out[0] = __shfl_sync(kAllLanes, threadIdx.x, 3);
+  out[1] = __shfl_xor_sync(kAllLanes, threadIdx.x, 1);
+  out[2] = __shfl_down_sync(kAllLanes, threadIdx.x, 5);
+  out[3] = __ballot_sync(kAllLanes, lane % 3 == 0);
+  __syncwarp();
+  out[4] = atomicAdd(a.counter, 2U);
+  atomicMax(a.largest, block * 100 + threadIdx.x);
+  EM_DYNAMIC_SHARED(unsigned, shared);
+  shared[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  out[5] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+TEST_F(CudaOnHost, ThreadsHaveTheirIndicesLanesAndMemory) {
+  OnDevice<unsigned> const out(*stream_, std::vector<unsigned>(2 * 3 * 4 * 64 * 6));
+  OnDevice<unsigned> const counter(*stream_, {0});
+  OnDevice<unsigned> const largest(*stream_, {0});
+  launch(everything, {.x = 2, .y = 3, .z = 4}, 64, 64 * sizeof(unsigned), *stream_,
+         Everything{.of_thread = out.data(), .counter = counter.data(), .largest = largest.data()});
+  EXPECT_EQ(counter.values()[0], 2U * 24 * 64);
+  EXPECT_EQ(largest.values()[0], 2363U);
+  std::vector<unsigned> const values = out.values();
+  std::vector<bool> taken(24 * 64);
+  for (unsigned i = 0; i < 24 * 64; ++i) {
+    unsigned const* const v = values.data() + i * 6;
+    unsigned const thread = i % 64;
+    unsigned const lane = thread % 32;
+    EXPECT_EQ(v[0], thread / 32 * 32 + 3);
+    EXPECT_EQ(v[1], thread ^ 1U);
+    EXPECT_EQ(v[2], lane + 5 < 32 ? thread + 5 : thread);
+    EXPECT_EQ(v[3], 0x49249249U);
+    taken[v[4] / 2] = true;
+    EXPECT_EQ(v[5], 63 - thread);
+  }
+  EXPECT_EQ(std::count(taken.begin(), taken.end(), true), 24 * 64);
+}
+
+TEST_F(CudaOnHost, NothingHappensOnAnEmptyGrid) {
+  launch(sum_rows, {.x = 0}, 128, 0, *stream_, SumRows{.x = nullptr, .out = nullptr, .n = 1});
+}
+
+struct Leftovers {
+  float* out;  // [4]: of static and of dynamic shared memory, for two blocks
+};
+__global__ void leftovers(Leftovers a) {
+  EM_SHARED(float, fixed, 32);
+  EM_DYNAMIC_SHARED(float, dynamic);
+  if (threadIdx.x == 31) {  // the last one comes first in block 0
+    a.out[2 * blockIdx.x] = fixed[7];
+    a.out[2 * blockIdx.x + 1] = dynamic[7];
+  }
+  __syncthreads();
+  fixed[threadIdx.x] = 1;
+  dynamic[threadIdx.x] = 1;
+}
+
+TEST_F(CudaOnHost, SharedMemoryHoldsNanAtTheStartOfABlock) {
+  OnDevice<float> const out(*stream_, std::vector<float>(4));
+  for (int i = 0; i < 2; ++i) launch(leftovers, {.x = 2}, 32, 128, *stream_, Leftovers{.out = out.data()});
+  for (float x : out.values()) EXPECT_TRUE(std::isnan(x));
+}
+
+struct Unsynchronised {
+  float* out;  // [64]
+  unsigned writer;
+};
+__global__ void unsynchronised(Unsynchronised a) {
+  EM_SHARED(float, shared, 1);
+  if (threadIdx.x == a.writer) shared[0] = 1;
+  a.out[blockIdx.x * 32 + threadIdx.x] = shared[0];
+}
+
+TEST_F(CudaOnHost, AMissingBarrierShowsWhoeverWrites) {
+  for (unsigned writer : {0U, 31U}) {
+    OnDevice<float> const out(*stream_, std::vector<float>(64));
+    launch(unsynchronised, {.x = 2}, 32, 0, *stream_, Unsynchronised{.out = out.data(), .writer = writer});
+    std::vector<float> const values = out.values();
+    EXPECT_TRUE(std::any_of(values.begin(), values.end(), [](float x) { return std::isnan(x); }));
+  }
+}
+
+// ---- memory
+TEST_F(CudaOnHost, MemoryIsZeroedAlignedAndCounted) {
+  std::size_t const before = free_bytes(*stream_);
+  for (std::size_t bytes : {1, 255, 256, 257, 4095, 4096, 4097, 100000}) {
+    void* const memory = allocate_bytes(*stream_, bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory) % 256, 0U);
+    std::vector<char> contents(bytes, 'x');
+    copy_out(*stream_, contents.data(), memory, bytes);
+    EXPECT_EQ(contents, std::vector<char>(bytes));
+    EXPECT_LE(free_bytes(*stream_), before - bytes);
+    release_bytes(*stream_, memory);
+  }
+  EXPECT_EQ(free_bytes(*stream_), before);
+  EXPECT_THROW(allocate_bytes(*stream_, before + 1), std::runtime_error);
+}
+
+TEST_F(CudaOnHostDeathTest, TheHostCannotTouchIt) {
+  OnDevice<float> const x(*stream_, {1.0F});
+  EXPECT_DEATH(*static_cast<float volatile*>(x.data()) = 2, "");
+}
+
+TEST_F(CudaOnHostDeathTest, CopiesStayInsideAnAllocation) {
+  OnDevice<float> const x(*stream_, {1, 2, 3});
+  float host[4] = {};
+  EXPECT_DEATH(copy_out(*stream_, host, x.data(), sizeof host), "16 bytes from");
+  EXPECT_DEATH(copy_in(*stream_, host, host, sizeof host), "16 bytes to");
+}
+
+// ---- wrong kernels
+enum class Fault : unsigned {
+  none,
+  leaves_barrier,
+  leaves_warp,
+  two_barriers,
+  barrier_and_shuffle,
+  behind_allocation,
+  behind_dynamic_shared,
+  null_pointer,
+  half_a_mask,
+  too_much_shared
+};
+struct Broken {
+  Fault fault;
+  float* x;  // [1024]
+};
+__global__ void broken(Broken a) {
+  bool const one = threadIdx.x == 5;
+  switch (a.fault) {
+    case Fault::none:
+      break;
+    case Fault::leaves_barrier:
+      if (one) return;
+      __syncthreads();
+      break;
+    case Fault::leaves_warp:
+      if (one) return;
+      __syncwarp();
+      break;
+    case Fault::two_barriers:
+      if (one)
+        __syncthreads();
+      else
+        __syncthreads();
+      break;
+    case Fault::barrier_and_shuffle:
+      if (one)
+        __syncwarp();
+      else
+        __syncthreads();
+      break;
+    case Fault::behind_allocation:
+      a.x[1024 + threadIdx.x * 1024] = 1;
+      break;
+    case Fault::behind_dynamic_shared: {
+      EM_DYNAMIC_SHARED(float, shared);
+      shared[threadIdx.x + 1] = 1;
+      break;
+    }
+    case Fault::null_pointer:
+      *static_cast<float volatile*>(nullptr) = 1;
+      break;
+    case Fault::half_a_mask:
+      __syncwarp(0xffffU);
+      break;
+    case Fault::too_much_shared: {
+      EM_SHARED(float, shared, (12 << 10) + 1);
+      shared[0] = 1;
+      break;
+    }
+  }
+  a.x[threadIdx.x] = 0;
+}
+
+class BrokenKernelDeathTest : public CudaOnHost {
+ protected:
+  void run(Fault fault) {
+    launch(broken, {}, 64, 64 * sizeof(float), *stream_, Broken{.fault = fault, .x = x_.data()});
+  }
+  OnDevice<float> x_{*stream_, std::vector<float>(1024)};
+};
+
+TEST_F(BrokenKernelDeathTest, DiesWithItsPlace) {
+  run(Fault::none);
+  EXPECT_DEATH(run(Fault::leaves_barrier), "kernel of .*Broken.* waits for the block at .*cuda_on_host_test.cpp:");
+  EXPECT_DEATH(run(Fault::leaves_barrier), "thread 5 has ended");
+  EXPECT_DEATH(run(Fault::leaves_warp), "kernel of .*Broken.*thread 5 has ended");
+  EXPECT_DEATH(run(Fault::two_barriers), "thread 5 waits for the block at .*cuda_on_host_test.cpp:");
+  EXPECT_DEATH(run(Fault::barrier_and_shuffle), "thread 5 waits for the warp at .*cuda_on_host_test.cpp:");
+  EXPECT_DEATH(run(Fault::behind_allocation), "kernel of .*Broken.* not allocated in the device's memory");
+  EXPECT_DEATH(run(Fault::behind_dynamic_shared), "thread 63: touches .* behind the dynamic shared memory");
+  EXPECT_DEATH(run(Fault::null_pointer), "neither the device's nor shared memory");
+  EXPECT_DEATH(run(Fault::half_a_mask), "not all lanes at .*cuda_on_host_test.cpp:");
+  EXPECT_DEATH(run(Fault::too_much_shared), "bytes of shared memory");
+}
+
+TEST_F(BrokenKernelDeathTest, DiesOfWhatALaunchMayNotAskFor) {
+  Broken const right{.fault = Fault::none, .x = x_.data()};
+  EXPECT_DEATH(launch(broken, {}, 33, 0, *stream_, right), "33 threads");
+  EXPECT_DEATH(launch(broken, {}, 1056, 0, *stream_, right), "1056 threads");
+  EXPECT_DEATH(launch(broken, {.y = 1 << 16}, 32, 0, *stream_, right), "grid");
+  EXPECT_DEATH(launch(broken, {}, 32, max_shared_bytes(*stream_) + 1, *stream_, right), "bytes shared");
+  float host[64] = {};
+  EXPECT_DEATH(launch(broken, {}, 32, 0, *stream_, Broken{.fault = Fault::none, .x = host}),
+               "arguments point to memory of the host at byte 8");
+}
+
+struct Overrun {
+  float* x;
+};
+__global__ void overrun(Overrun a) {
+  if (threadIdx.x == 0) a.x[3] = 1;
+}
+TEST_F(CudaOnHostDeathTest, WhatIsWrittenJustBehindAnAllocationIsFoundWhenItGoes) {
+  EXPECT_DEATH(
+      {
+        OnDevice<float> const x(*stream_, {1, 2, 3});
+        launch(overrun, {}, 32, 0, *stream_, Overrun{.x = x.data()});
+      },
+      "behind an allocation of 12 bytes");
+}
+
+}  // namespace
+}  // namespace expertmesh::cuda_on_host

@@ -100,13 +100,12 @@ __device__ inline Words4 load_once(void const* p) {
 }
 
 template <unsigned kDepth, unsigned R, class T>
-__device__ inline void load_ahead(T const* const (&w)[R], std::size_t unit, std::size_t units,
-                                  Words4 (&ahead)[kDepth][R]) {
+__device__ inline void load_ahead(T const* const (&w)[R], unsigned unit, unsigned units, Words4 (&ahead)[kDepth][R]) {
 #pragma unroll
   for (unsigned d = 0; d < kDepth; ++d)
 #pragma unroll
     for (unsigned r = 0; r < R; ++r)
-      ahead[d][r] = unit + d * kWarp < units ? load_once(w[r] + (unit + d * kWarp) * kUnit<T>) : Words4{};
+      ahead[d][r] = unit + d * kWarp < units ? load_once(w[r] + std::size_t{unit + d * kWarp} * kUnit<T>) : Words4{};
 }
 
 __device__ inline void widen(Words4 const& unit, float (&out)[8]) {
@@ -121,31 +120,48 @@ __device__ inline void widen(Words4 const& unit, float (&out)[4]) {
   for (unsigned i = 0; i < 4; ++i) out[i] = float_of_bits(unit.w[i]);
 }
 
-// Elements [k, k+4) of a row of `size` elements, with zeros behind it.
-__device__ inline Four load_four(float const* row, std::size_t k, std::size_t size) {
-  if (k + 4 <= size && reinterpret_cast<std::uintptr_t>(row + k) % sizeof(Four) == 0)
+// Elements [k, k+4) of a row of `size` elements, with zeros behind it, or all zeros without a row.
+__device__ inline Four load_four(float const* row, unsigned k, unsigned size) {
+  if (row != nullptr && k + 4 <= size && reinterpret_cast<std::uintptr_t>(row + k) % sizeof(Four) == 0)
     return *reinterpret_cast<Four const*>(row + k);
   Four four{};
+  if (row == nullptr) return four;
 #pragma unroll
   for (unsigned i = 0; i < 4; ++i)
     if (k + i < size) four.x[i] = row[k + i];
   return four;
 }
 
-// Steps [first, first + steps) of M rows of x into shared memory; rows that the part does not have are zeros.
+// Steps [first, first + steps) of M rows of x into shared memory; rows that the part does not have are zeros. A thread
+// asks for kLoadsAhead fours at once, since all wait for them.
 template <unsigned M, class T, class Job>
-__device__ inline void stage(Job const& job, DotPart const& part, std::size_t first, unsigned steps, Four* shared) {
+__device__ inline void stage(Job const& job, DotPart const& part, unsigned first, unsigned steps, Four* shared) {
   constexpr unsigned kStepFours = kFours<T> * kWarp;
-  for (unsigned m = 0; m < M; ++m) {
-    float const* const row = m < part.rows ? job.x_row(part, m) : nullptr;
-    for (unsigned i = threadIdx.x; i < steps * kStepFours; i += kDotThreads) {
-      unsigned const step = i / kStepFours;
-      unsigned const four = i % kStepFours;  // counted along k
-      Four x = row ? load_four(row, (first * kStepFours + i) * 4, job.k) : Four{};
-      if (job.rounds)
+  constexpr unsigned kAtOnce = kLoadsAhead / M;
+  auto const size = static_cast<unsigned>(job.k);
+  float const* row[M];
 #pragma unroll
-        for (float& e : x.x) e = rounded_to_bf16(e);
-      shared[((step * M + m) * kFours<T> + four % kFours<T>)*kWarp + four / kFours<T>] = x;
+  for (unsigned m = 0; m < M; ++m) row[m] = m < part.rows ? job.x_row(part, m) : nullptr;
+  for (unsigned begin = threadIdx.x; begin < steps * kStepFours; begin += kAtOnce * kDotThreads) {
+    Four x[kAtOnce][M];
+#pragma unroll
+    for (unsigned j = 0; j < kAtOnce; ++j)
+#pragma unroll
+      for (unsigned m = 0; m < M; ++m)
+        x[j][m] = load_four(row[m], (first * kStepFours + begin + j * kDotThreads) * 4, size);
+#pragma unroll
+    for (unsigned j = 0; j < kAtOnce; ++j) {
+      unsigned const i = begin + j * kDotThreads;
+      if (i >= steps * kStepFours) continue;
+      unsigned const four = i % kStepFours;  // counted along k
+      Four* const to = shared + (i / kStepFours * M * kFours<T> + four % kFours<T>)*kWarp + four / kFours<T>;
+#pragma unroll
+      for (unsigned m = 0; m < M; ++m) {
+        if (job.rounds)
+#pragma unroll
+          for (float& e : x[j][m].x) e = rounded_to_bf16(e);
+        to[m * kFours<T> * kWarp] = x[j][m];
+      }
     }
   }
 }
@@ -164,13 +180,12 @@ __device__ inline void multiply_add(Four const* x, Words4 const (&w)[R], float (
 #pragma unroll
       for (unsigned i = 0; i < 4; ++i)
 #pragma unroll
-        for (unsigned r = 0; r < R; ++r)
-          sums[m * R + r] = fmaf(four.x[i], wide[r][q * 4 + i], sums[m * R + r]);
+        for (unsigned r = 0; r < R; ++r) sums[m * R + r] = fmaf(four.x[i], wide[r][q * 4 + i], sums[m * R + r]);
     }
 }
 
-// v[i] summed over the lanes, for i = lane / (32 / C). Lanes that have several sums share them out: of two that are to be
-// added each takes half of the sums.
+// v[i] summed over the lanes, for i = lane / (32 / C). Lanes that have several sums share them out: of two that are to
+// be added each takes half of the sums.
 template <unsigned kApart = kWarp / 2, unsigned C>
 __device__ inline float sum_over_lanes(float const (&v)[C]) {
   if constexpr (kApart == 0) {
@@ -203,12 +218,12 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
   for (unsigned r = 0; r < R; ++r) w[r] = job.weight_row(part, output, r);
   float sums[M * R] = {};
 
-  std::size_t const units = (job.k + kUnit<T> - 1) / kUnit<T>;
-  std::size_t const steps = (job.k + kStep<T> - 1) / kStep<T>;
+  auto const units = static_cast<unsigned>((job.k + kUnit<T> - 1) / kUnit<T>);
+  unsigned const steps = (units + kWarp - 1) / kWarp;
   Words4 ahead[kDepth][R];
   load_ahead<kDepth>(w, lane, units, ahead);
-  for (std::size_t first = 0; first < steps; first += job.chunk_steps) {
-    unsigned const chunk = static_cast<unsigned>(steps - first < job.chunk_steps ? steps - first : job.chunk_steps);
+  for (unsigned first = 0; first < steps; first += job.chunk_steps) {
+    unsigned const chunk = steps - first < job.chunk_steps ? steps - first : job.chunk_steps;
     if (!in_shared) {
       __syncthreads();  // all have read what was there
       stage<M, T>(job, part, first, chunk, shared);
@@ -223,20 +238,17 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
       load_ahead<kDepth>(w, (first + step + kDepth) * kWarp + lane, units, ahead);
 #pragma unroll
       for (unsigned d = 0; d < kDepth; ++d)
-        if (step + d < chunk)
-          multiply_add<M, R, T>(shared + (step + d) * (M * kFours<T> * kWarp) + lane, now[d], sums);
+        if (step + d < chunk) multiply_add<M, R, T>(shared + (step + d) * (M * kFours<T> * kWarp) + lane, now[d], sums);
     }
   }
 
   float const sum = sum_over_lanes(sums);
   unsigned const index = lane / kLanesOfSum;
-  job.finish(part,
-             DotPlace{.m = index / R,
-                      .output = output,
-                      .r = index % R,
-                      .lanes = kLanesOfSum,
-                      .first = lane % kLanesOfSum == 0},
-             sum);
+  job.finish(
+      part,
+      DotPlace{
+          .m = index / R, .output = output, .r = index % R, .lanes = kLanesOfSum, .first = lane % kLanesOfSum == 0},
+      sum);
 }
 
 // Blocks share out the parts in runs of neighbours.

@@ -25,6 +25,7 @@ struct ExecLimits {
   std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
   std::size_t max_value_dim = 0;  // of a head in paged_attention()
   std::size_t max_heads = 0;      // of paged_attention(), on a device
+  std::size_t max_positions = 0;  // that one token of paged_attention() attends to, whole blocks, on a device
 };
 
 class Device;

@@ -69,7 +69,9 @@ void DeviceArena::release(void* memory) {
   std::size_t const room = rounded_up(bytes, kAlignment);
   std::size_t const mapped = rounded_up(room, page_bytes());
   std::byte* const pages = begin + room - mapped;
-  void* const gone = mmap(pages, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, nothing_, 0);
+  // At its own place in the file again: it becomes one mapping with its neighbours.
+  void* const gone =
+      mmap(pages, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, nothing_, pages - base_);
   EM_CHECK(gone == pages, "mapping of released memory");
   live_ -= mapped;
   allocated_.erase(found);

@@ -1,0 +1,260 @@
+// The small row-wise ops.
+#include "common/base/check.h"
+#include "common/kernels/cuda/activation.h"
+#include "common/kernels/cuda/cuda_device.h"
+#include "common/kernels/cuda/each.h"
+
+namespace expertmesh::EM_DEVICE_NAMESPACE {
+namespace {
+
+constexpr std::uint32_t kNoExpertSlot = 0xffffffff;  // kNoExpert
+
+struct Add {
+  Rows<float> x;
+  Rows<float const> y;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    Floats<N> sum = load<N>(x.at(t, i));
+    Floats<N> const other = load<N>(y.at(t, i));
+    for (unsigned j = 0; j < N; ++j) sum.v[j] += other.v[j];
+    store(x.at(t, i), sum);
+  }
+};
+
+// out[t] = factor * factors[t] * x[t / rows_per_x]
+struct Scale {
+  Rows<float const> x;
+  unsigned rows_per_x;
+  float const* factors;  // or null: none
+  float factor;
+  Rows<float> out;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    float const f = factors ? factors[t] : factor;
+    Floats<N> scaled = load<N>(x.at(t / rows_per_x, i));
+    for (unsigned j = 0; j < N; ++j) scaled.v[j] *= f;
+    store(out.at(t, i), scaled);
+  }
+};
+
+struct ScaleBySigmoid {
+  Rows<float> x;
+  Rows<float const> gate;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    float const factor = 1.0F / (1.0F + expf(-*gate.at(t, 0)));
+    Floats<N> scaled = load<N>(x.at(t, i));
+    for (unsigned j = 0; j < N; ++j) scaled.v[j] *= factor;
+    store(x.at(t, i), scaled);
+  }
+};
+
+struct AddSlots {
+  Rows<float const> slots;
+  unsigned experts_per_token;
+  Rows<float> out;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    std::size_t const first = static_cast<std::size_t>(t) * experts_per_token;
+    Floats<N> sum = load<N>(slots.at(first, i));
+    for (unsigned k = 1; k < experts_per_token; ++k) {
+      Floats<N> const next = load<N>(slots.at(first + k, i));
+      for (unsigned j = 0; j < N; ++j) sum.v[j] += next.v[j];
+    }
+    store(out.at(t, i), sum);
+  }
+};
+
+struct Clip {
+  Rows<float> x;
+  float limit;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    Floats<N> v = load<N>(x.at(t, i));
+    for (unsigned j = 0; j < N; ++j) v.v[j] = smaller(limit, larger(-limit, v.v[j]));
+    store(x.at(t, i), v);
+  }
+};
+
+// out[t] = x[rows[t]], or x[t] where there are no rows.
+template <class From, class To, class Index = std::uint32_t>
+struct CopyRows {
+  Rows<From const> x;
+  Index const* rows;
+  Rows<To> out;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    std::size_t const row = rows ? static_cast<std::size_t>(rows[t]) : t;
+    store(out.at(t, i), load<N>(x.at(row, i)));
+  }
+};
+
+struct CopyHeadColumns {
+  Rows<float const> x;
+  Device::HeadRange from;
+  Rows<float> out;
+  Device::HeadRange to;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned head, unsigned i) const {
+    store(out.at(t, head * to.stride + to.first + i), load<N>(x.at(t, head * from.stride + from.first + i)));
+  }
+};
+
+template <class Wire>
+struct Combine {
+  Rows<Wire const> rows;
+  std::uint32_t const* experts;
+  float const* weights;
+  unsigned experts_per_token;
+  Rows<float> out;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    Floats<N> sum{};
+    for (unsigned k = 0; k < experts_per_token; ++k) {
+      std::size_t const slot = static_cast<std::size_t>(t) * experts_per_token + k;
+      if (experts[slot] == kNoExpertSlot) continue;
+      Floats<N> const row = load<N>(rows.at(slot, i));
+      for (unsigned j = 0; j < N; ++j) sum.v[j] = fmaf(weights[slot], row.v[j], sum.v[j]);
+    }
+    store(out.at(t, i), sum);
+  }
+};
+
+struct Activate {
+  ActivationSpec f;
+  Rows<float const> gate;  // null: none
+  Rows<float const> up;
+  Rows<float> out;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    Floats<N> x = load<N>(up.at(t, i));
+    if (gate.data) {
+      Floats<N> const g = load<N>(gate.at(t, i));
+      for (unsigned j = 0; j < N; ++j) x.v[j] = gated_activation(f, g.v[j], x.v[j]);
+    } else {
+      for (unsigned j = 0; j < N; ++j) x.v[j] = activation(f.kind, x.v[j]);
+    }
+    store(out.at(t, i), x);
+  }
+};
+
+void scale_by(Stream& stream, char const* op, Scale const& f, std::size_t rows, std::size_t cols) {
+  for_each_element(stream, op, rows, cols, is_aligned(f.x) && is_aligned(f.out), f);
+}
+
+template <class From, class To, class Index = std::uint32_t>
+void copy_rows(Stream& stream, char const* op, Rows<From const> x, std::span<Index const> rows, Rows<To> out,
+               std::size_t num_rows, std::size_t cols) {
+  for_each_element(stream, op, num_rows, cols, is_aligned(x) && is_aligned(out),
+                   CopyRows<From, To, Index>{x, rows.empty() ? nullptr : rows.data(), out});
+}
+
+// f(a T{}), T being what a type is stored as.
+template <class F>
+void with_wire(DType wire, F f) {
+  EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
+  if (wire == DType::f32)
+    f(float{});
+  else
+    f(bf16{});
+}
+
+}  // namespace
+
+void CudaDevice::ffn_activation(ActivationSpec const& f, bool gated, MatrixView<float const> in,
+                                MatrixView<float> out) {
+  EM_CHECK(gated || f.kind != Activation::clamped_silu, "no gate");
+  Activate const activate{
+      f, {gated ? in.data : nullptr, in.stride}, {in.data + (gated ? out.cols : 0), in.stride}, rows_of(out)};
+  bool const aligned = is_aligned(activate.gate) && is_aligned(activate.up) && is_aligned(activate.out);
+  for_each_element(*stream_, "ffn_activation", out.rows, out.cols, aligned, activate);
+}
+
+void CudaDevice::add(MatrixView<float> x, MatrixView<float const> y) {
+  Add const f{rows_of(x), rows_of(y)};
+  for_each_element(*stream_, "add", x.rows, x.cols, is_aligned(f.x) && is_aligned(f.y), f);
+}
+
+void CudaDevice::scale(MatrixView<float> x, float factor) {
+  scale_by(*stream_, "scale", {rows_of<float const>(x), 1, nullptr, factor, rows_of(x)}, x.rows, x.cols);
+}
+
+void CudaDevice::scale_rows(MatrixView<float> x, std::span<float const> factors) {
+  scale_by(*stream_, "scale_rows", {rows_of<float const>(x), 1, factors.data(), 1, rows_of(x)}, x.rows, x.cols);
+}
+
+void CudaDevice::scale_rows_by_sigmoid(MatrixView<float> x, MatrixView<float const> gate) {
+  ScaleBySigmoid const f{rows_of(x), rows_of(gate)};
+  for_each_element(*stream_, "scale_rows_by_sigmoid", x.rows, x.cols, is_aligned(f.x), f);
+}
+
+void CudaDevice::scale_rows_into_slots(MatrixView<float const> x, std::span<float const> weights,
+                                       std::size_t experts_per_token, MatrixView<float> out) {
+  scale_by(*stream_, "scale_rows_into_slots",
+           {rows_of(x), static_cast<unsigned>(experts_per_token), weights.data(), 1, rows_of(out)}, out.rows, out.cols);
+}
+
+void CudaDevice::add_slots(MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out) {
+  AddSlots const f{rows_of(slots), static_cast<unsigned>(experts_per_token), rows_of(out)};
+  for_each_element(*stream_, "add_slots", out.rows, out.cols, is_aligned(f.slots) && is_aligned(f.out), f);
+}
+
+void CudaDevice::clip(MatrixView<float> x, float limit) {
+  Clip const f{rows_of(x), limit};
+  for_each_element(*stream_, "clip", x.rows, x.cols, is_aligned(f.x), f);
+}
+
+void CudaDevice::embedding(std::span<TokenId const> ids, DType type, std::byte const* table, MatrixView<float> out) {
+  auto const widen = [&](auto stored) {
+    using Stored = decltype(stored);
+    Rows<Stored const> const rows{reinterpret_cast<Stored const*>(table), out.cols};
+    copy_rows(*stream_, "embedding", rows, ids, rows_of(out), ids.size(), out.cols);
+  };
+  if (type == DType::f16)
+    widen(fp16{});
+  else
+    with_wire(type, widen);
+}
+
+void CudaDevice::gather_rows(MatrixView<float const> x, std::span<std::uint32_t const> rows, MatrixView<float> out) {
+  copy_rows(*stream_, "gather_rows", rows_of(x), rows, rows_of(out), rows.size(), out.cols);
+}
+
+void CudaDevice::copy_head_columns(MatrixView<float const> x, HeadRange from, std::size_t num_heads, std::size_t count,
+                                   HeadRange to, MatrixView<float> out) {
+  CopyHeadColumns const f{rows_of(x), from, rows_of(out), to};
+  bool const aligned =
+      is_aligned(f.x) && is_aligned(f.out) && (from.stride % 4 | from.first % 4 | to.stride % 4 | to.first % 4) == 0;
+  for_each_element(*stream_, "copy_head_columns", x.rows, num_heads, count, aligned, f);
+}
+
+void CudaDevice::to_wire(MatrixView<float const> x, DType wire, std::byte* out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Rows<Stored> const to{reinterpret_cast<Stored*>(out), x.cols};
+    copy_rows(*stream_, "to_wire", rows_of(x), std::span<std::uint32_t const>{}, to, x.rows, x.cols);
+  });
+}
+
+void CudaDevice::from_wire(DType wire, std::byte const* rows, MatrixView<float> out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Rows<Stored const> const from{reinterpret_cast<Stored const*>(rows), out.cols};
+    copy_rows(*stream_, "from_wire", from, std::span<std::uint32_t const>{}, rows_of(out), out.rows, out.cols);
+  });
+}
+
+void CudaDevice::combine(DType wire, std::byte const* rows, std::span<std::uint32_t const> experts,
+                         std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Combine<Stored> const f{{reinterpret_cast<Stored const*>(rows), out.cols},
+                            experts.data(),
+                            weights.data(),
+                            static_cast<unsigned>(experts_per_token),
+                            rows_of(out)};
+    for_each_element(*stream_, "combine", out.rows, out.cols, is_aligned(f.rows) && is_aligned(f.out), f);
+  });
+}
+
+}  // namespace expertmesh::EM_DEVICE_NAMESPACE

@@ -89,6 +89,7 @@ std::size_t LocalGroup::serve(PeerId peer, std::span<std::byte const> request, s
 std::unique_ptr<RemoteExperts> make_local_experts(ExpertModelSpec const& model, WeightSource const& source,
                                                   RemoteExpertsLimits limits, Exec const& exec,
                                                   std::function<void(std::size_t, std::size_t)> const& on_bytes) {
+  limits.expert_device = exec.device();
   auto group = std::make_shared<LocalGroup>(model, std::vector<HeldExperts>(1, all_experts(model)), source, limits,
                                             exec, on_bytes);
   return std::make_unique<RemoteExperts>(model, source, limits, exec, std::move(group));

@@ -24,7 +24,7 @@ OwnExperts::OwnExperts(ExpertModelSpec const& model, WeightSource const& source,
       source_(source),
       exec_(exec.isa(), exec.pool(),
             ExpertService::exec_limits(model, {.max_rows = limits.max_rows, .max_entries = limits.max_rows}, 1),
-            exec.device()),
+            limits.device),
       limits_(limits),
       groups_(limits.max_rows, most_experts(model)) {
   for (auto const& layer : model.layers) kept_.emplace_back(layer.experts.size());

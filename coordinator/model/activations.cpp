@@ -28,6 +28,7 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
   for (auto const& stack : spec.stacks) {
     for (auto const& layer : stack.layers) {
       auto const add_attention = [&](AttentionSpec const& a) {
+        m.num_heads = std::max(m.num_heads, a.num_heads);
         std::visit([&](auto const& p) { add(p, a.num_heads, m); }, a.projection);
       };
       add_attention(layer.attention);

@@ -371,6 +371,20 @@ TEST_P(AttentionDeviceTest, BitsDoNotDependOnTheLongestSequence) {
   for (std::size_t const most : {288, 1000, 4096}) EXPECT_TRUE(same_bits(gpu.run_among(most).view(), expected.view()));
 }
 
+// Which go to the device in several calls.
+TEST_P(AttentionDeviceTest, TakesShortAndLongSequencesTogether) {
+  std::vector<std::uint32_t> lengths(60, 5);
+  for (std::uint32_t b = 0; b < lengths.size(); ++b) lengths[b] += b;
+  lengths[40] = 4000;
+  lengths[41] = 3000;
+  Case const c({.heads = 2, .kv_heads = 1, .key_dim = 8, .value_dim = 8}, lengths, last_tokens(lengths));
+  expect_like_the_host(c);
+  Attention gpu(gpu_, c);
+  Matrix<float> const together = gpu.run();
+  for (std::size_t t = 38; t < 44; ++t)
+    EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << "token " << t;
+}
+
 TEST_P(AttentionDeviceTest, ASinkOfMinusInfinityIsNoneAndANaNIsNotHidden) {
   Shape shape{.heads = 2, .kv_heads = 2, .key_dim = 8, .value_dim = 8};
   Case const none(shape, {300}, {{0, 299}, {0, 2}});

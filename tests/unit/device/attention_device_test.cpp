@@ -68,10 +68,10 @@ struct Case {
       std::uint32_t first = lengths[b] - 1;
       for (Token const& t : tokens)
         if (t.sequence == b) first = std::min(first, s.span.first(t.position));
-      std::uint32_t const freed = first / kKvBlockTokens;
+      auto const freed = static_cast<std::uint32_t>(first / kKvBlockTokens);
       tables.push_back(kNoKvBlock);
       offsets.push_back(static_cast<std::uint32_t>(tables.size()) - freed);
-      for (std::uint32_t p = freed * kKvBlockTokens; p < lengths[b]; ++p) {
+      for (std::uint32_t p = first - first % kKvBlockTokens; p < lengths[b]; ++p) {
         if (p % kKvBlockTokens == 0) {
           tables.push_back(blocks.back());
           blocks.pop_back();

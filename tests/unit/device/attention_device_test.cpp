@@ -71,7 +71,7 @@ struct Case {
       auto const freed = static_cast<std::uint32_t>(first / kKvBlockTokens);
       tables.push_back(kNoKvBlock);
       offsets.push_back(static_cast<std::uint32_t>(tables.size()) - freed);
-      for (std::uint32_t p = first - first % kKvBlockTokens; p < lengths[b]; ++p) {
+      for (auto p = static_cast<std::uint32_t>(freed * kKvBlockTokens); p < lengths[b]; ++p) {
         if (p % kKvBlockTokens == 0) {
           tables.push_back(blocks.back());
           blocks.pop_back();

@@ -91,9 +91,9 @@ struct CopyRows {
 
 struct CopyHeadColumns {
   Rows<float const> x;
-  Device::HeadRange from;
+  HeadRange from;
   Rows<float> out;
-  Device::HeadRange to;
+  HeadRange to;
   template <unsigned N>
   __device__ void at(unsigned t, unsigned head, unsigned i) const {
     store(out.at(t, head * to.stride + to.first + i), load<N>(x.at(t, head * from.stride + from.first + i)));

@@ -5,7 +5,8 @@
 namespace expertmesh {
 
 std::unique_ptr<Device> open_cuda_device(std::size_t index) {
-  throw DeviceError("open_cuda_device", 0, "this build has no CUDA: its CMake found no nvcc, or EXPERTMESH_CUDA was off",
+  throw DeviceError("open_cuda_device", 0,
+                    "this build has no CUDA: its CMake found no nvcc, or EXPERTMESH_CUDA was off",
                     "cuda:" + std::to_string(index));
 }
 

@@ -27,15 +27,25 @@ std::size_t heads_per_part(std::size_t heads, std::size_t pairs, std::size_t num
   return divided_up(divided_up(heads, parts), kHeadsAtOnce) * kHeadsAtOnce;
 }
 
-// The most that one of the tokens attends to, from the beginning of the first block on.
-std::size_t most_positions(TokenPlaces const& places, AttentionSpan const& span) {
-  std::size_t most = 0;
-  for (std::size_t t = 0; t < places.positions.size(); ++t) {
+// A device starts threads and makes room in every token for the one that attends to the most. So tokens go to it
+// together while those that attend to less do not leave more of it empty than the call is worth.
+struct TokensTogether {
+  std::size_t count = 0;
+  std::size_t most_positions = 0;  // that one of them attends to, from the beginning of the first block on
+};
+TokensTogether tokens_together(TokenPlaces const& places, AttentionSpan const& span, std::size_t begin) {
+  constexpr std::size_t kEmptyAnyhow = 1 << 16;  // positions; another call takes longer
+  TokensTogether out;
+  std::size_t sum = 0;
+  for (std::size_t t = begin; t < places.positions.size(); ++t) {
     std::size_t const first = span.first(places.positions[t]) / kKvBlockTokens * kKvBlockTokens;
     std::size_t const last = places.last.empty() ? places.positions[t] : places.last[t];
-    most = std::max(most, last + 1 - first);
+    std::size_t const most = std::max(out.most_positions, last + 1 - first);
+    sum += last + 1 - first;
+    if (out.count > 0 && (out.count + 1) * most > 2 * sum + kEmptyAnyhow) break;
+    out = {.count = out.count + 1, .most_positions = most};
   }
-  return most;
+  return out;
 }
 
 }  // namespace
@@ -152,9 +162,15 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   EM_CHECK(places.last.empty() || places.last.size() == q.rows, places.last.size() << " last positions");
   EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
   if (q.rows == 0) return;
-  if (Device* device = exec.device())
-    return device->paged_attention(q, places.for_device(), kv, cache.on_device(), shape,
-                                   most_positions(places, shape.span), out);
+  if (Device* device = exec.device()) {
+    for (std::size_t t = 0; t < q.rows;) {
+      auto const [count, most_positions] = tokens_together(places, shape.span, t);
+      device->paged_attention(q.row_range(t, count), places.part(t, count).for_device(), kv, cache.on_device(), shape,
+                              most_positions, out.row_range(t, count));
+      t += count;
+    }
+    return;
+  }
   std::size_t const pairs = q.rows * kv.num_kv_heads;
   std::size_t const heads_each = heads_per_part(heads, pairs, exec.pool().num_threads());
   std::size_t const parts = (heads + heads_each - 1) / heads_each;  // of the heads of a pair

@@ -9,8 +9,7 @@
 
 #include "common/base/bf16.h"
 #include "common/kernels/paged_attention.h"
-#include "device_on_host.h"
-#include "tests/unit/kernels/reference.h"
+#include "tests/unit/device/device_rig.h"
 
 namespace expertmesh {
 namespace {
@@ -109,14 +108,6 @@ struct Case {
             .values = s.values,
             .dtype = s.dtype};
   }
-};
-
-struct Rig {
-  ThreadPool pool{2};
-  std::unique_ptr<Device> device = open_device_on_host();
-  ExecLimits limits{.max_rows = 1, .max_columns = 1, .max_value_dim = 600, .max_heads = 128, .max_positions = 4096};
-  Exec host{best_isa(), pool, limits};
-  Exec gpu{best_isa(), pool, limits, device.get()};
 };
 
 // A case's keys and values on the device of `exec`, or on the host.
@@ -233,20 +224,29 @@ class Attention {
   std::optional<RelativeBias> bias_;
 };
 
-// Both add up means of numbers in (-1, 1) in fp32.
-void expect_like_the_host(Rig const& rig, Case const& c) {
-  Matrix<float> const expected = Attention(rig.host, c).run();
-  Matrix<float> const got = Attention(rig.gpu, c).run();
-  std::size_t wrong = 0;
-  double furthest = 0;
-  for (std::size_t t = 0; t < expected.view().rows; ++t)
-    for (std::size_t i = 0; i < expected.view().cols; ++i) {
-      double const off = std::abs(static_cast<double>(got.view().row(t)[i]) - expected.view().row(t)[i]);
-      wrong += !(off <= 1e-5);
-      furthest = std::max(furthest, off);
-    }
-  EXPECT_EQ(wrong, 0U) << c.s << ", off by " << furthest;
-}
+class AttentionDeviceTest : public EachDevice {
+ protected:
+  // Both add up means of numbers in (-1, 1) in fp32.
+  void expect_like_the_host(Case const& c) {
+    Matrix<float> const expected = Attention(processor_, c).run();
+    Matrix<float> const got = Attention(gpu_, c).run();
+    std::size_t wrong = 0;
+    double furthest = 0;
+    for (std::size_t t = 0; t < expected.view().rows; ++t)
+      for (std::size_t i = 0; i < expected.view().cols; ++i) {
+        double const off = std::abs(static_cast<double>(got.view().row(t)[i]) - expected.view().row(t)[i]);
+        wrong += !(off <= 1e-5);
+        furthest = std::max(furthest, off);
+      }
+    EXPECT_EQ(wrong, 0U) << c.s << ", off by " << furthest;
+  }
+
+  ThreadPool pool_{2};
+  ExecLimits limits_{.max_rows = 1, .max_columns = 1, .max_value_dim = 600, .max_heads = 128, .max_positions = 4096};
+  Exec processor_{best_isa(), pool_, limits_};
+  Exec gpu_{best_isa(), pool_, limits_, device_.get()};
+};
+EM_FOR_EACH_DEVICE(AttentionDeviceTest);
 
 std::vector<Token> last_tokens(std::vector<std::uint32_t> const& lengths) {
   std::vector<Token> out;
@@ -261,20 +261,16 @@ std::vector<Token> tokens_of(std::uint32_t sequence, std::vector<std::uint32_t> 
 
 std::vector<std::uint32_t> const kEdges = {1, 15, 16, 17, 255, 256, 257, 600};
 
-TEST(AttentionDevice, DecodesLikeTheHostAtEveryEdgeOfBlocksAndTiles) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, DecodesLikeTheHostAtEveryEdgeOfBlocksAndTiles) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     expect_like_the_host(
-        rig,
         {{.heads = 4, .kv_heads = 2, .key_dim = 64, .value_dim = 64, .dtype = dtype}, kEdges, last_tokens(kEdges)});
     expect_like_the_host(
-        rig,
         {{.heads = 3, .key_dim = 20, .value_dim = 20, .dtype = dtype, .sinks = true}, kEdges, last_tokens(kEdges)});
   }
 }
 
-TEST(AttentionDevice, TakesAnyHeadsAndDimensions) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, TakesAnyHeadsAndDimensions) {
   std::vector<std::uint32_t> const lengths = {17, 270};
   for (DType dtype : {DType::f32, DType::bf16})
     for (auto const& [heads, kv_heads, dk, dv] : {std::array<std::size_t, 4>{1, 1, 1, 1},
@@ -290,65 +286,59 @@ TEST(AttentionDevice, TakesAnyHeadsAndDimensions) {
                                                   {2, 1, 300, 300},  // more columns than threads
                                                   {128, 1, 7, 3}})
       expect_like_the_host(
-          rig, {{.heads = heads, .kv_heads = kv_heads, .key_dim = dk, .value_dim = dv, .dtype = dtype, .sinks = true},
-                lengths,
-                last_tokens(lengths)});
+          {{.heads = heads, .kv_heads = kv_heads, .key_dim = dk, .value_dim = dv, .dtype = dtype, .sinks = true},
+           lengths,
+           last_tokens(lengths)});
 }
 
-TEST(AttentionDevice, FindsValuesInKeys) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, FindsValuesInKeys) {
   std::vector<std::uint32_t> const lengths = {260, 19};
   for (DType dtype : {DType::f32, DType::bf16})
     for (auto const& [heads, kv_heads, dk, dv] :
          {std::array<std::size_t, 4>{16, 1, 576, 512}, {5, 1, 40, 33}, {4, 2, 72, 64}, {1, 1, 1, 1}})
-      expect_like_the_host(rig, {{.heads = heads,
-                                  .kv_heads = kv_heads,
-                                  .key_dim = dk,
-                                  .value_dim = dv,
-                                  .dtype = dtype,
-                                  .values = KvValues::in_keys},
-                                 lengths,
-                                 last_tokens(lengths)});
+      expect_like_the_host({{.heads = heads,
+                             .kv_heads = kv_heads,
+                             .key_dim = dk,
+                             .value_dim = dv,
+                             .dtype = dtype,
+                             .values = KvValues::in_keys},
+                            lengths,
+                            last_tokens(lengths)});
 }
 
-TEST(AttentionDevice, KeepsToItsSpanWhereEarlierBlocksAreFreed) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, KeepsToItsSpanWhereEarlierBlocksAreFreed) {
   for (AttentionSpan const& span : {window(1), window(5), window(16), window(23), window(256), window(300),
                                     window(5000), chunked(1), chunked(16), chunked(23), chunked(256), chunked(300)}) {
     Shape const shape{
         .heads = 4, .kv_heads = 2, .key_dim = 8, .value_dim = 16, .dtype = DType::bf16, .span = span, .sinks = true};
-    expect_like_the_host(rig, {shape, kEdges, last_tokens(kEdges)});
+    expect_like_the_host({shape, kEdges, last_tokens(kEdges)});
   }
 }
 
-TEST(AttentionDevice, TakesManyTokensOfASequenceAtOnce) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, TakesManyTokensOfASequenceAtOnce) {
   for (AttentionSpan const& span : {AttentionSpan{}, window(20), chunked(20)}) {
     Shape const shape{.heads = 2, .key_dim = 12, .value_dim = 12, .span = span};
     std::vector<Token> tokens = tokens_of(0, {250, 251, 252, 253, 254, 255, 256, 257, 258, 259, 260, 261, 262});
     for (Token const& t : tokens_of(1, {0, 1, 2, 14, 15, 16, 17})) tokens.push_back(t);
-    expect_like_the_host(rig, {shape, {263, 18}, tokens});
+    expect_like_the_host({shape, {263, 18}, tokens});
   }
 }
 
-TEST(AttentionDevice, AddsBiasesByDistanceAndLooksAhead) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, AddsBiasesByDistanceAndLooksAhead) {
   for (bool const to_the_end : {false, true})
     for (std::uint32_t const reach : {1U, 16U, 40U, 700U}) {
       Shape const shape{
           .heads = 6, .kv_heads = 3, .key_dim = 12, .value_dim = 12, .bias_reach = reach, .to_the_end = to_the_end};
-      expect_like_the_host(rig, {shape, {290, 3}, {{0, 0}, {0, 1}, {0, 17}, {0, 255}, {0, 256}, {0, 289}, {1, 1}}});
+      expect_like_the_host({shape, {290, 3}, {{0, 0}, {0, 1}, {0, 17}, {0, 255}, {0, 256}, {0, 289}, {1, 1}}});
     }
 }
 
-TEST(AttentionDevice, AcrossItLooksAtAnInputShorterThanItsPosition) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, AcrossItLooksAtAnInputShorterThanItsPosition) {
   Shape const shape{.heads = 2, .key_dim = 8, .value_dim = 8, .to_the_end = true};
-  expect_like_the_host(rig, {shape, {3, 270}, {{0, 40}, {0, 900}, {1, 2}, {1, 300}}});
+  expect_like_the_host({shape, {3, 270}, {{0, 40}, {0, 900}, {1, 2}, {1, 300}}});
 }
 
-TEST(AttentionDevice, ATokensBitsAreItsSequencesAlone) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, ATokensBitsAreItsSequencesAlone) {
   std::vector<std::uint32_t> const lengths = {600, 17, 256, 300};
   for (Shape const& shape :
        {Shape{.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = DType::bf16, .sinks = true},
@@ -358,59 +348,70 @@ TEST(AttentionDevice, ATokensBitsAreItsSequencesAlone) {
     std::vector<Token> const tokens = last_tokens(lengths);
     Case const c(shape, lengths, tokens);
     Case const elsewhere(shape, lengths, tokens, 2);
-    Attention gpu(rig.gpu, c);
+    Attention gpu(gpu_, c);
     Matrix<float> const together = gpu.run();
-    EXPECT_TRUE(same_bits(Attention(rig.gpu, elsewhere).run().view(), together.view())) << shape;
+    EXPECT_TRUE(same_bits(Attention(gpu_, elsewhere).run().view(), together.view())) << shape;
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
       std::vector<std::uint32_t> alone(t + 1, 1);  // what is written is numbered by sequences
       alone[t] = lengths[t];
       Case const one(shape, alone, {tokens[t]});
-      EXPECT_TRUE(same_bits(Attention(rig.gpu, one).run().view(), together.view().row_range(t, 1)))
+      EXPECT_TRUE(same_bits(Attention(gpu_, one).run().view(), together.view().row_range(t, 1)))
           << shape << ", token " << t << " alone";
     }
   }
 }
 
 // Room for fewer tokens in a launch.
-TEST(AttentionDevice, BitsDoNotDependOnTheLongestSequence) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, BitsDoNotDependOnTheLongestSequence) {
   std::vector<std::uint32_t> const lengths = {280, 17, 5, 33, 100};
   Case const c({.heads = 16, .kv_heads = 2, .key_dim = 8, .value_dim = 600}, lengths, last_tokens(lengths));
-  Attention gpu(rig.gpu, c);
+  Attention gpu(gpu_, c);
   Matrix<float> const expected = gpu.run();
   for (std::size_t const most : {288, 1000, 4096}) EXPECT_TRUE(same_bits(gpu.run_among(most).view(), expected.view()));
 }
 
-TEST(AttentionDevice, ASinkOfMinusInfinityIsNoneAndANaNIsNotHidden) {
-  Rig const rig;
+// Which go to the device in several calls.
+TEST_P(AttentionDeviceTest, TakesShortAndLongSequencesTogether) {
+  std::vector<std::uint32_t> lengths(60, 5);
+  for (std::uint32_t b = 0; b < lengths.size(); ++b) lengths[b] += b;
+  lengths[40] = 4000;
+  lengths[41] = 3000;
+  Case const c({.heads = 2, .kv_heads = 1, .key_dim = 8, .value_dim = 8}, lengths, last_tokens(lengths));
+  expect_like_the_host(c);
+  Attention gpu(gpu_, c);
+  Matrix<float> const together = gpu.run();
+  for (std::size_t t = 38; t < 44; ++t)
+    EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << "token " << t;
+}
+
+TEST_P(AttentionDeviceTest, ASinkOfMinusInfinityIsNoneAndANaNIsNotHidden) {
   Shape shape{.heads = 2, .kv_heads = 2, .key_dim = 8, .value_dim = 8};
   Case const none(shape, {300}, {{0, 299}, {0, 2}});
-  Matrix<float> const expected = Attention(rig.gpu, none).run();
+  Matrix<float> const expected = Attention(gpu_, none).run();
   shape.sinks = true;
   Case sinks(shape, {300}, {{0, 299}, {0, 2}});
-  EXPECT_FALSE(same_bits(Attention(rig.gpu, sinks).run().view(), expected.view()));
+  EXPECT_FALSE(same_bits(Attention(gpu_, sinks).run().view(), expected.view()));
   sinks.sinks.assign(2, -std::numeric_limits<float>::infinity());
-  EXPECT_TRUE(same_bits(Attention(rig.gpu, sinks).run().view(), expected.view()));
+  EXPECT_TRUE(same_bits(Attention(gpu_, sinks).run().view(), expected.view()));
 
   shape.sinks = false;
   Case broken(shape, {300}, {{0, 299}, {0, 2}});
   broken.k.view().row(3)[0] = std::numeric_limits<float>::quiet_NaN();  // of head 0
-  Matrix<float> const got = Attention(rig.gpu, broken).run();
+  Matrix<float> const got = Attention(gpu_, broken).run();
   EXPECT_TRUE(std::isnan(got.view().row(0)[0]));
   EXPECT_EQ(got.view().row(0)[8], expected.view().row(0)[8]);
   EXPECT_EQ(got.view().row(1)[0], expected.view().row(1)[0]);
 }
 
-TEST(AttentionDevice, WritesKeysAndValuesWhereTheirPositionsLie) {
-  Rig const rig;
+TEST_P(AttentionDeviceTest, WritesKeysAndValuesWhereTheirPositionsLie) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (KvValues values : {KvValues::separate, KvValues::in_keys}) {
       Shape const shape{.heads = 3, .kv_heads = 3, .key_dim = 7, .value_dim = 5, .dtype = dtype, .values = values};
       Case c(shape, {20, 33}, {{0, 19}, {1, 32}});
       c.k.view().row(1)[2] = 1.00390625F;  // between two bf16, the even one is below
       c.k.view().row(1)[3] = std::numeric_limits<float>::infinity();
-      Attention gpu(rig.gpu, c);
+      Attention gpu(gpu_, c);
       auto const check = [&](std::vector<std::byte> const& got, Matrix<float> const& rows, std::size_t dim) {
         std::vector<std::byte> expected(got.size(), std::byte{0xff});
         for (std::size_t r = 0; r < c.written.size(); ++r)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/kernels/rows.h"
+
 namespace expertmesh {
 namespace {
 
@@ -30,7 +32,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       moe_layers_(moe_layers_of(spec)),
       first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
-      activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}),
+      activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
       sampler_(spec.vocab),
@@ -38,6 +40,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
+  if (exec.device()) places_.emplace(*exec.device());
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
 }
 
@@ -87,7 +90,7 @@ void StepRunner::forward(StepBatch const& batch) {
   step.prompt_lengths = batch.prompt_lengths();
   step.sequence_of = batch.sequence_of();
   step.sequences = batch.sequences();
-  step.places = batch.places();
+  step.places = places_ ? places_->take(batch.places()) : batch.places();
   step.routed = routed_.empty() ? nullptr : routed_.data();
   step.first_routed = first_routed_;
   Task task = decoder_.forward(frames_, step, kv_);
@@ -110,7 +113,8 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
     std::size_t const end = std::min(begin + limits_.max_logit_rows, rows.size());
     head_rows_.clear();
     for (std::size_t i = begin; i < end; ++i) head_rows_.push_back(rows[i].row);
-    MatrixView<float const> const logits = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
+    MatrixView<float const> const logits =
+        on_host(exec_, decoder_.logits(exec_, activations_, head_rows_), logits_on_host_);  // [R,V]
     stages_.end(Stage::lm_head);
     for (std::size_t i = begin; i < end; ++i) {
       std::span<float const> const row(logits.row(i - begin), logits.cols);

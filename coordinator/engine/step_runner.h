@@ -10,6 +10,7 @@
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/model/decoder.h"
+#include "coordinator/model/places_on_device.h"
 #include "coordinator/sampling/sampler.h"
 #include "coordinator/scheduler/step_batch.h"
 
@@ -92,6 +93,8 @@ class StepRunner {
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
   std::size_t last_tokens_ = 0;
   std::vector<std::uint32_t> head_rows_;  // [R]
+  std::optional<PlacesOnDevice> places_;  // with a device
+  std::vector<float> logits_on_host_;     // [R,V], with a device
   std::vector<RowResult> results_;        // [logit rows]
 };
 

@@ -52,18 +52,45 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
   auto const logits_view = [&](Matrix<float>& m) { return m.view().first_rows(tokens).columns(0, spec_.num_experts); };
   MatrixView<float> const logits = logits_view(act.router);  // [T,E]
   linear(exec, x, gate_, logits);
-  RouterInput in{.logits = logits, .selection_bias = selection_bias_};
-  if (noise_) {
-    MatrixView<float> const scale = logits_view(act.noise_scale);
-    MatrixView<float> const eps = logits_view(act.noise);
-    linear(exec, x, *noise_, scale);
-    router_noise(spec_.noise->seed, positions, layer_, eps);
-    in.noise = RouterNoiseInput{.scale_logits = scale, .eps = eps};
-  }
   auto const experts = act.experts.span().first(slots);
   auto const weights = act.gate_weights.span().first(slots);
-  route(spec_, in, experts, weights);
+  RouterInput in{.logits = logits, .selection_bias = selection_bias_.span()};
+  if (noise_) {
+    MatrixView<float> const scale = logits_view(act.noise_scale);
+    linear(exec, x, *noise_, scale);
+    in.noise = RouterNoiseInput{.scale_logits = scale, .eps = noise(exec, positions, act)};
+  }
+  if (Device* device = exec.device()) {
+    Device::RouterRows rows{.logits = in.logits, .selection_bias = in.selection_bias};
+    if (in.noise) {
+      rows.noise_scale = in.noise->scale_logits;
+      rows.noise_eps = in.noise->eps;
+    }
+    auto const device_experts = act.device_experts.span().first(slots);
+    auto const device_weights = act.device_gate_weights.span().first(slots);
+    device->route(spec_, rows, device_experts, device_weights);
+    if (slots > 0) {
+      device->download(experts.data(), device_experts.data(), experts.size_bytes());
+      device->download(weights.data(), device_weights.data(), weights.size_bytes());
+    }
+  } else {
+    route(spec_, in, experts, weights);
+  }
   return {experts, weights, spec_.experts_per_token};
+}
+
+// Standard normal numbers of the tokens, where the router runs.
+MatrixView<float> Router::noise(Exec const& exec, std::span<std::uint32_t const> positions, Activations& act) const {
+  MatrixView<float> const eps = act.noise.view().first_rows(positions.size()).columns(0, spec_.num_experts);
+  if (!exec.device()) {
+    router_noise(spec_.noise->seed, positions, layer_, eps);
+    return eps;
+  }
+  act.on_host.resize(positions.size() * spec_.num_experts);
+  router_noise(spec_.noise->seed, positions, layer_, {act.on_host.data(), positions.size(), spec_.num_experts});
+  MatrixView<float> const packed(eps.data, eps.rows, eps.cols);  // the buffer may be wider than this layer's rows
+  if (!act.on_host.empty()) exec.device()->upload(packed.data, act.on_host.data(), act.on_host.size() * sizeof(float));
+  return packed;
 }
 
 namespace {
@@ -181,7 +208,11 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   step.stages.end(Stage::experts);
   co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
   if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
-  if (step.tap) step.tap->moe_output(number_, block_out, shared ? shared_out : MatrixView<float>{});
+  if (step.tap) {
+    std::vector<float> shared_room;
+    step.tap->moe_output(number_, on_host(step.exec, block_out, act.on_host),
+                         shared ? on_host(step.exec, shared_out, shared_room) : MatrixView<float const>{});
+  }
   if (shared) add(step.exec, block_out, shared_out);
   add_to_residual(step, block_out);
   step.stages.end(Stage::combine);

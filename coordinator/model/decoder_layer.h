@@ -75,16 +75,18 @@ class SharedExpert {
 class Router {
  public:
   Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, WeightLoader const& loader);
-  // x: [T,H] -> routing of T tokens, in act's buffers.
+  // x: [T,H] -> routing of T tokens, in act's buffers on the host.
   RoutingView forward(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> positions,
                       Activations& act) const;
 
  private:
+  MatrixView<float> noise(Exec const& exec, std::span<std::uint32_t const> positions, Activations& act) const;
+
   RouterSpec spec_;
   std::uint32_t layer_;
-  PackedLinear gate_;                  // [E,H] fp32
-  std::vector<float> selection_bias_;  // [E] or empty
-  std::optional<PackedLinear> noise_;  // [E,H] fp32, only with noise on
+  PackedLinear gate_;                    // [E,H] fp32
+  AlignedBuffer<float> selection_bias_;  // [E] or empty
+  std::optional<PackedLinear> noise_;    // [E,H] fp32, only with noise on
 };
 
 // Who of a sequence gets to experts that take so many of its tokens and no more.

@@ -30,16 +30,18 @@ struct ModelRig {
   static constexpr std::size_t kMaxInput = 320;  // of an encoder
 
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
-           std::size_t blocks_of_each_group = 64)
+           std::size_t blocks_of_each_group = 64, Device* device = nullptr)
       : ModelRig(model, dir, dtype, threads, isa,
-                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group)) {}
+                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group), kMaxTokens,
+                 device) {}
   // kv_blocks: [KV groups]; max_tokens: of a step, and of what the encoder takes at once
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
-           std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens)
+           std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens, Device* device = nullptr)
       : spec(std::move(model)),
         weights(open_checkpoint(dir)),
         pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}),
+        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512, .max_heads = 16},
+             device),
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
@@ -52,9 +54,10 @@ struct ModelRig {
                     DecoderOptions{.max_tokens = max_tokens,
                                    .max_input = kMaxInput,
                                    .weights = weight_format_of(dtype),
-                                   .on_bytes_loaded = [](auto) {}});
+                                   .on_bytes_loaded = [](auto) {},
+                                   .device = device});
     groups = kv_cache_specs(spec, dtype);
-    kv.emplace(spec, groups, blocks);
+    kv.emplace(spec, groups, blocks, device);
     runner.emplace(spec, StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = 16, .record_routing = true}, exec,
                    *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
   }

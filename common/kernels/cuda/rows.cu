@@ -3,6 +3,7 @@
 #include "common/kernels/cuda/activation.h"
 #include "common/kernels/cuda/cuda_device.h"
 #include "common/kernels/cuda/each.h"
+#include "common/kernels/rows.h"
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
 namespace {

@@ -260,6 +260,16 @@ TEST_P(DeviceExpertsTest, ManyExpertsAndFewHits) {
   }
 }
 
+// Several rounds of slots for each warp that groups them.
+TEST_P(DeviceExpertsTest, ManySlotsOfFewExperts) {
+  Layer const layer(*device_, {3, 4, 2}, kFormats[0]);
+  for (Routing const& routing : {kRoutings[0], kRoutings[1], kRoutings[4]}) {
+    auto const x = random_matrix(350, 4, 1);
+    auto const experts = routed(routing, 350, 2, 3);
+    EXPECT_EQ(num_wrong_slots(layer, x.view(), experts, run(layer, x.view(), experts)), 0U) << routing.name;
+  }
+}
+
 // More than a block's shared memory has room for.
 TEST_P(DeviceExpertsTest, LongRowsEqualTheReference) {
   for (LayerShape const& shape : {LayerShape{2, 9000, 3}, LayerShape{2, 4, 9000}}) {

@@ -64,7 +64,7 @@ TEST_P(DeviceModel, GivesTheReferencesLogitsRoutingAndHiddenStates) {
 
 // One model of each kind of attention and mixture; all of them with EM_DEVICE_ALL=1, which takes minutes where the
 // device is emulated.
-TEST_P(DeviceModel, BitsDoNotDependOnBatchOrChunk) {
+TEST_P(DeviceModel, BitsDoNotDependOnBatchChunkOrPlaceOfTheExperts) {
   static std::set<std::string> const kSome{"deepseek_v3", "gpt_oss", "llama4", "phimoe"};
   if (!kSome.contains(GetParam()) && std::getenv("EM_DEVICE_ALL") == nullptr)
     GTEST_SKIP() << "EM_DEVICE_ALL is not set";
@@ -77,6 +77,16 @@ TEST_P(DeviceModel, BitsDoNotDependOnBatchOrChunk) {
       auto const got = model.run({prompts[prompts.size() - 2], prompts.back()}, budget)[1];
       EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", budget " << budget;
       EXPECT_EQ(got.experts, alone.experts);
+    }
+    // As workers would get them: rows by way of the host.
+    Model by_host(dir, dtype, 1, best_isa(), &device, test::ExpertsAt::group_on_device);
+    auto const got = by_host.run({prompts.back()}, kMaxTokens)[0];
+    EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", by the host";
+    EXPECT_EQ(got.experts, alone.experts);
+    for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
+      double tokens = 0;
+      for (double const load : by_host.runner->balance().layer(m).load) tokens += load;
+      EXPECT_EQ(tokens, static_cast<double>(prompts.back().size() * alone.experts[0][m].size())) << "mixture " << m;
     }
   }
 }

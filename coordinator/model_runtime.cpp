@@ -6,6 +6,7 @@
 #include "common/base/log.h"
 #include "common/base/paths.h"
 #include "common/transport/mpi_runtime.h"
+#include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
 #include "coordinator/scheduler/kv_sizing.h"
@@ -241,7 +242,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
 
 void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   if (experts_spec_.layers.empty()) {
-    no_experts_ = std::make_unique<NoExperts>();
+    other_experts_ = std::make_unique<NoExperts>();
     return;
   }
   ExchangeShape const shape = exchange_shape(spec_, sizes_.max_num_batched_tokens);
@@ -255,13 +256,19 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
     return;
   }
   LoadProgressPrinter progress("experts", 0);
+  if (device_) {
+    other_experts_ = std::make_unique<ResidentExperts>(
+        experts_spec_, *weights_, shape.rows, shape.experts_per_row, *exec_,
+        [&](std::size_t loaded, std::size_t total) { progress.update(loaded, total); });
+    return progress.finish();
+  }
   remote_ = make_local_experts(experts_spec_, *weights_, exchange, *exec_,
                                [&](std::size_t loaded, std::size_t total) { progress.update(loaded, total); });
   progress.finish();
 }
 
 Experts& ModelRuntime::experts() {
-  return remote_ ? static_cast<Experts&>(*remote_) : *no_experts_;
+  return remote_ ? static_cast<Experts&>(*remote_) : *other_experts_;
 }
 
 void ModelRuntime::shut_down() {

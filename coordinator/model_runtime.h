@@ -89,8 +89,10 @@ class ModelRuntime {
   // After load().
   [[nodiscard]] Exec const& exec() const { return *exec_; }
   [[nodiscard]] Experts& experts();
-  [[nodiscard]] RemoteExperts* remote_experts() const { return remote_.get(); }  // none: a model without experts
-  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }              // none: no workers
+  [[nodiscard]] RemoteExperts* remote_experts() const {
+    return remote_.get();
+  }  // none: a model without experts, or all on the device
+  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }  // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
@@ -114,7 +116,8 @@ class ModelRuntime {
   std::optional<Exec> exec_;
   std::unique_ptr<Cluster> cluster_;
   std::unique_ptr<RemoteExperts> remote_;
-  std::unique_ptr<Experts> no_experts_;  // in place of remote_, for a model without any
+  std::unique_ptr<Experts>
+      other_experts_;  // in place of remote_: a model without any, or all on the coordinator's device
   std::optional<Decoder> decoder_;
   std::optional<KvCache> kv_;
   std::optional<StepRunner> runner_;

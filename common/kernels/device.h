@@ -23,7 +23,6 @@ struct AttentionShape;
 struct ExecLimits;
 struct GroupedRows;
 struct HeadColumns;
-struct HeadRange;
 struct KvLayerShape;
 struct RopeHeads;
 struct TokenPlaces;
@@ -66,6 +65,12 @@ struct DeviceExperts {
   bool gated = true;
   ActivationSpec activation{};
   DType wire = DType::f32;  // rows are rounded to it on their way in and out
+};
+
+// Where the columns of head h begin: at h * stride + first.
+struct HeadRange {
+  std::size_t stride = 0;
+  std::size_t first = 0;
 };
 
 class Device : public DeviceMemory {

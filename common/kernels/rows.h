@@ -6,16 +6,12 @@
 #include <vector>
 
 #include "common/base/strong_id.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {
-// Where the columns of head h begin: at h * stride + first.
-struct HeadRange {
-  std::size_t stride = 0;
-  std::size_t first = 0;
-};
 // x += y; both [T,H].
 void add(Exec const& exec, MatrixView<float> x, MatrixView<float const> y);
 // x *= factor; [T,H].

@@ -41,6 +41,8 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
   if (exec.device()) places_.emplace(*exec.device());
+  for (auto const& layer : moe_layers(spec))
+    experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
 }
 
@@ -100,9 +102,27 @@ void StepRunner::forward(StepBatch const& batch) {
     if (!task.done()) pause_polling(limits_.pause);
   }
   task.rethrow();
+  if (exec_.device() && !experts_.wants_routing_on_host()) fetch_routing(batch.num_tokens());
   for (Sequence* sequence : batch.sequences())
     if (sequence) std::swap(sequence->expert_counts.so_far, sequence->expert_counts.next);
   last_tokens_ = batch.num_tokens();
+}
+
+void StepRunner::fetch_routing(std::size_t tokens) {
+  std::size_t const most = tokens * activations_.max_experts_per_token;  // slots of a layer
+  std::size_t const total = moe_layers_.size() * most;
+  if (total == 0) return;
+  fetched_experts_.resize(total);
+  fetched_weights_.resize(total);
+  exec_.device()->download(fetched_experts_.data(), activations_.device_experts.data(), total * sizeof(std::uint32_t));
+  exec_.device()->download(fetched_weights_.data(), activations_.device_gate_weights.data(), total * sizeof(float));
+  for (std::size_t m = 0; m < moe_layers_.size(); ++m) {
+    std::size_t const slots = tokens * experts_of_layer_[m];
+    auto const experts = std::span(fetched_experts_).subspan(m * most, slots);
+    balance_.add(m, {experts, std::span(fetched_weights_).subspan(m * most, slots), experts_of_layer_[m]});
+    if (!routed_.empty())
+      std::ranges::copy(experts, routed_.begin() + static_cast<std::ptrdiff_t>((m - first_routed_) * slots));
+  }
 }
 
 std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<RowWish const> wishes) {

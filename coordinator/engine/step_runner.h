@@ -73,6 +73,7 @@ class StepRunner {
  private:
   [[nodiscard]] StepContext context();
   void forward(StepBatch const& batch);
+  void fetch_routing(std::size_t tokens);  // that was left on the device during the step
 
   StepRunnerLimits limits_;
   Exec const& exec_;
@@ -92,10 +93,13 @@ class StepRunner {
   LayerTap* tap_ = nullptr;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
   std::size_t last_tokens_ = 0;
-  std::vector<std::uint32_t> head_rows_;  // [R]
-  std::optional<PlacesOnDevice> places_;  // with a device
-  std::vector<float> logits_on_host_;     // [R,V], with a device
-  std::vector<RowResult> results_;        // [logit rows]
+  std::vector<std::uint32_t> head_rows_;       // [R]
+  std::vector<std::size_t> experts_of_layer_;  // [MoE layers] K
+  std::optional<PlacesOnDevice> places_;       // with a device
+  std::vector<std::uint32_t> fetched_experts_;
+  std::vector<float> fetched_weights_;
+  std::vector<float> logits_on_host_;  // [R,V], with a device
+  std::vector<RowResult> results_;     // [logit rows]
 };
 
 }  // namespace expertmesh

@@ -73,9 +73,13 @@ Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits, 
   noise = Matrix<float>(m.has_noise ? t : 0, m.num_experts, device);
   experts = AlignedBuffer<std::uint32_t>(t * m.experts_per_token);
   gate_weights = AlignedBuffer<float>(t * m.experts_per_token);
+  max_experts_per_token = m.experts_per_token;
   if (device) {
-    device_experts = AlignedBuffer<std::uint32_t>(t * m.experts_per_token, device);
-    device_gate_weights = AlignedBuffer<float>(t * m.experts_per_token, device);
+    std::size_t const slots = moe_layers(spec).size() * t * m.experts_per_token;
+    device_experts = AlignedBuffer<std::uint32_t>(slots, device);
+    device_gate_weights = AlignedBuffer<float>(slots, device);
+    std::vector<float> const ones(m.has_gate_on_input ? t * m.experts_per_token : 0, 1.0F);
+    device_unit_weights = AlignedBuffer<float>(std::span(ones), device);
   }
   shared_out = Matrix<float>(m.has_shared_expert ? t : 0, spec.hidden, device);
   shared_gate = Matrix<float>(m.has_shared_expert ? t : 0, 1, device);

@@ -23,30 +23,33 @@ struct Activations {
   Activations(ModelSpec const& spec, ActivationLimits const& limits, DeviceMemory* device = nullptr);
   [[nodiscard]] std::size_t size_bytes() const;
 
-  Matrix<float> x;                              // [T,H] residual stream
-  Matrix<float> normed;                         // [T,H] input of attention, router, experts and FFN
-  Matrix<float> qkv;                            // [T,(Q+2G)*D]; with latents [T, latents and rotated key, then queries]
-  Matrix<float> latent_queries;                 // [S,Q*(C+R)] queries against latents; S = kLatentTokens at most
-  Matrix<float> latent_attention;               // [S,Q*C] sums of latents
-  Matrix<float> attention;                      // [T,Q*D] of values
-  Matrix<float> block_out;                      // [T,H] what a block adds to the residual stream
-  Matrix<float> gate_up;                        // [T,2I] dense layers
-  Matrix<float> ffn_hidden;                     // [T,I]
-  Matrix<float> router;                         // [T,E] logits x Wg
-  Matrix<float> noise_scale;                    // [T,E] logits x Wn (noisy top-k only)
-  Matrix<float> noise;                          // [T,E] standard normal
-  AlignedBuffer<std::uint32_t> experts;         // [T,K] on the host
-  AlignedBuffer<float> gate_weights;            // [T,K] on the host
-  AlignedBuffer<std::uint32_t> device_experts;  // [T,K] the same on the device, if there is one
-  AlignedBuffer<float> device_gate_weights;     // [T,K]
-  Matrix<float> shared_out;                     // [T,H] of the shared expert
-  Matrix<float> shared_gate;                    // [T,1]
-  Matrix<float> expert_in;                      // [T*K,H] where gate weights multiply the experts' inputs
-  Matrix<float> expert_out;                     // [T*K,H] the same
-  AlignedBuffer<float> unit_weights;            // [T*K] ones, the same, on the host
-  Matrix<float> head_in;                        // [R,H] final-normed rows that need logits
-  Matrix<float> logits;                         // [R,V]
-  std::vector<float> on_host;  // of a device's activations: what is looked at just now; grows as needed
+  Matrix<float> x;                       // [T,H] residual stream
+  Matrix<float> normed;                  // [T,H] input of attention, router, experts and FFN
+  Matrix<float> qkv;                     // [T,(Q+2G)*D]; with latents [T, latents and rotated key, then queries]
+  Matrix<float> latent_queries;          // [S,Q*(C+R)] queries against latents; S = kLatentTokens at most
+  Matrix<float> latent_attention;        // [S,Q*C] sums of latents
+  Matrix<float> attention;               // [T,Q*D] of values
+  Matrix<float> block_out;               // [T,H] what a block adds to the residual stream
+  Matrix<float> gate_up;                 // [T,2I] dense layers
+  Matrix<float> ffn_hidden;              // [T,I]
+  Matrix<float> router;                  // [T,E] logits x Wg
+  Matrix<float> noise_scale;             // [T,E] logits x Wn (noisy top-k only)
+  Matrix<float> noise;                   // [T,E] standard normal
+  AlignedBuffer<std::uint32_t> experts;  // [T,K] on the host
+  AlignedBuffer<float> gate_weights;     // [T,K] on the host
+  // The same on the device, if there is one, of every MoE layer until the step is over.
+  AlignedBuffer<std::uint32_t> device_experts;  // [MoE layers][tokens of the step * the largest K]
+  AlignedBuffer<float> device_gate_weights;
+  AlignedBuffer<float> device_unit_weights;  // [T*K] ones, where gate weights multiply the experts' inputs
+  std::size_t max_experts_per_token = 0;
+  Matrix<float> shared_out;           // [T,H] of the shared expert
+  Matrix<float> shared_gate;          // [T,1]
+  Matrix<float> expert_in;            // [T*K,H] where gate weights multiply the experts' inputs
+  Matrix<float> expert_out;           // [T*K,H] the same
+  AlignedBuffer<float> unit_weights;  // [T*K] ones, the same, on the host
+  Matrix<float> head_in;              // [R,H] final-normed rows that need logits
+  Matrix<float> logits;               // [R,V]
+  std::vector<float> on_host;         // of a device's activations: what is looked at just now; grows as needed
 };
 
 // The largest value of each dimension over the layers.

@@ -46,7 +46,7 @@ Router::Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, 
 }
 
 RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> positions,
-                            Activations& act) const {
+                            Place place, Activations& act) const {
   std::size_t const tokens = x.rows;
   std::size_t const slots = tokens * spec_.experts_per_token;
   auto const logits_view = [&](Matrix<float>& m) { return m.view().first_rows(tokens).columns(0, spec_.num_experts); };
@@ -66,16 +66,18 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
       rows.noise_scale = in.noise->scale_logits;
       rows.noise_eps = in.noise->eps;
     }
-    auto const device_experts = act.device_experts.span().first(slots);
-    auto const device_weights = act.device_gate_weights.span().first(slots);
+    std::size_t const first = place.moe_index * tokens * act.max_experts_per_token;
+    auto const device_experts = act.device_experts.span().subspan(first, slots);
+    auto const device_weights = act.device_gate_weights.span().subspan(first, slots);
     device->route(spec_, rows, device_experts, device_weights);
+    if (!place.on_host) return {{}, {}, spec_.experts_per_token, device_experts, device_weights};
     if (slots > 0) {
       device->download(experts.data(), device_experts.data(), experts.size_bytes());
       device->download(weights.data(), device_weights.data(), weights.size_bytes());
     }
-  } else {
-    route(spec_, in, experts, weights);
+    return {experts, weights, spec_.experts_per_token, device_experts, device_weights};
   }
+  route(spec_, in, experts, weights);
   return {experts, weights, spec_.experts_per_token};
 }
 
@@ -126,13 +128,22 @@ DecoderLayer::DecoderLayer(NumberedLayer const& layer, std::size_t hidden, Weigh
 DecoderLayer::ExpertRows DecoderLayer::rows_for_experts(StepContext const& step, MatrixView<float> normed,
                                                         RoutingView routing, MatrixView<float> block_out) const {
   if (!std::get<Mixture>(ffn_).gate_on_input) return {normed, routing, block_out};
-  std::size_t const slots = routing.experts.size();
+  std::size_t const slots = normed.rows * routing.experts_per_token;
   Activations& act = step.act;
   MatrixView<float> const in = act.expert_in.view().first_rows(slots);  // [T*K,H]
-  scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
+  if (Device* device = step.exec.device()) {
+    device->scale_rows_into_slots(normed, routing.device_weights, routing.experts_per_token, in);
+  } else {
+    scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
+  }
   auto const ones = act.unit_weights.span().first(slots);
   std::ranges::fill(ones, 1.0F);
-  return {in, {routing.experts, ones, 1}, act.expert_out.view().first_rows(slots)};
+  RoutingView one_each{routing.experts, ones, 1};
+  if (step.exec.device()) {
+    one_each.device_experts = routing.device_experts;
+    one_each.device_weights = act.device_unit_weights.span().first(slots);
+  }
+  return {in, one_each, act.expert_out.view().first_rows(slots)};
 }
 
 void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> block_out) const {
@@ -192,7 +203,9 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   }
 
   auto const& [router, shared, gate_on_input, capacity] = std::get<Mixture>(ffn_);
-  RoutingView const routing = router.forward(step.exec, normed, step.positions, act);
+  RoutingView const routing =
+      router.forward(step.exec, normed, step.positions,
+                     {.moe_index = moe_index_, .on_host = step.experts.wants_routing_on_host()}, act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
@@ -200,9 +213,11 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   step.stages.end(Stage::dispatch);
   MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
   if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
-  step.balance.add(moe_index_, routing);
-  if (step.routed)
-    std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
+  if (!routing.experts.empty()) {                                                      // else when the step is over
+    step.balance.add(moe_index_, routing);
+    if (step.routed)
+      std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
+  }
   step.stages.end(Stage::shared_expert);
   co_await step.experts.answered(exchange);
   step.stages.end(Stage::experts);

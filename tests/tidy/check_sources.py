@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 CODE_FOLDERS = ("common", "coordinator", "worker")
+CODE_SUFFIXES = {".h", ".cpp", ".cu"}
 MAX_LINES = 700
 # Folders of common/ from the bottom up; one includes only what lies below its line, and itself.
 COMMON_LAYERS = (("base",), ("tensor",), ("config",), ("kernels", "checkpoint", "moe"), ("protocol",), ("experts", "transport"))
@@ -24,7 +25,7 @@ def files_under(root, folders, suffixes):
 
 
 def code_files(root, folders=CODE_FOLDERS):
-    return files_under(root, folders, {".h", ".cpp"})
+    return files_under(root, folders, CODE_SUFFIXES)
 
 
 def includes(root):
@@ -69,7 +70,7 @@ def library_places(root):
 
 
 def length(root):
-    for path in files_under(root, (*CODE_FOLDERS, "tests", "launch"), {".h", ".cpp", ".py", ".sh"}):
+    for path in files_under(root, (*CODE_FOLDERS, "tests", "launch"), CODE_SUFFIXES | {".py", ".sh"}):
         lines = path.read_text().count("\n")
         if lines > MAX_LINES:
             yield f"{path.relative_to(root)}: {lines} lines, at most {MAX_LINES}"
@@ -77,7 +78,7 @@ def length(root):
 
 def unfinished(root):
     marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")
-    for path in files_under(root, (*CODE_FOLDERS, "tests", "launch"), {".h", ".cpp", ".py", ".sh", ".txt"}):
+    for path in files_under(root, (*CODE_FOLDERS, "tests", "launch"), CODE_SUFFIXES | {".py", ".sh", ".txt"}):
         found = marks.search(path.read_text())
         if found:
             yield f"{path.relative_to(root)}: {found.group()}"
@@ -108,13 +109,18 @@ RULES = {
                append("worker/worker_loop.h", '#include "coordinator/options.h"\n'),
                append("common/base/check.h", '#include "common/tensor/dtype.h"\n'),
                append("common/moe/router.h", '#include "common/kernels/exec.h"\n'),
-               append("common/moe/router.h", '#include "common/protocol/framing.h"\n')],
-    family_names: [append("coordinator/options.h", 'char const* name = "mixtral";\n')],
+               append("common/moe/router.h", '#include "common/protocol/framing.h"\n'),
+               append("common/kernels/cuda/rows.cu", '#include "common/protocol/framing.h"\n')],
+    family_names: [append("coordinator/options.h", 'char const* name = "mixtral";\n'),
+                   append("common/kernels/cuda/rows.cu", 'char const* name = "mixtral";\n')],
     library_places: [append("worker/worker_loop.cpp", "#include <mpi.h>\n"),
                      append("coordinator/options.cpp", "#include <boost/beast/core.hpp>\n")],
-    length: [append("worker/main.cpp", "\n" * (MAX_LINES + 1))],
-    unfinished: [append("worker/main.cpp", "// TO" "DO: the rest\n")],
-    formatting: [append("worker/main.cpp", "int   x  ;\n")],
+    length: [append("worker/main.cpp", "\n" * (MAX_LINES + 1)),
+             append("common/kernels/cuda/rows.cu", "\n" * (MAX_LINES + 1))],
+    unfinished: [append("worker/main.cpp", "// TO" "DO: the rest\n"),
+                 append("common/kernels/cuda/rows.cu", "// TO" "DO: the rest\n")],
+    formatting: [append("worker/main.cpp", "int   x  ;\n"),
+                 append("common/kernels/cuda/rows.cu", "int   x  ;\n")],
 }
 
 

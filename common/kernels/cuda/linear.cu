@@ -58,12 +58,12 @@ struct LinearJob {
 };
 
 template <class Shape, unsigned R, class T, std::size_t kHeads>
-void launch_linear(Stream& stream, LinearJob<T, kHeads> job) {
+LinearJob<T, kHeads> in_parts(LinearJob<T, kHeads> job) {
   std::size_t const columns = kDotWarps * R;  // of a tile
   job.tiles = (job.n + columns - 1) / columns;
   job.pass_rows = static_cast<unsigned>(std::min<std::size_t>(job.m, Shape::kPassRows));
   job.passes = (job.m + job.pass_rows - 1) / job.pass_rows;
-  launch_dot_rows<Shape, R, T>(stream, "linear", job.num_parts(), job.pass_rows, job);
+  return job;
 }
 
 // heads: at most kHeads.
@@ -84,10 +84,14 @@ void linear_of(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight
                            .heads = heads.size(),
                            .rounds = w.activation == ActivationRule::round_to_bf16};
   for (std::size_t h = 0; h < heads.size(); ++h) job.w[h] = reinterpret_cast<T const*>(heads[h].data);
-  if (job.m <= Thin::kPassRows)
-    launch_linear<Thin, 1>(stream, job);
-  else
-    launch_linear<Wide, 4>(stream, job);
+  // A narrow weight leaves most of the device idle unless rows are shared out too.
+  auto const thin = in_parts<Thin, 1>(job);
+  if (job.m <= Thin::kPassRows || thin.num_parts() <= num_multiprocessors(stream) * Thin::kBlocks) {
+    launch_dot_rows<Thin, 1, T>(stream, "linear", thin.num_parts(), thin.pass_rows, thin);
+  } else {
+    auto const wide = in_parts<Wide, 4>(job);
+    launch_dot_rows<Wide, 4, T>(stream, "linear", wide.num_parts(), wide.pass_rows, wide);
+  }
 }
 
 template <std::size_t kHeads>

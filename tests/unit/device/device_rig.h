@@ -1,4 +1,4 @@
-// Devices to test the ops on: the emulated one everywhere. Matrices in their memory.
+// Devices to test the ops on: the emulated one everywhere, and a GPU where there is one. Matrices in their memory.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/error.h"
 #include "common/tensor/tensor.h"
 #include "device_on_host.h"
 #include "tests/unit/kernels/reference.h"
@@ -96,8 +97,18 @@ struct DeviceUnderTest {
   std::string name;
   std::unique_ptr<Device> (*open)();
 };
+inline bool has_gpu() {
+  try {
+    open_cuda_device(0);
+    return true;
+  } catch (DeviceError const&) {
+    return false;
+  }
+}
 inline std::vector<DeviceUnderTest> devices_here() {
-  return {{"on_host", open_device_on_host}};
+  std::vector<DeviceUnderTest> devices = {{"on_host", open_device_on_host}};
+  if (has_gpu()) devices.push_back({"on_gpu", [] { return open_cuda_device(0); }});
+  return devices;
 }
 
 // Tests of this fixture run once on each device, and have the ops of the processor to compare with.

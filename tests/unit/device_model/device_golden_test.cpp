@@ -2,6 +2,10 @@
 // and chunk. The device is a GPU where EM_TEST_DEVICE names one (cuda), else its emulation on the host.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <set>
+#include <string>
+
 #include "tests/unit/device/test_device.h"
 #include "tests/unit/engine/golden_rig.h"
 
@@ -58,7 +62,12 @@ TEST_P(DeviceModel, GivesTheReferencesLogitsRoutingAndHiddenStates) {
   model.runner->set_tap(nullptr);
 }
 
-TEST_P(DeviceModel, BitsDoNotDependOnBatchOrChunk) {
+// One model of each kind of attention and mixture; all of them with EM_DEVICE_ALL=1, which takes minutes where the
+// device is emulated.
+TEST_P(DeviceModel, BitsDoNotDependOnBatchChunkOrPlaceOfTheExperts) {
+  static std::set<std::string> const kSome{"deepseek_v3", "gpt_oss", "llama4", "phimoe"};
+  if (!kSome.contains(GetParam()) && std::getenv("EM_DEVICE_ALL") == nullptr)
+    GTEST_SKIP() << "EM_DEVICE_ALL is not set";
   std::vector<std::vector<TokenId>> prompts;
   for (std::size_t p = 0; p < num_prompts(golden); ++p) prompts.push_back(prompt_of(golden, p));
   for (DType dtype : {DType::f32, DType::bf16}) {
@@ -69,15 +78,25 @@ TEST_P(DeviceModel, BitsDoNotDependOnBatchOrChunk) {
       EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", budget " << budget;
       EXPECT_EQ(got.experts, alone.experts);
     }
+    // As workers would get them: rows by way of the host.
+    Model by_host(dir, dtype, 1, best_isa(), &device, test::ExpertsAt::group_on_device);
+    auto const got = by_host.run({prompts.back()}, kMaxTokens)[0];
+    EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", by the host";
+    EXPECT_EQ(got.experts, alone.experts);
+    for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
+      double tokens = 0;
+      for (double const load : by_host.runner->balance().layer(m).load) tokens += load;
+      EXPECT_EQ(tokens, static_cast<double>(prompts.back().size() * alone.experts[0][m].size())) << "mixture " << m;
+    }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, DeviceModel, testing::ValuesIn(test::kReferenceModels),
-                         [](testing::TestParamInfo<std::string> const& info) {
-                           std::string name = info.param;
-                           std::ranges::replace(name, '-', '_');
-                           return name;
-                         });
+std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
+  std::string name = info.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(Cases, DeviceModel, testing::ValuesIn(test::kReferenceModels), name_of_case);
 
 }  // namespace
 }  // namespace expertmesh

@@ -27,8 +27,9 @@ inline std::array const kReferenceModels = std::to_array<std::string>(
 
 // Spells out what a rig's steps give.
 struct Model : ModelRig {
-  Model(fs::path const& dir, DType dtype, std::size_t threads, Isa isa, Device* device = nullptr)
-      : ModelRig(read_model_spec(dir, {}), dir, dtype, threads, isa, 64, device) {}
+  Model(fs::path const& dir, DType dtype, std::size_t threads, Isa isa, Device* device = nullptr,
+        ExpertsAt experts_at = ExpertsAt::device)
+      : ModelRig(read_model_spec(dir, {}), dir, dtype, threads, isa, 64, device, experts_at) {}
 
   // Runs the prompts side by side in chunks of at most `budget` tokens; row 0 of the result is prompt 0's, …: the
   // logits of every position as log-probabilities of all tokens in id order, and the routing.

@@ -1,0 +1,168 @@
+// The functions of runtime.h, and how a device is opened.
+#include "common/kernels/cuda/runtime.h"
+
+#include "common/base/error.h"
+#include "common/kernels/cuda/cuda_device.h"
+
+namespace expertmesh {
+namespace cuda_device {
+
+struct Stream {
+  int device = 0;
+  std::string name;
+  std::size_t multiprocessors = 0;
+  std::size_t most_shared_bytes = 0;
+  cudaStream_t queue = nullptr;
+};
+
+namespace {
+
+constexpr std::size_t kSharedBytesUnasked = 48 << 10;  // that every kernel may have
+
+std::string place_of(std::size_t device_index) {
+  return "cuda:" + std::to_string(device_index);
+}
+std::string place_of(Stream const& stream) {
+  return place_of(static_cast<std::size_t>(stream.device)) + " " + stream.name;
+}
+
+[[noreturn]] void fail(char const* call, cudaError_t code, std::string const& place, std::string const& text = {}) {
+  throw DeviceError(call, static_cast<int>(code), text.empty() ? cudaGetErrorString(code) : text, place);
+}
+
+void check(cudaError_t code, char const* call, Stream const& stream) {
+  if (code != cudaSuccess) fail(call, code, place_of(stream));
+}
+
+void make_current(Stream const& stream) {
+  check(cudaSetDevice(stream.device), "cudaSetDevice", stream);
+}
+
+std::string version_text(int version) {  // 13000 is 13.0
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::size_t num_devices(std::string const& place) {
+  int count = 0;
+  cudaError_t const code = cudaGetDeviceCount(&count);
+  if (code == cudaErrorInsufficientDriver)
+    fail("cudaGetDeviceCount", code, place,
+         "no NVIDIA driver is installed here, or one older than CUDA " + version_text(CUDART_VERSION) + " needs");
+  if (code == cudaErrorNoDevice) fail("cudaGetDeviceCount", code, place, "the NVIDIA driver finds no device here");
+  if (code != cudaSuccess) fail("cudaGetDeviceCount", code, place);
+  return static_cast<std::size_t>(count);
+}
+
+struct Nothing {};
+__global__ void compiled_for_this_device(Nothing) {}
+
+// Kernels of all files are compiled for the same devices.
+void check_kernels_run(Stream const& stream, cudaDeviceProp const& properties) {
+  cudaFuncAttributes attributes{};
+  cudaError_t const code = cudaFuncGetAttributes(&attributes, reinterpret_cast<void const*>(compiled_for_this_device));
+  if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction ||
+      code == cudaErrorUnsupportedPtxVersion)
+    fail("cudaFuncGetAttributes", code, place_of(stream),
+         "it has compute capability " + std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+             ", and this build's kernels are for " EM_CUDA_ARCHITECTURES " only");
+  check(code, "cudaFuncGetAttributes", stream);
+}
+
+}  // namespace
+
+StreamPointer open_stream(std::size_t device_index) {
+  std::string const place = place_of(device_index);
+  std::size_t const count = num_devices(place);
+  if (device_index >= count)
+    fail("open_cuda_device", cudaErrorInvalidDevice, place,
+         "there is no such device: " + std::to_string(count) + " here, counted from 0");
+  StreamPointer stream(new Stream);
+  stream->device = static_cast<int>(device_index);
+  make_current(*stream);
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, stream->device), "cudaGetDeviceProperties", *stream);
+  stream->name = properties.name;
+  stream->multiprocessors = static_cast<std::size_t>(properties.multiProcessorCount);
+  stream->most_shared_bytes = properties.sharedMemPerBlockOptin;
+  check_kernels_run(*stream, properties);
+  check(cudaStreamCreateWithFlags(&stream->queue, cudaStreamNonBlocking), "cudaStreamCreate", *stream);
+  return stream;
+}
+
+void CloseStream::operator()(Stream* stream) const {
+  if (stream->queue && cudaSetDevice(stream->device) == cudaSuccess) cudaStreamDestroy(stream->queue);
+  delete stream;
+}
+
+std::string device_name(Stream const& stream) {
+  return stream.name;
+}
+std::size_t free_bytes(Stream const& stream) {
+  make_current(stream);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", stream);
+  return free;
+}
+std::size_t num_multiprocessors(Stream const& stream) {
+  return stream.multiprocessors;
+}
+std::size_t max_shared_bytes(Stream const& stream) {
+  return stream.most_shared_bytes;
+}
+
+void* allocate_bytes(Stream& stream, std::size_t bytes) {
+  make_current(stream);
+  void* memory = nullptr;
+  cudaError_t const code = cudaMalloc(&memory, bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());  // nothing is broken by it
+    fail("cudaMalloc", code, place_of(stream),
+         "no room for " + std::to_string(bytes) + " bytes, " + std::to_string(free_bytes(stream)) + " are free");
+  }
+  check(code, "cudaMalloc", stream);
+  check(cudaMemsetAsync(memory, 0, bytes, stream.queue), "cudaMemsetAsync", stream);
+  return memory;
+}
+
+void release_bytes(Stream& stream, void* memory) noexcept {
+  // Errors of earlier work come back from here too; wait() has told them or will.
+  if (memory && cudaSetDevice(stream.device) == cudaSuccess) static_cast<void>(cudaFree(memory));
+}
+
+// What is not pinned is copied to the driver's own memory before the call returns.
+void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  make_current(stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream.queue), "cudaMemcpyAsync", stream);
+}
+
+void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  make_current(stream);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream.queue), "cudaMemcpyAsync", stream);
+  wait(stream);
+}
+
+void wait(Stream& stream) {
+  make_current(stream);
+  check(cudaStreamSynchronize(stream.queue), "cudaStreamSynchronize", stream);
+}
+
+void check_launch(Stream& stream, char const* op) {
+  check(cudaGetLastError(), op, stream);
+}
+
+cudaStream_t ready_for_launch(Stream& stream, void const* kernel, std::size_t shared_bytes) {
+  make_current(stream);
+  if (shared_bytes > kSharedBytesUnasked)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          "cudaFuncSetAttribute", stream);
+  return stream.queue;
+}
+
+}  // namespace cuda_device
+
+std::unique_ptr<Device> open_cuda_device(std::size_t index) {
+  return std::make_unique<cuda_device::CudaDevice>(index);
+}
+
+}  // namespace expertmesh

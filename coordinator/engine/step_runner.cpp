@@ -41,7 +41,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
   if (exec.device()) places_.emplace(*exec.device());
-  for (auto const& layer : moe_layers(spec))
+  for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
 }

@@ -6,6 +6,7 @@
 #include "common/base/log.h"
 #include "common/base/paths.h"
 #include "common/transport/mpi_runtime.h"
+#include "common/protocol/control_messages.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
@@ -76,12 +77,23 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
   return source;
 }
 
+// What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
+std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
+  if (options.worker_device == "cpu") return std::string(name_of(isa));
+  if (options.device == "cpu" && !options.mixed_numerics)
+    throw ModelError("--worker-device " + options.worker_device +
+                     " with --device cpu: experts of a dead worker would run on this processor, to other bits "
+                     "(--allow-mixed-numerics permits it)");
+  return std::string(control::kCudaKernels);
+}
+
 std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpec const& spec) {
-  if (options.device == DeviceKind::cpu) return nullptr;
+  auto const index = cuda_index(options.device);
+  if (!index) return nullptr;
   if (spec.encoder())
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
                      "' has an encoder, which runs on processors only (--device cpu)");
-  return open_cuda_device(options.device_index);
+  return open_cuda_device(*index);
 }
 
 Isa pick_isa(ModelRuntimeOptions const& options) {
@@ -176,7 +188,9 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .max_tokens_per_step = exchange.max_tokens,
                          .threads_per_worker = threads,
                          .shared_cores = shares_cores(options),
-                         .isa = std::string(name_of(isa)),
+                         .isa = worker_kernels(options, isa),
+                         .mixed_isas = options.mixed_numerics,
+                         .worker_device = options.worker_device,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
@@ -209,6 +223,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
       sizes_(size_up(options, spec_, kv_groups_, device_.get(), plan_)) {
+  (void)worker_kernels(options, isa_);
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
@@ -249,7 +264,9 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   RemoteExpertsLimits const exchange{.experts_per_token = shape.experts_per_row,
                                      .max_tokens = shape.rows,
                                      .checksums = options_.checksum_messages,
-                                     .own_cache_bytes = sizes_.own_cache_bytes};
+                                     .own_cache_bytes = sizes_.own_cache_bytes,
+                                     .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
+                                     .mixed_numerics = options_.mixed_numerics};
   if (options_.clustered()) {
     cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -143,6 +144,11 @@ class Device : public DeviceMemory {
   virtual void run_experts(DeviceExperts const& layer, MatrixView<float const> x,
                            std::span<std::uint32_t const> experts, std::size_t experts_per_token, std::byte* out) = 0;
 };
+
+// Of a command line: "cpu", "cuda" (the first GPU) or "cuda:N". Empty, or what is wrong with it.
+std::string valid_device_name(std::string const& name);
+// "cpu": none.
+std::optional<std::size_t> cuda_index(std::string const& name);
 
 // The GPU with this number, with all kernels of this build on it. Throws DeviceError that says why there is none: a
 // build without CUDA, no driver, no such device, a device these kernels were not compiled for.

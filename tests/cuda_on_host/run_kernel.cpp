@@ -258,6 +258,7 @@ void Machine::run(Stream& stream, KernelCall const& call) {
 void die_of_access(int signal_number, siginfo_t* info, void* /*context*/) {
   signal(signal_number, SIG_DFL);
   if (!machine().runs()) return;  // not a kernel's: it happens again, and ends the process
+  EM_CHECK(info->si_code != SI_KERNEL, machine().what_runs() << ": an access to a misaligned address, or to none");
   EM_CHECK(false,
            machine().what_runs() << ": touches " << info->si_addr << ", which is " << machine().kind_of(info->si_addr));
 }

@@ -6,6 +6,7 @@
 #include "common/base/log.h"
 #include "common/base/paths.h"
 #include "common/transport/mpi_runtime.h"
+#include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
 #include "coordinator/scheduler/kv_sizing.h"
@@ -13,9 +14,10 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
-constexpr double kDefaultKvShare = 0.4;    // of free memory
-constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
+constexpr std::size_t kMaxLogitRows = 64;      // rows of one LM-head call
+constexpr double kDefaultKvShare = 0.4;        // of free memory
+constexpr double kOwnExpertsShare = 0.5;       // of what is left then, for experts of dead workers
+constexpr std::size_t kDeviceBuffersPart = 8;  // one of so many of what a device has beside weights is for buffers
 
 SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spec) {
   return {.max_num_seqs = sizes.max_num_seqs,
@@ -24,8 +26,21 @@ SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spe
           .num_expert_counts = num_expert_counts(spec)};
 }
 
+// Of the device, that weights of this process leave to its KV cache. Throws where not even they have room.
+std::size_t kv_bytes_on(Device const& device, ModelRuntimeOptions const& options, ModelPlan const& plan) {
+  std::size_t weights = plan.coordinator_bytes;
+  if (!options.clustered())
+    for (std::size_t const bytes : plan.worker_bytes) weights += bytes;
+  auto const usable = static_cast<std::size_t>(options.device_memory_share * static_cast<double>(device.free_bytes()));
+  if (weights > usable)
+    throw ModelError("not enough memory on " + device.name() + ": " + human_bytes(weights) + " for weights, but " +
+                     human_bytes(usable) + " of " + human_bytes(device.free_bytes()) +
+                     " free may be used (--gpu-memory-utilization)");
+  return usable - weights;
+}
+
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
-                     std::vector<KvCacheSpec> const& kv_groups) {
+                     std::vector<KvCacheSpec> const& kv_groups, Device const* device, ModelPlan const& plan) {
   RuntimeSizes s;
   s.max_model_len = options.max_model_len.value_or(spec.max_position);
   if (s.max_model_len > spec.max_position && !spec.goes_beyond_max_position)
@@ -42,8 +57,10 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
   std::size_t const bytes =
       options.kv_cache_bytes
           ? *options.kv_cache_bytes
-          : std::min(bytes_for(s.max_model_len),
-                     static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
+          : std::min(
+                bytes_for(s.max_model_len),
+                device ? kv_bytes_on(*device, options, plan) - kv_bytes_on(*device, options, plan) / kDeviceBuffersPart
+                       : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
   if (std::size_t const least = bytes_for(0); bytes < least)
     throw ModelError("the KV cache of " + human_bytes(bytes) + " (--kv-cache-memory) cannot hold one sequence of " +
                      std::to_string(s.max_model_len) + " tokens (--max-model-len), which needs " + human_bytes(least));
@@ -59,6 +76,14 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
   return source;
 }
 
+std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpec const& spec) {
+  if (options.device == DeviceKind::cpu) return nullptr;
+  if (spec.encoder())
+    throw ModelError("config.json: field 'model_type': family '" + spec.family +
+                     "' has an encoder, which runs on processors only (--device cpu)");
+  return open_cuda_device(options.device_index);
+}
+
 Isa pick_isa(ModelRuntimeOptions const& options) {
   Isa const isa = options.isa.value_or(best_isa());
   auto const runnable = runnable_isas();
@@ -72,7 +97,8 @@ ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
   return {
       .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
       .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
-      .max_value_dim = m.value_dim};
+      .max_value_dim = m.value_dim,
+      .max_heads = m.num_heads};
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
@@ -176,22 +202,24 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
       dtype_(numerics_dtype(spec_, options.dtype)),
       isa_(pick_isa(options)),
+      device_(open_device(options, spec_)),
       experts_spec_(expert_model_spec(spec_, weight_format_of(dtype_), dtype_)),
       weights_(open_weights(options, spec_)),
       plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
-      sizes_(size_up(options, spec_, kv_groups_)) {
+      sizes_(size_up(options, spec_, kv_groups_, device_.get(), plan_)) {
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
-  sizes_.own_cache_bytes = check_memory(plan_, options.clustered() ? options.workers : 1, sizes_.kv_cache_bytes);
+  if (!device_)
+    sizes_.own_cache_bytes = check_memory(plan_, options.clustered() ? options.workers : 1, sizes_.kv_cache_bytes);
 }
 
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_), own_cores(options_));
-  exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens));
+  exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens), device_.get());
   load_experts(std::move(on_change));
 
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
@@ -199,9 +227,10 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                    DecoderOptions{.max_tokens = tokens,
                                   .max_input = sizes_.max_model_len,
                                   .weights = weight_format_of(dtype_),
-                                  .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); }});
+                                  .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); },
+                                  .device = device_.get()});
   progress.finish();
-  kv_.emplace(spec_, kv_groups_, sizes_.kv_blocks);
+  kv_.emplace(spec_, kv_groups_, sizes_.kv_blocks, device_.get());
   runner_.emplace(spec_,
                   StepRunnerLimits{.max_tokens = tokens,
                                    .max_logit_rows = kMaxLogitRows,
@@ -213,7 +242,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
 
 void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   if (experts_spec_.layers.empty()) {
-    no_experts_ = std::make_unique<NoExperts>();
+    other_experts_ = std::make_unique<NoExperts>();
     return;
   }
   ExchangeShape const shape = exchange_shape(spec_, sizes_.max_num_batched_tokens);
@@ -227,13 +256,19 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
     return;
   }
   LoadProgressPrinter progress("experts", 0);
+  if (device_) {
+    other_experts_ = std::make_unique<ResidentExperts>(
+        experts_spec_, *weights_, shape.rows, shape.experts_per_row, *exec_,
+        [&](std::size_t loaded, std::size_t total) { progress.update(loaded, total); });
+    return progress.finish();
+  }
   remote_ = make_local_experts(experts_spec_, *weights_, exchange, *exec_,
                                [&](std::size_t loaded, std::size_t total) { progress.update(loaded, total); });
   progress.finish();
 }
 
 Experts& ModelRuntime::experts() {
-  return remote_ ? static_cast<Experts&>(*remote_) : *no_experts_;
+  return remote_ ? static_cast<Experts&>(*remote_) : *other_experts_;
 }
 
 void ModelRuntime::shut_down() {

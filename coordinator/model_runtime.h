@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/checkpoint/weight_source.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/engine/step_runner.h"
@@ -18,6 +19,8 @@
 #include "coordinator/scheduler/scheduler.h"
 
 namespace expertmesh {
+
+enum class DeviceKind : std::uint8_t { cpu, cuda };
 
 struct ModelRuntimeOptions {
   std::filesystem::path model_dir;
@@ -34,6 +37,9 @@ struct ModelRuntimeOptions {
   bool return_routed_experts = false;
   std::optional<std::uint64_t> router_noise_seed;
   std::optional<Isa> isa;  // none: the best this processor runs
+  DeviceKind device = DeviceKind::cpu;
+  std::size_t device_index = 0;
+  double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;
   bool checksum_messages = false;
@@ -75,15 +81,18 @@ class ModelRuntime {
   [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
   [[nodiscard]] Isa isa() const { return isa_; }
-  [[nodiscard]] ModelPlan const& plan() const { return plan_; }  // for this number of workers
+  [[nodiscard]] Device* device() const { return device_.get(); }  // null: this processor
+  [[nodiscard]] ModelPlan const& plan() const { return plan_; }   // for this number of workers
   [[nodiscard]] std::vector<KvCacheSpec> const& kv_groups() const { return kv_groups_; }
   [[nodiscard]] RuntimeSizes const& sizes() const { return sizes_; }
 
   // After load().
   [[nodiscard]] Exec const& exec() const { return *exec_; }
   [[nodiscard]] Experts& experts();
-  [[nodiscard]] RemoteExperts* remote_experts() const { return remote_.get(); }  // none: a model without experts
-  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }              // none: no workers
+  [[nodiscard]] RemoteExperts* remote_experts() const {
+    return remote_.get();
+  }  // none: a model without experts, or all on the device
+  [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }  // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
@@ -95,6 +104,7 @@ class ModelRuntime {
   ModelSpec const spec_;
   DType const dtype_;
   Isa const isa_;
+  std::unique_ptr<Device> const device_;
   ExpertModelSpec const experts_spec_;
   std::unique_ptr<WeightSource> weights_;
   ModelPlan const plan_;
@@ -106,7 +116,8 @@ class ModelRuntime {
   std::optional<Exec> exec_;
   std::unique_ptr<Cluster> cluster_;
   std::unique_ptr<RemoteExperts> remote_;
-  std::unique_ptr<Experts> no_experts_;  // in place of remote_, for a model without any
+  std::unique_ptr<Experts>
+      other_experts_;  // in place of remote_: a model without any, or all on the coordinator's device
   std::optional<Decoder> decoder_;
   std::optional<KvCache> kv_;
   std::optional<StepRunner> runner_;

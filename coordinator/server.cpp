@@ -160,10 +160,12 @@ class Server {
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("answers of chats: tool calls as {}, reasoning as {}", answer_formats_.tool_calls,
                  answer_formats_.reasoning);
-    spdlog::info("experts: {}", !runtime_.remote_experts() ? "none"
-                                : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
-                                                           " workers, transport mpi"
-                                                     : "in this process, transport in-process");
+    spdlog::info("experts: {}",
+                 !runtime_.remote_experts()
+                     ? runtime_.experts_spec().layers.empty() ? "none" : "all on " + runtime_.device()->name()
+                 : runtime_.cluster()
+                     ? std::to_string(options_.workers + options_.remote_workers) + " workers, transport mpi"
+                     : "in this process, transport in-process");
     engine_->start();
     gate_.open(*engine_);
     started_ = true;

@@ -6,6 +6,10 @@
 
 namespace expertmesh {
 
+// In place of an expert: the slot has none, since the expert it was meant for takes no more tokens. Its weight is 0,
+// and nothing of it is sent or added.
+constexpr std::uint32_t kNoExpert = 0xffffffff;
+
 // Logits h -> scores p of all E experts.
 enum class RouterScoring : std::uint8_t {
   softmax,      // p = softmax(h)

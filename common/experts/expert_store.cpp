@@ -60,22 +60,28 @@ std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const
 }
 
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                       WeightSource const& source) {
+                       WeightSource const& source, DeviceMemory* device) {
   WeightReader reader(source);
-  return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation);
+  return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation, device);
 }
 
 std::uint64_t checksum_of(FfnWeights const& expert) {
   std::uint64_t sum = 0;
   for (PackedLinear const* part : {&expert.gate_up, &expert.down}) {
-    sum = checksum(std::span(part->w.data(), part->w.size_bytes()), sum);
-    sum = checksum(std::as_bytes(std::span(part->bias)), sum);
+    // Of what this processor would hold, wherever it is: so that any two can be compared.
+    DeviceMemory* const device = part->w.device();
+    PackedMatrix const copy = device ? part->w.copy_to_host() : PackedMatrix();
+    PackedMatrix const& w = device ? copy : part->w;
+    sum = checksum(std::span(w.data(), w.size_bytes()), sum);
+    std::vector<float> bias(part->bias.size());
+    if (device && !bias.empty()) device->download(bias.data(), part->bias.data(), part->bias.size_bytes());
+    sum = checksum(std::as_bytes(device ? std::span<float const>(bias) : part->bias.span()), sum);
   }
   return sum;
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
-                         ThreadPool& pool, OnBytes const& on_bytes, ExpertStore const* before)
+                         ThreadPool& pool, OnBytes const& on_bytes, ExpertStore const* before, DeviceMemory* device)
     : held_(held) {
   std::vector<Job> const jobs = jobs_for(model, held);
   std::size_t first = 0;
@@ -103,7 +109,8 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     for (std::size_t i = begin; i < end; ++i) {
       try {
         Job const& job = jobs[to_load[i]];
-        auto loaded = std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source));
+        auto loaded =
+            std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source, device));
         std::lock_guard lock(mutex);
         if (failure) return;
         resident_bytes_ += loaded->size_bytes();

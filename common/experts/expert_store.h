@@ -27,7 +27,7 @@ std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const&
 
 // One expert, packed. Throws what the source throws: ModelError, FileError.
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                       WeightSource const& source);
+                       WeightSource const& source, DeviceMemory* device = nullptr);
 std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format);
 // Packing is deterministic: two processes that loaded the same expert get the same.
 std::uint64_t checksum_of(FfnWeights const& expert);
@@ -40,7 +40,7 @@ class ExpertStore {
   // Reads the held experts' tensors and no others, on all threads of the pool. What `before` holds of them is shared
   // with it, not read again. Throws what the source throws: ModelError, FileError.
   ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
-              OnBytes const& on_bytes, ExpertStore const* before = nullptr);
+              OnBytes const& on_bytes, ExpertStore const* before = nullptr, DeviceMemory* device = nullptr);
 
   [[nodiscard]] std::vector<HeldLayer> const& layers() const { return layers_; }  // in the model's order
   [[nodiscard]] FfnWeights const& expert(std::size_t layer_index, std::size_t local_expert) const {

@@ -8,32 +8,34 @@
 namespace expertmesh {
 
 PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::span<LinearPart const> parts,
-                         std::size_t k) {
+                         std::size_t k, DeviceMemory* device) {
   std::size_t total = 0;
   for (LinearPart const& part : parts) total += part.rows;
-  PackedLinear out{.w = PackedMatrix(format, total, k), .bias = {}};
-  if (std::ranges::any_of(parts, [](LinearPart const& part) { return part.bias.has_value(); })) out.bias.resize(total);
+  PackedLinear out{.w = PackedMatrix(format, total, k, device), .bias = {}};
+  std::vector<float> bias;
+  if (std::ranges::any_of(parts, [](LinearPart const& part) { return part.bias.has_value(); })) bias.resize(total);
   std::size_t row = 0;
   for (LinearPart const& part : parts) {
     reader.read(part.weight, part.rows, k,
                 [&](WeightRows const& rows) { out.w.set_rows(row + rows.first, rows.count, rows.type, rows.data); });
     if (part.bias)
-      std::ranges::copy(reader.read(*part.bias, part.rows), out.bias.begin() + static_cast<std::ptrdiff_t>(row));
+      std::ranges::copy(reader.read(*part.bias, part.rows), bias.begin() + static_cast<std::ptrdiff_t>(row));
     row += part.rows;
   }
+  out.bias = AlignedBuffer<float>(std::span<float const>(bias), device);
   return out;
 }
 
 FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors const& t, FfnShape const& shape,
-                    ActivationSpec const& activation) {
+                    ActivationSpec const& activation, DeviceMemory* device) {
   if (auto const problem = problem_of(activation, t.gate.has_value()); !problem.empty())
     throw ModelError("the FFN of tensor '" + t.up.name + "': " + problem);
   std::vector<LinearPart> gate_up;
   if (t.gate) gate_up.push_back({*t.gate, shape.intermediate, t.gate_bias});
   gate_up.push_back({t.up, shape.intermediate, t.up_bias});
   LinearPart const down{t.down, shape.hidden, t.down_bias};
-  return {.gate_up = load_linear(reader, format, gate_up, shape.hidden),
-          .down = load_linear(reader, format, {&down, 1}, shape.intermediate),
+  return {.gate_up = load_linear(reader, format, gate_up, shape.hidden, device),
+          .down = load_linear(reader, format, {&down, 1}, shape.intermediate, device),
           .activation = activation};
 }
 

@@ -18,14 +18,14 @@ struct LinearPart {
 // The parts one below the other: [sum of rows, K]. A part without a bias beside others with one has zeros. Throws what
 // the reader throws.
 PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::span<LinearPart const> parts,
-                         std::size_t k);
+                         std::size_t k, DeviceMemory* device = nullptr);
 
 struct FfnShape {
   std::size_t hidden = 0;        // H
   std::size_t intermediate = 0;  // F
 };
 FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
-                    ActivationSpec const& activation);
+                    ActivationSpec const& activation, DeviceMemory* device = nullptr);
 // What its size_bytes() will be: for planning memory before loading.
 std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape);
 

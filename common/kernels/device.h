@@ -67,6 +67,12 @@ struct DeviceExperts {
   DType wire = DType::f32;  // rows are rounded to it on their way in and out
 };
 
+// Where the columns of head h begin: at h * stride + first.
+struct HeadRange {
+  std::size_t stride = 0;
+  std::size_t first = 0;
+};
+
 class Device : public DeviceMemory {
  public:
   [[nodiscard]] virtual std::string name() const = 0;  // "cuda:0 NVIDIA H200"
@@ -110,11 +116,6 @@ class Device : public DeviceMemory {
   // table: rows of `type`, V of them; ids in device memory.
   virtual void embedding(std::span<TokenId const> ids, DType type, std::byte const* table, MatrixView<float> out) = 0;
   virtual void gather_rows(MatrixView<float const> x, std::span<std::uint32_t const> rows, MatrixView<float> out) = 0;
-  // Columns of head h: out[t][h * to.stride + to.first + i] = x[t][h * from.stride + from.first + i], i < count.
-  struct HeadRange {
-    std::size_t stride = 0;
-    std::size_t first = 0;
-  };
   virtual void copy_head_columns(MatrixView<float const> x, HeadRange from, std::size_t num_heads, std::size_t count,
                                  HeadRange to, MatrixView<float> out) = 0;
   // Rows rounded to `wire` one behind the other: out [T * H * size_of(wire)] bytes. And back.

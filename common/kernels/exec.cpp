@@ -65,12 +65,15 @@ Isa best_isa() {
   return runnable_isas().back();
 }
 
-Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits)
+Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device)
     : isa_(isa),
       pool_(pool),
       limits_(limits),
+      device_(device),
       table_(&table_of(isa)),
-      scratch_(std::make_unique<Scratch>(limits, pool.num_threads())) {
+      scratch_(device ? std::make_unique<Scratch>(limits, *device)
+                      : std::make_unique<Scratch>(limits, pool.num_threads())) {
+  if (device) device->reserve(limits);
   EM_CHECK(runs_here(isa), "ISA " << name_of(isa) << " does not run on this processor");
 }
 

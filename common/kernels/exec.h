@@ -1,4 +1,4 @@
-// What a kernel runs on: an instruction set chosen once at start-up, and the thread pool.
+// What a kernel runs on: an instruction set chosen once at start-up and the thread pool, or a device.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -24,13 +24,18 @@ struct ExecLimits {
   std::size_t max_rows = 0;       // M of linear(), rows of grouped_ffn()
   std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
   std::size_t max_value_dim = 0;  // of a head in paged_attention()
+  std::size_t max_heads = 0;      // of paged_attention(), on a device
+  std::size_t max_positions = 0;  // that one token of paged_attention() attends to, whole blocks, on a device
 };
 
+class Device;
 struct KernelTable;  // the ISA's inner loops, private to common/kernels
 
 class Exec {
  public:
-  Exec(Isa isa, ThreadPool& pool, ExecLimits limits);
+  // device: runs the ops in place of this processor; must outlive this. Then views and weights are in its memory,
+  // except where an op's comment says "host". Null: none.
+  Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device = nullptr);
   ~Exec();
   Exec(Exec const&) = delete;
   Exec& operator=(Exec const&) = delete;
@@ -38,6 +43,7 @@ class Exec {
   [[nodiscard]] Isa isa() const { return isa_; }
   [[nodiscard]] ThreadPool& pool() const { return pool_; }
   [[nodiscard]] KernelTable const& table() const { return *table_; }
+  [[nodiscard]] Device* device() const { return device_; }
   [[nodiscard]] ExecLimits const& limits() const { return limits_; }
   struct Scratch;  // private to common/kernels
   [[nodiscard]] Scratch& scratch() const { return *scratch_; }
@@ -46,6 +52,7 @@ class Exec {
   Isa isa_;
   ThreadPool& pool_;
   ExecLimits limits_;
+  Device* device_;
   KernelTable const* table_;
   std::unique_ptr<Scratch> scratch_;
 };

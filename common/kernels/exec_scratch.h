@@ -1,6 +1,8 @@
 // Scratch of the ops, allocated once from ExecLimits. Private to common/kernels.
 #pragma once
 #include "common/base/aligned_buffer.h"
+#include "common/base/check.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/kernels/kernel_table.h"
 
@@ -17,6 +19,30 @@ struct Exec::Scratch {
         attention_row(attend_scratch_floats(limits.max_value_dim)),
         attention(num_threads * attention_row) {}
 
+  // What passes between the host and the device.
+  Scratch(ExecLimits const& limits, Device& device)
+      : row_bytes((limits.max_columns + 15) / 16 * 16 * sizeof(float)),
+        input(limits.max_rows * row_bytes),
+        attention_row(0),
+        wire_rows(limits.max_rows * row_bytes, &device),
+        wide_rows(limits.max_rows * row_bytes, &device),
+        staging(kStagedArrays * (limits.max_rows * sizeof(std::uint64_t) + kStagedAlignment), &device),
+        memory(&device) {}
+
+  // Numbers of the host for the device's next op. At most kStagedArrays for an op, of at most max_rows numbers each.
+  template <class T>
+  std::span<T const> stage(std::size_t array, std::span<T const> numbers) {
+    std::size_t const room = staging.size() / kStagedArrays / kStagedAlignment * kStagedAlignment;
+    EM_CHECK(array < kStagedArrays && numbers.size_bytes() <= room,
+             numbers.size() << " numbers in array " << array << ", room for " << room << " bytes");
+    if (numbers.empty()) return {};
+    std::byte* const to = staging.data() + array * room;
+    memory->upload(to, numbers.data(), numbers.size_bytes());
+    return {reinterpret_cast<T const*>(to), numbers.size()};
+  }
+  static constexpr std::size_t kStagedArrays = 3;
+  static constexpr std::size_t kStagedAlignment = 256;
+
   std::size_t row_bytes;              // of one row of the next three
   AlignedBuffer<std::byte> input;     // [max_rows] inputs in the weight's activation type; the activated FFN rows
   AlignedBuffer<std::byte> hidden;    // [max_rows] fp32 gate and up
@@ -25,6 +51,12 @@ struct Exec::Scratch {
   AlignedBuffer<float*> y_rows;       // [max_rows]
   std::size_t attention_row;          // floats of one thread in the next
   AlignedBuffer<float> attention;     // [threads] AttendPart::scratch
+
+  // With a device only, which uses `input` for rows that are on their way.
+  AlignedBuffer<std::byte> wire_rows;  // [max_rows] of a wire dtype, on the device
+  AlignedBuffer<std::byte> wide_rows;  // [max_rows] fp32, on the device
+  AlignedBuffer<std::byte> staging;    // stage(), on the device
+  DeviceMemory* memory = nullptr;
 
   float* attention_of(std::size_t thread) { return attention.data() + thread * attention_row; }
   std::byte* input_row(std::size_t r) { return input.data() + r * row_bytes; }

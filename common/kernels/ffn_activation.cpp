@@ -1,6 +1,7 @@
 #include "common/kernels/ffn_activation.h"
 
 #include "common/base/check.h"
+#include "common/kernels/device.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -10,6 +11,7 @@ void ffn_activation(Exec const& exec, ActivationSpec const& f, MatrixView<float 
   EM_CHECK((gated || (in.cols == out.cols && f.kind != Activation::clamped_silu)) && in.rows == out.rows,
            "in [" << in.rows << "," << in.cols << "], out [" << out.rows << "," << out.cols << "], activation "
                   << static_cast<int>(f.kind));
+  if (Device* device = exec.device()) return device->ffn_activation(f, gated, in, out);
   exec.pool().parallel_for(out.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) {
       float const* row = in.row(t);

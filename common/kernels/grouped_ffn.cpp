@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "common/base/check.h"
 #include "common/kernels/exec_scratch.h"
@@ -65,12 +66,65 @@ void convert_row(Exec const& exec, DType from, void const* in, std::size_t n, DT
   }
 }
 
+// The rows go there and come back one behind the other; every group of one shape is a call.
+void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
+  Device& device = *exec.device();
+  auto& scratch = exec.scratch();
+  for (std::size_t g = 0; g < rows.groups.size();) {
+    FfnWeights const& first = *rows.groups[g];
+    auto const alike = [&](FfnWeights const& ffn) {
+      return ffn.gate_up.w.n() == first.gate_up.w.n() && ffn.gate_up.w.k() == first.gate_up.w.k() &&
+             ffn.down.w.k() == first.down.w.k() && ffn.activation == first.activation &&
+             ffn.gate_up.w.format() == first.gate_up.w.format();
+    };
+    std::vector<DeviceExpert> experts;
+    std::size_t end = g;
+    for (; end < rows.groups.size() && alike(*rows.groups[end]); ++end) experts.push_back(on_device(*rows.groups[end]));
+    std::size_t const row = rows.offsets[g];
+    std::size_t const count = rows.offsets[end] - row;
+    std::size_t const hidden = first.down.w.n();
+    std::size_t const row_bytes = hidden * size_of(rows.wire);
+    std::vector<std::uint32_t> expert_of(count);
+    for (std::size_t i = g; i < end; ++i)
+      std::fill(expert_of.begin() + static_cast<std::ptrdiff_t>(rows.offsets[i] - row),
+                expert_of.begin() + static_cast<std::ptrdiff_t>(rows.offsets[i + 1] - row),
+                static_cast<std::uint32_t>(i - g));
+    for (std::size_t r = 0; r < count; ++r)
+      std::memcpy(scratch.input.data() + r * row_bytes, rows.in[row + r], row_bytes);
+    device.upload(scratch.wire_rows.data(), scratch.input.data(), count * row_bytes);
+    MatrixView<float> const x(reinterpret_cast<float*>(scratch.wide_rows.data()), count, hidden);
+    device.from_wire(rows.wire, scratch.wire_rows.data(), x);
+    AlignedBuffer<DeviceExpert> const table(std::span<DeviceExpert const>(experts), &device);
+    device.run_experts({.experts = table.span(),
+                        .storage = first.gate_up.w.format().storage,
+                        .activation_rule = first.gate_up.w.format().activation,
+                        .hidden = hidden,
+                        .intermediate = first.down.w.k(),
+                        .gated = first.gated(),
+                        .activation = first.activation,
+                        .wire = rows.wire},
+                       x, scratch.stage(0, std::span<std::uint32_t const>(expert_of)), 1, scratch.wire_rows.data());
+    device.download(scratch.input.data(), scratch.wire_rows.data(), count * row_bytes);
+    for (std::size_t r = 0; r < count; ++r)
+      std::memcpy(rows.out[row + r], scratch.input.data() + r * row_bytes, row_bytes);
+    g = end;
+  }
+}
+
 }  // namespace
+
+DeviceExpert on_device(FfnWeights const& ffn) {
+  return {.gate_up = ffn.gate_up.w.data(),
+          .gate_up_bias = ffn.gate_up.bias.data(),
+          .down = ffn.down.w.data(),
+          .down_bias = ffn.down.bias.data()};
+}
 
 void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   std::size_t const total = rows.in.size();
   if (total == 0) return;
   check(exec, rows);
+  if (exec.device()) return grouped_ffn_on_device(exec, rows);
   auto& scratch = exec.scratch();
 
   // gate and up: [R,H] -> hidden [R,2F]. Rows that have the weight's activation type already are read in place.

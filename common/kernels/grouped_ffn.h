@@ -5,6 +5,7 @@
 #include <span>
 
 #include "common/config/activation.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/kernels/linear.h"
 
@@ -19,6 +20,9 @@ struct FfnWeights {
   [[nodiscard]] std::size_t size_bytes() const { return gate_up.size_bytes() + down.size_bytes(); }
 };
 
+// Where they lie, in the memory of their device.
+DeviceExpert on_device(FfnWeights const& ffn);
+
 struct GroupedRows {
   std::span<FfnWeights const* const> groups;  // [N] the experts hit, any order; they may be of several layers
   std::span<std::size_t const> offsets;       // [N+1] rows of group i: [offsets[i], offsets[i+1])
@@ -28,7 +32,7 @@ struct GroupedRows {
 };
 
 // out[r] = down(f(gate(in[r])) * up(in[r])), without a gate down(f(up(in[r]))); biases are added in fp32 to the
-// finished sums. R may be 0 and at most exec.limits().max_rows.
+// finished sums. R may be 0 and at most exec.limits().max_rows. The rows are on the host.
 void grouped_ffn(Exec const& exec, GroupedRows const& rows);
 
 }  // namespace expertmesh

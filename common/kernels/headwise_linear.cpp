@@ -1,6 +1,7 @@
 #include "common/kernels/headwise_linear.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "common/base/check.h"
 #include "common/kernels/exec_scratch.h"
@@ -17,6 +18,11 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
                (w.size() - 1) * columns.x_stride + k <= x.cols && (w.size() - 1) * columns.y_stride + n <= y.cols,
            "x [" << x.rows << "," << x.cols << "], y [" << y.rows << "," << y.cols << "], " << w.size() << " weights ["
                  << n << "," << k << "]");
+  if (Device* device = exec.device()) {
+    std::vector<DeviceWeight> weights;
+    for (PackedMatrix const& head : w) weights.push_back(head.on_device());
+    return device->headwise_linear(x, weights, columns, y);
+  }
   bool const rounds = activation_type(w.front().format()) == DType::bf16;
   // Rows of a tile: those that fit a thread's scratch once they are rounded.
   std::size_t const fitting = exec.scratch().attention_row * sizeof(float) / (k * sizeof(std::uint16_t));

@@ -12,6 +12,7 @@ void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, 
            "x [" << x.rows << "," << x.cols << "], w [" << w.n() << "," << w.k() << "], bias [" << bias.size()
                  << "], y [" << y.rows << "," << y.cols << "]");
   EM_CHECK(x.rows <= exec.limits().max_rows && x.cols <= exec.limits().max_columns, "M " << x.rows << ", K " << x.cols);
+  if (Device* device = exec.device()) return device->linear(x, w.on_device(), bias, y);
   auto& scratch = exec.scratch();
   bool const rounds = activation_type(w.format()) == DType::bf16;
   if (rounds)

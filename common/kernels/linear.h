@@ -2,7 +2,6 @@
 // M, the thread count and the split are: each output is one sum over k = 0, 1, … K-1 in order, and then the bias.
 #pragma once
 #include <span>
-#include <vector>
 
 #include "common/kernels/exec.h"
 #include "common/kernels/packed_matrix.h"
@@ -11,9 +10,9 @@
 namespace expertmesh {
 
 struct PackedLinear {
-  PackedMatrix w;           // [N,K]
-  std::vector<float> bias;  // [N]; empty: none
-  [[nodiscard]] std::size_t size_bytes() const { return w.size_bytes() + bias.size() * sizeof(float); }
+  PackedMatrix w;             // [N,K]
+  AlignedBuffer<float> bias;  // [N]; empty: none
+  [[nodiscard]] std::size_t size_bytes() const { return w.size_bytes() + bias.size_bytes(); }
 };
 
 // x: [M,K] fp32 (converted as W's activation rule says), w: [N,K], bias: [N] or empty, y: [M,N] fp32. x and y may not
@@ -24,7 +23,7 @@ inline void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix con
   linear(exec, x, w, {}, y);
 }
 inline void linear(Exec const& exec, MatrixView<float const> x, PackedLinear const& l, MatrixView<float> y) {
-  linear(exec, x, l.w, l.bias, y);
+  linear(exec, x, l.w, l.bias.span(), y);
 }
 
 }  // namespace expertmesh

@@ -1,7 +1,9 @@
 #include "common/kernels/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
@@ -9,6 +11,8 @@
 
 namespace expertmesh {
 namespace {
+
+constexpr std::size_t kUploadBytes = std::size_t{1} << 20;
 
 std::size_t padded_k(WeightFormat const& format, std::size_t k) {
   return format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
@@ -47,6 +51,23 @@ void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, s
   }
 }
 
+// As the kernels of a device read them.
+template <class From>
+void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t count, std::size_t k, std::byte* out) {
+  std::size_t const stride = weight_stride(k);
+  for (std::size_t i = 0; i < count; ++i)
+    for (std::size_t j = 0; j < k; ++j) {
+      From x;
+      std::memcpy(&x, rows + (i * k + j) * sizeof(From), sizeof(From));
+      if (format.storage == DType::f32)
+        reinterpret_cast<float*>(out)[i * stride + j] = float_of(x);
+      else if constexpr (std::is_same_v<From, bf16>)
+        reinterpret_cast<bf16*>(out)[i * stride + j] = x;
+      else
+        reinterpret_cast<bf16*>(out)[i * stride + j] = to_bf16(float_of(x));
+    }
+}
+
 template <class From>
 void pack_rows(WeightFormat const& format, std::byte const* rows, std::size_t first, std::size_t count, std::size_t k,
                std::byte* data) {
@@ -59,23 +80,58 @@ std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t 
   return (n + kPanelColumns - 1) / kPanelColumns * kPanelColumns * padded_k(format, k) * size_of(format.storage);
 }
 
-PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k)
-    : format_(format), n_(n), k_(k), data_(packed_bytes(format, n, k)) {
+std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
+  return n * weight_stride(k) * size_of(format.storage);
+}
+
+PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device)
+    : format_(format),
+      n_(n),
+      k_(k),
+      device_(device),
+      data_(device ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device) {
   EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights),
            "weight format with storage " << name_of(format.storage) << " has no kernel");
 }
 
+PackedMatrix PackedMatrix::copy_to_host() const {
+  EM_CHECK(device_ != nullptr, "on the host already");
+  PackedMatrix out(format_, n_, k_);
+  if (data_.empty()) return out;
+  std::vector<std::byte> rows(data_.size());
+  device_->download(rows.data(), data_.data(), rows.size());
+  for (std::size_t n = 0; n < n_; ++n)
+    out.set_rows(n, 1, format_.storage, rows.data() + n * weight_stride(k_) * size_of(format_.storage));
+  return out;
+}
+
 void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows) {
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
-  switch (type) {
-    case DType::f32:
-      return pack_rows<float>(format_, rows, first_row, num_rows, k_, data_.data());
-    case DType::bf16:
-      return pack_rows<bf16>(format_, rows, first_row, num_rows, k_, data_.data());
-    case DType::f16:
-      return pack_rows<fp16>(format_, rows, first_row, num_rows, k_, data_.data());
-    default:
-      EM_CHECK(false, "cannot pack " << name_of(type));
+  auto const each_type = [&](auto place) {
+    switch (type) {
+      case DType::f32:
+        return place(float{});
+      case DType::bf16:
+        return place(bf16{});
+      case DType::f16:
+        return place(fp16{});
+      default:
+        EM_CHECK(false, "cannot pack " << name_of(type));
+    }
+  };
+  if (!device_)
+    return each_type(
+        [&](auto from) { pack_rows<decltype(from)>(format_, rows, first_row, num_rows, k_, data_.data()); });
+  // A part at a time, so that it stays in the cache on its way.
+  std::size_t const row_bytes = weight_stride(k_) * size_of(format_.storage);
+  std::size_t const at_once = std::clamp<std::size_t>(kUploadBytes / row_bytes, 1, std::max<std::size_t>(num_rows, 1));
+  std::vector<std::byte> part(at_once * row_bytes);
+  for (std::size_t begin = 0; begin < num_rows; begin += at_once) {
+    std::size_t const count = std::min(at_once, num_rows - begin);
+    each_type([&](auto from) {
+      lay_out_rows<decltype(from)>(format_, rows + begin * k_ * sizeof from, count, k_, part.data());
+    });
+    device_->upload(data_.data() + (first_row + begin) * row_bytes, part.data(), count * row_bytes);
   }
 }
 

@@ -1,18 +1,21 @@
 // A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
 //   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
+// On a device: rows of weight_stride(K) elements (see device.h).
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once
 #include <cstddef>
 
 #include "common/base/aligned_buffer.h"
 #include "common/config/weight_format.h"
+#include "common/kernels/device.h"
 
 namespace expertmesh {
 
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k);
+  // device: where its GEMMs run; null: this processor.
+  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device = nullptr);
 
   // Fills rows [first_row, first_row + num_rows) from row-major [num_rows,K] numbers of `type` (f32, bf16 or f16),
   // rounding to nearest even where the format is narrower. Any first_row: q, k, v or gate, up fuse into one matrix.
@@ -22,16 +25,23 @@ class PackedMatrix {
   [[nodiscard]] std::size_t n() const { return n_; }
   [[nodiscard]] std::size_t k() const { return k_; }
   [[nodiscard]] std::byte const* data() const { return data_.data(); }
+  [[nodiscard]] DeviceMemory* device() const { return device_; }
+  [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
+  [[nodiscard]] DeviceWeight on_device() const {
+    return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data_.data()};
+  }
   [[nodiscard]] std::size_t size_bytes() const { return data_.size_bytes(); }
 
  private:
   WeightFormat format_;
   std::size_t n_ = 0;
   std::size_t k_ = 0;
+  DeviceMemory* device_ = nullptr;
   AlignedBuffer<std::byte> data_;
 };
 
 // Bytes PackedMatrix(format, n, k) will hold: for planning memory before loading.
 std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k);
+std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k);
 
 }  // namespace expertmesh

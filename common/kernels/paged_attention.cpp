@@ -27,12 +27,56 @@ std::size_t heads_per_part(std::size_t heads, std::size_t pairs, std::size_t num
   return divided_up(divided_up(heads, parts), kHeadsAtOnce) * kHeadsAtOnce;
 }
 
+// A device starts threads and makes room in every token for the one that attends to the most. So tokens go to it
+// together while those that attend to less do not leave more of it empty than the call is worth.
+struct TokensTogether {
+  std::size_t count = 0;
+  std::size_t most_positions = 0;  // that one of them attends to, from the beginning of the first block on
+};
+TokensTogether tokens_together(TokenPlaces const& places, AttentionSpan const& span, std::size_t begin) {
+  constexpr std::size_t kEmptyAnyhow = 1 << 16;  // positions; another call takes longer
+  TokensTogether out;
+  std::size_t sum = 0;
+  for (std::size_t t = begin; t < places.positions.size(); ++t) {
+    std::size_t const first = span.first(places.positions[t]) / kKvBlockTokens * kKvBlockTokens;
+    std::size_t const last = places.last.empty() ? places.positions[t] : places.last[t];
+    std::size_t const most = std::max(out.most_positions, last + 1 - first);
+    sum += last + 1 - first;
+    if (out.count > 0 && (out.count + 1) * most > 2 * sum + kEmptyAnyhow) break;
+    out = {.count = out.count + 1, .most_positions = most};
+  }
+  return out;
+}
+
 }  // namespace
 
-KvLayer::KvLayer(KvLayerShape shape)
+TokenPlaces TokenPlaces::part(std::size_t begin, std::size_t count) const {
+  TokenPlaces out = *this;
+  out.positions = positions.subspan(begin, count);
+  out.sequences = sequences.subspan(begin, count);
+  if (!last.empty()) out.last = last.subspan(begin, count);
+  if (on_device.positions != nullptr) {
+    out.on_device.positions += begin;
+    out.on_device.sequences += begin;
+    if (on_device.last != nullptr) out.on_device.last += begin;
+  }
+  return out;
+}
+
+TokenPlaces TokenPlaces::for_device() const {
+  EM_CHECK(on_device.positions != nullptr && (last.empty() || on_device.last != nullptr),
+           "places of " << positions.size() << " tokens that the device does not have");
+  return {.positions = {on_device.positions, positions.size()},
+          .sequences = {on_device.sequences, sequences.size()},
+          .block_tables = {on_device.block_tables, block_tables.size()},
+          .table_offsets = {on_device.table_offsets, table_offsets.size()},
+          .last = {on_device.last, last.size()}};
+}
+
+KvLayer::KvLayer(KvLayerShape shape, DeviceMemory* device)
     : shape_(shape),
-      keys_(shape.num_blocks * key_block_elements(shape) * size_of(shape.dtype)),
-      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype)) {
+      keys_(shape.num_blocks * key_block_elements(shape) * size_of(shape.dtype), device),
+      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype), device) {
   EM_CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, "KV cache of " << name_of(shape.dtype));
   EM_CHECK(shape.values == KvValues::separate || shape.value_dim <= shape.key_dim,
            "values of " << shape.value_dim << " in keys of " << shape.key_dim);
@@ -61,6 +105,13 @@ void RelativeBias::set(std::size_t head, std::int64_t distance, float value) {
   }
 }
 
+RelativeBias RelativeBias::copy_to(DeviceMemory& device) const {
+  RelativeBias copy(0, reach_);
+  copy.values_ = Matrix<float>(values_.view().rows, values_.view().cols, &device);
+  device.upload(copy.values_.view().data, values_.view().data, values_.size_bytes());
+  return copy;
+}
+
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache) {
   KvLayerShape const& shape = cache.shape();
@@ -69,6 +120,10 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
   EM_CHECK(k.cols == shape.num_kv_heads * dk && v.cols == shape.num_kv_heads * dv &&
                k.rows == places.positions.size() && (dv == 0 || v.rows == k.rows),
            "k [" << k.rows << "," << k.cols << "], v [" << v.rows << "," << v.cols << "]");
+  if (Device* device = exec.device()) {
+    if (k.rows > 0) device->kv_write(k, v, places.for_device(), shape, cache.on_device());
+    return;
+  }
   auto const write = [&](auto* keys, auto* values, auto convert) {
     exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t t = begin; t < end; ++t) {
@@ -107,6 +162,15 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   EM_CHECK(places.last.empty() || places.last.size() == q.rows, places.last.size() << " last positions");
   EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
   if (q.rows == 0) return;
+  if (Device* device = exec.device()) {
+    for (std::size_t t = 0; t < q.rows;) {
+      auto const [count, most_positions] = tokens_together(places, shape.span, t);
+      device->paged_attention(q.row_range(t, count), places.part(t, count).for_device(), kv, cache.on_device(), shape,
+                              most_positions, out.row_range(t, count));
+      t += count;
+    }
+    return;
+  }
   std::size_t const pairs = q.rows * kv.num_kv_heads;
   std::size_t const heads_each = heads_per_part(heads, pairs, exec.pool().num_threads());
   std::size_t const parts = (heads + heads_each - 1) / heads_each;  // of the heads of a pair

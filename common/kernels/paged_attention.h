@@ -7,6 +7,7 @@
 
 #include "common/base/aligned_buffer.h"
 #include "common/config/attention_span.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor.h"
@@ -32,16 +33,22 @@ struct KvLayerShape {
 
 class KvLayer {
  public:
-  explicit KvLayer(KvLayerShape shape);
+  // device: whose attention reads it; null: this processor's.
+  explicit KvLayer(KvLayerShape shape, DeviceMemory* device = nullptr);
   static std::size_t bytes_per_block(KvLayerShape const& shape);
   [[nodiscard]] KvLayerShape const& shape() const { return shape_; }
   [[nodiscard]] std::byte* keys() { return keys_.data(); }
   [[nodiscard]] std::byte const* keys() const { return keys_.data(); }
   [[nodiscard]] std::byte* values() { return values_.data(); }
   [[nodiscard]] std::byte const* values() const { return values_.data(); }
+  // For the device to read; only kv_write() writes there.
+  [[nodiscard]] DeviceKv on_device() const {
+    return {.keys = const_cast<std::byte*>(keys_.data()), .values = const_cast<std::byte*>(values_.data())};
+  }
 
  private:
   KvLayerShape shape_;
+  // On a device as DeviceKv has them; of the same size.
   AlignedBuffer<std::byte> keys_;    // f32/bf16 [num_blocks][G][DK][16]: a block's keys transposed
   AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][DV]; nothing if they are in the keys
 };
@@ -60,6 +67,19 @@ struct TokenPlaces {
   // [T] the last position that each token attends to, where that is not its own: in an encoder all look at its whole
   // input, and so does a decoder that looks across. Empty: its own.
   std::span<std::uint32_t const> last{};
+  // The same arrays in the memory of the device, if it is one that attends.
+  struct OnDevice {
+    std::uint32_t const* positions = nullptr;
+    std::uint32_t const* sequences = nullptr;
+    std::uint32_t const* block_tables = nullptr;
+    std::uint32_t const* table_offsets = nullptr;
+    std::uint32_t const* last = nullptr;
+  } on_device{};
+
+  // Of tokens [begin, begin + count).
+  [[nodiscard]] TokenPlaces part(std::size_t begin, std::size_t count) const;
+  // With spans of the arrays there, for a Device's ops.
+  [[nodiscard]] TokenPlaces for_device() const;
 };
 
 // Stores k [T,G*DK] and v [T,G*DV] at the tokens' places. v has no columns where the values are in the keys.
@@ -74,6 +94,8 @@ class RelativeBias {
   [[nodiscard]] std::size_t num_heads() const { return values_.view().rows; }
   [[nodiscard]] std::uint32_t reach() const { return reach_; }
   void set(std::size_t head, std::int64_t distance, float value);
+  // The same numbers in a device's memory; to be set no more.
+  [[nodiscard]] RelativeBias copy_to(DeviceMemory& device) const;
   [[nodiscard]] std::size_t stride() const { return values_.view().cols; }  // numbers of a head
   [[nodiscard]] float const* at_zero(std::size_t head) const;               // its number for distance 0
   [[nodiscard]] std::size_t size_bytes() const { return values_.size_bytes(); }

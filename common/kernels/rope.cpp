@@ -1,6 +1,7 @@
 #include "common/kernels/rope.h"
 
 #include "common/base/check.h"
+#include "common/kernels/device.h"
 
 namespace expertmesh {
 namespace {
@@ -20,6 +21,7 @@ void apply_rope(Exec const& exec, MatrixView<float> x, RopeHeads const& heads, M
                cos.rows == x.rows && sin.rows == x.rows && sin.cols == half,
            "x [" << x.rows << "," << x.cols << "], " << heads.num_heads << " heads of " << heads.head_dim << ", 2 x "
                  << half << " elements from " << heads.first << " on");
+  if (Device* device = exec.device()) return device->apply_rope(x, heads, cos, sin);
   exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) {
       float const* c = cos.row(t);

@@ -5,19 +5,22 @@
 #include <span>
 #include <vector>
 
+#include "common/config/router_spec.h"
+
 namespace expertmesh {
 
 // experts, weights: [T,K] row-major; slot k of token t at t*K + k, slots in order of falling score.
-// In place of an expert: the slot has none, since the expert it was meant for takes no more tokens. Its weight is 0,
-// and nothing of it is sent or added.
-constexpr std::uint32_t kNoExpert = 0xffffffff;
-
 struct RoutingView {
   std::span<std::uint32_t const> experts;
   std::span<float const> weights;
   std::size_t experts_per_token = 0;  // K
+  // The same in the memory of the device that routed, if one did: then `experts` and `weights` may be empty, if nobody
+  // has asked for them on the host.
+  std::span<std::uint32_t const> device_experts{};
+  std::span<float const> device_weights{};
   [[nodiscard]] std::size_t num_tokens() const {
-    return experts_per_token == 0 ? 0 : experts.size() / experts_per_token;
+    std::size_t const slots = device_experts.empty() ? experts.size() : device_experts.size();
+    return experts_per_token == 0 ? 0 : slots / experts_per_token;
   }
 };
 

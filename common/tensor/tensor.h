@@ -33,12 +33,14 @@ struct MatrixView {
   }
 };
 
-// Owned [rows, cols] matrix.
+// Owned [rows, cols] matrix, on the host or on a device.
 template <class T>
 class Matrix {
  public:
   Matrix() = default;
-  Matrix(std::size_t rows, std::size_t cols) : rows_(rows), cols_(cols), buffer_(rows * cols) {}
+  // device: null: on the host.
+  Matrix(std::size_t rows, std::size_t cols, DeviceMemory* device = nullptr)
+      : rows_(rows), cols_(cols), buffer_(rows * cols, device) {}
   [[nodiscard]] MatrixView<T> view() { return {buffer_.data(), rows_, cols_}; }
   [[nodiscard]] MatrixView<T const> view() const { return {buffer_.data(), rows_, cols_}; }
   [[nodiscard]] std::size_t size_bytes() const { return buffer_.size_bytes(); }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/kernels/rows.h"
+
 namespace expertmesh {
 namespace {
 
@@ -30,7 +32,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       moe_layers_(moe_layers_of(spec)),
       first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
-      activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}),
+      activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
       sampler_(spec.vocab),
@@ -38,6 +40,9 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
+  if (exec.device()) places_.emplace(*exec.device());
+  for (auto const& layer : expertmesh::moe_layers(spec))
+    experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
 }
 
@@ -87,7 +92,7 @@ void StepRunner::forward(StepBatch const& batch) {
   step.prompt_lengths = batch.prompt_lengths();
   step.sequence_of = batch.sequence_of();
   step.sequences = batch.sequences();
-  step.places = batch.places();
+  step.places = places_ ? places_->take(batch.places()) : batch.places();
   step.routed = routed_.empty() ? nullptr : routed_.data();
   step.first_routed = first_routed_;
   Task task = decoder_.forward(frames_, step, kv_);
@@ -97,9 +102,27 @@ void StepRunner::forward(StepBatch const& batch) {
     if (!task.done()) pause_polling(limits_.pause);
   }
   task.rethrow();
+  if (exec_.device() && !experts_.wants_routing_on_host()) fetch_routing(batch.num_tokens());
   for (Sequence* sequence : batch.sequences())
     if (sequence) std::swap(sequence->expert_counts.so_far, sequence->expert_counts.next);
   last_tokens_ = batch.num_tokens();
+}
+
+void StepRunner::fetch_routing(std::size_t tokens) {
+  std::size_t const most = tokens * activations_.max_experts_per_token;  // slots of a layer
+  std::size_t const total = moe_layers_.size() * most;
+  if (total == 0) return;
+  fetched_experts_.resize(total);
+  fetched_weights_.resize(total);
+  exec_.device()->download(fetched_experts_.data(), activations_.device_experts.data(), total * sizeof(std::uint32_t));
+  exec_.device()->download(fetched_weights_.data(), activations_.device_gate_weights.data(), total * sizeof(float));
+  for (std::size_t m = 0; m < moe_layers_.size(); ++m) {
+    std::size_t const slots = tokens * experts_of_layer_[m];
+    auto const experts = std::span(fetched_experts_).subspan(m * most, slots);
+    balance_.add(m, {experts, std::span(fetched_weights_).subspan(m * most, slots), experts_of_layer_[m]});
+    if (!routed_.empty())
+      std::ranges::copy(experts, routed_.begin() + static_cast<std::ptrdiff_t>((m - first_routed_) * slots));
+  }
 }
 
 std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<RowWish const> wishes) {
@@ -110,7 +133,8 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
     std::size_t const end = std::min(begin + limits_.max_logit_rows, rows.size());
     head_rows_.clear();
     for (std::size_t i = begin; i < end; ++i) head_rows_.push_back(rows[i].row);
-    MatrixView<float const> const logits = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
+    MatrixView<float const> const logits =
+        on_host(exec_, decoder_.logits(exec_, activations_, head_rows_), logits_on_host_);  // [R,V]
     stages_.end(Stage::lm_head);
     for (std::size_t i = begin; i < end; ++i) {
       std::span<float const> const row(logits.row(i - begin), logits.cols);

@@ -10,6 +10,7 @@
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/model/decoder.h"
+#include "coordinator/model/places_on_device.h"
 #include "coordinator/sampling/sampler.h"
 #include "coordinator/scheduler/step_batch.h"
 
@@ -72,6 +73,7 @@ class StepRunner {
  private:
   [[nodiscard]] StepContext context();
   void forward(StepBatch const& batch);
+  void fetch_routing(std::size_t tokens);  // that was left on the device during the step
 
   StepRunnerLimits limits_;
   Exec const& exec_;
@@ -91,8 +93,13 @@ class StepRunner {
   LayerTap* tap_ = nullptr;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
   std::size_t last_tokens_ = 0;
-  std::vector<std::uint32_t> head_rows_;  // [R]
-  std::vector<RowResult> results_;        // [logit rows]
+  std::vector<std::uint32_t> head_rows_;       // [R]
+  std::vector<std::size_t> experts_of_layer_;  // [MoE layers] K
+  std::optional<PlacesOnDevice> places_;       // with a device
+  std::vector<std::uint32_t> fetched_experts_;
+  std::vector<float> fetched_weights_;
+  std::vector<float> logits_on_host_;  // [R,V], with a device
+  std::vector<RowResult> results_;     // [logit rows]
 };
 
 }  // namespace expertmesh

@@ -25,6 +25,9 @@ class Experts {
  public:
   virtual ~Experts() = default;
 
+  // Whether dispatch() follows RoutingView::experts and weights; else a device's copy of them is enough.
+  [[nodiscard]] virtual bool wants_routing_on_host() const { return true; }
+
   // One exchange of one micro-batch, between dispatch() and the end of combine().
   struct Exchange {
     std::uint32_t slot = 0;  // private to the implementation

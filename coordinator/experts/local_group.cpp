@@ -8,8 +8,8 @@ namespace expertmesh {
 
 LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                        Exec const& engine_exec, DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes)
-    : store(model, held, source, engine_exec.pool(), on_bytes),
-      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1)) {}
+    : store(model, held, source, engine_exec.pool(), on_bytes, nullptr, engine_exec.device()),
+      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1), engine_exec.device()) {}
 
 LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
                        RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
@@ -89,6 +89,7 @@ std::size_t LocalGroup::serve(PeerId peer, std::span<std::byte const> request, s
 std::unique_ptr<RemoteExperts> make_local_experts(ExpertModelSpec const& model, WeightSource const& source,
                                                   RemoteExpertsLimits limits, Exec const& exec,
                                                   std::function<void(std::size_t, std::size_t)> const& on_bytes) {
+  limits.expert_device = exec.device();
   auto group = std::make_shared<LocalGroup>(model, std::vector<HeldExperts>(1, all_experts(model)), source, limits,
                                             exec, on_bytes);
   return std::make_unique<RemoteExperts>(model, source, limits, exec, std::move(group));

@@ -23,7 +23,8 @@ OwnExperts::OwnExperts(ExpertModelSpec const& model, WeightSource const& source,
     : model_(model),
       source_(source),
       exec_(exec.isa(), exec.pool(),
-            ExpertService::exec_limits(model, {.max_rows = limits.max_rows, .max_entries = limits.max_rows}, 1)),
+            ExpertService::exec_limits(model, {.max_rows = limits.max_rows, .max_entries = limits.max_rows}, 1),
+            limits.device),
       limits_(limits),
       groups_(limits.max_rows, most_experts(model)) {
   for (auto const& layer : model.layers) kept_.emplace_back(layer.experts.size());
@@ -67,7 +68,8 @@ void OwnExperts::load_groups(std::size_t layer_index, std::size_t begin, std::si
       for (std::size_t i = first; i < last; ++i) {
         try {
           Kept& expert = kept[to_load_[i]];
-          expert.weights = load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_);
+          expert.weights =
+              load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_, exec_.device());
           expert.bytes = each;
         } catch (...) {
           std::lock_guard const lock(mutex);

@@ -16,11 +16,12 @@ namespace expertmesh {
 struct OwnExpertsLimits {
   std::size_t max_rows = 1;     // of one run()
   std::size_t cache_bytes = 0;  // of packed experts kept; fewer than a run needs: they are streamed through it
+  Device* device = nullptr;     // that runs them; null: this processor
 };
 
 class OwnExperts {
  public:
-  // model and source must outlive it. exec: its ISA and pool are used, with scratch of its own.
+  // model and source must outlive it. exec: its ISA and pool are used, with scratch of its own, not its device.
   OwnExperts(ExpertModelSpec const& model, WeightSource const& source, Exec const& exec, OwnExpertsLimits limits);
 
   // One row of a layer: an index into ExpertModelSpec::layers is the caller's, the ids are global.

@@ -53,7 +53,9 @@ class RemoteExperts::Impl {
         group_(std::move(group)),
         transport_(group_->transport()),
         own_(model, source, exec,
-             {.max_rows = limits.max_tokens * limits.experts_per_token, .cache_bytes = limits.own_cache_bytes}) {
+             {.max_rows = limits.max_tokens * limits.experts_per_token,
+              .cache_bytes = limits.own_cache_bytes,
+              .device = limits.expert_device}) {
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
       layers_.push_back({.layer = model.layers[i].layer,
                          .hidden = model.layers[i].hidden,

@@ -26,6 +26,7 @@ struct RemoteExpertsLimits {
   std::size_t max_tokens = 1;         // T of one dispatch
   bool checksums = false;             // in every message, both ways
   std::size_t own_cache_bytes = 0;    // of experts this process keeps for workers that died; see OwnExpertsLimits
+  Device* expert_device = nullptr;    // that the workers' kind of kernels runs on; null: a processor
 };
 
 class RemoteExperts final : public Experts {

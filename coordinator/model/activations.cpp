@@ -28,6 +28,7 @@ LayerMaxima layer_maxima(ModelSpec const& spec) {
   for (auto const& stack : spec.stacks) {
     for (auto const& layer : stack.layers) {
       auto const add_attention = [&](AttentionSpec const& a) {
+        m.num_heads = std::max(m.num_heads, a.num_heads);
         std::visit([&](auto const& p) { add(p, a.num_heads, m); }, a.projection);
       };
       add_attention(layer.attention);
@@ -56,30 +57,38 @@ struct Sizes {
 };
 }  // namespace
 
-Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits) {
+Activations::Activations(ModelSpec const& spec, ActivationLimits const& limits, DeviceMemory* device) {
   auto const [t, r, m] = Sizes{limits.tokens, limits.logit_rows, layer_maxima(spec)};
-  x = Matrix<float>(t, spec.hidden);
-  normed = Matrix<float>(t, spec.hidden);
-  qkv = Matrix<float>(t, m.qkv_columns);
-  latent_queries = Matrix<float>(std::min(t, kLatentTokens), m.latent_query_columns);
-  latent_attention = Matrix<float>(std::min(t, kLatentTokens), m.latent_attention_columns);
-  attention = Matrix<float>(t, m.attention_columns);
-  block_out = Matrix<float>(t, spec.hidden);
-  gate_up = Matrix<float>(t, 2 * m.dense_intermediate);
-  ffn_hidden = Matrix<float>(t, m.dense_intermediate);
-  router = Matrix<float>(t, m.num_experts);
-  noise_scale = Matrix<float>(m.has_noise ? t : 0, m.num_experts);
-  noise = Matrix<float>(m.has_noise ? t : 0, m.num_experts);
+  x = Matrix<float>(t, spec.hidden, device);
+  normed = Matrix<float>(t, spec.hidden, device);
+  qkv = Matrix<float>(t, m.qkv_columns, device);
+  latent_queries = Matrix<float>(std::min(t, kLatentTokens), m.latent_query_columns, device);
+  latent_attention = Matrix<float>(std::min(t, kLatentTokens), m.latent_attention_columns, device);
+  attention = Matrix<float>(t, m.attention_columns, device);
+  block_out = Matrix<float>(t, spec.hidden, device);
+  gate_up = Matrix<float>(t, 2 * m.dense_intermediate, device);
+  ffn_hidden = Matrix<float>(t, m.dense_intermediate, device);
+  router = Matrix<float>(t, m.num_experts, device);
+  noise_scale = Matrix<float>(m.has_noise ? t : 0, m.num_experts, device);
+  noise = Matrix<float>(m.has_noise ? t : 0, m.num_experts, device);
   experts = AlignedBuffer<std::uint32_t>(t * m.experts_per_token);
   gate_weights = AlignedBuffer<float>(t * m.experts_per_token);
-  shared_out = Matrix<float>(m.has_shared_expert ? t : 0, spec.hidden);
-  shared_gate = Matrix<float>(m.has_shared_expert ? t : 0, 1);
+  max_experts_per_token = m.experts_per_token;
+  if (device) {
+    std::size_t const slots = moe_layers(spec).size() * t * m.experts_per_token;
+    device_experts = AlignedBuffer<std::uint32_t>(slots, device);
+    device_gate_weights = AlignedBuffer<float>(slots, device);
+    std::vector<float> const ones(m.has_gate_on_input ? t * m.experts_per_token : 0, 1.0F);
+    device_unit_weights = AlignedBuffer<float>(std::span(ones), device);
+  }
+  shared_out = Matrix<float>(m.has_shared_expert ? t : 0, spec.hidden, device);
+  shared_gate = Matrix<float>(m.has_shared_expert ? t : 0, 1, device);
   std::size_t const input_slots = m.has_gate_on_input ? t * m.experts_per_token : 0;
-  expert_in = Matrix<float>(input_slots, spec.hidden);
-  expert_out = Matrix<float>(input_slots, spec.hidden);
+  expert_in = Matrix<float>(input_slots, spec.hidden, device);
+  expert_out = Matrix<float>(input_slots, spec.hidden, device);
   unit_weights = AlignedBuffer<float>(input_slots);
-  head_in = Matrix<float>(r, spec.hidden);
-  logits = Matrix<float>(r, spec.vocab);
+  head_in = Matrix<float>(r, spec.hidden, device);
+  logits = Matrix<float>(r, spec.vocab, device);
 }
 
 std::size_t Activations::size_bytes() const {

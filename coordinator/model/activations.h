@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "common/tensor/tensor.h"
 #include "coordinator/model/model_spec.h"
@@ -18,7 +19,8 @@ struct ActivationLimits {
 };
 
 struct Activations {
-  Activations(ModelSpec const& spec, ActivationLimits const& limits);
+  // device: that computes them; null: this host.
+  Activations(ModelSpec const& spec, ActivationLimits const& limits, DeviceMemory* device = nullptr);
   [[nodiscard]] std::size_t size_bytes() const;
 
   Matrix<float> x;                       // [T,H] residual stream
@@ -33,15 +35,21 @@ struct Activations {
   Matrix<float> router;                  // [T,E] logits x Wg
   Matrix<float> noise_scale;             // [T,E] logits x Wn (noisy top-k only)
   Matrix<float> noise;                   // [T,E] standard normal
-  AlignedBuffer<std::uint32_t> experts;  // [T,K]
-  AlignedBuffer<float> gate_weights;     // [T,K]
-  Matrix<float> shared_out;              // [T,H] of the shared expert
-  Matrix<float> shared_gate;             // [T,1]
-  Matrix<float> expert_in;               // [T*K,H] where gate weights multiply the experts' inputs
-  Matrix<float> expert_out;              // [T*K,H] the same
-  AlignedBuffer<float> unit_weights;     // [T*K] ones, the same
-  Matrix<float> head_in;                 // [R,H] final-normed rows that need logits
-  Matrix<float> logits;                  // [R,V]
+  AlignedBuffer<std::uint32_t> experts;  // [T,K] on the host
+  AlignedBuffer<float> gate_weights;     // [T,K] on the host
+  // The same on the device, if there is one, of every MoE layer until the step is over.
+  AlignedBuffer<std::uint32_t> device_experts;  // [MoE layers][tokens of the step * the largest K]
+  AlignedBuffer<float> device_gate_weights;
+  AlignedBuffer<float> device_unit_weights;  // [T*K] ones, where gate weights multiply the experts' inputs
+  std::size_t max_experts_per_token = 0;
+  Matrix<float> shared_out;           // [T,H] of the shared expert
+  Matrix<float> shared_gate;          // [T,1]
+  Matrix<float> expert_in;            // [T*K,H] where gate weights multiply the experts' inputs
+  Matrix<float> expert_out;           // [T*K,H] the same
+  AlignedBuffer<float> unit_weights;  // [T*K] ones, the same, on the host
+  Matrix<float> head_in;              // [R,H] final-normed rows that need logits
+  Matrix<float> logits;               // [R,V]
+  std::vector<float> on_host;         // of a device's activations: what is looked at just now; grows as needed
 };
 
 // The largest value of each dimension over the layers.
@@ -51,6 +59,7 @@ struct LayerMaxima {
   std::size_t latent_query_columns = 0;      // Q*(C+R)
   std::size_t latent_attention_columns = 0;  // Q*C
   std::size_t value_dim = 0;                 // of a head in paged_attention()
+  std::size_t num_heads = 0;                 // Q of it
   std::size_t dense_intermediate = 0;
   std::size_t expert_intermediate = 0;
   std::size_t num_experts = 0;

@@ -18,7 +18,10 @@ Attention::Attention(AttentionSpec spec, std::size_t hidden, WeightLoader const&
       heads_(make_heads(spec_, hidden, loader)),
       o_(loader.linear({{spec_.o.weight, hidden, spec_.o.bias}}, spec_.num_heads * spec_.value_dim())) {
   if (spec_.sinks) sinks_ = loader.floats(*spec_.sinks, spec_.num_heads);
-  if (spec_.relative_bias) bias_ = load_relative_bias(*spec_.relative_bias, spec_.num_heads, loader);
+  if (spec_.relative_bias) {
+    bias_ = load_relative_bias(*spec_.relative_bias, spec_.num_heads, loader);
+    if (loader.device()) bias_ = bias_->copy_to(*loader.device());
+  }
 }
 
 void Attention::forward(Exec const& exec, MatrixView<float const> x, RopeAngles const& angles,
@@ -26,7 +29,7 @@ void Attention::forward(Exec const& exec, MatrixView<float const> x, RopeAngles 
   AttentionStep const step{
       .exec = exec, .angles = angles, .places = places, .cache = cache, .act = act, .bias = bias_ ? &*bias_ : nullptr};
   MatrixView<float> const heads = act.attention.view().first_rows(x.rows).columns(0, o_.w.k());  // [T,Q*D]
-  std::visit([&](auto const& attention) { attention.forward(step, spec_, sinks_, x, heads); }, heads_);
+  std::visit([&](auto const& attention) { attention.forward(step, spec_, sinks_.span(), x, heads); }, heads_);
   linear(exec, heads, o_, out);
 }
 
@@ -38,7 +41,7 @@ void Attention::write(Exec const& exec, MatrixView<float const> x, RopeAngles co
 
 std::size_t Attention::size_bytes() const {
   return std::visit([](auto const& attention) { return attention.size_bytes(); }, heads_) + o_.size_bytes() +
-         sinks_.size() * sizeof(float) + (bias_ ? bias_->size_bytes() : 0);
+         sinks_.size_bytes() + (bias_ ? bias_->size_bytes() : 0);
 }
 
 CrossAttention::CrossAttention(AttentionSpec const& spec, std::size_t hidden, WeightLoader const& loader)

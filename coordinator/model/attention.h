@@ -43,7 +43,7 @@ class GroupedAttention {
   // Of queries or of keys.
   struct HeadNorm {
     QkNormSpec spec;
-    std::vector<float> weight;  // [D], or [heads*D] over a whole projection, or empty
+    AlignedBuffer<float> weight;  // [D], or [heads*D] over a whole projection, or empty
   };
   static std::optional<HeadNorm> head_norm(std::optional<QkNormSpec> const& spec, std::size_t num_heads,
                                            std::size_t head_dim, WeightLoader const& loader);
@@ -94,7 +94,7 @@ class Attention {
  private:
   AttentionSpec spec_;
   std::variant<GroupedAttention, LatentAttention> heads_;
-  std::vector<float> sinks_;  // [Q] or empty
+  AlignedBuffer<float> sinks_;  // [Q] or empty
   std::optional<RelativeBias> bias_;
   PackedLinear o_;  // [H,Q*D]
 };

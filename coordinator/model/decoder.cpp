@@ -1,7 +1,6 @@
 #include "coordinator/model/decoder.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/kernels/linear.h"
 #include "common/kernels/rows.h"
@@ -9,7 +8,7 @@
 namespace expertmesh {
 
 Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
-    : Decoder(spec, WeightLoader(source, options.weights, options.on_bytes_loaded), options) {}
+    : Decoder(spec, WeightLoader(source, options.weights, options.on_bytes_loaded, options.device), options) {}
 
 Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
     : hidden_(spec.hidden),
@@ -22,7 +21,7 @@ Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptio
         embedding_);
   for (NumberedLayer const& layer : all_layers(spec)) {
     if (layer.stack != StackKind::decoder) continue;
-    rope_of_layer_.push_back(rope_index(layer.layer->attention.rope, options.max_tokens));
+    rope_of_layer_.push_back(rope_index(layer.layer->attention.rope, options));
     layers_.emplace_back(layer, hidden_, loader);
   }
   final_norm_.emplace(spec.decoder().final_norm, hidden_, loader);
@@ -33,17 +32,17 @@ Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptio
   lm_head_ = loader.linear({head}, hidden_);
 }
 
-std::size_t Decoder::rope_index(RopeSpec const& spec, std::size_t max_tokens) {
+std::size_t Decoder::rope_index(RopeSpec const& spec, DecoderOptions const& options) {
   for (std::size_t i = 0; i < ropes_.size(); ++i)
     if (ropes_[i].spec() == spec) return i;
-  ropes_.emplace_back(spec, max_tokens);
+  ropes_.emplace_back(spec, options.max_tokens, options.device);
   return ropes_.size() - 1;
 }
 
 Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
   MatrixView<float> const x = step.act.x.view().first_rows(step.tokens);  // [T,H]
   embedding_.forward(step, x);
-  if (step.tap) step.tap->hidden(0, x);
+  if (step.tap) step.tap->hidden(0, on_host(step.exec, x, step.act.on_host));
   for (auto& rope : ropes_) rope.compute(step.exec, step.positions, step.prompt_lengths);
   step.stages.end(Stage::embedding);
   for (std::size_t l = 0; l < layers_.size(); ++l) {
@@ -52,7 +51,7 @@ Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
                            .cross_places = encoder_ ? &step.places[kv.cross_group()] : nullptr,
                            .cross = encoder_ ? &kv.cross(l) : nullptr};
     co_await layers_[l].forward(arena, step, ropes_[rope_of_layer_[l]].angles(), cache);
-    if (step.tap) step.tap->hidden(l + 1, x);
+    if (step.tap) step.tap->hidden(l + 1, on_host(step.exec, x, step.act.on_host));
   }
 }
 
@@ -64,7 +63,7 @@ void Decoder::write_cross(Exec const& exec, MatrixView<float const> encoded, Tok
 MatrixView<float> Decoder::logits(Exec const& exec, Activations& act, std::span<std::uint32_t const> rows) const {
   MatrixView<float> const in = act.head_in.view().first_rows(rows.size());  // [R,H]
   MatrixView<float> const x = act.x.view();
-  for (std::size_t i = 0; i < rows.size(); ++i) std::memcpy(in.row(i), x.row(rows[i]), hidden_ * sizeof(float));
+  gather_rows(exec, x, rows, in);
   final_norm_->forward(exec, in, in);
   MatrixView<float> const out = act.logits.view().first_rows(rows.size());  // [R,V]
   linear(exec, in, lm_head_, out);

@@ -18,6 +18,7 @@ struct DecoderOptions {
   std::size_t max_input = 0;                         // tokens of an encoder's input; at least T are taken
   WeightFormat weights = kFloat32Weights;            // of every GEMM but the routers'
   std::function<void(std::size_t)> on_bytes_loaded;  // hears the bytes read since the last call
+  Device* device = nullptr;                          // that runs it; null: this host
 };
 
 class Decoder {
@@ -39,7 +40,7 @@ class Decoder {
 
  private:
   Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options);
-  std::size_t rope_index(RopeSpec const& spec, std::size_t max_tokens);
+  std::size_t rope_index(RopeSpec const& spec, DecoderOptions const& options);
 
   std::size_t hidden_;
   TokenEmbedding embedding_;

@@ -46,24 +46,53 @@ Router::Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, 
 }
 
 RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> positions,
-                            Activations& act) const {
+                            Place place, Activations& act) const {
   std::size_t const tokens = x.rows;
   std::size_t const slots = tokens * spec_.experts_per_token;
   auto const logits_view = [&](Matrix<float>& m) { return m.view().first_rows(tokens).columns(0, spec_.num_experts); };
   MatrixView<float> const logits = logits_view(act.router);  // [T,E]
   linear(exec, x, gate_, logits);
-  RouterInput in{.logits = logits, .selection_bias = selection_bias_};
-  if (noise_) {
-    MatrixView<float> const scale = logits_view(act.noise_scale);
-    MatrixView<float> const eps = logits_view(act.noise);
-    linear(exec, x, *noise_, scale);
-    router_noise(spec_.noise->seed, positions, layer_, eps);
-    in.noise = RouterNoiseInput{.scale_logits = scale, .eps = eps};
-  }
   auto const experts = act.experts.span().first(slots);
   auto const weights = act.gate_weights.span().first(slots);
+  RouterInput in{.logits = logits, .selection_bias = selection_bias_.span()};
+  if (noise_) {
+    MatrixView<float> const scale = logits_view(act.noise_scale);
+    linear(exec, x, *noise_, scale);
+    in.noise = RouterNoiseInput{.scale_logits = scale, .eps = noise(exec, positions, act)};
+  }
+  if (Device* device = exec.device()) {
+    Device::RouterRows rows{.logits = in.logits, .selection_bias = in.selection_bias};
+    if (in.noise) {
+      rows.noise_scale = in.noise->scale_logits;
+      rows.noise_eps = in.noise->eps;
+    }
+    std::size_t const first = place.moe_index * tokens * act.max_experts_per_token;
+    auto const device_experts = act.device_experts.span().subspan(first, slots);
+    auto const device_weights = act.device_gate_weights.span().subspan(first, slots);
+    device->route(spec_, rows, device_experts, device_weights);
+    if (!place.on_host) return {{}, {}, spec_.experts_per_token, device_experts, device_weights};
+    if (slots > 0) {
+      device->download(experts.data(), device_experts.data(), experts.size_bytes());
+      device->download(weights.data(), device_weights.data(), weights.size_bytes());
+    }
+    return {experts, weights, spec_.experts_per_token, device_experts, device_weights};
+  }
   route(spec_, in, experts, weights);
   return {experts, weights, spec_.experts_per_token};
+}
+
+// Standard normal numbers of the tokens, where the router runs.
+MatrixView<float> Router::noise(Exec const& exec, std::span<std::uint32_t const> positions, Activations& act) const {
+  MatrixView<float> const eps = act.noise.view().first_rows(positions.size()).columns(0, spec_.num_experts);
+  if (!exec.device()) {
+    router_noise(spec_.noise->seed, positions, layer_, eps);
+    return eps;
+  }
+  act.on_host.resize(positions.size() * spec_.num_experts);
+  router_noise(spec_.noise->seed, positions, layer_, {act.on_host.data(), positions.size(), spec_.num_experts});
+  MatrixView<float> const packed(eps.data, eps.rows, eps.cols);  // the buffer may be wider than this layer's rows
+  if (!act.on_host.empty()) exec.device()->upload(packed.data, act.on_host.data(), act.on_host.size() * sizeof(float));
+  return packed;
 }
 
 namespace {
@@ -99,13 +128,22 @@ DecoderLayer::DecoderLayer(NumberedLayer const& layer, std::size_t hidden, Weigh
 DecoderLayer::ExpertRows DecoderLayer::rows_for_experts(StepContext const& step, MatrixView<float> normed,
                                                         RoutingView routing, MatrixView<float> block_out) const {
   if (!std::get<Mixture>(ffn_).gate_on_input) return {normed, routing, block_out};
-  std::size_t const slots = routing.experts.size();
+  std::size_t const slots = normed.rows * routing.experts_per_token;
   Activations& act = step.act;
   MatrixView<float> const in = act.expert_in.view().first_rows(slots);  // [T*K,H]
-  scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
+  if (Device* device = step.exec.device()) {
+    device->scale_rows_into_slots(normed, routing.device_weights, routing.experts_per_token, in);
+  } else {
+    scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
+  }
   auto const ones = act.unit_weights.span().first(slots);
   std::ranges::fill(ones, 1.0F);
-  return {in, {routing.experts, ones, 1}, act.expert_out.view().first_rows(slots)};
+  RoutingView one_each{routing.experts, ones, 1};
+  if (step.exec.device()) {
+    one_each.device_experts = routing.device_experts;
+    one_each.device_weights = act.device_unit_weights.span().first(slots);
+  }
+  return {in, one_each, act.expert_out.view().first_rows(slots)};
 }
 
 void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> block_out) const {
@@ -165,7 +203,9 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   }
 
   auto const& [router, shared, gate_on_input, capacity] = std::get<Mixture>(ffn_);
-  RoutingView const routing = router.forward(step.exec, normed, step.positions, act);
+  RoutingView const routing =
+      router.forward(step.exec, normed, step.positions,
+                     {.moe_index = moe_index_, .on_host = step.experts.wants_routing_on_host()}, act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
@@ -173,15 +213,21 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   step.stages.end(Stage::dispatch);
   MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
   if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
-  step.balance.add(moe_index_, routing);
-  if (step.routed)
-    std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
+  if (!routing.experts.empty()) {                                                      // else when the step is over
+    step.balance.add(moe_index_, routing);
+    if (step.routed)
+      std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
+  }
   step.stages.end(Stage::shared_expert);
   co_await step.experts.answered(exchange);
   step.stages.end(Stage::experts);
   co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
   if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
-  if (step.tap) step.tap->moe_output(number_, block_out, shared ? shared_out : MatrixView<float>{});
+  if (step.tap) {
+    std::vector<float> shared_room;
+    step.tap->moe_output(number_, on_host(step.exec, block_out, act.on_host),
+                         shared ? on_host(step.exec, shared_out, shared_room) : MatrixView<float const>{});
+  }
   if (shared) add(step.exec, block_out, shared_out);
   add_to_residual(step, block_out);
   step.stages.end(Stage::combine);

@@ -75,16 +75,23 @@ class SharedExpert {
 class Router {
  public:
   Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, WeightLoader const& loader);
+  // Where a device's routing goes: among those of the step's MoE layers, and, if it is needed there, to the host.
+  struct Place {
+    std::size_t moe_index = 0;
+    bool on_host = true;
+  };
   // x: [T,H] -> routing of T tokens, in act's buffers.
   RoutingView forward(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> positions,
-                      Activations& act) const;
+                      Place place, Activations& act) const;
 
  private:
+  MatrixView<float> noise(Exec const& exec, std::span<std::uint32_t const> positions, Activations& act) const;
+
   RouterSpec spec_;
   std::uint32_t layer_;
-  PackedLinear gate_;                  // [E,H] fp32
-  std::vector<float> selection_bias_;  // [E] or empty
-  std::optional<PackedLinear> noise_;  // [E,H] fp32, only with noise on
+  PackedLinear gate_;                    // [E,H] fp32
+  AlignedBuffer<float> selection_bias_;  // [E] or empty
+  std::optional<PackedLinear> noise_;    // [E,H] fp32, only with noise on
 };
 
 // Who of a sequence gets to experts that take so many of its tokens and no more.

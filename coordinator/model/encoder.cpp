@@ -15,15 +15,6 @@ std::vector<DecoderLayer> load_layers(ModelSpec const& spec, WeightLoader const&
   return layers;
 }
 
-// Rows [begin, begin + count).
-TokenPlaces part_of(TokenPlaces const& places, std::size_t begin, std::size_t count) {
-  TokenPlaces part = places;
-  part.positions = places.positions.subspan(begin, count);
-  part.sequences = places.sequences.subspan(begin, count);
-  part.last = places.last.subspan(begin, count);
-  return part;
-}
-
 void copy_rows(MatrixView<float const> from, MatrixView<float> to) {
   std::memcpy(to.data, from.data, from.rows * from.cols * sizeof(float));
 }
@@ -56,7 +47,7 @@ Task Encoder::forward(FrameArena& arena, StepContext const& step, KvLayer& cache
   };
   auto const part_at = [&](std::size_t begin) {
     std::size_t const count = std::min(max_chunk_, rows - begin);
-    Part part{.places = part_of(step.places.front(), begin, count),
+    Part part{.places = step.places.front().part(begin, count),
               .step = step,
               .x = x_.view().row_range(begin, count),
               .own = step.act.x.view().first_rows(count)};

@@ -33,7 +33,7 @@ void GroupedAttention::normalise(Exec const& exec, bool after_rope, MatrixView<f
                                  MatrixView<float> k) const {
   auto const apply = [&](std::optional<HeadNorm> const& norm, MatrixView<float> x, std::size_t heads) {
     if (!norm || norm->spec.after_rope != after_rope) return;
-    rms_norm_heads(exec, x, norm->spec.scope == QkNormScope::head ? heads : 1, norm->weight, norm->spec.epsilon);
+    rms_norm_heads(exec, x, norm->spec.scope == QkNormScope::head ? heads : 1, norm->weight.span(), norm->spec.epsilon);
   };
   apply(q_norm_, q, num_heads);
   apply(k_norm_, k, num_kv_heads_);

@@ -62,19 +62,19 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
   return groups;
 }
 
-KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups,
-                 std::vector<std::size_t> const& blocks) {
+KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks,
+                 DeviceMemory* device) {
   auto const& layers = spec.decoder().layers;
   group_of_.resize(layers.size());
   for (std::size_t g = 0; g < groups.size(); ++g)
     if (groups[g].kind != KvCacheKind::cross)
       for (std::uint32_t l : groups[g].layers) group_of_[l] = g;
   for (std::size_t l = 0; l < layers.size(); ++l)
-    layers_.emplace_back(shape_of(layers[l].attention, groups[group_of_[l]].dtype, blocks[group_of_[l]]));
+    layers_.emplace_back(shape_of(layers[l].attention, groups[group_of_[l]].dtype, blocks[group_of_[l]]), device);
   if (!spec.encoder()) return;
   cross_group_ = groups.size() - 1;
   auto const add = [&](std::vector<KvLayer>& list, AttentionSpec const& a) {
-    list.emplace_back(shape_of(a, groups[cross_group_].dtype, blocks[cross_group_]));
+    list.emplace_back(shape_of(a, groups[cross_group_].dtype, blocks[cross_group_]), device);
   };
   for (auto const& layer : layers) add(cross_, layer.cross.value().attention);
   add(encoder_, spec.encoder()->layers.front().attention);

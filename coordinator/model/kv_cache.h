@@ -16,8 +16,9 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype);
 
 class KvCache {
  public:
-  // blocks[g]: number of blocks of group g.
-  KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks);
+  // blocks[g]: number of blocks of group g. device: that attends; null: this host.
+  KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks,
+          DeviceMemory* device = nullptr);
   KvLayer& layer(std::size_t index) { return layers_[index]; }
   [[nodiscard]] std::size_t group_of(std::size_t layer) const { return group_of_[layer]; }
   // With an encoder.

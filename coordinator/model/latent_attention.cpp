@@ -2,6 +2,7 @@
 
 #include "common/kernels/headwise_linear.h"
 #include "common/kernels/rope.h"
+#include "common/kernels/rows.h"
 #include "coordinator/model/attention.h"
 #include "coordinator/model/query_temperature.h"
 
@@ -80,20 +81,15 @@ void LatentAttention::forward(AttentionStep const& step, AttentionSpec const& sp
 
   for (std::size_t begin = 0; begin < x.rows; begin += kLatentTokens) {
     std::size_t const count = std::min(kLatentTokens, x.rows - begin);
-    TokenPlaces places = step.places;
-    places.positions = places.positions.subspan(begin, count);
-    places.sequences = places.sequences.subspan(begin, count);
+    TokenPlaces const places = step.places.part(begin, count);
     MatrixView<float> const part = q.row_range(begin, count);
     MatrixView<float> const queries =
         step.act.latent_queries.view().first_rows(count).columns(0, heads * key_dim);  // [S,Q*(C+R)]
     MatrixView<float> const sums =
         step.act.latent_attention.view().first_rows(count).columns(0, heads * kv_rank_);  // [S,Q*C]
     headwise_linear(exec, part, keys_, {.x_stride = q_dim, .y_stride = key_dim}, queries);
-    exec.pool().parallel_for(count, [&](std::size_t first, std::size_t last, std::size_t) {
-      for (std::size_t t = first; t < last; ++t)
-        for (std::size_t h = 0; h < heads; ++h)
-          std::copy_n(part.row(t) + h * q_dim + nope_dim_, rope_dim_, queries.row(t) + h * key_dim + kv_rank_);
-    });
+    copy_head_columns(exec, part, {.stride = q_dim, .first = nope_dim_}, heads, rope_dim_,
+                      {.stride = key_dim, .first = kv_rank_}, queries);
     paged_attention(exec, queries, places, step.cache,
                     {.num_heads = heads, .scale = spec.softmax_scale, .span = spec.span, .sinks = sinks}, sums);
     headwise_linear(exec, sums, values_, {.x_stride = kv_rank_, .y_stride = value_dim_}, out.row_range(begin, count));

@@ -12,9 +12,9 @@ Norm::Norm(NormSpec const& spec, std::size_t columns, WeightLoader const& loader
 
 void Norm::forward(Exec const& exec, MatrixView<float const> x, MatrixView<float> out) const {
   if (kind_ == NormKind::rms)
-    rms_norm(exec, x, weight_, epsilon_, out);
+    rms_norm(exec, x, weight_.span(), epsilon_, out);
   else
-    layer_norm(exec, x, weight_, bias_, epsilon_, out);
+    layer_norm(exec, x, weight_.span(), bias_.span(), epsilon_, out);
 }
 
 }  // namespace expertmesh

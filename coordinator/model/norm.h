@@ -1,7 +1,6 @@
 // A normalisation with its weights, of whichever kind the spec says.
 #pragma once
 #include <cstddef>
-#include <vector>
 
 #include "common/kernels/exec.h"
 #include "common/tensor/tensor.h"
@@ -20,8 +19,8 @@ class Norm {
  private:
   NormKind kind_;
   float epsilon_;
-  std::vector<float> weight_;  // [columns]
-  std::vector<float> bias_;    // [columns] or empty
+  AlignedBuffer<float> weight_;  // [columns]
+  AlignedBuffer<float> bias_;    // [columns] or empty
 };
 
 }  // namespace expertmesh

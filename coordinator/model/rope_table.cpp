@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "common/base/check.h"
+#include "common/kernels/device.h"
 
 namespace expertmesh {
 namespace {
@@ -97,11 +98,13 @@ void inverse_frequencies(RopeSpec const& spec, std::size_t length, std::span<flo
   }
 }
 
-RopeTable::RopeTable(RopeSpec const& spec, std::size_t max_tokens)
+RopeTable::RopeTable(RopeSpec const& spec, std::size_t max_tokens, DeviceMemory* device)
     : spec_(spec),
       inverse_frequencies_(spec.rotary_dim / 2),
       cos_(max_tokens, spec.rotary_dim / 2),
-      sin_(max_tokens, spec.rotary_dim / 2) {
+      sin_(max_tokens, spec.rotary_dim / 2),
+      device_cos_(device ? max_tokens : 0, spec.rotary_dim / 2, device),
+      device_sin_(device ? max_tokens : 0, spec.rotary_dim / 2, device) {
   inverse_frequencies(spec_, 0, inverse_frequencies_);
 }
 
@@ -127,9 +130,16 @@ void RopeTable::compute(Exec const& exec, std::span<std::uint32_t const> positio
       }
     }
   });
+  if (Device* device = exec.device(); device && num_tokens_ * pairs > 0) {
+    std::size_t const bytes = num_tokens_ * pairs * sizeof(float);
+    device->upload(device_cos_.view().data, cos_.view().data, bytes);
+    device->upload(device_sin_.view().data, sin_.view().data, bytes);
+  }
 }
 
 RopeAngles RopeTable::angles() const {
+  if (device_cos_.size_bytes() > 0)
+    return {device_cos_.view().first_rows(num_tokens_), device_sin_.view().first_rows(num_tokens_)};
   return {cos_.view().first_rows(num_tokens_), sin_.view().first_rows(num_tokens_)};
 }
 

@@ -32,7 +32,8 @@ void inverse_frequencies(RopeSpec const& spec, std::size_t length, std::span<flo
 
 class RopeTable {
  public:
-  RopeTable(RopeSpec const& spec, std::size_t max_tokens);
+  // device: that rotates; null: this host.
+  RopeTable(RopeSpec const& spec, std::size_t max_tokens, DeviceMemory* device = nullptr);
   // For tokens at `positions` [T] of sequences with prompts of `prompt_lengths` [T] tokens. The length that kinds with
   // depends_on_length() go by is max(prompt_length, position + 1): a pure function of the token and its prompt.
   void compute(Exec const& exec, std::span<std::uint32_t const> positions,
@@ -46,6 +47,8 @@ class RopeTable {
   std::vector<float> inverse_frequencies_;  // [R/2] of sequences up to original_max_position
   Matrix<float> cos_;                       // [T,R/2]
   Matrix<float> sin_;
+  Matrix<float> device_cos_;  // the same on the device, if there is one
+  Matrix<float> device_sin_;
   std::size_t num_tokens_ = 0;
 };
 

@@ -16,6 +16,10 @@ TokenEmbedding::TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, We
                  : std::make_shared<StoredTensor const>(loader.stored(name_, spec.vocab, spec.hidden))),
       multiplier_(spec.embedding_multiplier),
       sinusoids_(spec.sinusoidal_positions) {
+  if (loader.device())
+    device_table_ = other && other->name_ == name_
+                        ? other->device_table_
+                        : std::make_shared<AlignedBuffer<std::byte> const>(table_->bytes, loader.device());
   if (!sinusoids_) return;
   std::size_t const half = spec.hidden / 2;
   auto const step = static_cast<float>(std::log(10000.0) / static_cast<double>(half - 1));
@@ -24,7 +28,7 @@ TokenEmbedding::TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, We
 }
 
 void TokenEmbedding::forward(StepContext const& step, MatrixView<float> out) {
-  embedding(step.exec, step.ids, table_->dtype, table_->bytes.data(), out);
+  embedding(step.exec, step.ids, table_->dtype, device_table_ ? device_table_->data() : table_->bytes.data(), out);
   if (multiplier_ != 1.0F) scale(step.exec, out, multiplier_);
   if (sinusoids_) add_sinusoids(step, out);
 }

@@ -25,7 +25,8 @@ class TokenEmbedding {
   void add_sinusoids(StepContext const& step, MatrixView<float> out);
 
   std::string name_;
-  std::shared_ptr<StoredTensor const> table_;  // [V,H]
+  std::shared_ptr<StoredTensor const> table_;                     // [V,H] on the host
+  std::shared_ptr<AlignedBuffer<std::byte> const> device_table_;  // the same on the device, if there is one
   float multiplier_;
   std::optional<SinusoidalPositions> sinusoids_;
   std::vector<float> frequencies_;      // [H/2] e^(-i ln(10000) / (H/2 - 1))

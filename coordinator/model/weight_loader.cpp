@@ -14,19 +14,20 @@ auto WeightLoader::counted(Read read) const {
 }
 
 PackedLinear WeightLoader::linear(std::initializer_list<LinearPart> parts, std::size_t k) const {
-  return counted([&](WeightReader& reader) { return load_linear(reader, format_, parts, k); });
+  return counted([&](WeightReader& reader) { return load_linear(reader, format_, parts, k, device_); });
 }
 
 PackedLinear WeightLoader::linear_float32(LinearPart const& part, std::size_t k) const {
-  return counted([&](WeightReader& reader) { return load_linear(reader, kFloat32Weights, {&part, 1}, k); });
+  return counted([&](WeightReader& reader) { return load_linear(reader, kFloat32Weights, {&part, 1}, k, device_); });
 }
 
 FfnWeights WeightLoader::ffn(FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation) const {
-  return counted([&](WeightReader& reader) { return load_ffn(reader, format_, tensors, shape, activation); });
+  return counted([&](WeightReader& reader) { return load_ffn(reader, format_, tensors, shape, activation, device_); });
 }
 
-std::vector<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
-  return counted([&](WeightReader& reader) { return reader.read(slice, n); });
+AlignedBuffer<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
+  std::vector<float> const numbers = counted([&](WeightReader& reader) { return reader.read(slice, n); });
+  return AlignedBuffer<float>(std::span(numbers), device_);
 }
 
 Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const {
@@ -46,7 +47,7 @@ Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std
 }
 
 PackedMatrix WeightLoader::packed(MatrixView<float const> numbers) const {
-  PackedMatrix out(format_, numbers.rows, numbers.cols);
+  PackedMatrix out(format_, numbers.rows, numbers.cols, device_);
   for (std::size_t row = 0; row < numbers.rows; ++row)
     out.set_rows(row, 1, DType::f32, reinterpret_cast<std::byte const*>(numbers.row(row)));
   return out;

@@ -12,9 +12,12 @@ namespace expertmesh {
 
 class WeightLoader {
  public:
-  // on_bytes hears the checkpoint bytes read since the last call.
-  WeightLoader(WeightSource const& source, WeightFormat format, std::function<void(std::size_t)> on_bytes)
-      : source_(source), format_(format), on_bytes_(std::move(on_bytes)) {}
+  // on_bytes hears the checkpoint bytes read since the last call. device: where the tensors go; null: this host.
+  WeightLoader(WeightSource const& source, WeightFormat format, std::function<void(std::size_t)> on_bytes,
+               DeviceMemory* device = nullptr)
+      : source_(source), format_(format), on_bytes_(std::move(on_bytes)), device_(device) {}
+
+  [[nodiscard]] DeviceMemory* device() const { return device_; }
 
   [[nodiscard]] bool holds(std::string_view name) const { return source_.holds(name); }
   // The parts one below the other, [sum of rows, K], in the profile's format.
@@ -24,14 +27,15 @@ class WeightLoader {
   // An FFN of this process, in the profile's format.
   [[nodiscard]] FfnWeights ffn(FfnTensors const& tensors, FfnShape const& shape,
                                ActivationSpec const& activation) const;
-  [[nodiscard]] std::vector<float> floats(VectorSlice const& slice, std::size_t n) const;
-  [[nodiscard]] std::vector<float> floats(std::string const& name, std::size_t n) const {
+  [[nodiscard]] AlignedBuffer<float> floats(VectorSlice const& slice, std::size_t n) const;
+  [[nodiscard]] AlignedBuffer<float> floats(std::string const& name, std::size_t n) const {
     return floats(VectorSlice{name}, n);
   }
-  // [n,k] in fp32, and such a matrix packed in the profile's format: for weights that are rearranged in between.
+  // [n,k] in fp32 on the host, and such a matrix packed in the profile's format: for weights that are rearranged in
+  // between.
   [[nodiscard]] Matrix<float> numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const;
   [[nodiscard]] PackedMatrix packed(MatrixView<float const> numbers) const;
-  // [rows,K] as stored, for row lookups.
+  // [rows,K] as stored, on the host, for row lookups.
   [[nodiscard]] StoredTensor stored(std::string const& name, std::size_t rows, std::size_t k) const;
 
  private:
@@ -41,6 +45,7 @@ class WeightLoader {
   WeightSource const& source_;
   WeightFormat format_;
   std::function<void(std::size_t)> on_bytes_;
+  DeviceMemory* device_;
 };
 
 }  // namespace expertmesh

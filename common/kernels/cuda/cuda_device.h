@@ -50,9 +50,10 @@ class CudaDevice final : public Device {
   // rope.cu
   void apply_rope(MatrixView<float> x, RopeHeads const& heads, MatrixView<float const> cos,
                   MatrixView<float const> sin) override;
-  // attention.cu
+  // kv_write.cu
   void kv_write(MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
                 KvLayerShape const& shape, DeviceKv const& cache) override;
+  // attention.cu
   void paged_attention(MatrixView<float const> q, TokenPlaces const& places, KvLayerShape const& kv,
                        DeviceKv const& cache, AttentionShape const& shape, std::size_t most_positions,
                        MatrixView<float> out) override;

@@ -3,6 +3,7 @@
 #include "common/kernels/cuda/activation.h"
 #include "common/kernels/cuda/cuda_device.h"
 #include "common/kernels/cuda/each.h"
+#include "common/kernels/rows.h"
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
 namespace {
@@ -91,9 +92,9 @@ struct CopyRows {
 
 struct CopyHeadColumns {
   Rows<float const> x;
-  Device::HeadRange from;
+  HeadRange from;
   Rows<float> out;
-  Device::HeadRange to;
+  HeadRange to;
   template <unsigned N>
   __device__ void at(unsigned t, unsigned head, unsigned i) const {
     store(out.at(t, head * to.stride + to.first + i), load<N>(x.at(t, head * from.stride + from.first + i)));

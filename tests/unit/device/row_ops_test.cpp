@@ -192,7 +192,7 @@ TEST_P(DeviceRowOpsTest, GatherRows) {
 TEST_P(DeviceRowOpsTest, CopyHeadColumns) {
   struct Shape {
     std::size_t heads, count;
-    Device::HeadRange from, to;
+    HeadRange from, to;
   };
   for (Margins margins : kMargins)
     for (auto const& [heads, count, from, to] : {Shape{1, 1, {1, 0}, {1, 0}},

@@ -7,6 +7,7 @@
 
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/experts/remote_experts.h"
+#include "coordinator/experts/resident_experts.h"
 #include "coordinator/model/model_plan.h"
 #include "coordinator/scheduler/scheduler.h"
 
@@ -25,25 +26,34 @@ class NoExperts final : public Experts {
   void finish(Exchange, MatrixView<float>) override {}
 };
 
+// Where the experts of a rig with a device are.
+enum class ExpertsAt { device, group_on_device };
+
 struct ModelRig {
   static constexpr std::size_t kMaxTokens = 128;
   static constexpr std::size_t kMaxInput = 320;  // of an encoder
 
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
-           std::size_t blocks_of_each_group = 64)
+           std::size_t blocks_of_each_group = 64, Device* device = nullptr, ExpertsAt experts_at = ExpertsAt::device)
       : ModelRig(model, dir, dtype, threads, isa,
-                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group)) {}
+                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group), kMaxTokens,
+                 device, experts_at) {}
   // kv_blocks: [KV groups]; max_tokens: of a step, and of what the encoder takes at once
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
-           std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens)
+           std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens, Device* device = nullptr,
+           ExpertsAt experts_at = ExpertsAt::device)
       : spec(std::move(model)),
         weights(open_checkpoint(dir)),
         pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512}),
+        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512, .max_heads = 16},
+             device),
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
-    if (!experts_spec.layers.empty())
+    if (!experts_spec.layers.empty() && device && experts_at == ExpertsAt::device)
+      resident.emplace(experts_spec, *weights, exchange_shape(spec, kMaxTokens).rows,
+                       exchange_shape(spec, kMaxTokens).experts_per_row, exec, [](auto, auto) {});
+    else if (!experts_spec.layers.empty())
       remote = make_local_experts(experts_spec, *weights,
                                   {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
                                    .max_tokens = exchange_shape(spec, kMaxTokens).rows},
@@ -52,11 +62,15 @@ struct ModelRig {
                     DecoderOptions{.max_tokens = max_tokens,
                                    .max_input = kMaxInput,
                                    .weights = weight_format_of(dtype),
-                                   .on_bytes_loaded = [](auto) {}});
+                                   .on_bytes_loaded = [](auto) {},
+                                   .device = device});
     groups = kv_cache_specs(spec, dtype);
-    kv.emplace(spec, groups, blocks);
+    kv.emplace(spec, groups, blocks, device);
     runner.emplace(spec, StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = 16, .record_routing = true}, exec,
-                   *decoder, *kv, remote ? static_cast<Experts&>(*remote) : no_experts);
+                   *decoder, *kv,
+                   resident ? static_cast<Experts&>(*resident)
+                   : remote ? static_cast<Experts&>(*remote)
+                            : no_experts);
   }
 
   ModelSpec spec;
@@ -65,6 +79,7 @@ struct ModelRig {
   Exec exec;
   NoExperts no_experts;
   std::unique_ptr<RemoteExperts> remote;
+  std::optional<ResidentExperts> resident;
   std::optional<Decoder> decoder;
   std::vector<KvCacheSpec> groups;
   std::vector<std::size_t> blocks;  // [KV groups]

@@ -143,7 +143,7 @@ TEST(ExpertStore, TheChecksumCoversTheBiases) {
   std::uint64_t const sum = checksum_of(expert);
   EXPECT_EQ(checksum_of(load_expert(model.layers[0], 0, kFloat32Weights, source)), sum);
   EXPECT_NE(checksum_of(load_expert(model.layers[0], 1, kFloat32Weights, source)), sum);
-  for (std::vector<float>* bias : {&expert.gate_up.bias, &expert.down.bias})
+  for (AlignedBuffer<float>* bias : {&expert.gate_up.bias, &expert.down.bias})
     for (std::size_t i : {std::size_t{0}, bias->size() - 1}) {
       float const before = (*bias)[i];
       (*bias)[i] = before + 1;

@@ -59,8 +59,9 @@ TEST_P(StepPathTest, NothingAllocates) {
   auto const x = reference::random_matrix(5, 32, 1);
   Matrix<float> y(5, 64);
   auto const up = reference::packed(kBfloat16Weights, reference::random_matrix(64, 32, 2).view());
+  std::vector<float> const ones(64, 1.0F);
   FfnWeights const ffn{.gate_up = {reference::packed(kBfloat16Weights, reference::random_matrix(64, 32, 3).view()),
-                                   std::vector<float>(64, 1.0F)},
+                                   AlignedBuffer<float>(std::span(ones))},
                        .down = {reference::packed(kBfloat16Weights, reference::random_matrix(32, 32, 4).view()), {}}};
   FfnWeights const* const groups[] = {&ffn};
   std::size_t const offsets[] = {0, 1};

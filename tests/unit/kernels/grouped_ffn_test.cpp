@@ -55,13 +55,13 @@ struct Expert {
     weights.gate_up.w.set_rows(0, gates, DType::f32, bytes(plain.gate));
     weights.gate_up.w.set_rows(gates, f, DType::f32, bytes(plain.up));
     weights.down.w = reference::packed(format, plain.down.view());
-    if (form.gate_bias || form.up_bias) weights.gate_up.bias.resize(gates + f);
+    if (form.gate_bias || form.up_bias) weights.gate_up.bias = AlignedBuffer<float>(gates + f);
     auto const copy = [](Matrix<float> const& bias, float* out) {
       std::copy_n(bias.view().data, bias.view().rows * bias.view().cols, out);
     };
     copy(plain.gate_bias, weights.gate_up.bias.data());
     copy(plain.up_bias, weights.gate_up.bias.data() + gates);
-    weights.down.bias.resize(form.down_bias ? h : 0);
+    weights.down.bias = AlignedBuffer<float>(form.down_bias ? h : 0);
     copy(plain.down_bias, weights.down.bias.data());
     weights.activation = form.activation;
   }

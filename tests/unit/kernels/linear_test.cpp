@@ -89,7 +89,7 @@ TEST_P(LinearTest, TheBiasIsAddedToTheFinishedSum) {
         auto const x = random_matrix(m, 33, 1);
         auto const b = random_matrix(1, n, 3);
         PackedLinear const l{reference::packed(format, random_matrix(n, 33, 2).view()),
-                             {b.view().data, b.view().data + n}};
+                             AlignedBuffer<float>(std::span<float const>(b.view().data, n))};
         Matrix<float> y(m, n + 3);
         linear(rig.exec, x.view(), l, y.view().columns(1, n));
         auto expected = run(rig.exec, x.view(), l.w);

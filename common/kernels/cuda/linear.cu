@@ -1,0 +1,126 @@
+#include "common/base/check.h"
+#include "common/kernels/cuda/cuda_device.h"
+#include "common/kernels/cuda/dot_rows.h"
+#include "common/kernels/headwise_linear.h"
+
+namespace expertmesh::EM_DEVICE_NAMESPACE {
+namespace {
+
+// A kernel's arguments have 4 KiB. More heads are more launches.
+constexpr std::size_t kHeadsAtOnce = 256;
+
+// y of head h [M,N] = x of head h [M,K] times w[h]^T, plus bias.
+template <class T, std::size_t kHeads>
+struct LinearJob {
+  T const* w[kHeads] = {};  // [N][weight_stride(K)]
+  float const* bias = nullptr;
+  float const* x = nullptr;
+  float* y = nullptr;
+  std::size_t x_stride = 0;
+  std::size_t y_stride = 0;
+  std::size_t x_head = 0;  // elements from one head's columns to the next's
+  std::size_t y_head = 0;
+  std::size_t n = 0;
+  std::size_t k = 0;
+  std::size_t m = 0;
+  std::size_t heads = 1;
+  std::size_t tiles = 0;   // of a head
+  std::size_t passes = 0;  // of a head
+  unsigned pass_rows = 0;
+  unsigned chunk_steps = 0;
+  bool rounds = false;
+
+  // Passes of a tile are neighbours: the first brings the weights nearer for the others.
+  EM_BOTH std::size_t num_parts() const { return heads * tiles * passes; }
+  __device__ DotPart part(std::size_t i) const {
+    std::size_t const pass = i % passes;
+    std::size_t const left = m - pass * pass_rows;
+    return {.tile = i / passes % tiles,
+            .pass = i / passes / tiles * passes + pass,
+            .rows = left < pass_rows ? static_cast<unsigned>(left) : pass_rows};
+  }
+  __device__ std::size_t head(DotPart const& part) const { return kHeads == 1 ? 0 : part.pass / passes; }
+  __device__ std::size_t row(DotPart const& part, unsigned r) const { return part.pass % passes * pass_rows + r; }
+
+  __device__ unsigned rows_per_output() const { return 1; }
+  __device__ T const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
+    std::size_t const row = output + r < n ? output + r : n - 1;
+    return w[head(part)] + row * ((k + kWeightStride - 1) / kWeightStride * kWeightStride);
+  }
+  __device__ float const* x_row(DotPart const& part, unsigned r) const {
+    return x + row(part, r) * x_stride + head(part) * x_head;
+  }
+  __device__ void finish(DotPart const& part, DotPlace const& place, float sum) const {
+    std::size_t const column = place.output + place.r;
+    if (!place.first || place.m >= part.rows || column >= n) return;
+    y[row(part, place.m) * y_stride + head(part) * y_head + column] = bias ? sum + bias[column] : sum;
+  }
+};
+
+template <class Shape, unsigned R, class T, std::size_t kHeads>
+LinearJob<T, kHeads> in_parts(LinearJob<T, kHeads> job) {
+  std::size_t const columns = kDotWarps * R;  // of a tile
+  job.tiles = (job.n + columns - 1) / columns;
+  job.pass_rows = static_cast<unsigned>(std::min<std::size_t>(job.m, Shape::kPassRows));
+  job.passes = (job.m + job.pass_rows - 1) / job.pass_rows;
+  return job;
+}
+
+// heads: at most kHeads.
+template <class T, std::size_t kHeads>
+void linear_of(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight const> heads, float const* bias,
+               HeadColumns const& columns, MatrixView<float> y) {
+  DeviceWeight const& w = heads.front();
+  LinearJob<T, kHeads> job{.bias = bias,
+                           .x = x.data,
+                           .y = y.data,
+                           .x_stride = x.stride,
+                           .y_stride = y.stride,
+                           .x_head = columns.x_stride,
+                           .y_head = columns.y_stride,
+                           .n = w.n,
+                           .k = w.k,
+                           .m = x.rows,
+                           .heads = heads.size(),
+                           .rounds = w.activation == ActivationRule::round_to_bf16};
+  for (std::size_t h = 0; h < heads.size(); ++h) job.w[h] = reinterpret_cast<T const*>(heads[h].data);
+  // A narrow weight leaves most of the device idle unless rows are shared out too.
+  auto const thin = in_parts<Thin, 1>(job);
+  if (job.m <= Thin::kPassRows || thin.num_parts() <= num_multiprocessors(stream) * Thin::kBlocks) {
+    launch_dot_rows<Thin, 1, T>(stream, "linear", thin.num_parts(), thin.pass_rows, thin);
+  } else {
+    auto const wide = in_parts<Wide, 4>(job);
+    launch_dot_rows<Wide, 4, T>(stream, "linear", wide.num_parts(), wide.pass_rows, wide);
+  }
+}
+
+template <std::size_t kHeads>
+void linear_of_any(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight const> heads, float const* bias,
+                   HeadColumns const& columns, MatrixView<float> y) {
+  EM_CHECK(heads.front().storage == DType::f32 || heads.front().storage == DType::bf16,
+           "weights of " << name_of(heads.front().storage));
+  if (x.rows == 0) return;
+  if (heads.front().storage == DType::bf16)
+    linear_of<std::uint16_t, kHeads>(stream, x, heads, bias, columns, y);
+  else
+    linear_of<float, kHeads>(stream, x, heads, bias, columns, y);
+}
+
+}  // namespace
+
+void CudaDevice::linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
+                        MatrixView<float> y) {
+  linear_of_any<1>(*stream_, x, {&w, 1}, bias.empty() ? nullptr : bias.data(), {}, y);
+}
+
+void CudaDevice::headwise_linear(MatrixView<float const> x, std::span<DeviceWeight const> w, HeadColumns const& columns,
+                                 MatrixView<float> y) {
+  for (std::size_t head = 0; head < w.size(); head += kHeadsAtOnce) {
+    std::size_t const count = std::min(kHeadsAtOnce, w.size() - head);
+    x.data += head == 0 ? 0 : kHeadsAtOnce * columns.x_stride;
+    y.data += head == 0 ? 0 : kHeadsAtOnce * columns.y_stride;
+    linear_of_any<kHeadsAtOnce>(*stream_, x, w.subspan(head, count), nullptr, columns, y);
+  }
+}
+
+}  // namespace expertmesh::EM_DEVICE_NAMESPACE

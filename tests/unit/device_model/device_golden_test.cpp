@@ -1,0 +1,102 @@
+// The reference checkpoints on a device: the reference's logits, routing and hidden states; the same bits for any batch
+// and chunk. The device is a GPU where EM_TEST_DEVICE names one (cuda), else its emulation on the host.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <set>
+#include <string>
+
+#include "tests/unit/device/test_device.h"
+#include "tests/unit/engine/golden_rig.h"
+
+namespace expertmesh {
+namespace {
+
+using test::KeepLayers;
+using test::kMaxTokens;
+using test::kTolerance;
+using test::largest_of;
+using test::Model;
+using test::num_prompts;
+using test::prompt_of;
+
+class DeviceModel : public testing::TestWithParam<std::string> {
+ protected:
+  std::filesystem::path const dir = test::model_dir(GetParam());
+  test::GoldenFile const golden{dir / "golden.safetensors"};
+  Device& device = test::test_device();
+};
+
+TEST_P(DeviceModel, GivesTheReferencesLogitsRoutingAndHiddenStates) {
+  Model model(dir, DType::f32, 1, best_isa(), &device);
+  KeepLayers kept;
+  model.runner->set_tap(&kept);
+  for (std::size_t p = 0; p < num_prompts(golden); ++p) {
+    auto const prompt = prompt_of(golden, p);
+    std::string const prefix = "prompt" + std::to_string(p) + ".";
+    auto const output = model.run({prompt}, kMaxTokens)[0];
+    ASSERT_EQ(output.logprobs.size(), prompt.size());
+    double const error = test::logit_error(output, golden.floats(prefix + "logits"), model.spec.vocab);
+    EXPECT_LE(error, kTolerance) << prefix;
+    RecordProperty(prefix + "logit_error", std::to_string(error));
+    for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
+      std::string const name = prefix + "router." + std::to_string(model.runner->moe_layers()[m]) + ".experts";
+      if (!golden.has(name)) continue;
+      auto const experts = golden.ints(name);
+      for (std::size_t t = 0; t < prompt.size(); ++t) {
+        auto const& chosen = output.experts[t][m];
+        EXPECT_TRUE(std::is_permutation(chosen.begin(), chosen.end(),
+                                        experts.begin() + static_cast<std::ptrdiff_t>(t * chosen.size())))
+            << "position " << t << ", mixture " << m;
+      }
+    }
+    std::size_t const layers = model.spec.stacks.front().layers.size();
+    for (std::size_t l = 0; l < layers; ++l) {
+      auto const expected = golden.floats(prefix + "hidden." + std::to_string(l));
+      auto const& got = kept.hidden_by_index.at(l);
+      ASSERT_EQ(got.size(), expected.size());
+      double const bound = kTolerance * static_cast<double>(largest_of(expected));
+      for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], bound) << prefix << l << ", " << i;
+    }
+  }
+  model.runner->set_tap(nullptr);
+}
+
+// One model of each kind of attention and mixture; all of them with EM_DEVICE_ALL=1, which takes minutes where the
+// device is emulated.
+TEST_P(DeviceModel, BitsDoNotDependOnBatchChunkOrPlaceOfTheExperts) {
+  static std::set<std::string> const kSome{"deepseek_v3", "gpt_oss", "llama4", "phimoe"};
+  if (!kSome.contains(GetParam()) && std::getenv("EM_DEVICE_ALL") == nullptr)
+    GTEST_SKIP() << "EM_DEVICE_ALL is not set";
+  std::vector<std::vector<TokenId>> prompts;
+  for (std::size_t p = 0; p < num_prompts(golden); ++p) prompts.push_back(prompt_of(golden, p));
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Model model(dir, dtype, 1, best_isa(), &device);
+    auto const alone = model.run({prompts.back()}, kMaxTokens)[0];
+    for (std::size_t budget : {9, 128}) {
+      auto const got = model.run({prompts[prompts.size() - 2], prompts.back()}, budget)[1];
+      EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", budget " << budget;
+      EXPECT_EQ(got.experts, alone.experts);
+    }
+    // As workers would get them: rows by way of the host.
+    Model by_host(dir, dtype, 1, best_isa(), &device, test::ExpertsAt::group_on_device);
+    auto const got = by_host.run({prompts.back()}, kMaxTokens)[0];
+    EXPECT_EQ(got.logprobs, alone.logprobs) << name_of(dtype) << ", by the host";
+    EXPECT_EQ(got.experts, alone.experts);
+    for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
+      double tokens = 0;
+      for (double const load : by_host.runner->balance().layer(m).load) tokens += load;
+      EXPECT_EQ(tokens, static_cast<double>(prompts.back().size() * alone.experts[0][m].size())) << "mixture " << m;
+    }
+  }
+}
+
+std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
+  std::string name = info.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+INSTANTIATE_TEST_SUITE_P(Cases, DeviceModel, testing::ValuesIn(test::kReferenceModels), name_of_case);
+
+}  // namespace
+}  // namespace expertmesh

@@ -5,8 +5,8 @@
 #include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
-#include "common/transport/mpi_runtime.h"
 #include "common/protocol/control_messages.h"
+#include "common/transport/mpi_runtime.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
@@ -104,13 +104,15 @@ Isa pick_isa(ModelRuntimeOptions const& options) {
   return isa;
 }
 
-ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
+ExecLimits exec_limits(ModelSpec const& spec, RuntimeSizes const& sizes) {
+  std::size_t const tokens = sizes.max_num_batched_tokens;
   LayerMaxima const m = layer_maxima(spec);
   return {
       .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
       .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
       .max_value_dim = m.value_dim,
-      .max_heads = m.num_heads};
+      .max_heads = m.num_heads,
+      .max_positions = (sizes.max_model_len + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens};
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
@@ -234,7 +236,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_), own_cores(options_));
-  exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens), device_.get());
+  exec_.emplace(isa_, *pool_, exec_limits(spec_, sizes_), device_.get());
   load_experts(std::move(on_change));
 
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);

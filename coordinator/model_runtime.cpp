@@ -7,6 +7,7 @@
 #include "common/base/paths.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
+#include "coordinator/engine/step_memory.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
@@ -15,10 +16,9 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kMaxLogitRows = 64;      // rows of one LM-head call
-constexpr double kDefaultKvShare = 0.4;        // of free memory
-constexpr double kOwnExpertsShare = 0.5;       // of what is left then, for experts of dead workers
-constexpr std::size_t kDeviceBuffersPart = 8;  // one of so many of what a device has beside weights is for buffers
+constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
+constexpr double kDefaultKvShare = 0.4;    // of free memory
+constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
 
 SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spec) {
   return {.max_num_seqs = sizes.max_num_seqs,
@@ -27,21 +27,31 @@ SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spe
           .num_expert_counts = num_expert_counts(spec)};
 }
 
-// Of the device, that weights of this process leave to its KV cache. Throws where not even they have room.
-std::size_t kv_bytes_on(Device const& device, ModelRuntimeOptions const& options, ModelPlan const& plan) {
-  std::size_t weights = plan.coordinator_bytes;
-  if (!options.clustered())
-    for (std::size_t const bytes : plan.worker_bytes) weights += bytes;
-  auto const usable = static_cast<std::size_t>(options.device_memory_share * static_cast<double>(device.free_bytes()));
-  if (weights > usable)
-    throw ModelError("not enough memory on " + device.name() + ": " + human_bytes(weights) + " for weights, but " +
-                     human_bytes(usable) + " of " + human_bytes(device.free_bytes()) +
-                     " free may be used (--gpu-memory-utilization)");
-  return usable - weights;
+StepSizes step_sizes(RuntimeSizes const& sizes) {
+  return {.tokens = sizes.max_num_batched_tokens,
+          .logit_rows = kMaxLogitRows,
+          .sequences = sizes.max_num_seqs,
+          .length = sizes.max_model_len};
+}
+
+// Of the device, that weights and buffers of this process leave to its KV cache. Throws where not even they have room.
+// experts: that the device holds, or null.
+std::size_t kv_bytes_on(Device const& device, double share, ModelSpec const& spec, ExpertModelSpec const* experts,
+                        ModelPlan const& plan, StepSizes const& sizes) {
+  std::size_t const weights = plan.coordinator_bytes + (experts ? device_expert_bytes(*experts) : 0);
+  std::size_t const buffers = device_buffer_bytes(spec, sizes, experts, device);
+  std::size_t const free = device.free_bytes();
+  auto const usable = static_cast<std::size_t>(share * static_cast<double>(free));
+  if (weights + buffers > usable)
+    throw ModelError("not enough memory on " + device.name() + ": " + human_bytes(weights) + " for weights + " +
+                     human_bytes(buffers) + " for buffers (--max-num-batched-tokens), but " + human_bytes(usable) +
+                     " of " + human_bytes(free) + " free may be used (--gpu-memory-utilization)");
+  return usable - weights - buffers;
 }
 
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
-                     std::vector<KvCacheSpec> const& kv_groups, Device const* device, ModelPlan const& plan) {
+                     std::vector<KvCacheSpec> const& kv_groups, Device const* device, ExpertModelSpec const& experts,
+                     ModelPlan const& plan) {
   RuntimeSizes s;
   s.max_model_len = options.max_model_len.value_or(spec.max_position);
   if (s.max_model_len > spec.max_position && !spec.goes_beyond_max_position)
@@ -58,10 +68,11 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
   std::size_t const bytes =
       options.kv_cache_bytes
           ? *options.kv_cache_bytes
-          : std::min(
-                bytes_for(s.max_model_len),
-                device ? kv_bytes_on(*device, options, plan) - kv_bytes_on(*device, options, plan) / kDeviceBuffersPart
-                       : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
+          : std::min(bytes_for(s.max_model_len),
+                     device
+                         ? kv_bytes_on(*device, options.device_memory_share, spec,
+                                       options.clustered() ? nullptr : &experts, plan, step_sizes(s))
+                         : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
   if (std::size_t const least = bytes_for(0); bytes < least)
     throw ModelError("the KV cache of " + human_bytes(bytes) + " (--kv-cache-memory) cannot hold one sequence of " +
                      std::to_string(s.max_model_len) + " tokens (--max-model-len), which needs " + human_bytes(least));
@@ -102,17 +113,6 @@ Isa pick_isa(ModelRuntimeOptions const& options) {
   if (std::ranges::find(runnable, isa) == runnable.end())
     throw ModelError("--isa " + std::string(name_of(isa)) + ": this processor does not run it");
   return isa;
-}
-
-ExecLimits exec_limits(ModelSpec const& spec, RuntimeSizes const& sizes) {
-  std::size_t const tokens = sizes.max_num_batched_tokens;
-  LayerMaxima const m = layer_maxima(spec);
-  return {
-      .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
-      .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
-      .max_value_dim = m.value_dim,
-      .max_heads = m.num_heads,
-      .max_positions = (sizes.max_model_len + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens};
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
@@ -224,7 +224,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
-      sizes_(size_up(options, spec_, kv_groups_, device_.get(), plan_)) {
+      sizes_(size_up(options, spec_, kv_groups_, device_.get(), experts_spec_, plan_)) {
   (void)worker_kernels(options, isa_);
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
@@ -236,7 +236,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_), own_cores(options_));
-  exec_.emplace(isa_, *pool_, exec_limits(spec_, sizes_), device_.get());
+  exec_.emplace(isa_, *pool_, exec_limits(spec_, step_sizes(sizes_), options_.clustered()), device_.get());
   load_experts(std::move(on_change));
 
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);

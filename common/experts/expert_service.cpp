@@ -21,8 +21,11 @@ std::size_t max_hidden(ExpertStore const& store) {
 ExecLimits ExpertService::exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits,
                                       std::size_t max_messages) {
   ExecLimits out{.max_rows = std::min(kMaxKernelRows, limits.max_entries * max_messages), .max_columns = 0};
-  for (auto const& layer : model.layers)
+  for (auto const& layer : model.layers) {
     out.max_columns = std::max({out.max_columns, layer.hidden, 2 * layer.intermediate});
+    out.max_hidden = std::max(out.max_hidden, layer.hidden);
+    out.max_intermediate = std::max(out.max_intermediate, layer.intermediate);
+  }
   return out;
 }
 

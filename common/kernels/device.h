@@ -78,8 +78,9 @@ class Device : public DeviceMemory {
  public:
   [[nodiscard]] virtual std::string name() const = 0;  // "cuda:0 NVIDIA H200"
   [[nodiscard]] virtual std::size_t free_bytes() const = 0;
-  // Room for the largest call that an Exec will make. At start-up.
+  // Room for the largest call that an Exec will make, shared by all that reserve some. At start-up.
   virtual void reserve(ExecLimits const& limits) = 0;
+  [[nodiscard]] virtual std::size_t scratch_bytes(ExecLimits const& limits) const = 0;  // that it takes
   virtual void synchronize() = 0;  // throws DeviceError of anything since the last one
 
   // linear.h, headwise_linear.h. bias: [N] or empty. w of headwise_linear: [Q], on the host.

@@ -79,4 +79,9 @@ Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device)
 
 Exec::~Exec() = default;
 
+std::size_t Exec::device_bytes(ExecLimits const& limits) {
+  return Scratch::wire_bytes(limits) + Scratch::wide_bytes(limits) + Scratch::staging_bytes(limits) +
+         Scratch::expert_entries(limits) * sizeof(DeviceExpert);
+}
+
 }  // namespace expertmesh

@@ -24,8 +24,11 @@ struct ExecLimits {
   std::size_t max_rows = 0;       // M of linear(), rows of grouped_ffn()
   std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
   std::size_t max_value_dim = 0;  // of a head in paged_attention()
-  std::size_t max_heads = 0;      // of paged_attention(), on a device
-  std::size_t max_positions = 0;  // that one token of paged_attention() attends to, whole blocks, on a device
+  // Of an Exec with a device:
+  std::size_t max_heads = 0;         // of paged_attention()
+  std::size_t max_positions = 0;     // that one token of paged_attention() attends to, whole blocks
+  std::size_t max_hidden = 0;        // H of rows between host and device: to_wire(), combine(), grouped_ffn()
+  std::size_t max_intermediate = 0;  // F of grouped_ffn() and Device::run_experts()
 };
 
 class Device;
@@ -37,6 +40,8 @@ class Exec {
   // except where an op's comment says "host". Null: none.
   Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device = nullptr);
   ~Exec();
+  // Bytes that one with these limits takes of its device, besides what Device::reserve() does.
+  [[nodiscard]] static std::size_t device_bytes(ExecLimits const& limits);
   Exec(Exec const&) = delete;
   Exec& operator=(Exec const&) = delete;
 

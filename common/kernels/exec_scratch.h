@@ -21,14 +21,30 @@ struct Exec::Scratch {
 
   // What passes between the host and the device.
   Scratch(ExecLimits const& limits, Device& device)
-      : row_bytes((limits.max_columns + 15) / 16 * 16 * sizeof(float)),
-        input(limits.max_rows * row_bytes),
+      : row_bytes(0),
+        input(wire_bytes(limits)),
         attention_row(0),
-        wire_rows(limits.max_rows * row_bytes, &device),
-        wide_rows(limits.max_rows * row_bytes, &device),
-        experts(limits.max_rows, &device),
-        staging(kStagedArrays * (limits.max_rows * sizeof(std::uint64_t) + kStagedAlignment), &device),
+        wire_rows(wire_bytes(limits), &device),
+        wide_rows(wide_bytes(limits), &device),
+        experts(expert_entries(limits), &device),
+        staging(staging_bytes(limits), &device),
         memory(&device) {}
+  static std::size_t wire_bytes(ExecLimits const& limits) {
+    return limits.max_rows * limits.max_hidden * sizeof(float);  // of the wider of the wire dtypes
+  }
+  static std::size_t wide_bytes(ExecLimits const& limits) {
+    return limits.max_intermediate == 0 ? 0 : wire_bytes(limits);
+  }
+  static std::size_t expert_entries(ExecLimits const& limits) {
+    return limits.max_intermediate == 0 ? 0 : limits.max_rows;
+  }
+  static std::size_t staging_bytes(ExecLimits const& limits) {
+    return kStagedArrays * (limits.max_rows * sizeof(std::uint64_t) + kStagedAlignment);
+  }
+  // Before rows of so many bytes together go through `input` and `wire_rows`.
+  void check_wire(std::size_t bytes) const {
+    EM_CHECK(bytes <= wire_rows.size(), bytes << " bytes of rows, room for " << wire_rows.size());
+  }
 
   // Numbers of the host for the device's next op. At most kStagedArrays for an op, of at most max_rows numbers each.
   template <class T>
@@ -55,7 +71,7 @@ struct Exec::Scratch {
 
   // With a device only, which uses `input` for rows that are on their way.
   AlignedBuffer<std::byte> wire_rows;   // [max_rows] of a wire dtype, on the device
-  AlignedBuffer<std::byte> wide_rows;   // [max_rows] fp32, on the device
+  AlignedBuffer<std::byte> wide_rows;   // [max_rows] fp32, on the device; of grouped_ffn() alone
   AlignedBuffer<DeviceExpert> experts;  // [max_rows], on the device: those of a grouped_ffn()
   AlignedBuffer<std::byte> staging;     // stage(), on the device
   DeviceMemory* memory = nullptr;

@@ -84,6 +84,7 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
     std::size_t const count = rows.offsets[end] - row;
     std::size_t const hidden = first.down.w.n();
     std::size_t const row_bytes = hidden * size_of(rows.wire);
+    scratch.check_wire(count * hidden * sizeof(float));
     std::vector<std::uint32_t> expert_of(count);
     for (std::size_t i = g; i < end; ++i)
       std::fill(expert_of.begin() + static_cast<std::ptrdiff_t>(rows.offsets[i] - row),

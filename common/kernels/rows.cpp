@@ -140,6 +140,7 @@ void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte*
   std::size_t const row_bytes = x.cols * size_of(wire);
   if (Device* device = exec.device()) {
     if (x.rows == 0) return;
+    exec.scratch().check_wire(x.rows * row_bytes);
     device->to_wire(x, wire, exec.scratch().wire_rows.data());
     return device->download(out, exec.scratch().wire_rows.data(), x.rows * row_bytes);
   }
@@ -161,6 +162,7 @@ void combine_on_device(Exec const& exec, DType wire, std::span<std::byte const* 
   if (rows.empty()) return;
   auto& scratch = exec.scratch();
   std::size_t const row_bytes = out.cols * size_of(wire);
+  scratch.check_wire(rows.size() * row_bytes);
   std::vector<std::uint32_t> experts(rows.size(), kNoExpert);  // which one does not matter
   for (std::size_t slot = 0; slot < rows.size(); ++slot) {
     if (rows[slot] == nullptr) continue;

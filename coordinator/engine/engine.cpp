@@ -116,6 +116,7 @@ Result<std::vector<SequenceId>> Engine::submit(std::vector<Submission> submissio
 
   std::lock_guard lock(mutex_);
   if (draining_) return unavailable("the server is shutting down");
+  if (!device_failure_.empty()) return unavailable(device_failure_);
   if (ledger_.queued + states.size() > options_.max_queued_requests)
     return ApiError{.status = 429,
                     .message = "the queue is full (" + std::to_string(ledger_.queued) + " of " +
@@ -144,7 +145,7 @@ void Engine::abort(SequenceId id, AbortReason reason) {
 
 std::string Engine::not_ready() const {
   std::lock_guard lock(mutex_);
-  return draining_ ? "the server is shutting down" : "";
+  return draining_ ? "the server is shutting down" : device_failure_;
 }
 
 void Engine::drain(Clock::time_point deadline) {
@@ -208,6 +209,18 @@ void Engine::fail_step(std::span<Sequence* const> sequences, std::string const& 
   for (Sequence const* sequence : sequences) ids.push_back(sequence->id);
   spdlog::error("{} requests end with an error: {}", ids.size(), reason);
   for (SequenceId const id : ids) end(*requests_.at(id), &Metrics::Ledger::failed, ErrorEvent{unavailable(reason)});
+}
+
+// What has failed once on a device leaves the rest in doubt: CUDA says the same of every later call. Whoever runs this
+// server sees that it is not ready.
+void Engine::lose_device(std::string const& reason) {
+  {
+    std::lock_guard lock(mutex_);
+    device_failure_ = reason;
+  }
+  std::vector<Sequence*> all;
+  for (auto const& [id, request] : requests_) all.push_back(&request->sequence);
+  fail_step(all, reason);
 }
 
 // A request that ran out of time: one that never started may be tried again, a cut answer is an error of this server.
@@ -296,6 +309,9 @@ bool Engine::decode(StepBatch const& batch) {
     deliver(batch, runner_.run(batch, wishes_));
   } catch (ExpertsLost const& lost) {
     fail_step(batch.sequences(), lost.what());
+    return false;
+  } catch (DeviceError const& error) {
+    lose_device(error.what());
     return false;
   }
   metrics_.count_stages(runner_.stages());

@@ -77,6 +77,7 @@ class Engine final : public Generator {
   // Counts the request as `counter`, frees what it holds and, where there is one, sends its last event.
   void end(RequestState& request, Counter counter, std::optional<GenerateEvent> event);
   void fail_step(std::span<Sequence* const> sequences, std::string const& reason);
+  void lose_device(std::string const& reason);
   void update_ledger();
   void publish_balance();
 
@@ -101,6 +102,7 @@ class Engine final : public Generator {
   Metrics::Ledger ledger_;
   std::uint64_t last_id_ = 0;
   bool draining_ = false;
+  std::string device_failure_;  // no step runs any more; empty: none
   std::thread thread_;
 };
 

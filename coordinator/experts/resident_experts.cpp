@@ -6,14 +6,21 @@
 #include "common/experts/expert_service.h"
 
 namespace expertmesh {
+namespace {
+
+std::size_t slot_bytes(ExpertModelSpec const& model, std::size_t max_tokens, std::size_t experts_per_token) {
+  std::size_t hidden = 0;
+  for (ExpertLayerSpec const& layer : model.layers) hidden = std::max(hidden, layer.hidden);
+  return max_tokens * experts_per_token * hidden * size_of(model.wire);
+}
+
+}  // namespace
 
 ResidentExperts::ResidentExperts(ExpertModelSpec const& model, WeightSource const& source, std::size_t max_tokens,
                                  std::size_t experts_per_token, Exec const& exec, ExpertStore::OnBytes const& on_bytes)
     : device_(*exec.device()),
       wire_(model.wire),
       store_(model, all_experts(model), source, exec.pool(), on_bytes, nullptr, exec.device()) {
-  std::size_t const max_slots = max_tokens * experts_per_token;
-  std::size_t hidden = 0;
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     std::vector<DeviceExpert> table;
     for (std::size_t e = 0; e < model.layers[i].experts.size(); ++e) table.push_back(on_device(store_.expert(i, e)));
@@ -29,12 +36,25 @@ ResidentExperts::ResidentExperts(ExpertModelSpec const& model, WeightSource cons
                      .gated = first.gated(),
                      .activation = first.activation,
                      .wire = wire_};
-    hidden = std::max(hidden, layer.experts.hidden);
   }
+  device_.reserve(exec_limits(model, max_tokens, experts_per_token));
+  for (Slot& slot : slots_)
+    slot.rows = AlignedBuffer<std::byte>(slot_bytes(model, max_tokens, experts_per_token), &device_);
+}
+
+ExecLimits ResidentExperts::exec_limits(ExpertModelSpec const& model, std::size_t max_tokens,
+                                        std::size_t experts_per_token) {
+  std::size_t const max_slots = max_tokens * experts_per_token;
   ExecLimits limits = ExpertService::exec_limits(model, {.max_rows = max_tokens, .max_entries = max_slots}, 1);
   limits.max_rows = max_slots;  // all in one call
-  device_.reserve(limits);
-  for (Slot& slot : slots_) slot.rows = AlignedBuffer<std::byte>(max_slots * hidden * size_of(wire_), &device_);
+  return limits;
+}
+
+std::size_t ResidentExperts::buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
+                                          std::size_t experts_per_token) {
+  std::size_t bytes = kSlots * slot_bytes(model, max_tokens, experts_per_token);
+  for (ExpertLayerSpec const& layer : model.layers) bytes += layer.experts.size() * sizeof(DeviceExpert);
+  return bytes;
 }
 
 Experts::Exchange ResidentExperts::dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {

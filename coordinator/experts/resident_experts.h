@@ -17,6 +17,10 @@ class ResidentExperts final : public Experts {
   ResidentExperts(ExpertModelSpec const& model, WeightSource const& source, std::size_t max_tokens,
                   std::size_t experts_per_token, Exec const& exec, ExpertStore::OnBytes const& on_bytes);
 
+  // What is reserved of the device for its calls, and the bytes of its other buffers; the weights are apart.
+  static ExecLimits exec_limits(ExpertModelSpec const& model, std::size_t max_tokens, std::size_t experts_per_token);
+  static std::size_t buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens, std::size_t experts_per_token);
+
   [[nodiscard]] bool wants_routing_on_host() const override { return false; }
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   void progress() override {}
@@ -35,7 +39,7 @@ class ResidentExperts final : public Experts {
     AlignedBuffer<DeviceExpert> table;
     DeviceExperts experts;
   };
-  // Two micro-batches are in flight at most.
+  static constexpr std::size_t kSlots = 2;  // micro-batches in flight at most
   struct Slot {
     bool in_use = false;
     RoutingView routing;
@@ -46,7 +50,7 @@ class ResidentExperts final : public Experts {
   DType const wire_;
   ExpertStore const store_;
   std::vector<Layer> layers_;
-  std::array<Slot, 2> slots_;
+  std::array<Slot, kSlots> slots_;
 };
 
 }  // namespace expertmesh

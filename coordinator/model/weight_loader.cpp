@@ -48,8 +48,10 @@ Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std
 
 PackedMatrix WeightLoader::packed(MatrixView<float const> numbers) const {
   PackedMatrix out(format_, numbers.rows, numbers.cols, device_);
-  for (std::size_t row = 0; row < numbers.rows; ++row)
-    out.set_rows(row, 1, DType::f32, reinterpret_cast<std::byte const*>(numbers.row(row)));
+  bool const adjoin = numbers.stride == numbers.cols;  // then at once: a copy to a device has its price
+  std::size_t const at_once = adjoin ? std::max<std::size_t>(numbers.rows, 1) : 1;
+  for (std::size_t row = 0; row < numbers.rows; row += at_once)
+    out.set_rows(row, at_once, DType::f32, reinterpret_cast<std::byte const*>(numbers.row(row)));
   return out;
 }
 

@@ -44,13 +44,13 @@ void* DeviceArena::allocate(std::size_t bytes) {
   std::byte* memory = nullptr;
   {
     std::lock_guard const lock(mutex_);
-    if (live_ + mapped > kCapacity || used_ + mapped + page_bytes() > kAddresses) return nullptr;
+    if (live_ + room > kCapacity || used_ + mapped + page_bytes() > kAddresses) return nullptr;
     std::byte* const pages = base_ + used_;
     int const access = depth_ > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
     if (mmap(pages, mapped, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
       return nullptr;
     used_ += mapped + page_bytes();
-    live_ += mapped;
+    live_ += room;
     memory = pages + (mapped - room);  // ends where the pages end
     allocated_[memory] = bytes;
   }
@@ -73,7 +73,7 @@ void DeviceArena::release(void* memory) {
   void* const gone =
       mmap(pages, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, nothing_, pages - base_);
   EM_CHECK(gone == pages, "mapping of released memory");
-  live_ -= mapped;
+  live_ -= room;
   allocated_.erase(found);
 }
 

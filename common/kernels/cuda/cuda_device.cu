@@ -43,9 +43,11 @@ std::string CudaDevice::name() const {
 std::size_t CudaDevice::free_bytes() const {
   return EM_DEVICE_NAMESPACE::free_bytes(*stream_);
 }
+std::size_t CudaDevice::scratch_bytes(ExecLimits const& limits) const {
+  return std::max(attention_scratch_bytes(limits, num_multiprocessors(*stream_)), experts_scratch_bytes(limits));
+}
 void CudaDevice::reserve(ExecLimits const& limits) {
-  scratch_.reserve(
-      std::max(attention_scratch_bytes(limits, num_multiprocessors(*stream_)), experts_scratch_bytes(limits)));
+  scratch_.reserve(scratch_bytes(limits));
 }
 void CudaDevice::synchronize() {
   wait(*stream_);

@@ -34,6 +34,7 @@ class CudaDevice final : public Device {
 
   [[nodiscard]] std::string name() const override;
   [[nodiscard]] std::size_t free_bytes() const override;
+  [[nodiscard]] std::size_t scratch_bytes(ExecLimits const& limits) const override;
   void reserve(ExecLimits const& limits) override;
   void synchronize() override;
 

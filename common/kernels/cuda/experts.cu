@@ -271,7 +271,7 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
 }  // namespace
 
 std::size_t CudaDevice::experts_scratch_bytes(ExecLimits const& limits) {
-  return groups_bytes(limits.max_rows, limits.max_columns / 2);
+  return limits.max_intermediate == 0 ? 0 : groups_bytes(limits.max_rows, limits.max_intermediate);
 }
 
 void CudaDevice::run_experts(DeviceExperts const& layer, MatrixView<float const> x,

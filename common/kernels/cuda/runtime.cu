@@ -1,11 +1,28 @@
 // The functions of runtime.h, and how a device is opened.
 #include "common/kernels/cuda/runtime.h"
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <mutex>
+
 #include "common/base/error.h"
 #include "common/kernels/cuda/cuda_device.h"
 
 namespace expertmesh {
 namespace cuda_device {
+
+// Pinned memory that uploads pass through: what CUDA does with other memory, and when it has read it, is its own
+// affair. Its halves take turns, so that one is filled while the other is on its way.
+struct UploadRoom {
+  static constexpr std::size_t kHalfBytes = std::size_t{4} << 20;
+  static constexpr std::size_t kAlignment = 256;
+  std::mutex mutex;                     // loading threads upload side by side
+  std::byte* memory = nullptr;          // [2][kHalfBytes]
+  std::array<cudaEvent_t, 2> copied{};  // all that was in the half
+  std::size_t half = 0;                 // that is filled
+  std::size_t used = 0;                 // bytes of it
+};
 
 struct Stream {
   int device = 0;
@@ -13,11 +30,13 @@ struct Stream {
   std::size_t multiprocessors = 0;
   std::size_t most_shared_bytes = 0;
   cudaStream_t queue = nullptr;
+  UploadRoom uploads{};
 };
 
 namespace {
 
-constexpr std::size_t kSharedBytesUnasked = 48 << 10;  // that every kernel may have
+// Of dynamic shared memory, that every kernel may have: 48 KiB together with what is static.
+constexpr std::size_t kSharedBytesUnasked = 40 << 10;
 
 std::string place_of(std::size_t device_index) {
   return "cuda:" + std::to_string(device_index);
@@ -86,11 +105,22 @@ StreamPointer open_stream(std::size_t device_index) {
   stream->most_shared_bytes = properties.sharedMemPerBlockOptin;
   check_kernels_run(*stream, properties);
   check(cudaStreamCreateWithFlags(&stream->queue, cudaStreamNonBlocking), "cudaStreamCreate", *stream);
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, 2 * UploadRoom::kHalfBytes), "cudaMallocHost", *stream);
+  stream->uploads.memory = static_cast<std::byte*>(memory);
+  for (cudaEvent_t& event : stream->uploads.copied)
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate", *stream);
   return stream;
 }
 
 void CloseStream::operator()(Stream* stream) const {
-  if (stream->queue && cudaSetDevice(stream->device) == cudaSuccess) cudaStreamDestroy(stream->queue);
+  if (stream->queue && cudaSetDevice(stream->device) == cudaSuccess) {
+    cudaStreamSynchronize(stream->queue);  // then nothing reads what follows
+    for (cudaEvent_t const event : stream->uploads.copied)
+      if (event) cudaEventDestroy(event);
+    cudaFreeHost(stream->uploads.memory);  // of nothing: nothing
+    cudaStreamDestroy(stream->queue);
+  }
   delete stream;
 }
 
@@ -130,10 +160,25 @@ void release_bytes(Stream& stream, void* memory) noexcept {
   if (memory && cudaSetDevice(stream.device) == cudaSuccess) static_cast<void>(cudaFree(memory));
 }
 
-// What is not pinned is copied to the driver's own memory before the call returns.
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
   make_current(stream);
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream.queue), "cudaMemcpyAsync", stream);
+  UploadRoom& room = stream.uploads;
+  std::lock_guard const lock(room.mutex);
+  for (std::size_t done = 0; done < bytes;) {
+    if (room.used == UploadRoom::kHalfBytes) {
+      check(cudaEventRecord(room.copied[room.half], stream.queue), "cudaEventRecord", stream);
+      room.half = 1 - room.half;
+      room.used = 0;
+      check(cudaEventSynchronize(room.copied[room.half]), "cudaEventSynchronize", stream);  // at once the first time
+    }
+    std::size_t const part = std::min(bytes - done, UploadRoom::kHalfBytes - room.used);
+    std::byte* const place = room.memory + room.half * UploadRoom::kHalfBytes + room.used;
+    std::memcpy(place, static_cast<std::byte const*>(from) + done, part);
+    check(cudaMemcpyAsync(static_cast<std::byte*>(to) + done, place, part, cudaMemcpyHostToDevice, stream.queue),
+          "cudaMemcpyAsync", stream);
+    room.used += (part + UploadRoom::kAlignment - 1) / UploadRoom::kAlignment * UploadRoom::kAlignment;
+    done += part;
+  }
 }
 
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {

@@ -291,6 +291,12 @@ TEST_P(AttentionDeviceTest, TakesAnyHeadsAndDimensions) {
            last_tokens(lengths)});
 }
 
+// So many heads and tiles that one token alone leaves more than what a launch has room for.
+TEST_P(AttentionDeviceTest, TakesTheLongestTokenOfItsLimits) {
+  std::vector<std::uint32_t> const lengths = {4096, 3000, 5};
+  expect_like_the_host({{.heads = 128, .kv_heads = 1, .key_dim = 8, .value_dim = 4}, lengths, last_tokens(lengths)});
+}
+
 TEST_P(AttentionDeviceTest, FindsValuesInKeys) {
   std::vector<std::uint32_t> const lengths = {260, 19};
   for (DType dtype : {DType::f32, DType::bf16})

@@ -20,6 +20,7 @@ class MortalExperts final : public Experts {
  public:
   explicit MortalExperts(std::unique_ptr<RemoteExperts> real) : real_(std::move(real)) {}
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override {
+    if (device_broken) throw DeviceError("cudaLaunchKernel", 700, "an illegal memory access", "cuda:0");
     if (dead) throw ExpertsLost("cannot load expert 3");
     return real_->dispatch(layer, x, routing);
   }
@@ -27,6 +28,7 @@ class MortalExperts final : public Experts {
   void wake() override { real_->wake(); }
   void idle() override { real_->idle(); }
   std::atomic<bool> dead = false;
+  std::atomic<bool> device_broken = false;
 
  protected:
   bool complete(Exchange exchange) override { return real_->combine(exchange, {}).await_ready(); }
@@ -182,6 +184,22 @@ TEST_F(EngineTest, LostExpertsEndTheRequestsOfTheStepAndNoOthers) {
   ASSERT_TRUE(submit(request({1}, 1), late.sink()).ok());
   EXPECT_TRUE(std::holds_alternative<FinishEvent>(late.wait()));
   EXPECT_EQ(engine.not_ready(), "");
+}
+
+TEST_F(EngineTest, ABrokenDeviceEndsAllRequestsAndTakesNoMore) {
+  std::vector<Listener> listeners(6);  // two of them wait for a place
+  for (auto& listener : listeners) ASSERT_TRUE(submit(request({1, 2}, 500), listener.sink()).ok());
+  listeners[0].wait_for_tokens(1);
+  experts.device_broken = true;
+  for (auto& listener : listeners) {
+    auto const event = listener.wait();
+    ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+    EXPECT_EQ(std::get<ErrorEvent>(event).error.status, 503);
+  }
+  EXPECT_EQ(metrics.ledger().failed, 6U);
+  EXPECT_NE(engine.not_ready().find("illegal memory access"), std::string::npos) << engine.not_ready();
+  Listener late;
+  EXPECT_EQ(submit(request({1}, 1), late.sink()).error().status, 503);
 }
 
 TEST_F(EngineTest, DrainWithoutTimeCancelsAndRefuses) {

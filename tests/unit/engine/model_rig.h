@@ -1,10 +1,12 @@
 // A model ready to run steps, in this process.
 #pragma once
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "coordinator/engine/step_memory.h"
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/experts/remote_experts.h"
 #include "coordinator/experts/resident_experts.h"
@@ -32,6 +34,7 @@ enum class ExpertsAt { device, group_on_device };
 struct ModelRig {
   static constexpr std::size_t kMaxTokens = 128;
   static constexpr std::size_t kMaxInput = 320;  // of an encoder
+  static constexpr std::size_t kMaxLogitRows = 16;
 
   ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
            std::size_t blocks_of_each_group = 64, Device* device = nullptr, ExpertsAt experts_at = ExpertsAt::device)
@@ -45,8 +48,7 @@ struct ModelRig {
       : spec(std::move(model)),
         weights(open_checkpoint(dir)),
         pool(threads),
-        exec(isa, pool, {.max_rows = kMaxTokens * 8, .max_columns = 512, .max_value_dim = 512, .max_heads = 16},
-             device),
+        exec(isa, pool, exec_limits(spec, sizes(max_tokens), experts_at != ExpertsAt::device), device),
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
@@ -66,11 +68,16 @@ struct ModelRig {
                                    .device = device});
     groups = kv_cache_specs(spec, dtype);
     kv.emplace(spec, groups, blocks, device);
-    runner.emplace(spec, StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = 16, .record_routing = true}, exec,
-                   *decoder, *kv,
+    runner.emplace(spec,
+                   StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = kMaxLogitRows, .record_routing = true},
+                   exec, *decoder, *kv,
                    resident ? static_cast<Experts&>(*resident)
                    : remote ? static_cast<Experts&>(*remote)
                             : no_experts);
+  }
+
+  static StepSizes sizes(std::size_t max_tokens) {
+    return {.tokens = std::max(max_tokens, kMaxTokens), .logit_rows = kMaxLogitRows, .sequences = 8, .length = 1024};
   }
 
   ModelSpec spec;

@@ -81,7 +81,7 @@ std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpe
   if (spec.encoder())
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
                      "' has an encoder, which runs on processors only (--device cpu)");
-  return open_cuda_device(options.device_index);
+  return options.open_device(options.device_index);
 }
 
 Isa pick_isa(ModelRuntimeOptions const& options) {

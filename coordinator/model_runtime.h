@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,6 +40,7 @@ struct ModelRuntimeOptions {
   std::optional<Isa> isa;  // none: the best this processor runs
   DeviceKind device = DeviceKind::cpu;
   std::size_t device_index = 0;
+  std::function<std::unique_ptr<Device>(std::size_t)> open_device = open_cuda_device;  // by its index
   double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;

@@ -18,6 +18,7 @@ class ResidentExperts final : public Experts {
                   std::size_t experts_per_token, Exec const& exec, ExpertStore::OnBytes const& on_bytes);
 
   [[nodiscard]] bool wants_routing_on_host() const override { return false; }
+  [[nodiscard]] bool computes_at_dispatch() const override { return true; }
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   void progress() override {}
   void wake() override {}

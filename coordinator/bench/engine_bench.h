@@ -46,13 +46,13 @@ struct EngineFigures {
   ModelPlan plan;  // with all experts in one place
   DType dtype = DType::bf16;
   Isa isa = Isa::scalar;
-  std::size_t num_experts = 0;         // of a MoE layer
-  std::size_t ceiling_threads = 0;     // that measured the next two: those of all processes, at most the cores
-  double memory_bytes_per_second = 0;  // read, at best
-  double flops_per_second = 0;         // at best, with activations of dtype; of a device in fp32, as its kernels work
-  std::optional<std::string> device;   // its name; the figures above are its own then, of no threads
-  std::optional<double> tensor_flops_per_second;  // of its tensor cores, bf16, at best
-  std::vector<BatchFigures> batches;              // as EngineBenchOptions::batch_sizes
+  std::size_t num_experts = 0;          // of a MoE layer
+  std::size_t ceiling_threads = 0;      // that measured the next two: those of all processes, at most the cores
+  double memory_bytes_per_second = 0;   // read, at best
+  double flops_per_second = 0;          // at best, with activations of dtype; of a device in fp32, as its kernels work
+  std::optional<std::string> device{};  // its name; the figures above are its own then, of no threads
+  std::optional<double> tensor_flops_per_second{};  // of its tensor cores, bf16, at best
+  std::vector<BatchFigures> batches;                // as EngineBenchOptions::batch_sizes
 };
 
 // Throws ModelError, OutsideError, ClusterError or ExpertsLost. With workers the process must be left by

@@ -60,6 +60,8 @@ std::string to_json(ClusterView const& view) {
               {"wire_dtype", p.wire_dtype},
               {"kv_dtype", p.kv_dtype},
               {"isa", p.isa},
+              {"expert_isa", p.expert_isa},
+              {"bitwise_identity", p.bitwise},
               {"k_order", p.k_order}}},
             {"limits",
              {{"max_model_len", l.max_model_len},
@@ -90,8 +92,9 @@ std::string to_json(ClusterView const& view) {
 std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {
   std::string groups;
   for (auto const& g : l.kv_groups) groups += (groups.empty() ? "" : ", ") + describe(g);
-  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, K-order {}", p.dtype, p.wire_dtype,
-                      p.kv_dtype, p.isa, p.k_order),
+  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, of experts {}, K-order {}{}",
+                      p.dtype, p.wire_dtype, p.kv_dtype, p.isa, p.expert_isa, p.k_order,
+                      p.bitwise ? "" : "; mixed numerics: bits depend on who runs what"),
           fmt::format(
               "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
               l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),

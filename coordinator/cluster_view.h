@@ -14,7 +14,9 @@ struct NumericsProfile {
   std::string dtype;       // of weights and activations at the GEMMs: "float32", "bfloat16"
   std::string wire_dtype;  // rows between coordinator and workers
   std::string kv_dtype;
-  std::string isa;
+  std::string isa;                     // of the coordinator; "cuda" on a GPU
+  std::string expert_isa;              // of the workers
+  bool bitwise = true;                 // the same bits whoever runs what: no mixed numerics
   std::string k_order = "sequential";  // order of every sum over K
 };
 

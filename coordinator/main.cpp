@@ -1,5 +1,5 @@
 // expertmesh-coordinator: serve a model, describe one, or use its tokenizer or chat template. Exit codes: 0 done; 1
-// failed while running; 2 a bad command line or model directory.
+// failed while running; 2 a bad command line or model directory, or no such device.
 #include <iostream>
 
 #include "common/base/error.h"
@@ -28,6 +28,8 @@ int run(Command const& command) {
   } catch (ModelError const& error) {
     return fail(2, error.what());
   } catch (FileError const& error) {
+    return fail(2, error.what());
+  } catch (DeviceError const& error) {
     return fail(2, error.what());
   } catch (std::exception const& error) {
     return fail(1, error.what());

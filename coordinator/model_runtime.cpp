@@ -5,6 +5,7 @@
 #include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
+#include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
@@ -76,12 +77,23 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
   return source;
 }
 
+// What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
+std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
+  if (options.worker_device == "cpu") return std::string(name_of(isa));
+  if (options.device == "cpu" && !options.mixed_numerics)
+    throw ModelError("--worker-device " + options.worker_device +
+                     " with --device cpu: experts of a dead worker would run on this processor, to other bits "
+                     "(--allow-mixed-numerics permits it)");
+  return std::string(control::kCudaKernels);
+}
+
 std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpec const& spec) {
-  if (options.device == DeviceKind::cpu) return nullptr;
+  auto const index = cuda_index(options.device);
+  if (!index) return nullptr;
   if (spec.encoder())
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
                      "' has an encoder, which runs on processors only (--device cpu)");
-  return options.open_device(options.device_index);
+  return options.open_device(*index);
 }
 
 Isa pick_isa(ModelRuntimeOptions const& options) {
@@ -92,13 +104,15 @@ Isa pick_isa(ModelRuntimeOptions const& options) {
   return isa;
 }
 
-ExecLimits exec_limits(ModelSpec const& spec, std::size_t tokens) {
+ExecLimits exec_limits(ModelSpec const& spec, RuntimeSizes const& sizes) {
+  std::size_t const tokens = sizes.max_num_batched_tokens;
   LayerMaxima const m = layer_maxima(spec);
   return {
       .max_rows = std::max(tokens * std::max<std::size_t>(m.experts_per_token, 1), kMaxLogitRows),
       .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
       .max_value_dim = m.value_dim,
-      .max_heads = m.num_heads};
+      .max_heads = m.num_heads,
+      .max_positions = (sizes.max_model_len + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens};
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
@@ -176,7 +190,9 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .max_tokens_per_step = exchange.max_tokens,
                          .threads_per_worker = threads,
                          .shared_cores = shares_cores(options),
-                         .isa = std::string(name_of(isa)),
+                         .isa = worker_kernels(options, isa),
+                         .mixed_isas = options.mixed_numerics,
+                         .worker_device = options.worker_device,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
@@ -209,6 +225,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
       sizes_(size_up(options, spec_, kv_groups_, device_.get(), plan_)) {
+  (void)worker_kernels(options, isa_);
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
@@ -219,7 +236,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_), own_cores(options_));
-  exec_.emplace(isa_, *pool_, exec_limits(spec_, tokens), device_.get());
+  exec_.emplace(isa_, *pool_, exec_limits(spec_, sizes_), device_.get());
   load_experts(std::move(on_change));
 
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
@@ -249,7 +266,9 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   RemoteExpertsLimits const exchange{.experts_per_token = shape.experts_per_row,
                                      .max_tokens = shape.rows,
                                      .checksums = options_.checksum_messages,
-                                     .own_cache_bytes = sizes_.own_cache_bytes};
+                                     .own_cache_bytes = sizes_.own_cache_bytes,
+                                     .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
+                                     .mixed_numerics = options_.mixed_numerics};
   if (options_.clustered()) {
     cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);

@@ -21,8 +21,6 @@
 
 namespace expertmesh {
 
-enum class DeviceKind : std::uint8_t { cpu, cuda };
-
 struct ModelRuntimeOptions {
   std::filesystem::path model_dir;
   std::size_t workers = 0;         // 0: experts in this process
@@ -37,11 +35,12 @@ struct ModelRuntimeOptions {
   std::optional<std::size_t> kv_cache_bytes;
   bool return_routed_experts = false;
   std::optional<std::uint64_t> router_noise_seed;
-  std::optional<Isa> isa;  // none: the best this processor runs
-  DeviceKind device = DeviceKind::cpu;
-  std::size_t device_index = 0;
+  std::optional<Isa> isa;      // none: the best this processor runs
+  std::string device = "cpu";  // or cuda, cuda:N: of the coordinator, and of the experts without workers
   std::function<std::unique_ptr<Device>(std::size_t)> open_device = open_cuda_device;  // by its index
-  double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
+  std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
+  bool mixed_numerics = false;        // whoever has other kernels may take part: bits depend on who runs what
+  double device_memory_share = 0.9;   // of the device's free memory, that weights, KV cache and buffers may take
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;
   bool checksum_messages = false;

@@ -50,19 +50,15 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
   command
-      .add_option_function<std::string>(
-          "--device",
-          [&options](std::string const& name) {
-            options.device = name == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
-            if (name.starts_with("cuda:")) options.device_index = std::stoul(name.substr(5));
-          },
-          "What runs the coordinator, and the experts without --workers: cpu, cuda or cuda:N [cpu]")
-      ->check([](std::string const& name) {
-        bool const known = name == "cpu" || name == "cuda" ||
-                           (name.size() > 5 && name.size() < 9 && name.starts_with("cuda:") &&
-                            name.find_first_not_of("0123456789", 5) == std::string::npos);
-        return known ? std::string() : "'" + name + "' is none of cpu, cuda, cuda:N";
-      });
+      .add_option("--device", options.device,
+                  "What runs the coordinator, and the experts without --workers: cpu, cuda or cuda:N")
+      ->check(valid_device_name)
+      ->capture_default_str();
+  command.add_option("--worker-device", options.worker_device, "What runs the experts of workers: cpu, cuda or cuda:N")
+      ->check(valid_device_name)
+      ->capture_default_str();
+  command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
+                   "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command
       .add_option("--gpu-memory-utilization", options.device_memory_share,
                   "Share of the GPU's free memory that weights and KV cache may take")

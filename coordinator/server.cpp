@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "common/base/log.h"
+#include "common/protocol/control_messages.h"
 #include "coordinator/cluster_view.h"
 #include "coordinator/engine/engine.h"
 #include "coordinator/http/api_keys.h"
@@ -129,7 +130,17 @@ class Server {
         limits_(serve_limits(options, runtime_)),
         metrics_(moe_layers(), layer_maxima(runtime_.spec()).num_experts) {
     std::string const dtype(name_of(runtime_.dtype()));
-    profile_ = {.dtype = dtype, .wire_dtype = dtype, .kv_dtype = dtype, .isa = std::string(name_of(runtime_.isa()))};
+    std::string const isa(name_of(runtime_.isa()));
+    std::string const here = runtime_.device() ? std::string(control::kCudaKernels) : isa;
+    profile_ = {.dtype = dtype,
+                .wire_dtype = dtype,
+                .kv_dtype = dtype,
+                .isa = here,
+                .expert_isa = !options.clustered()             ? here
+                              : options.worker_device == "cpu" ? isa
+                                                               : std::string(control::kCudaKernels),
+                .bitwise = !options.mixed_numerics};
+    if (runtime_.device()) spdlog::info("device: {}", runtime_.device()->name());
     api_.emplace(api_options(), gate_, tokenizer_.get(), &templates_, metrics_,
                  ApiCallbacks{.not_ready = [this] { return started_ ? engine_->not_ready() : kLoading; },
                               .cluster_json = [this] { return to_json(view()); },

@@ -23,6 +23,7 @@
 #include "common/checkpoint/weight_source.h"
 #include "common/experts/expert_service.h"
 #include "common/experts/expert_store.h"
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
@@ -43,7 +44,10 @@ control::Hello make_hello(WorkerOptions const& options) {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
   std::vector<std::string> isas;
-  for (Isa const isa : runnable_isas()) isas.emplace_back(name_of(isa));
+  if (options.device == "cpu")
+    for (Isa const isa : runnable_isas()) isas.emplace_back(name_of(isa));
+  else
+    isas.emplace_back(control::kCudaKernels);
   return {.protocol = control::kProtocolVersion,
           .build = control::build_version(),
           .nonce = {},
@@ -52,7 +56,7 @@ control::Hello make_hello(WorkerOptions const& options) {
           .incarnation = Incarnation(options.incarnation),
           .pid = getpid(),
           .host = host.data(),
-          .device = "cpu",
+          .device = options.device,
           .isas = std::move(isas),
           .dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))},
           .memory_bytes =
@@ -112,14 +116,18 @@ class ProgressReporter {
                         std::string const& secret, Incarnation incarnation, MpiComm coordinator) {
   control::Assign const assign = control.wait_for_assign();
   if (hooks.assigned) hooks.assigned();
-  auto const isa = isa_from_name(assign.isa);  // it was in the hello
+  bool const on_gpu = assign.isa == control::kCudaKernels;  // it was in the hello
+  auto const isa = on_gpu ? best_isa() : isa_from_name(assign.isa);
   EM_CHECK(isa.has_value(), "assigned to run '" << assign.isa << "'");
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
+  std::unique_ptr<Device> const device = on_gpu ? open_cuda_device(cuda_index(options.device).value()) : nullptr;
+  if (device) spdlog::info("device: {}", device->name());
   auto const source = open_weights(options, secret, assign, control.hello());
-  ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control));
-  Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests));
+  ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control), nullptr, device.get());
+  Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests),
+                  device.get());
   ExpertServiceOptions service{.incarnation = incarnation,
                                .epoch = assign.epoch,
                                .wire = assign.model.wire,
@@ -141,7 +149,7 @@ class ProgressReporter {
         give_way_to_others();
         ThreadPool loading(1);
         ExpertStore loaded(
-            assign.model, hold.held, *source, loading, [](std::size_t, std::size_t) {}, &latest->store);
+            assign.model, hold.held, *source, loading, [](std::size_t, std::size_t) {}, &latest->store, device.get());
         std::size_t const bytes = loaded.resident_bytes();
         auto sums = loaded.checksums(loading);
         service.epoch = hold.epoch;
@@ -197,6 +205,9 @@ class ProgressReporter {
   } catch (ModelError const& error) {
     if (by_itself) spdlog::error("{}", error.what());  // the coordinator's log is on another host
     control.fail(control::FailureKind::model, error.what(), kExitModel);
+  } catch (DeviceError const& error) {  // trying again does not help
+    if (by_itself) spdlog::error("{}", error.what());
+    control.fail(control::FailureKind::other, error.what(), kExitModel);
   } catch (std::exception const& error) {
     if (by_itself) spdlog::error("{}", error.what());
     control.fail(control::FailureKind::other, error.what(), kExitOther);
@@ -215,6 +226,9 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
       "this host's copy of the checkpoint [the coordinator's path; if nothing is there, it sends the weights]");
   app.add_option("--threads", options.threads, "compute threads [all usable cores; 1 if started by a coordinator]")
       ->check(CLI::Range(1, 4096));
+  app.add_option("--device", options.device, "what runs the experts: cpu, cuda or cuda:N")
+      ->check(valid_device_name)
+      ->capture_default_str();
   auto* id =
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");

@@ -17,6 +17,7 @@ struct WorkerOptions {
   std::uint32_t incarnation = 0;
   std::string secret_file;
   std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
+  std::string device = "cpu";  // or cuda, cuda:N
   std::size_t threads = 0;
   std::vector<int> cores;     // none: any
   bool shared_cores = false;  // with other processes' compute threads

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -157,6 +158,11 @@ class Device : public DeviceMemory {
   // has none of this kind, nothing was done. sum: in device memory, of no meaning.
   virtual double multiply_add(PeakKind kind, std::size_t rounds, float* sum) = 0;
 };
+
+// Of a command line: "cpu", "cuda" (the first GPU) or "cuda:N". Empty, or what is wrong with it.
+std::string valid_device_name(std::string const& name);
+// "cpu": none.
+std::optional<std::size_t> cuda_index(std::string const& name);
 
 // The GPU with this number, with all kernels of this build on it. Throws DeviceError that says why there is none: a
 // build without CUDA, no driver, no such device, a device these kernels were not compiled for.

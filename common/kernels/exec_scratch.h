@@ -26,6 +26,7 @@ struct Exec::Scratch {
         attention_row(0),
         wire_rows(limits.max_rows * row_bytes, &device),
         wide_rows(limits.max_rows * row_bytes, &device),
+        experts(limits.max_rows, &device),
         staging(kStagedArrays * (limits.max_rows * sizeof(std::uint64_t) + kStagedAlignment), &device),
         memory(&device) {}
 
@@ -53,9 +54,10 @@ struct Exec::Scratch {
   AlignedBuffer<float> attention;     // [threads] AttendPart::scratch
 
   // With a device only, which uses `input` for rows that are on their way.
-  AlignedBuffer<std::byte> wire_rows;  // [max_rows] of a wire dtype, on the device
-  AlignedBuffer<std::byte> wide_rows;  // [max_rows] fp32, on the device
-  AlignedBuffer<std::byte> staging;    // stage(), on the device
+  AlignedBuffer<std::byte> wire_rows;   // [max_rows] of a wire dtype, on the device
+  AlignedBuffer<std::byte> wide_rows;   // [max_rows] fp32, on the device
+  AlignedBuffer<DeviceExpert> experts;  // [max_rows], on the device: those of a grouped_ffn()
+  AlignedBuffer<std::byte> staging;     // stage(), on the device
   DeviceMemory* memory = nullptr;
 
   float* attention_of(std::size_t thread) { return attention.data() + thread * attention_row; }

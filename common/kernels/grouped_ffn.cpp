@@ -94,8 +94,8 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
     device.upload(scratch.wire_rows.data(), scratch.input.data(), count * row_bytes);
     MatrixView<float> const x(reinterpret_cast<float*>(scratch.wide_rows.data()), count, hidden);
     device.from_wire(rows.wire, scratch.wire_rows.data(), x);
-    AlignedBuffer<DeviceExpert> const table(std::span<DeviceExpert const>(experts), &device);
-    device.run_experts({.experts = table.span(),
+    device.upload(scratch.experts.data(), experts.data(), experts.size() * sizeof(DeviceExpert));
+    device.run_experts({.experts = scratch.experts.span().first(experts.size()),
                         .storage = first.gate_up.w.format().storage,
                         .activation_rule = first.gate_up.w.format().activation,
                         .hidden = hidden,

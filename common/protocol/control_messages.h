@@ -29,6 +29,8 @@ struct Challenge {
 };
 
 // worker -> coordinator, the answer to it.
+// Among Hello::isas: the kernels of NVIDIA's GPUs.
+constexpr std::string_view kCudaKernels = "cuda";
 struct Hello {
   std::uint32_t protocol = kProtocolVersion;
   std::string build;
@@ -38,8 +40,8 @@ struct Hello {
   Incarnation incarnation;  // likewise
   std::int64_t pid = 0;
   std::string host;
-  std::string device;               // "cpu"
-  std::vector<std::string> isas;    // that it can run
+  std::string device;               // "cpu", "cuda:0"
+  std::vector<std::string> isas;    // that it can run, the best one last
   std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
   std::uint64_t memory_bytes = 0;   // of the host
   Fingerprint checkpoint;           // of the one it has; empty: none that it knows of

@@ -25,7 +25,7 @@ constexpr std::size_t kMostTracedSteps = 8;  // of a device
 
 // Decode steps whose stages are timed apart, on a device.
 std::size_t traced_steps(EngineBenchOptions const& options) {
-  return options.runtime.device == DeviceKind::cpu ? 0 : std::min(options.output_len, kMostTracedSteps);
+  return options.runtime.device == "cpu" ? 0 : std::min(options.output_len, kMostTracedSteps);
 }
 std::size_t tokens_of_a_sequence(EngineBenchOptions const& options) {
   return options.input_len + options.output_len + traced_steps(options) + 1;
@@ -179,7 +179,7 @@ class Batch {
 // Sizes for the largest batch, with one KV block more for each sequence than it needs: none must ever wait.
 ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::path const& model_dir) {
   ModelRuntimeOptions runtime = options.runtime;
-  if (runtime.device != DeviceKind::cpu && runtime.clustered())
+  if (runtime.device != "cpu" && runtime.clustered())
     throw ModelError("--workers: bench engine measures a GPU with all experts on it (--device cuda without --workers)");
   runtime.model_dir = model_dir;
   runtime.load_format = LoadFormat::dummy;

@@ -120,7 +120,7 @@ std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (s->parsed()) return serve;
-  if (engine.runtime.device != DeviceKind::cpu) choose_for_gpu(*e, engine);
+  if (engine.runtime.device != "cpu") choose_for_gpu(*e, engine);
   return engine;
 }
 

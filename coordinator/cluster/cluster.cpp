@@ -84,6 +84,7 @@ class Cluster::Impl {
                   .port = takes_remote() ? options_.remote.port : std::uint16_t{0},
                   .secret_file = options_.remote.secret_file,
                   .isa = options_.isa,
+                  .mixed_isas = options_.mixed_isas,
                   .checkpoint = checkpoint_,
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
                   .heartbeat_interval = options_.heartbeat_interval,
@@ -142,7 +143,7 @@ class Cluster::Impl {
       if (!all_joined && !record.joined)
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
-    for (auto const& start : starts) control_.assign(start.life, assignment(start.share));
+    for (auto const& start : starts) control_.assign(start.life, assignment(start));
     wait_for_loading(on_progress, DeadLocal::ends_it, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
@@ -398,6 +399,7 @@ class Cluster::Impl {
                                        "--incarnation", std::to_string(incarnation.value()),
                                        "--secret-file", control_.secret().path().string(),
                                        "--threads",     std::to_string(options_.threads_per_worker)};
+    if (options_.worker_device != "cpu") arguments.insert(arguments.end(), {"--device", options_.worker_device});
     if (options_.shared_cores) arguments.emplace_back("--shared-cores");
     if (std::string const cores = cores_of(worker); !cores.empty())
       arguments.insert(arguments.end(), {"--cores", cores});
@@ -430,7 +432,7 @@ class Cluster::Impl {
         auto const& record = records[worker.value() - 1];
         return record.joined || record.status.state == WorkerState::dead;
       });
-      control_.assign(start.life, assignment(start.share));
+      control_.assign(start.life, assignment(start));
     } catch (ClusterError const& error) {
       if (!stopping_) control_.declare_dead(worker, start.life.incarnation, error.what());
     }
@@ -492,8 +494,10 @@ class Cluster::Impl {
     if (on_progress) on_progress(progress);
   }
 
-  control::Assign assignment(Share const& share) const {
-    return {.isa = options_.isa,
+  // To one that has joined.
+  control::Assign assignment(Membership::Start const& start) const {
+    Share const& share = start.share;
+    return {.isa = control_.records()[start.life.worker.value() - 1].status.isa,
             .model_dir = options_.model_dir.string(),
             .checkpoint = checkpoint_,
             .weights = weight_server_ ? weight_server_->address() : "",

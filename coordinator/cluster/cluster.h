@@ -32,7 +32,11 @@ struct ClusterOptions {
   // This host has more compute threads than cores: workers sleep between looks for a message, and run on cores of their
   // own if there are enough for all of them.
   bool shared_cores = false;
-  std::string isa;  // as in kernels/exec.h: every worker runs the coordinator's, or refuses
+  // As in kernels/exec.h, or control::kCudaKernels: what every worker runs; one that cannot is refused, or, if they may
+  // be mixed, runs the best that it can.
+  std::string isa;
+  bool mixed_isas = false;
+  std::string worker_device = "cpu";  // of the workers of this host: see WorkerOptions
 
   bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
 

@@ -260,7 +260,7 @@ class ControlServer::Impl {
       status.pid = hello->pid;
       status.host = hello->host;
       status.device = hello->device;
-      status.isa = options_.isa;
+      status.isa = runs_the_profile(*hello) ? options_.isa : hello->isas.back();
       status.dtype = options_.dtype;
       worker.connection = connection;
       if (!by_itself) worker.process.emplace(hello->pid);  // another host's pid means nothing here
@@ -286,7 +286,7 @@ class ControlServer::Impl {
              std::to_string(control::kProtocolVersion);
     if (hello.build != control::build_version())
       return "build " + hello.build + ", the coordinator is " + control::build_version();
-    if (std::ranges::find(hello.isas, options_.isa) == hello.isas.end())
+    if (options_.mixed_isas ? hello.isas.empty() : !runs_the_profile(hello))
       return "cannot run '" + options_.isa + "', the numerics profile";
     if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
       return "cannot run weights in " + options_.dtype;
@@ -308,6 +308,10 @@ class ControlServer::Impl {
     if (record.status.state != WorkerState::joining) return "this worker was given up";
     if (leaving_) return "the cluster is shutting down";
     return "";
+  }
+
+  bool runs_the_profile(control::Hello const& hello) const {
+    return std::ranges::find(hello.isas, options_.isa) != hello.isas.end();
   }
 
   void hear(LifeOf life, control::Message const& message) {

@@ -35,6 +35,7 @@ class ControlServer {
     std::uint16_t port = 0;               // 0: any free one
     std::filesystem::path secret_file{};  // empty: a new one
     std::string isa;
+    bool mixed_isas = false;   // who cannot run it is taken as well, and runs the best it can
     Fingerprint checkpoint{};  // workers with another one are refused; empty: any
     std::string dtype;         // of weights, that every worker must be able to run
     std::chrono::milliseconds heartbeat_interval{25};

@@ -365,7 +365,8 @@ class RemoteExperts::Impl {
     return false;
   }
 
-  // Whether this process gets the same rows as the leg's worker. A model may overflow; a broken worker makes things up.
+  // Whether this process gets the same rows as the leg's worker; with mixed numerics, as infinite ones. A model may
+  // overflow; a broken worker makes things up.
   bool is_what_we_get(std::size_t slot_index, Leg const& leg) {
     ExchangeSlot& slot = slots_[slot_index];
     Layer const& layer = layers_[slot.layer_index];
@@ -383,7 +384,12 @@ class RemoteExperts::Impl {
       spdlog::warn("cannot check rows of {}: {}", leg.member->peer.worker.value(), error.what());
       return true;
     }
-    for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
+    std::size_t const hidden = layer.hidden;
+    for (std::uint32_t s = 0; limits_.mixed_numerics && s < slot.routing.experts.size(); ++s)
+      if (slot.leg_of[s] == leg_index && !all_finite(wire_, slot.answer_rows[s], hidden) &&
+          all_finite(wire_, slot.own_rows.data() + s * row_bytes, hidden))
+        return false;
+    for (std::uint32_t s = 0; !limits_.mixed_numerics && s < slot.routing.experts.size(); ++s)
       if (slot.leg_of[s] == leg_index &&
           std::memcmp(slot.answer_rows[s], slot.own_rows.data() + s * row_bytes, row_bytes) != 0)
         return false;

@@ -27,6 +27,7 @@ struct RemoteExpertsLimits {
   bool checksums = false;             // in every message, both ways
   std::size_t own_cache_bytes = 0;    // of experts this process keeps for workers that died; see OwnExpertsLimits
   Device* expert_device = nullptr;    // that the workers' kind of kernels runs on; null: a processor
+  bool mixed_numerics = false;        // workers may give other bits than this process for the same rows
 };
 
 class RemoteExperts final : public Experts {

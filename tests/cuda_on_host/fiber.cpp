@@ -7,11 +7,8 @@
 
 #include "common/base/check.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(EM_FIBERS_TELL_ASAN)
 #include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
 #endif
 
 namespace expertmesh::cuda_on_host {
@@ -22,20 +19,24 @@ std::size_t guard_bytes() {
   return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 }
 
-// ---- before and after a switch: the sanitizers follow stacks
-void leaving(void** fake_stack, void const* to, std::size_t to_bytes, void* fiber) {
-#if defined(__SANITIZE_ADDRESS__)
+// ---- before and after a switch: the address sanitizer follows stacks
+void leaving([[maybe_unused]] void** fake_stack, [[maybe_unused]] void const* to,
+             [[maybe_unused]] std::size_t to_bytes) {
+#if defined(EM_FIBERS_TELL_ASAN)
   __sanitizer_start_switch_fiber(fake_stack, to, to_bytes);
-#elif defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(fiber, 0);
 #endif
-  static_cast<void>(fake_stack), static_cast<void>(to), static_cast<void>(to_bytes), static_cast<void>(fiber);
 }
-void arrived(void* fake_stack, void const** from, std::size_t* from_bytes) {
-#if defined(__SANITIZE_ADDRESS__)
+void arrived([[maybe_unused]] void* fake_stack, [[maybe_unused]] void const** from,
+             [[maybe_unused]] std::size_t* from_bytes) {
+#if defined(EM_FIBERS_TELL_ASAN)
   __sanitizer_finish_switch_fiber(fake_stack, from, from_bytes);
 #endif
-  static_cast<void>(fake_stack), static_cast<void>(from), static_cast<void>(from_bytes);
+}
+
+// Not longjmp(): glibc's checks and the sanitizers' know of one stack only. The compiler wants the jump in a function
+// of its own.
+[[noreturn, gnu::noinline]] void jump(void** to) {
+  __builtin_longjmp(to, 1);
 }
 
 }  // namespace
@@ -53,25 +54,15 @@ Fiber::Fiber(void (*body)(void*), void* argument) : body_(body), argument_(argum
   auto const self = reinterpret_cast<std::uintptr_t>(this);
   makecontext(&start_, reinterpret_cast<void (*)()>(&Fiber::enter), 2, static_cast<unsigned>(self >> 32),
               static_cast<unsigned>(self));
-#if defined(__SANITIZE_THREAD__)
-  sanitizer_fiber_ = __tsan_create_fiber(0);
-#endif
 }
 
 Fiber::~Fiber() {
-#if defined(__SANITIZE_THREAD__)
-  __tsan_destroy_fiber(sanitizer_fiber_);
-#endif
   munmap(stack_ - guard_bytes(), guard_bytes() + kStackBytes);
-}
-
-void Fiber::switched_to_fiber() {
-  arrived(fake_stack_, &caller_stack_, &caller_stack_bytes_);
 }
 
 void Fiber::enter(unsigned high, unsigned low) {
   auto* const fiber = reinterpret_cast<Fiber*>(static_cast<std::uintptr_t>(high) << 32 | low);
-  fiber->switched_to_fiber();
+  arrived(fiber->fake_stack_, &fiber->caller_stack_, &fiber->caller_stack_bytes_);
   for (;;) {
     fiber->body_(fiber->argument_);
     fiber->suspend();
@@ -80,12 +71,9 @@ void Fiber::enter(unsigned high, unsigned low) {
 
 void Fiber::resume() {
   void* fake_stack = nullptr;
-#if defined(__SANITIZE_THREAD__)
-  sanitizer_caller_ = __tsan_get_current_fiber();
-#endif
-  leaving(&fake_stack, stack_, kStackBytes, sanitizer_fiber_);
-  if (_setjmp(caller_) == 0) {
-    if (started_) _longjmp(here_, 1);
+  leaving(&fake_stack, stack_, kStackBytes);
+  if (__builtin_setjmp(caller_) == 0) {
+    if (started_) jump(here_);
     started_ = true;
     setcontext(&start_);
   }
@@ -93,9 +81,9 @@ void Fiber::resume() {
 }
 
 void Fiber::suspend() {
-  leaving(&fake_stack_, caller_stack_, caller_stack_bytes_, sanitizer_caller_);
-  if (_setjmp(here_) == 0) _longjmp(caller_, 1);
-  switched_to_fiber();
+  leaving(&fake_stack_, caller_stack_, caller_stack_bytes_);
+  if (__builtin_setjmp(here_) == 0) jump(caller_);
+  arrived(fake_stack_, &caller_stack_, &caller_stack_bytes_);
 }
 
 }  // namespace expertmesh::cuda_on_host

@@ -1,6 +1,5 @@
 // A stack of its own, on which a function runs until it suspends itself. Switching costs no system call.
 #pragma once
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstddef>
@@ -20,20 +19,17 @@ class Fiber {
 
  private:
   static void enter(unsigned high, unsigned low);
-  void switched_to_fiber();
 
   void (*body_)(void*);
   void* argument_;
   std::byte* stack_;
   bool started_ = false;
   ucontext_t start_{};
-  jmp_buf here_{};                      // in the fiber, where it was suspended
-  jmp_buf caller_{};                    // in resume()
-  void const* caller_stack_ = nullptr;  // the next four: what the sanitizers want to know of a switch
+  void* here_[5];                       // in the fiber, where it was suspended
+  void* caller_[5];                     // in resume()
+  void const* caller_stack_ = nullptr;  // the next: what the address sanitizer is told
   std::size_t caller_stack_bytes_ = 0;
   void* fake_stack_ = nullptr;
-  void* sanitizer_fiber_ = nullptr;
-  void* sanitizer_caller_ = nullptr;
 };
 
 }  // namespace expertmesh::cuda_on_host

@@ -26,6 +26,7 @@ namespace {
 
 constexpr unsigned kLanes = 32;
 constexpr unsigned kMostThreads = 1024;
+constexpr std::uintptr_t kLowestHostAddress = 0x5000'0000'0000;
 constexpr int kPoison = 0xff;  // NaN in every format
 
 std::string demangled(char const* name) {
@@ -209,13 +210,14 @@ void Machine::run_block() {
   } while (finish_barrier());
 }
 
-// A pointer among the arguments that is not the device's: whatever could be one and leads to mapped memory.
+// A pointer among the arguments that is not the device's: what leads to mapped memory where programs have theirs (two
+// small numbers side by side are below).
 void Machine::check_arguments() const {
   auto const page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   for (std::size_t i = 0; i + sizeof(std::uintptr_t) <= call_->arguments_bytes; i += sizeof(std::uintptr_t)) {
     std::uintptr_t word = 0;
     std::memcpy(&word, static_cast<std::byte const*>(call_->arguments) + i, sizeof word);
-    if (word >> 32 == 0 || stream_->memory.contains(reinterpret_cast<void const*>(word))) continue;
+    if (word < kLowestHostAddress || stream_->memory.contains(reinterpret_cast<void const*>(word))) continue;
     unsigned char resident = 0;
     bool const mapped = mincore(reinterpret_cast<void*>(word / page * page), 1, &resident) == 0;
     EM_CHECK(!mapped, what_runs() << ": its arguments point to memory of the host at byte " << i);
@@ -256,6 +258,7 @@ void Machine::run(Stream& stream, KernelCall const& call) {
 void die_of_access(int signal_number, siginfo_t* info, void* /*context*/) {
   signal(signal_number, SIG_DFL);
   if (!machine().runs()) return;  // not a kernel's: it happens again, and ends the process
+  EM_CHECK(info->si_code != SI_KERNEL, machine().what_runs() << ": an access to a misaligned address, or to none");
   EM_CHECK(false,
            machine().what_runs() << ": touches " << info->si_addr << ", which is " << machine().kind_of(info->si_addr));
 }

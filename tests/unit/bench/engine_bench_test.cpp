@@ -23,7 +23,7 @@ class EngineBench : public testing::Test {
   EngineBench() : file_(testing::TempDir() + "/engine_bench_config.json") { std::ofstream(file_) << kModel; }
   ~EngineBench() override { std::filesystem::remove(file_); }
 
-  EngineBenchOptions options(DeviceKind device) const {
+  EngineBenchOptions options(std::string const& device) const {
     EngineBenchOptions options;
     options.runtime.model_dir = file_;
     options.runtime.threads = 1;
@@ -47,7 +47,7 @@ double stage(BatchFigures const& b, Stage s) {
 }
 
 TEST_F(EngineBench, OfADeviceHasItsCeilingsItsStagesAndItsGaps) {
-  EngineBenchOptions const given = options(DeviceKind::cuda);
+  EngineBenchOptions const given = options("cuda");
   EngineFigures const figures = run_engine_bench(given);
   EXPECT_EQ(figures.device, "cuda:0 emulated on the host");
   EXPECT_GT(figures.memory_bytes_per_second, 0);
@@ -92,9 +92,9 @@ TEST_F(EngineBench, OfADeviceHasItsCeilingsItsStagesAndItsGaps) {
 
 // The same steps as on the processor: the same experts, and the same bytes.
 TEST_F(EngineBench, OfADeviceTakesTheStepsOfTheProcessor) {
-  EngineBenchOptions here = options(DeviceKind::cpu);
+  EngineBenchOptions here = options("cpu");
   here.runtime.dtype = DType::f32;
-  EngineBenchOptions there = options(DeviceKind::cuda);
+  EngineBenchOptions there = options("cuda");
   there.runtime.dtype = DType::f32;
   EngineFigures const own = run_engine_bench(here);
   EngineFigures const device = run_engine_bench(there);
@@ -111,7 +111,7 @@ TEST_F(EngineBench, OfADeviceTakesTheStepsOfTheProcessor) {
 }
 
 TEST_F(EngineBench, OfADeviceTakesNoWorkers) {
-  EngineBenchOptions refused = options(DeviceKind::cuda);
+  EngineBenchOptions refused = options("cuda");
   refused.runtime.workers = 2;
   EXPECT_THROW(run_engine_bench(refused), ModelError);
 }

@@ -309,6 +309,21 @@ TEST_F(ControlServerTest, WhoDoesNotFitIsRefusedByName) {
   EXPECT_NE(server.death_reason(WorkerId(1)).find("refused: cannot run 'scalar'"), std::string::npos);
 }
 
+TEST_F(ControlServerTest, WhereKernelsMayBeMixedEveryoneRunsTheProfilesOrTheBestItCan) {
+  ControlServer mixed{{.max_workers = 3, .isa = "avx2", .mixed_isas = true, .dtype = "float32", .on_change = nullptr}};
+  std::vector<std::vector<std::string>> const can{
+      {"scalar", "avx2", "avx512_bf16"}, {"cuda"}, {"scalar", "avx512_bf16"}};
+  std::vector<std::string> const runs{"avx2", "cuda", "avx512_bf16"};
+  for (std::uint32_t id : {1U, 2U, 3U}) {
+    mixed.expect(WorkerId(id), Incarnation(1));
+    FakeWorker worker(mixed);
+    control::Hello hello = worker.hello(id);
+    hello.isas = can[id - 1];
+    worker.introduce(hello);
+    EXPECT_EQ(mixed.records()[id - 1].status.isa, runs[id - 1]);
+  }
+}
+
 TEST_F(ControlServerTest, WhoComesByItselfIsToldWhoItIs) {
   std::uint32_t places = 1;
   ControlServer open{{.max_workers = 2,

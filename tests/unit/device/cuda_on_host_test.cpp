@@ -199,7 +199,7 @@ enum class Fault : unsigned {
   barrier_and_shuffle,
   behind_allocation,
   behind_dynamic_shared,
-  null_pointer,
+  wild_pointer,
   half_a_mask,
   too_much_shared
 };
@@ -240,8 +240,8 @@ __global__ void broken(Broken a) {
       shared[threadIdx.x + 1] = 1;
       break;
     }
-    case Fault::null_pointer:
-      *static_cast<float volatile*>(nullptr) = 1;
+    case Fault::wild_pointer:
+      *reinterpret_cast<float volatile*>(std::uintptr_t{64} + 4 * threadIdx.x) = 1;
       break;
     case Fault::half_a_mask:
       __syncwarp(0xffffU);
@@ -272,7 +272,7 @@ TEST_F(BrokenKernelDeathTest, DiesWithItsPlace) {
   EXPECT_DEATH(run(Fault::barrier_and_shuffle), "thread 5 waits for the warp at .*cuda_on_host_test.cpp:");
   EXPECT_DEATH(run(Fault::behind_allocation), "kernel of .*Broken.* not allocated in the device's memory");
   EXPECT_DEATH(run(Fault::behind_dynamic_shared), "thread 63: touches .* behind the dynamic shared memory");
-  EXPECT_DEATH(run(Fault::null_pointer), "neither the device's nor shared memory");
+  EXPECT_DEATH(run(Fault::wild_pointer), "neither the device's nor shared memory");
   EXPECT_DEATH(run(Fault::half_a_mask), "not all lanes at .*cuda_on_host_test.cpp:");
   EXPECT_DEATH(run(Fault::too_much_shared), "bytes of shared memory");
 }

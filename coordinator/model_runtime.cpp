@@ -104,7 +104,7 @@ std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpe
   if (spec.encoder())
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
                      "' has an encoder, which runs on processors only (--device cpu)");
-  return open_cuda_device(*index);
+  return options.open_device(*index);
 }
 
 Isa pick_isa(ModelRuntimeOptions const& options) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,8 +35,9 @@ struct ModelRuntimeOptions {
   std::optional<std::size_t> kv_cache_bytes;
   bool return_routed_experts = false;
   std::optional<std::uint64_t> router_noise_seed;
-  std::optional<Isa> isa;             // none: the best this processor runs
-  std::string device = "cpu";         // or cuda, cuda:N: of the coordinator, and of the experts without workers
+  std::optional<Isa> isa;      // none: the best this processor runs
+  std::string device = "cpu";  // or cuda, cuda:N: of the coordinator, and of the experts without workers
+  std::function<std::unique_ptr<Device>(std::size_t)> open_device = open_cuda_device;  // by its index
   std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
   bool mixed_numerics = false;        // whoever has other kernels may take part: bits depend on who runs what
   double device_memory_share = 0.9;   // of the device's free memory, that weights, KV cache and buffers may take

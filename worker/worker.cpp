@@ -135,6 +135,7 @@ class ProgressReporter {
                                .max_messages = assign.max_requests};
   std::size_t const num_experts = store.num_experts();
   std::size_t const resident_bytes = store.resident_bytes();
+  auto checksums = store.checksums(pool);
   auto latest = std::make_shared<ServedPlacement>(std::move(store), exec, service);
   MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
   transport.add_peer(kCoordinator, coordinator);
@@ -150,13 +151,12 @@ class ProgressReporter {
         ExpertStore loaded(
             assign.model, hold.held, *source, loading, [](std::size_t, std::size_t) {}, &latest->store, device.get());
         std::size_t const bytes = loaded.resident_bytes();
+        auto sums = loaded.checksums(loading);
         service.epoch = hold.epoch;
         latest = std::make_shared<ServedPlacement>(std::move(loaded), exec, service);
         loop.offer(latest);
-        control.send(control::Loaded{.epoch = hold.epoch,
-                                     .resident_bytes = bytes,
-                                     .held = latest->store.held(),
-                                     .checksums = latest->store.checksums()});
+        control.send(control::Loaded{
+            .epoch = hold.epoch, .resident_bytes = bytes, .held = latest->store.held(), .checksums = std::move(sums)});
       } catch (std::exception const& error) {
         control.fail(control::FailureKind::other, error.what(), kExitOther);
       }
@@ -166,7 +166,7 @@ class ProgressReporter {
   control.send(control::Loaded{.epoch = assign.epoch,
                                .resident_bytes = resident_bytes,
                                .held = latest->store.held(),
-                               .checksums = latest->store.checksums()});
+                               .checksums = std::move(checksums)});
   spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
                assign.isa);
   try {

@@ -124,15 +124,19 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     }
   });
   if (failure) std::rethrow_exception(failure);
+}
 
-  std::vector<std::uint64_t> sums(jobs.size());
-  pool.parallel_for(jobs.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+std::vector<std::vector<std::uint64_t>> ExpertStore::checksums(ThreadPool& pool) const {
+  std::vector<std::uint64_t> sums(experts_.size());
+  pool.parallel_for(sums.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t i = begin; i < end; ++i) sums[i] = checksum_of(*experts_[i]);
   });
-  for (auto next = sums.begin(); auto const& layer : held) {
-    checksums_.emplace_back(next, next + static_cast<std::ptrdiff_t>(layer.size()));
+  std::vector<std::vector<std::uint64_t>> of_layers;
+  for (auto next = sums.begin(); auto const& layer : held_) {
+    of_layers.emplace_back(next, next + static_cast<std::ptrdiff_t>(layer.size()));
     next += static_cast<std::ptrdiff_t>(layer.size());
   }
+  return of_layers;
 }
 
 std::shared_ptr<FfnWeights const> ExpertStore::find(std::size_t layer_index, std::uint32_t expert) const {

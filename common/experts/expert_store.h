@@ -51,8 +51,8 @@ class ExpertStore {
     return first_expert_[layer_index] + local_expert;
   }
   [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return *experts_[index]; }
-  // [layers][held] of the packed bytes, as they were loaded.
-  [[nodiscard]] std::vector<std::vector<std::uint64_t>> const& checksums() const { return checksums_; }
+  // [layers][held] of the packed bytes, by checksum_of(): all of them are read, and brought here from a device.
+  [[nodiscard]] std::vector<std::vector<std::uint64_t>> checksums(ThreadPool& pool) const;
   [[nodiscard]] HeldExperts const& held() const { return held_; }
   [[nodiscard]] std::size_t num_experts() const { return experts_.size(); }
   [[nodiscard]] std::size_t resident_bytes() const { return resident_bytes_; }
@@ -64,7 +64,6 @@ class ExpertStore {
   std::vector<std::size_t> first_expert_;  // [layers]
   HeldExperts held_;
   std::vector<std::shared_ptr<FfnWeights const>> experts_;
-  std::vector<std::vector<std::uint64_t>> checksums_;
   std::size_t resident_bytes_ = 0;
 };
 

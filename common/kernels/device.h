@@ -16,6 +16,7 @@
 #include "common/config/activation.h"
 #include "common/config/router_spec.h"
 #include "common/config/weight_format.h"
+#include "common/kernels/device_marks.h"
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {
@@ -74,6 +75,8 @@ struct HeadRange {
   std::size_t first = 0;
 };
 
+enum class PeakKind : std::uint8_t { fp32, bf16_tensor };
+
 class Device : public DeviceMemory {
  public:
   [[nodiscard]] virtual std::string name() const = 0;  // "cuda:0 NVIDIA H200"
@@ -82,6 +85,9 @@ class Device : public DeviceMemory {
   virtual void reserve(ExecLimits const& limits) = 0;
   [[nodiscard]] virtual std::size_t scratch_bytes(ExecLimits const& limits) const = 0;  // that it takes
   virtual void synchronize() = 0;  // throws DeviceError of anything since the last one
+  [[nodiscard]] virtual std::unique_ptr<DeviceMarks> make_marks() = 0;
+  // What is called for from now on begins so much later, so that it then lies ready and runs without a gap.
+  virtual void hold(double seconds) = 0;
 
   // linear.h, headwise_linear.h. bias: [N] or empty. w of headwise_linear: [Q], on the host.
   virtual void linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
@@ -144,6 +150,14 @@ class Device : public DeviceMemory {
   // [T*K] in device memory, all held.
   virtual void run_experts(DeviceExperts const& layer, MatrixView<float const> x,
                            std::span<std::uint32_t const> experts, std::size_t experts_per_token, std::byte* out) = 0;
+
+  // machine_ceilings.h: one kind of work alone, on the whole device.
+  // Adds up the memory's 32-bit words; a rest of less than 16 bytes is left out. sum: in device memory, added to.
+  virtual void read_stream(std::span<std::byte const> memory, std::uint32_t* sum) = 0;
+  // Multiply-adds on registers: fused fp32 ones, of which the ops above are made, or bf16 ones of the tensor cores with
+  // fp32 sums. Returns how many operations they are (a multiply-add is two), for each round the same; 0: this device
+  // has none of this kind, nothing was done. sum: in device memory, of no meaning.
+  virtual double multiply_add(PeakKind kind, std::size_t rounds, float* sum) = 0;
 };
 
 // Of a command line: "cpu", "cuda" (the first GPU) or "cuda:N". Empty, or what is wrong with it.

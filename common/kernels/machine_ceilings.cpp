@@ -31,6 +31,27 @@ double best_seconds(Exec const& exec, std::size_t passes, Body body) {
   return best;
 }
 
+constexpr double kLaunchSeconds = 100e-6;  // enough for the host to call for a pass
+constexpr double kPeakSeconds = 1e-3;      // of a device's pass, at least
+constexpr std::size_t kFirstRounds = 16;
+
+// Shortest time of work() on the device.
+template <class Work>
+double best_seconds(Device& device, std::size_t passes, Work work) {
+  EM_CHECK(passes > 0, "no pass");
+  auto const marks = device.make_marks();
+  double best = 0;
+  for (std::size_t pass = 0; pass < passes; ++pass) {
+    device.hold(kLaunchSeconds);  // else the first mark is passed before the work has come
+    marks->set(0);
+    work();
+    marks->set(1);
+    double const seconds = marks->seconds_between(0, 1);
+    if (pass == 0 || seconds < best) best = seconds;
+  }
+  return best;
+}
+
 }  // namespace
 
 double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::size_t passes) {
@@ -51,6 +72,27 @@ double measure_peak_flops(Exec const& exec, DType activations, std::size_t passe
   double const seconds = best_seconds(exec, passes, [&](std::size_t) { return peak(kPeakRounds); });
   std::size_t const operations = kPeakRounds * exec.table().peak_multiply_adds * kPanelColumns * (bf16 ? 4 : 2);
   return static_cast<double>(operations * exec.pool().num_threads()) / seconds;
+}
+
+double measure_read_bandwidth(Device& device, std::size_t buffer_bytes, std::size_t passes) {
+  std::size_t constexpr kUnit = 16;
+  AlignedBuffer<std::byte> const buffer((buffer_bytes + kUnit - 1) / kUnit * kUnit, &device);
+  AlignedBuffer<std::uint32_t> sum(1, &device);
+  double const seconds = best_seconds(device, passes, [&] { device.read_stream(buffer.span(), sum.data()); });
+  return static_cast<double>(buffer.size_bytes()) / seconds;
+}
+
+std::optional<double> measure_peak_flops(Device& device, PeakKind kind, std::size_t passes) {
+  AlignedBuffer<float> sum(1, &device);
+  double operations = 0;
+  std::size_t rounds = kFirstRounds;
+  auto const time = [&](std::size_t times) {
+    return best_seconds(device, times, [&] { operations = device.multiply_add(kind, rounds, sum.data()); });
+  };
+  while (time(1) < kPeakSeconds && operations > 0) rounds *= 2;
+  if (operations == 0) return std::nullopt;
+  double const seconds = time(passes);
+  return operations / seconds;
 }
 
 }  // namespace expertmesh

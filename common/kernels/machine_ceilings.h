@@ -1,8 +1,10 @@
-// What this machine can do at best with the ISA and the threads of an Exec, measured: what a benchmark's figures are
-// shares of.
+// What this machine can do at best with the ISA and the threads of an Exec, or what a device can, measured: what a
+// benchmark's figures are shares of.
 #pragma once
 #include <cstddef>
+#include <optional>
 
+#include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/tensor/dtype.h"
 
@@ -15,5 +17,10 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
 // Operations (a multiply-add is two) a second on registers alone with activations of this type, bf16 or f32: the best
 // of `passes`.
 double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes);
+
+// The same of a device, by its own clock. Throws DeviceError; the buffer must have room there.
+double measure_read_bandwidth(Device& device, std::size_t buffer_bytes, std::size_t passes);
+// None where the device has no multiply-adds of this kind.
+std::optional<double> measure_peak_flops(Device& device, PeakKind kind, std::size_t passes);
 
 }  // namespace expertmesh

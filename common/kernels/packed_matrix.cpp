@@ -55,14 +55,20 @@ void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, s
 template <class From>
 void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t count, std::size_t k, std::byte* out) {
   std::size_t const stride = weight_stride(k);
+  bool const as_stored = std::is_same_v<From, float>  ? format.storage == DType::f32
+                         : std::is_same_v<From, bf16> ? format.storage == DType::bf16
+                                                      : false;
+  if (as_stored) {
+    for (std::size_t i = 0; i < count; ++i)
+      std::memcpy(out + i * stride * sizeof(From), rows + i * k * sizeof(From), k * sizeof(From));
+    return;
+  }
   for (std::size_t i = 0; i < count; ++i)
     for (std::size_t j = 0; j < k; ++j) {
       From x;
       std::memcpy(&x, rows + (i * k + j) * sizeof(From), sizeof(From));
       if (format.storage == DType::f32)
         reinterpret_cast<float*>(out)[i * stride + j] = float_of(x);
-      else if constexpr (std::is_same_v<From, bf16>)
-        reinterpret_cast<bf16*>(out)[i * stride + j] = x;
       else
         reinterpret_cast<bf16*>(out)[i * stride + j] = to_bf16(float_of(x));
     }

@@ -19,9 +19,17 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kStreamBytes = std::size_t{1} << 30;  // much more than any cache
 constexpr std::size_t kCeilingPasses = 8;
 constexpr std::size_t kWarmUpSteps = 3;
+constexpr std::size_t kMostTracedSteps = 8;  // of a device
+
+// Decode steps whose stages are timed apart, on a device.
+std::size_t traced_steps(EngineBenchOptions const& options) {
+  return options.runtime.device == "cpu" ? 0 : std::min(options.output_len, kMostTracedSteps);
+}
+std::size_t tokens_of_a_sequence(EngineBenchOptions const& options) {
+  return options.input_len + options.output_len + traced_steps(options) + 1;
+}
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -42,7 +50,7 @@ class Batch {
       Sequence& sequence = sequences_.emplace_back();
       sequence.id = SequenceId(s + 1);
       sequence.prompt_length = options.input_len;
-      sequence.max_length = options.input_len + options.output_len + 1;
+      sequence.max_length = tokens_of_a_sequence(options);
       sequence.tokens.reserve(sequence.max_length);
       for (std::size_t t = 0; t < options.input_len; ++t) add_token(sequence);
       runtime_.scheduler().submit(sequence);
@@ -65,7 +73,7 @@ class Batch {
 
   void decode(std::size_t num_steps, BatchFigures& figures) {
     std::vector<double> seconds;
-    std::array<double, kNumStages> stages{};
+    StageSeconds stages{};
     double hits = 0;
     for (std::size_t i = 0; i < num_steps; ++i) {
       for (Sequence& sequence : sequences_) {
@@ -79,19 +87,46 @@ class Batch {
       count_experts(tokens);
       figures.weight_bytes += static_cast<double>(cost_.weight_bytes(tokens, experts_hit_));
       hits += std::accumulate(experts_hit_.begin(), experts_hit_.end(), 0.0);
-      for (std::size_t s = 0; s < kNumStages; ++s) stages[s] += runtime_.runner().stages().seconds()[s];
+      add_stages(stages);
     }
     auto const steps = static_cast<double>(num_steps);
     figures.kv_bytes /= steps;
     figures.weight_bytes /= steps;
     figures.experts_hit = experts_hit_.empty() ? 0 : hits / steps / static_cast<double>(experts_hit_.size());
-    for (std::size_t s = 0; s < kNumStages; ++s) figures.stage_seconds[s] = stages[s] / steps;
+    figures.stage_seconds = divided(stages, steps);
     Summary const summary = summarise(std::move(seconds));
     figures.step_seconds = summary.median;
     figures.mean_step_seconds = summary.mean;
   }
 
+  // On a device, after decode().
+  void trace(std::size_t num_steps, BatchFigures& figures) {
+    runtime_.runner().time_stages_on_device(true);
+    StageSeconds stages{};
+    for (std::size_t i = 0; i < num_steps; ++i) {
+      for (Sequence& sequence : sequences_) add_token(sequence);
+      step(kHeldSteps * figures.step_seconds);
+      add_stages(stages);
+    }
+    runtime_.runner().time_stages_on_device(false);
+    figures.stage_seconds = divided(stages, static_cast<double>(num_steps));
+    figures.device_seconds = 0;
+    for (std::size_t s = 0; s < kNumStages; ++s)
+      if (Stage(s) != Stage::fetch && Stage(s) != Stage::sampling) figures.device_seconds += figures.stage_seconds[s];
+  }
+
  private:
+  using StageSeconds = std::array<double, kNumStages>;
+  static constexpr double kHeldSteps = 1.5;  // of a step's time: more than the host takes to call for all of it
+
+  void add_stages(StageSeconds& sum) const {
+    for (std::size_t s = 0; s < kNumStages; ++s) sum[s] += runtime_.runner().stages().seconds()[s];
+  }
+  static StageSeconds divided(StageSeconds seconds, double steps) {
+    for (double& stage : seconds) stage /= steps;
+    return seconds;
+  }
+
   void add_token(Sequence& sequence) const {
     auto const position = static_cast<std::uint32_t>(sequence.tokens.size());
     double const u = random_uniform({.seed = seed_,
@@ -101,13 +136,17 @@ class Batch {
     sequence.tokens.push_back(static_cast<TokenId>(u * static_cast<double>(runtime_.spec().vocab)));
   }
 
-  std::size_t step() {
+  // held: seconds that a device waits before it begins.
+  std::size_t step(double held = 0) {
     StepBatch const& batch = runtime_.scheduler().schedule();
     if (batch.num_tokens() == 0)
       throw ModelError("the KV cache, bounded by free memory, has no room for " + std::to_string(sequences_.size()) +
                        " sequences of this length: choose smaller --batch-sizes");
     wishes_.assign(batch.logit_rows().size(), {.sampling = &greedy_, .token_logprobs = {}, .prompt_logprobs = {}});
+    Device* const device = runtime_.device();
+    if (device && held > 0) device->hold(held);
     runtime_.runner().run(batch, wishes_);
+    if (device) device->synchronize();  // a step without logits waits for nothing
     runtime_.scheduler().complete_step();
     return batch.num_tokens();
   }
@@ -140,12 +179,14 @@ class Batch {
 // Sizes for the largest batch, with one KV block more for each sequence than it needs: none must ever wait.
 ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::path const& model_dir) {
   ModelRuntimeOptions runtime = options.runtime;
+  if (runtime.device != "cpu" && runtime.clustered())
+    throw ModelError("--workers: bench engine measures a GPU with all experts on it (--device cuda without --workers)");
   runtime.model_dir = model_dir;
   runtime.load_format = LoadFormat::dummy;
   runtime.return_routed_experts = true;
   runtime.max_num_seqs = std::ranges::max(options.batch_sizes);
   runtime.max_num_batched_tokens = std::max(options.prefill_tokens, runtime.max_num_seqs);
-  std::size_t const tokens = options.input_len + options.output_len + 1;
+  std::size_t const tokens = tokens_of_a_sequence(options);
   ModelSpec const spec = read_model_spec(model_dir, {});
   if (spec.encoder())
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
@@ -159,6 +200,15 @@ ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::pa
   return runtime;
 }
 
+void measure_ceilings(Device& device, EngineBenchOptions const& options, EngineFigures& figures) {
+  spdlog::info("measuring what {} can do", device.name());
+  figures.device = device.name();
+  figures.memory_bytes_per_second =
+      measure_read_bandwidth(device, std::min(options.read_bytes, device.free_bytes() / 4), kCeilingPasses);
+  figures.flops_per_second = measure_peak_flops(device, PeakKind::fp32, kCeilingPasses).value();
+  figures.tensor_flops_per_second = measure_peak_flops(device, PeakKind::bf16_tensor, kCeilingPasses);
+}
+
 // Before the model takes its memory, on a pool of its own.
 void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures) {
   ModelRuntimeOptions const& r = options.runtime;
@@ -169,7 +219,7 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
   spdlog::info("measuring what the machine can do with {} threads", figures.ceiling_threads);
   ThreadPool pool(figures.ceiling_threads);
   Exec const exec(figures.isa, pool, {.max_rows = 1, .max_columns = 1});
-  figures.memory_bytes_per_second = measure_read_bandwidth(exec, kStreamBytes, kCeilingPasses);
+  figures.memory_bytes_per_second = measure_read_bandwidth(exec, options.read_bytes, kCeilingPasses);
   figures.flops_per_second = measure_peak_flops(exec, figures.dtype, kCeilingPasses);
 }
 
@@ -184,7 +234,10 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
                         .isa = runtime.isa(),
                         .num_experts = layer_maxima(runtime.spec()).num_experts,
                         .batches = {}};
-  measure_ceilings(options, figures);
+  if (runtime.device())
+    measure_ceilings(*runtime.device(), options, figures);
+  else
+    measure_ceilings(options, figures);
   runtime.load([](WorkerStatus const& worker) {
     spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
   });
@@ -195,6 +248,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
     Batch warm_up(runtime, cost, options, 1);
     warm_up.prefill(unused);
     warm_up.decode(std::min(kWarmUpSteps, options.output_len), unused);
+    if (runtime.device()) warm_up.trace(traced_steps(options), unused);
   }
   for (std::size_t batch_size : options.batch_sizes) {
     spdlog::info("batch size {}", batch_size);
@@ -203,6 +257,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
     Batch batch(runtime, cost, options, batch_size);
     batch.prefill(of_batch);
     batch.decode(options.output_len, of_batch);
+    if (runtime.device()) batch.trace(traced_steps(options), of_batch);
   }
   runtime.shut_down();
   return figures;

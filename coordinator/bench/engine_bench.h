@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "coordinator/model_runtime.h"
@@ -13,9 +14,10 @@ namespace expertmesh {
 struct EngineBenchOptions {
   ModelRuntimeOptions runtime;  // model_dir: as the user gave it, a directory or a config.json; sizes are set here
   std::vector<std::size_t> batch_sizes{1, 4, 16, 64};
-  std::size_t input_len = 128;       // tokens of a prompt
-  std::size_t output_len = 32;       // decode steps
-  std::size_t prefill_tokens = 512;  // most of a step
+  std::size_t input_len = 128;                    // tokens of a prompt
+  std::size_t output_len = 32;                    // decode steps
+  std::size_t prefill_tokens = 512;               // most of a step
+  std::size_t read_bytes = std::size_t{1} << 30;  // read to see how fast memory is; much more than any cache
   std::optional<std::filesystem::path> json;
 };
 
@@ -31,18 +33,26 @@ struct BatchFigures {
   double experts_hit = 0;                          // distinct experts of a MoE layer in a decode step, mean
   std::array<double, kNumStages> stage_seconds{};  // of a decode step, mean
   double mean_step_seconds = 0;                    // what the stages are parts of
+  // Of a device. Its stages' times are of other steps, by its own clock, all of whose calls lay ready before the device
+  // began: it never waited for the host within a stage, up to the first fetch. The marks are in them, some microseconds
+  // a layer.
+  double device_seconds = 0;  // of all stages but fetch and sampling: what the kernels take; 0: no device
   [[nodiscard]] double bytes() const { return weight_bytes + kv_bytes; }
+  // That the device had nothing to do.
+  [[nodiscard]] double gap_seconds() const { return mean_step_seconds - device_seconds; }
 };
 
 struct EngineFigures {
   ModelPlan plan;  // with all experts in one place
   DType dtype = DType::bf16;
   Isa isa = Isa::scalar;
-  std::size_t num_experts = 0;         // of a MoE layer
-  std::size_t ceiling_threads = 0;     // that measured the next two: those of all processes, at most the cores
-  double memory_bytes_per_second = 0;  // read, at best
-  double flops_per_second = 0;         // at best, with activations of dtype
-  std::vector<BatchFigures> batches;   // as EngineBenchOptions::batch_sizes
+  std::size_t num_experts = 0;          // of a MoE layer
+  std::size_t ceiling_threads = 0;      // that measured the next two: those of all processes, at most the cores
+  double memory_bytes_per_second = 0;   // read, at best
+  double flops_per_second = 0;          // at best, with activations of dtype; of a device in fp32, as its kernels work
+  std::optional<std::string> device{};  // its name; the figures above are its own then, of no threads
+  std::optional<double> tensor_flops_per_second{};  // of its tensor cores, bf16, at best
+  std::vector<BatchFigures> batches;                // as EngineBenchOptions::batch_sizes
 };
 
 // Throws ModelError, OutsideError, ClusterError or ExpertsLost. With workers the process must be left by

@@ -25,8 +25,44 @@ double other_seconds(BatchFigures const& b) {
   return b.mean_step_seconds - std::accumulate(b.stage_seconds.begin(), b.stage_seconds.end(), 0.0);
 }
 
-std::string experts_text(ModelRuntimeOptions const& options) {
+std::string experts_text(ModelRuntimeOptions const& options, EngineFigures const& figures) {
+  if (figures.device) return "on the device";
   return options.workers == 0 ? "in this process" : fmt::format("in {} workers", options.workers);
+}
+
+std::string machine_text(EngineFigures const& figures) {
+  if (!figures.device)
+    return fmt::format("machine    {} threads, {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s ({})\n",
+                       figures.ceiling_threads, name_of(figures.isa), figures.memory_bytes_per_second / 1e9,
+                       figures.flops_per_second / 1e9, name_of(figures.dtype));
+  std::string const tensor = figures.tensor_flops_per_second
+                                 ? fmt::format("{:.0f} GFLOP/s", *figures.tensor_flops_per_second / 1e9)
+                                 : "not measured";
+  return fmt::format(
+      "device     {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s (float32 multiply-adds, as the kernels do)\n"
+      "           tensor cores (bfloat16 by mma.sync, which the kernels do not use): {}\n",
+      *figures.device, figures.memory_bytes_per_second / 1e9, figures.flops_per_second / 1e9, tensor);
+}
+
+// Stages that a step of this kind has.
+bool is_shown(Stage stage, EngineFigures const& figures) {
+  return stage != Stage::fetch || figures.device;
+}
+
+double share_of_memory(double bytes, double seconds, EngineFigures const& figures) {
+  return bytes / seconds / figures.memory_bytes_per_second;
+}
+
+// Where the time of a device's steps goes.
+std::string gaps_table(EngineFigures const& figures) {
+  std::string out = fmt::format(
+      "\ndevice     ms a step; share: of read bandwidth, while it is busy\n{:>5}{:>10}{:>10}{:>8}{:>10}{:>8}\n", "B",
+      "step", "busy", "share", "gap", "");
+  for (BatchFigures const& b : figures.batches)
+    out += fmt::format("{:>5}{:>10.3f}{:>10.3f}{:>7.1f}%{:>10.3f}{:>7.1f}%\n", b.batch_size, b.mean_step_seconds * 1e3,
+                       b.device_seconds * 1e3, 100 * share_of_memory(b.bytes(), b.device_seconds, figures),
+                       b.gap_seconds() * 1e3, 100 * b.gap_seconds() / b.mean_step_seconds);
+  return out;
 }
 
 }  // namespace
@@ -35,10 +71,8 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
   std::string out = fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, experts {}\n",
                                 options.runtime.model_dir.string(), static_cast<double>(figures.plan.parameters) / 1e6,
                                 static_cast<double>(figures.plan.active_parameters) / 1e6, name_of(figures.dtype),
-                                experts_text(options.runtime));
-  out += fmt::format("machine    {} threads, {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s ({})\n",
-                     figures.ceiling_threads, name_of(figures.isa), figures.memory_bytes_per_second / 1e9,
-                     figures.flops_per_second / 1e9, name_of(figures.dtype));
+                                experts_text(options.runtime, figures));
+  out += machine_text(figures);
 
   out += fmt::format("\nprefill    {} tokens a prompt, {} a step\n{:>5}{:>10}{:>10}{:>10}{:>8}\n", options.input_len,
                      options.prefill_tokens, "B", "tokens", "tok/s", "GFLOP/s", "share");
@@ -54,17 +88,20 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
                        b.step_seconds * 1e3, decode_tokens_per_second(b),
                        fmt::format("{:.1f} of {}", b.experts_hit, figures.num_experts), b.weight_bytes / 1e6,
                        b.kv_bytes / 1e6, decode_bytes_per_second(b) / 1e9,
-                       100 * decode_bytes_per_second(b) / figures.memory_bytes_per_second);
+                       100 * share_of_memory(b.bytes(), b.step_seconds, figures));
+  if (figures.device) out += gaps_table(figures);
 
   out += fmt::format("\nms a step\n{:>5}", "B");
-  for (auto const stage : kStageNames) out += fmt::format("{:>16}", stage);
+  for (std::size_t s = 0; s < kNumStages; ++s)
+    if (is_shown(Stage(s), figures)) out += fmt::format("{:>16}", kStageNames[s]);
   out += fmt::format("{:>16}\n", "other");
   for (BatchFigures const& b : figures.batches) {
     auto const cell = [&](double seconds) {
       return fmt::format("{:>9.3f}{:>6.1f}%", seconds * 1e3, 100 * seconds / b.mean_step_seconds);
     };
     out += fmt::format("{:>5}", b.batch_size);
-    for (double seconds : b.stage_seconds) out += cell(seconds);
+    for (std::size_t s = 0; s < kNumStages; ++s)
+      if (is_shown(Stage(s), figures)) out += cell(b.stage_seconds[s]);
     out += cell(other_seconds(b)) + "\n";
   }
   return out;
@@ -74,7 +111,8 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
   for (BatchFigures const& b : figures.batches) {
     nlohmann::ordered_json stages;
-    for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = b.stage_seconds[s] * 1e3;
+    for (std::size_t s = 0; s < kNumStages; ++s)
+      if (is_shown(Stage(s), figures)) stages[std::string(kStageNames[s])] = b.stage_seconds[s] * 1e3;
     stages["other"] = other_seconds(b) * 1e3;
     results.push_back({{"batch_size", b.batch_size},
                        {"prefill",
@@ -92,9 +130,22 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                          {"weight_bytes_per_step", b.weight_bytes},
                          {"kv_bytes_per_step", b.kv_bytes},
                          {"gb_per_second", decode_bytes_per_second(b) / 1e9},
-                         {"share_of_memory_ceiling", decode_bytes_per_second(b) / figures.memory_bytes_per_second},
+                         {"share_of_memory_ceiling", share_of_memory(b.bytes(), b.step_seconds, figures)},
                          {"stage_ms", std::move(stages)}}}});
+    if (!figures.device) continue;
+    auto& prefill = results.back()["prefill"];
+    if (figures.tensor_flops_per_second)
+      prefill["share_of_tensor_ceiling"] = prefill_flops_per_second(b) / *figures.tensor_flops_per_second;
+    auto& decode = results.back()["decode"];
+    decode["device_busy_ms"] = b.device_seconds * 1e3;
+    decode["host_gap_ms"] = b.gap_seconds() * 1e3;
+    decode["share_of_memory_ceiling_while_busy"] = share_of_memory(b.bytes(), b.device_seconds, figures);
   }
+  nlohmann::ordered_json ceilings{{"threads", figures.ceiling_threads},
+                                  {"memory_gb_per_second", figures.memory_bytes_per_second / 1e9},
+                                  {"compute_gflop_per_second", figures.flops_per_second / 1e9}};
+  if (figures.tensor_flops_per_second) ceilings["tensor_gflop_per_second"] = *figures.tensor_flops_per_second / 1e9;
+
   ModelRuntimeOptions const& r = options.runtime;
   return nlohmann::ordered_json{{"benchmark", "engine"},
                                 {"model", r.model_dir.string()},
@@ -103,15 +154,13 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                                 {"num_experts", figures.num_experts},
                                 {"dtype", name_of(figures.dtype)},
                                 {"isa", name_of(figures.isa)},
+                                {"device", figures.device.value_or("cpu")},
                                 {"workers", r.workers},
                                 {"input_len", options.input_len},
                                 {"output_len", options.output_len},
                                 {"prefill_tokens", options.prefill_tokens},
                                 {"seed", r.dummy_seed},
-                                {"ceilings",
-                                 {{"threads", figures.ceiling_threads},
-                                  {"memory_gb_per_second", figures.memory_bytes_per_second / 1e9},
-                                  {"compute_gflop_per_second", figures.flops_per_second / 1e9}}},
+                                {"ceilings", std::move(ceilings)},
                                 {"results", std::move(results)}}
              .dump(2) +
          "\n";

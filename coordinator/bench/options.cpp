@@ -12,7 +12,9 @@ void add_engine_options(CLI::App& command, EngineBenchOptions& options) {
   options.runtime.dtype = DType::bf16;
   command.add_option("model", options.runtime.model_dir, "Model directory or config.json; its weights are not read")
       ->required();
-  command.add_option("--batch-sizes", options.batch_sizes, "Sequences that decode together, one run each")
+  command
+      .add_option("--batch-sizes", options.batch_sizes,
+                  "Sequences that decode together, one run each; on a GPU [1,8,32,128,256]")
       ->delimiter(',')
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
@@ -22,11 +24,18 @@ void add_engine_options(CLI::App& command, EngineBenchOptions& options) {
   command.add_option("--output-len", options.output_len, "Decode steps")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  command.add_option("--prefill-tokens", options.prefill_tokens, "Most prompt tokens of one step")
+  command.add_option("--prefill-tokens", options.prefill_tokens, "Most prompt tokens of one step; on a GPU [4096]")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   add_runtime_flags(command, options.runtime);
   command.add_option("--json", options.json, "File for all figures");
+}
+
+// What keeps a GPU busy, where the command line does not say otherwise.
+void choose_for_gpu(CLI::App const& command, EngineBenchOptions& options) {
+  if (command.count("--batch-sizes") == 0) options.batch_sizes = {1, 8, 32, 128, 256};
+  if (command.count("--prefill-tokens") == 0) options.prefill_tokens = 4096;
+  options.read_bytes = std::size_t{4} << 30;
 }
 
 std::optional<std::size_t> whole_number(std::string_view text) {
@@ -111,6 +120,7 @@ std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (s->parsed()) return serve;
+  if (engine.runtime.device != "cpu") choose_for_gpu(*e, engine);
   return engine;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/base/check.h"
+#include "common/kernels/device.h"
 #include "common/kernels/rows.h"
 
 namespace expertmesh {
@@ -102,7 +104,10 @@ void StepRunner::forward(StepBatch const& batch) {
     if (!task.done()) pause_polling(limits_.pause);
   }
   task.rethrow();
-  if (exec_.device() && !experts_.wants_routing_on_host()) fetch_routing(batch.num_tokens());
+  if (exec_.device() && !experts_.wants_routing_on_host()) {
+    fetch_routing(batch.num_tokens());
+    stages_.end(Stage::fetch);
+  }
   for (Sequence* sequence : batch.sequences())
     if (sequence) std::swap(sequence->expert_counts.so_far, sequence->expert_counts.next);
   last_tokens_ = batch.num_tokens();
@@ -133,9 +138,10 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
     std::size_t const end = std::min(begin + limits_.max_logit_rows, rows.size());
     head_rows_.clear();
     for (std::size_t i = begin; i < end; ++i) head_rows_.push_back(rows[i].row);
-    MatrixView<float const> const logits =
-        on_host(exec_, decoder_.logits(exec_, activations_, head_rows_), logits_on_host_);  // [R,V]
+    MatrixView<float> const computed = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
     stages_.end(Stage::lm_head);
+    MatrixView<float const> const logits = on_host(exec_, computed, logits_on_host_);
+    if (exec_.device()) stages_.end(Stage::fetch);
     for (std::size_t i = begin; i < end; ++i) {
       std::span<float const> const row(logits.row(i - begin), logits.cols);
       Sequence const& sequence = *batch.sequences()[rows[i].sequence];
@@ -155,7 +161,13 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
     }
     stages_.end(Stage::sampling);
   }
+  stages_.finish();
   return results_;
+}
+
+void StepRunner::time_stages_on_device(bool on) {
+  EM_CHECK(exec_.device() != nullptr, "no device");
+  stages_.use(on ? exec_.device()->make_marks() : nullptr);
 }
 
 std::span<std::uint32_t const> StepRunner::routed(std::size_t moe_layer, std::size_t row) const {

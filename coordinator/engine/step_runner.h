@@ -68,6 +68,8 @@ class StepRunner {
   [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // through all stacks
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
+  // Whether a device's own clock gives the stages' times, for a microsecond or two of the step each.
+  void time_stages_on_device(bool on);
   [[nodiscard]] std::size_t activation_bytes() const;
 
  private:

@@ -28,6 +28,9 @@ class Experts {
   // Whether dispatch() follows RoutingView::experts and weights; else a device's copy of them is enough.
   [[nodiscard]] virtual bool wants_routing_on_host() const { return true; }
 
+  // Whether dispatch() computes, and does not only send.
+  [[nodiscard]] virtual bool computes_at_dispatch() const { return false; }
+
   // One exchange of one micro-batch, between dispatch() and the end of combine().
   struct Exchange {
     std::uint32_t slot = 0;  // private to the implementation

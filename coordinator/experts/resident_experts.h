@@ -22,6 +22,7 @@ class ResidentExperts final : public Experts {
   static std::size_t buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens, std::size_t experts_per_token);
 
   [[nodiscard]] bool wants_routing_on_host() const override { return false; }
+  [[nodiscard]] bool computes_at_dispatch() const override { return true; }
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   void progress() override {}
   void wake() override {}

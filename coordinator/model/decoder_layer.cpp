@@ -210,7 +210,7 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   step.stages.end(Stage::router);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
   auto const exchange = step.experts.dispatch(number_, rows.in, rows.routing);  // rows leave for their workers
-  step.stages.end(Stage::dispatch);
+  step.stages.end(step.experts.computes_at_dispatch() ? Stage::experts : Stage::dispatch);
   MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
   if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
   if (!routing.experts.empty()) {                                                      // else when the step is over

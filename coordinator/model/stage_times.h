@@ -4,7 +4,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string_view>
+#include <vector>
+
+#include "common/kernels/device_marks.h"
 
 namespace expertmesh {
 
@@ -18,33 +22,50 @@ enum class Stage : std::uint8_t {
   combine,        // and residual
   dense_ffn,      // norm, dense FFN, residual
   lm_head,        // final norm, logits
+  fetch,          // routing and logits brought from a device; the wait for it, where the host's clock is read
   sampling,       // and log-probabilities
 };
-constexpr std::size_t kNumStages = 10;
+constexpr std::size_t kNumStages = 11;
 constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",     "attention", "router",  "dispatch",
                                                                   "shared_expert", "experts",   "combine", "dense_ffn",
-                                                                  "lm_head",       "sampling"};
+                                                                  "lm_head",       "fetch",     "sampling"};
 
-// A stopwatch over the stages of one step: every moment between begin() and the last end() belongs to one of them.
+// A stopwatch over the stages of one step: every moment between begin() and the last end() belongs to one of them. By
+// the host's clock, which with a device tells what the calls take and, in `fetch`, the wait for all that they asked
+// for; or by the device's own clock, once asked for.
 class StageTimes {
  public:
+  // From the next begin() on marks are set on the device; none: the host's clock again.
+  void use(std::unique_ptr<DeviceMarks> marks) {
+    marks_ = std::move(marks);
+    ended_.clear();
+  }
   void begin() {
     seconds_.fill(0);
+    if (marks_) return begin_on_device();
     mark_ = Clock::now();
   }
   // The time since begin() or the last end() was `stage`.
   void end(Stage stage) {
+    if (marks_) return end_on_device(stage);
     auto const now = Clock::now();
     seconds_[static_cast<std::size_t>(stage)] += std::chrono::duration<double>(now - mark_).count();
     mark_ = now;
   }
+  // When the step is over, and before the times are looked at: waits for the device, if marks were set on it.
+  void finish();
   [[nodiscard]] double operator[](Stage stage) const { return seconds_[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] std::array<double, kNumStages> const& seconds() const { return seconds_; }  // in the order of Stage
 
  private:
+  void begin_on_device();
+  void end_on_device(Stage stage);
+
   using Clock = std::chrono::steady_clock;
   std::array<double, kNumStages> seconds_{};
   Clock::time_point mark_{};
+  std::unique_ptr<DeviceMarks> marks_;
+  std::vector<Stage> ended_;  // by mark i + 1; mark 0 is begin()
 };
 
 }  // namespace expertmesh

@@ -1,6 +1,7 @@
 #include "common/kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "common/base/check.h"
 
@@ -20,6 +21,27 @@ std::byte* Scratch::get(std::size_t bytes) const {
   EM_CHECK(bytes <= bytes_, bytes << " bytes of a scratch of " << bytes_);
   return static_cast<std::byte*>(memory_);
 }
+
+namespace {
+
+class Marks final : public DeviceMarks {
+ public:
+  explicit Marks(Stream& stream) : stream_(stream) {}
+  void set(std::size_t mark) override {
+    while (events_.size() <= mark) events_.push_back(make_event(stream_));
+    record(stream_, *events_[mark]);
+  }
+  double seconds_between(std::size_t from, std::size_t to) override {
+    EM_CHECK(to < events_.size() && from <= to, "from mark " << from << " to " << to << " of " << events_.size());
+    return EM_DEVICE_NAMESPACE::seconds_between(stream_, *events_[from], *events_[to]);
+  }
+
+ private:
+  Stream& stream_;
+  std::vector<EventPointer> events_;
+};
+
+}  // namespace
 
 CudaDevice::CudaDevice(std::size_t index) : index_(index), stream_(open_stream(index)), scratch_(*stream_) {}
 CudaDevice::~CudaDevice() = default;
@@ -51,6 +73,12 @@ void CudaDevice::reserve(ExecLimits const& limits) {
 }
 void CudaDevice::synchronize() {
   wait(*stream_);
+}
+std::unique_ptr<DeviceMarks> CudaDevice::make_marks() {
+  return std::make_unique<Marks>(*stream_);
+}
+void CudaDevice::hold(double seconds) {
+  hold_back(*stream_, seconds);
 }
 
 }  // namespace expertmesh::EM_DEVICE_NAMESPACE

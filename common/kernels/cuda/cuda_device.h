@@ -37,6 +37,8 @@ class CudaDevice final : public Device {
   [[nodiscard]] std::size_t scratch_bytes(ExecLimits const& limits) const override;
   void reserve(ExecLimits const& limits) override;
   void synchronize() override;
+  [[nodiscard]] std::unique_ptr<DeviceMarks> make_marks() override;
+  void hold(double seconds) override;
 
   // linear.cu
   void linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
@@ -82,6 +84,9 @@ class CudaDevice final : public Device {
   // experts.cu
   void run_experts(DeviceExperts const& layer, MatrixView<float const> x, std::span<std::uint32_t const> experts,
                    std::size_t experts_per_token, std::byte* out) override;
+  // ceilings.cu
+  void read_stream(std::span<std::byte const> memory, std::uint32_t* sum) override;
+  double multiply_add(PeakKind kind, std::size_t rounds, float* sum) override;
 
  private:
   // How much of the scratch the largest call takes, of what is defined in the file named.

@@ -192,6 +192,52 @@ void wait(Stream& stream) {
   check(cudaStreamSynchronize(stream.queue), "cudaStreamSynchronize", stream);
 }
 
+namespace {
+struct Hold {
+  unsigned long long nanoseconds;
+};
+__device__ unsigned long long nanoseconds_now() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+__global__ void wait_so_long(Hold a) {
+  unsigned long long const begin = nanoseconds_now();
+  while (nanoseconds_now() - begin < a.nanoseconds) __nanosleep(200);
+}
+}  // namespace
+
+void hold_back(Stream& stream, double seconds) {
+  launch(wait_so_long, {}, 1, 0, stream, Hold{static_cast<unsigned long long>(seconds * 1e9)});
+  check_launch(stream, "hold");
+}
+
+struct Event {
+  int device = 0;
+  cudaEvent_t event = nullptr;
+};
+void CloseEvent::operator()(Event* event) const {
+  if (event->event && cudaSetDevice(event->device) == cudaSuccess) cudaEventDestroy(event->event);
+  delete event;
+}
+EventPointer make_event(Stream& stream) {
+  make_current(stream);
+  EventPointer event(new Event{.device = stream.device});
+  check(cudaEventCreate(&event->event), "cudaEventCreate", stream);
+  return event;
+}
+void record(Stream& stream, Event& event) {
+  make_current(stream);
+  check(cudaEventRecord(event.event, stream.queue), "cudaEventRecord", stream);
+}
+double seconds_between(Stream& stream, Event const& from, Event const& to) {
+  make_current(stream);
+  check(cudaEventSynchronize(to.event), "cudaEventSynchronize", stream);
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, from.event, to.event), "cudaEventElapsedTime", stream);
+  return static_cast<double>(milliseconds) * 1e-3;
+}
+
 void check_launch(Stream& stream, char const* op) {
   check(cudaGetLastError(), op, stream);
 }

@@ -26,6 +26,19 @@ void release_bytes(Stream& stream, void* memory) noexcept;
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes);   // from may be reused at once
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes);  // waits
 void wait(Stream& stream);
+// What is called for from now on begins so much later.
+void hold_back(Stream& stream, double seconds);
+
+// A moment of the device's time: when all that was called for before record() is done.
+struct Event;
+struct CloseEvent {
+  void operator()(Event* event) const;
+};
+using EventPointer = std::unique_ptr<Event, CloseEvent>;
+EventPointer make_event(Stream& stream);
+void record(Stream& stream, Event& event);
+double seconds_between(Stream& stream, Event const& from, Event const& to);  // waits for `to`
+
 // After a launch: throws if it was refused. op: its name.
 void check_launch(Stream& stream, char const* op);
 

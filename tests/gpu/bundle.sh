@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bundle.sh [--arch ARCH] [OUT_DIR]: what run.sh needs, for a machine that has a GPU and its driver but no packages: the
 # programs with kernels for one architecture (90a), the libraries they need beyond glibc's, the reference checkpoints and
-# the demo model. Leaves OUT_DIR (build-gpu/bundle) and OUT_DIR.tar.gz, of at most 30 MiB. There: OUT_DIR/run.sh
+# the demo model. Leaves OUT_DIR (build-gpu/bundle) and OUT_DIR.tar.xz, of at most 30 MiB. There: OUT_DIR/run.sh
 # The programs of OUT_DIR/bin run as they are, with --workers 0: Open MPI's plugins and daemon are not in it.
 set -euo pipefail
 
@@ -62,7 +62,8 @@ cp -r -- tests/goldens/models "$out/goldens/"
 cp -- tests/gpu/run.sh "$out/"
 git describe --always --dirty --abbrev=12 >"$out/COMMIT"
 
-tar --sort=name --owner=0 --group=0 -C "$(dirname -- "$out")" -czf "$out.tar.gz" "$(basename -- "$out")"
-bytes="$(stat -c %s "$out.tar.gz")"
-echo "$out.tar.gz: $bytes bytes, for $arch, of $(<"$out/COMMIT"), needs $(ldd --version | sed -n '1s/.* /glibc /p')"
+# xz: the checkpoints share numbers and the programs code, further apart than gzip looks.
+tar --sort=name --owner=0 --group=0 -C "$(dirname -- "$out")" -cJf "$out.tar.xz" "$(basename -- "$out")"
+bytes="$(stat -c %s "$out.tar.xz")"
+echo "$out.tar.xz: $bytes bytes, for $arch, of $(<"$out/COMMIT"), needs $(ldd --version | sed -n '1s/.* /glibc /p')"
 ((bytes <= 30 << 20)) || { echo "bundle.sh: more than 30 MiB" >&2; exit 1; }

@@ -11,7 +11,7 @@ PATH="$PATH:/usr/local/cuda/bin" command -v nvcc >/dev/null || { echo "there is 
 
 there="$(mktemp -d)"
 trap 'rm -rf -- "$there"' EXIT
-tar -C "$there" -xzf "$out.tar.gz"
+tar -C "$there" -xJf "$out.tar.xz"
 mv -- "$there/$(basename -- "$out")" "$there/moved"
 run() { # PROGRAM ARGUMENTS...
   (cd / && env -i "$there/moved/bin/$1" "${@:2}")

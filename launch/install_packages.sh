@@ -13,7 +13,7 @@ packages=(
 for argument in "$@"; do
   case "$argument" in
     --tests) packages+=(libgtest-dev libbenchmark-dev clang-format iproute2) ;;
-    --long) packages+=(clang clang-tidy python3-venv) ;;
+    --long) packages+=(clang clang-tidy python3-venv xz-utils) ;;
     *)
       echo "usage: install_packages.sh [--tests] [--long]" >&2
       exit 2

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "coordinator/text/tokenizer.h"
+#include "tests/support/goldens_dir.h"
 
 namespace {
 
@@ -60,7 +61,7 @@ double megabytes_per_second(Tokenizer const& tokenizer, std::string const& text)
 int main(int argc, char** argv) {
   std::vector<fs::path> directories(argv + 1, argv + argc);
   if (directories.empty())
-    for (auto const& entry : fs::directory_iterator(fs::path(EM_GOLDENS_DIR) / "text/tokenizers"))
+    for (auto const& entry : fs::directory_iterator(test::goldens_dir() / "text/tokenizers"))
       directories.push_back(entry.path());
   std::ranges::sort(directories);
   std::printf("%-20s %12s %12s %12s   MB/s\n", "tokenizer", "mixed text", "one word", "one letter");

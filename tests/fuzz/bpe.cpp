@@ -12,6 +12,7 @@
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
 #include "coordinator/text/utf8.h"
+#include "tests/support/goldens_dir.h"
 
 namespace {
 
@@ -25,8 +26,7 @@ constexpr std::size_t kExact = 8;
 
 Tokenizer const& tokenizer(std::size_t kind) {
   static std::array<std::unique_ptr<Tokenizer>, kKinds.size()> loaded;
-  if (!loaded[kind])
-    loaded[kind] = Tokenizer::load(std::filesystem::path(EM_GOLDENS_DIR) / "text/tokenizers" / kKinds[kind]);
+  if (!loaded[kind]) loaded[kind] = Tokenizer::load(test::goldens_dir() / "text/tokenizers" / kKinds[kind]);
   return *loaded[kind];
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/base/error.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh::test {
 
@@ -56,9 +57,7 @@ class ModelCopy : public ScratchDir {
       if (!entry.path().filename().string().starts_with("golden"))
         std::filesystem::copy_file(entry.path(), path() / entry.path().filename());
   }
-  static std::filesystem::path source(std::string const& golden_case) {
-    return std::filesystem::path(EM_GOLDENS_DIR) / "models" / golden_case;
-  }
+  static std::filesystem::path source(std::string const& golden_case) { return goldens_dir() / "models" / golden_case; }
 
   void edit_json(std::string const& file, std::function<void(nlohmann::json&)> const& edit) const {
     auto json = nlohmann::json::parse(read_file(path() / file));

@@ -1,4 +1,4 @@
-// Devices to test the ops on: the emulated one everywhere, and a GPU where there is one. Matrices in their memory.
+// What the tests of the ops share: a device to run them on, matrices in its memory.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -6,9 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "common/base/error.h"
 #include "common/tensor/tensor.h"
-#include "device_on_host.h"
+#include "tests/unit/device/test_device.h"
 #include "tests/unit/kernels/reference.h"
 #include "tests/unit/kernels/rig.h"
 
@@ -93,28 +92,10 @@ inline Matrix<float> filled(std::size_t rows, std::size_t cols, float value) {
   return out;
 }
 
-struct DeviceUnderTest {
-  std::string name;
-  std::unique_ptr<Device> (*open)();
-};
-inline bool has_gpu() {
-  try {
-    open_cuda_device(0);
-    return true;
-  } catch (DeviceError const&) {
-    return false;
-  }
-}
-inline std::vector<DeviceUnderTest> devices_here() {
-  std::vector<DeviceUnderTest> devices = {{"on_host", open_device_on_host}};
-  if (has_gpu()) devices.push_back({"on_gpu", [] { return open_cuda_device(0); }});
-  return devices;
-}
-
-// Tests of this fixture run once on each device, and have the ops of the processor to compare with.
-class EachDevice : public testing::TestWithParam<DeviceUnderTest> {
+// Tests of this fixture have a device of their own, named in theirs, and the ops of the processor to compare with.
+class EachDevice : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Device> device_ = GetParam().open();
+  std::unique_ptr<Device> device_ = test::open_test_device();
   Rig host_{Isa::scalar, 1};
 
   // f(T, H, how it lies)
@@ -129,11 +110,14 @@ class EachDevice : public testing::TestWithParam<DeviceUnderTest> {
   }
 };
 
-inline std::string device_test_name(testing::TestParamInfo<DeviceUnderTest> const& info) {
-  return info.param.name;
+inline std::string device_of_tests() {
+  return test::on_gpu() ? "on_gpu" : "on_host";
+}
+inline std::string device_test_name(testing::TestParamInfo<std::string> const& info) {
+  return info.param;
 }
 
 }  // namespace expertmesh
 
 #define EM_FOR_EACH_DEVICE(fixture) \
-  INSTANTIATE_TEST_SUITE_P(Device, fixture, testing::ValuesIn(devices_here()), device_test_name)
+  INSTANTIATE_TEST_SUITE_P(Device, fixture, testing::Values(device_of_tests()), device_test_name)

@@ -1,8 +1,10 @@
-// What open_cuda_device() says where there is none.
+// What open_cuda_device() says where there is none; that the tests run on the device they were asked to run on.
 #include <gtest/gtest.h>
 
+#include <iostream>
+
 #include "common/base/error.h"
-#include "tests/unit/device/device_rig.h"
+#include "tests/unit/device/test_device.h"
 
 namespace expertmesh {
 namespace {
@@ -14,6 +16,20 @@ std::string refusal(std::size_t index) {
     return error.what();
   }
   return "none";
+}
+
+bool has_gpu() {
+  try {
+    return open_cuda_device(0) != nullptr;
+  } catch (DeviceError const&) {
+    return false;
+  }
+}
+
+TEST(TestDevice, IsTheOneAskedFor) {
+  std::string const name = test::open_test_device()->name();
+  EXPECT_EQ(name == open_device_on_host()->name(), !test::on_gpu()) << name;
+  std::cout << "device: " << name << std::endl;
 }
 
 TEST(OpenCudaDevice, SaysWhyThereIsNoDevice) {

@@ -1,17 +1,25 @@
-// The device that tests run on: the GPU that EM_TEST_DEVICE names (cuda), else its emulation on the host.
+// The device that tests run on: the GPU if EM_TEST_DEVICE is cuda, else its emulation on the host. This alone decides;
+// where the GPU is not there, tests fail.
 #pragma once
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
 #include <string>
 
 #include "device_on_host.h"
 
 namespace expertmesh::test {
 
-inline std::unique_ptr<Device> open_test_device() {
+inline bool on_gpu() {
   char const* const wanted = std::getenv("EM_TEST_DEVICE");
-  if (wanted == nullptr || std::string(wanted) == "emulated") return open_device_on_host();
-  return open_cuda_device(0);
+  std::string const name = wanted == nullptr ? "" : wanted;
+  if (name == "cuda") return true;
+  if (name.empty() || name == "emulated") return false;
+  throw std::invalid_argument("EM_TEST_DEVICE is '" + name + "': emulated or cuda");
+}
+
+inline std::unique_ptr<Device> open_test_device() {
+  return on_gpu() ? open_cuda_device(0) : open_device_on_host();
 }
 
 // One for all tests of a program.

@@ -10,6 +10,7 @@
 #include <map>
 
 #include "tests/support/golden_file.h"
+#include "tests/support/goldens_dir.h"
 #include "tests/support/model_copy.h"
 #include "tests/unit/engine/allocation_counter.h"
 #include "tests/unit/engine/model_rig.h"
@@ -24,7 +25,7 @@ constexpr std::size_t kBlocks = 96;
 constexpr double kTolerance = 2e-4;  // of the largest value
 
 fs::path model_dir(std::string const& name) {
-  return fs::path(EM_GOLDENS_DIR) / "models" / name;
+  return test::goldens_dir() / "models" / name;
 }
 
 // What the encoder gave and what the decoder's layers left, of one sequence that runs alone.

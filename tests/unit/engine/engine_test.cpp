@@ -9,6 +9,7 @@
 
 #include "coordinator/experts/remote_experts.h"
 #include "coordinator/model/model_plan.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -73,7 +74,7 @@ class EngineTest : public testing::Test {
   explicit EngineTest(std::size_t kv_blocks = 64,
                       EngineOptions engine_options = {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}},
                       std::string const& model = "mixtral")
-      : blocks(kv_blocks), options(std::move(engine_options)), dir(fs::path(EM_GOLDENS_DIR) / "models" / model) {
+      : blocks(kv_blocks), options(std::move(engine_options)), dir(test::goldens_dir() / "models" / model) {
     engine.start();
   }
   static constexpr std::size_t kTokens = 64;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/support/golden_file.h"
+#include "tests/support/goldens_dir.h"
 #include "tests/unit/engine/model_rig.h"
 
 namespace expertmesh::test {
@@ -77,7 +78,7 @@ struct Model : ModelRig {
 };
 
 inline fs::path model_dir(std::string const& name) {
-  return fs::path(EM_GOLDENS_DIR) / "models" / name;
+  return goldens_dir() / "models" / name;
 }
 
 // Keeps what the layers of one step computed, where `hidden` and `moe` name rows [T][H].

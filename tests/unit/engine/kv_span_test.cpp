@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support/golden_file.h"
+#include "tests/support/goldens_dir.h"
 #include "tests/unit/engine/allocation_counter.h"
 #include "tests/unit/engine/model_rig.h"
 
@@ -16,7 +17,7 @@ namespace expertmesh {
 namespace {
 
 using test::ModelRig;
-std::filesystem::path const kDir = std::filesystem::path(EM_GOLDENS_DIR) / "models/mixtral-window";
+std::filesystem::path const kDir = test::goldens_dir() / "models/mixtral-window";
 constexpr std::size_t kLength = 160;  // tokens with which each sequence ends: 10 blocks
 constexpr std::size_t kStepTokens = 16;
 

@@ -1,5 +1,6 @@
 // Tokens -> the JSON of answers and chunks, without sockets.
 #include "coordinator/http/answer_builder.h"
+#include "tests/support/goldens_dir.h"
 
 #include <gtest/gtest.h>
 
@@ -38,7 +39,7 @@ class AnswerBuilderTest : public testing::Test {
   }
   void use_tokenizer() { tokenizer_ = shared_tokenizer(); }
   static Tokenizer const* shared_tokenizer() {
-    static auto const tokenizer = Tokenizer::load(std::string(EM_GOLDENS_DIR) + "/text/tokenizers/olmoe");
+    static auto const tokenizer = Tokenizer::load(test::goldens_dir() / "text/tokenizers/olmoe");
     return tokenizer.get();
   }
 

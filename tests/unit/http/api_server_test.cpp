@@ -7,6 +7,7 @@
 
 #include "echo_generator.h"
 #include "http_client.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -439,7 +440,7 @@ TEST_F(ApiServerTest, TellsItsVersion) {
 }
 
 TEST_F(ApiServerTest, TokenizesAndBack) {
-  auto const tokenizer = Tokenizer::load(std::string(EM_GOLDENS_DIR) + "/text/tokenizers/olmoe");
+  auto const tokenizer = Tokenizer::load(test::goldens_dir() / "text/tokenizers/olmoe");
   options_.model.has_tokenizer = true;
   options_.model.vocab_size = tokenizer->vocab_size();
   server_ = std::make_unique<ApiServer>(options_, generator_, tokenizer.get(), nullptr, metrics_, ApiCallbacks{});

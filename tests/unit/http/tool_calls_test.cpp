@@ -8,6 +8,7 @@
 #include "coordinator/http/api_server.h"
 #include "echo_generator.h"
 #include "http_client.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -25,7 +26,7 @@ Json const kTools = Json::parse(R"([{"type": "function", "function": {"name": "g
 Tokenizer const& tokenizer_of(std::string const& kind) {
   static std::map<std::string, std::unique_ptr<Tokenizer>> loaded;
   auto& tokenizer = loaded[kind];
-  if (!tokenizer) tokenizer = Tokenizer::load(std::string(EM_GOLDENS_DIR) + "/text/tokenizers/" + kind);
+  if (!tokenizer) tokenizer = Tokenizer::load(test::goldens_dir() / "text/tokenizers" / kind);
   return *tokenizer;
 }
 
@@ -216,7 +217,7 @@ TEST_F(ToolCallsTest, TokenizeRendersToolsToo) {
 // The olmoe tokenizer with these special tokens.
 std::unique_ptr<Tokenizer> tokenizer_with(std::vector<std::string> const& special) {
   namespace fs = std::filesystem;
-  fs::path const from = fs::path(EM_GOLDENS_DIR) / "text/tokenizers/olmoe";
+  fs::path const from = test::goldens_dir() / "text/tokenizers/olmoe";
   Json json = Json::parse(std::ifstream(from / "tokenizer.json"));
   std::size_t id = tokenizer_of("olmoe").vocab_size();
   for (auto const& token : special)

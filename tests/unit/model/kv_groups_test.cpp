@@ -4,12 +4,13 @@
 #include <filesystem>
 
 #include "coordinator/model/kv_cache.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
 
 TEST(KvGroups, LayersOfOneSpanShareATable) {
-  ModelSpec spec = read_model_spec(std::filesystem::path(EM_GOLDENS_DIR) / "models/mixtral-window", {});
+  ModelSpec spec = read_model_spec(test::goldens_dir() / "models/mixtral-window", {});
   auto& layers = spec.stacks.front().layers;
   std::size_t const one_layer = kv_cache_specs(spec, DType::f32)[0].bytes_per_block / layers.size();
   LayerSpec const layer = layers[0];

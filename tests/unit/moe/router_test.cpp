@@ -11,6 +11,7 @@
 #include <random>
 
 #include "common/moe/balance.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -33,7 +34,7 @@ Routed routed(RouterSpec const& spec, std::vector<float> const& logits,
 
 // The reference model's decisions, with and without noise (Shazeer et al. 2017, eq. 3-7).
 TEST(Router, NoisyTopKLikeTheReference) {
-  Json const cases = Json::parse(std::ifstream(std::filesystem::path(EM_GOLDENS_DIR) / "moe/noisy_topk.json"));
+  Json const cases = Json::parse(std::ifstream(test::goldens_dir() / "moe/noisy_topk.json"));
   std::size_t noisy = 0;
   for (auto const& c : cases) {
     RouterSpec const spec{.num_experts = c["num_experts"],

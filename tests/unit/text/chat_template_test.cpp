@@ -1,4 +1,5 @@
 #include "coordinator/text/chat_template.h"
+#include "tests/support/goldens_dir.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -48,7 +49,7 @@ ChatTemplates with_source(std::string const& source, std::chrono::milliseconds d
 Json const kRow = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
 
 TEST(ChatTemplates, EveryGoldenCase) {
-  fs::path const dir = fs::path(EM_GOLDENS_DIR) / "text/templates";
+  fs::path const dir = test::goldens_dir() / "text/templates";
   Json const golden = Json::parse(read(dir / "golden.json"));
   std::map<std::string, std::vector<Json>> cases;  // by template
   for (auto const& c : golden["cases"]) cases[c["template"].get<std::string>()].push_back(c);
@@ -214,7 +215,7 @@ TEST(ChatTemplates, EndlessTemplateIsCutAndTheNextRenders) {
 }
 
 TEST(ChatTemplates, AModelWithoutATemplateRefuses) {
-  ChatTemplates templates(read_chat_templates(fs::path(EM_GOLDENS_DIR) / "text/stop_strings"),
+  ChatTemplates templates(read_chat_templates(test::goldens_dir() / "text/stop_strings"),
                           options(std::chrono::seconds(20)));
   EXPECT_FALSE(templates.has_template());
   auto const result = templates.render(R"({"messages": []})");

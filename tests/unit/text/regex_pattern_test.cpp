@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/error.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -32,7 +33,7 @@ std::vector<std::string> pieces(RegexPattern const& pattern, std::string const& 
 }
 
 TEST(RegexPattern, MatchesLikeTheReference) {
-  Json const golden = Json::parse(std::ifstream(EM_GOLDENS_DIR "/text/patterns.json"));
+  Json const golden = Json::parse(std::ifstream(test::goldens_dir() / "text/patterns.json"));
   ASSERT_GT(golden["patterns"].size(), 40U);
   for (auto const& entry : golden["patterns"]) {
     RegexPattern const pattern(entry["pattern"].get<std::string>());

@@ -10,6 +10,7 @@
 #include "common/base/error.h"
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -34,7 +35,7 @@ class ModelDir {
 };
 
 fs::path fixture(std::string const& name) {
-  return fs::path(EM_GOLDENS_DIR) / "text/sentencepiece" / name;
+  return test::goldens_dir() / "text/sentencepiece" / name;
 }
 
 std::string file_of(std::string const& name) {

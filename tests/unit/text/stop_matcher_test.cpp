@@ -1,4 +1,5 @@
 #include "coordinator/text/stop_matcher.h"
+#include "tests/support/goldens_dir.h"
 
 #include <gtest/gtest.h>
 
@@ -13,8 +14,7 @@ namespace {
 using Json = nlohmann::json;
 
 TEST(StopMatcher, EveryGoldenCase) {
-  Json const golden =
-      Json::parse(std::ifstream(std::filesystem::path(EM_GOLDENS_DIR) / "text/stop_strings/golden.json"));
+  Json const golden = Json::parse(std::ifstream(test::goldens_dir() / "text/stop_strings/golden.json"));
   ASSERT_GT(golden["cases"].size(), 20U);
   for (auto const& c : golden["cases"]) {
     StopMatcher matcher(c["stop"].get<std::vector<std::string>>(), c["include_stop_str_in_output"]);

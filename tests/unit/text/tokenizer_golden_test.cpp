@@ -8,6 +8,7 @@
 
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -18,7 +19,7 @@ using Ids = std::vector<TokenId>;
 
 class TokenizerGolden : public testing::TestWithParam<std::string> {
  protected:
-  fs::path const dir = fs::path(EM_GOLDENS_DIR) / "text/tokenizers" / GetParam();
+  fs::path const dir = test::goldens_dir() / "text/tokenizers" / GetParam();
   std::unique_ptr<Tokenizer> const tokenizer = Tokenizer::load(dir);
   Json const golden = Json::parse(std::ifstream(dir / "golden.json"));
 };
@@ -62,7 +63,7 @@ TEST_P(TokenizerGolden, KnowsItsVocabularySize) {
 
 std::vector<std::string> kinds() {
   std::vector<std::string> names;
-  for (auto const& entry : fs::directory_iterator(fs::path(EM_GOLDENS_DIR) / "text/tokenizers"))
+  for (auto const& entry : fs::directory_iterator(test::goldens_dir() / "text/tokenizers"))
     names.push_back(entry.path().filename());
   std::ranges::sort(names);
   return names;

@@ -13,6 +13,7 @@
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
 #include "coordinator/text/utf8.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
@@ -22,7 +23,7 @@ using Json = nlohmann::json;
 using Ids = std::vector<TokenId>;
 
 fs::path fixture(std::string const& kind) {
-  return fs::path(EM_GOLDENS_DIR) / "text/tokenizers" / kind;
+  return test::goldens_dir() / "text/tokenizers" / kind;
 }
 
 Json fixture_json(std::string const& kind) {
@@ -48,7 +49,7 @@ std::unique_ptr<Tokenizer> load(std::string const& content) {
 }
 
 TEST(TokenizerFile, NoneIsNoError) {
-  EXPECT_EQ(Tokenizer::load(fs::path(EM_GOLDENS_DIR) / "text/stop_strings"), nullptr);
+  EXPECT_EQ(Tokenizer::load(test::goldens_dir() / "text/stop_strings"), nullptr);
 }
 
 // How a sound file is spoilt, and what the message must name.

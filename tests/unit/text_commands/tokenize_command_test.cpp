@@ -8,13 +8,14 @@
 
 #include "common/base/error.h"
 #include "coordinator/tokenize_command.h"
+#include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
 namespace {
 
 using Json = nlohmann::json;
 
-std::filesystem::path const kFixture = std::filesystem::path(EM_GOLDENS_DIR) / "text/tokenizers/llama3";
+std::filesystem::path const kFixture = test::goldens_dir() / "text/tokenizers/llama3";
 TokenizeOptions const kDecode{.model_dir = {}, .decode = true};
 TokenizeOptions const kStream{.model_dir = {}, .stream = true};
 

@@ -31,7 +31,7 @@ TEST_P(DeviceCeilings, AreFiniteAndPositive) {
   }
   for (PeakKind kind : {PeakKind::fp32, PeakKind::bf16_tensor}) {
     auto const flops = measure_peak_flops(*device_, kind, 1);
-    bool const has_kind = kind == PeakKind::fp32 || GetParam().name == "on_gpu";
+    bool const has_kind = kind == PeakKind::fp32 || test::on_gpu();
     ASSERT_EQ(flops.has_value(), has_kind);
     if (flops) {
       EXPECT_TRUE(std::isfinite(*flops) && *flops > 0) << *flops;

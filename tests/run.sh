@@ -105,7 +105,7 @@ packages=(--tests)
 if $long; then
   packages+=(--long)
   export EM_LOAD_SECONDS=60 EM_FAULT_KILLS=1000 EM_FAULT_STORM=200 EM_FAULT_MESSAGES=10000 EM_FAULT_ROUNDS=20
-  export EM_SIMULATION_SEEDS=100000 EM_PUBLISHED_GB=8 EM_GPU_BUNDLE=1
+  export EM_SIMULATION_SEEDS=100000 EM_PUBLISHED_GB=8 EM_GPU_BUNDLE=1 EM_DEVICE_ALL=1
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all

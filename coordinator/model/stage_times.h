@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common/kernels/device_marks.h"
@@ -53,13 +54,23 @@ class StageTimes {
     mark_ = now;
   }
   // When the step is over, and before the times are looked at: waits for the device, if marks were set on it.
-  void finish();
+  void finish() {
+    for (std::size_t i = 0; i < ended_.size(); ++i)
+      seconds_[static_cast<std::size_t>(ended_[i])] += marks_->seconds_between(i, i + 1);
+    ended_.clear();
+  }
   [[nodiscard]] double operator[](Stage stage) const { return seconds_[static_cast<std::size_t>(stage)]; }
   [[nodiscard]] std::array<double, kNumStages> const& seconds() const { return seconds_; }  // in the order of Stage
 
  private:
-  void begin_on_device();
-  void end_on_device(Stage stage);
+  void begin_on_device() {
+    ended_.clear();
+    marks_->set(0);
+  }
+  void end_on_device(Stage stage) {
+    ended_.push_back(stage);
+    marks_->set(ended_.size());
+  }
 
   using Clock = std::chrono::steady_clock;
   std::array<double, kNumStages> seconds_{};

@@ -48,6 +48,14 @@ TokensTogether tokens_together(TokenPlaces const& places, AttentionSpan const& s
   return out;
 }
 
+// Where token t's keys and values go.
+std::size_t block_to_write(TokenPlaces const& places, std::size_t t, std::size_t num_blocks) {
+  std::uint32_t const position = places.positions[t];
+  std::size_t const block = places.block_tables[places.table_offsets[places.sequences[t]] + position / kKvBlockTokens];
+  EM_CHECK(block < num_blocks, "no block for position " << position);
+  return block;
+}
+
 }  // namespace
 
 TokenPlaces TokenPlaces::part(std::size_t begin, std::size_t count) const {
@@ -121,16 +129,15 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
                k.rows == places.positions.size() && (dv == 0 || v.rows == k.rows),
            "k [" << k.rows << "," << k.cols << "], v [" << v.rows << "," << v.cols << "]");
   if (Device* device = exec.device()) {
-    if (k.rows > 0) device->kv_write(k, v, places.for_device(), shape, cache.on_device());
-    return;
+    if (k.rows == 0) return;
+    for (std::size_t t = 0; t < k.rows; ++t) (void)block_to_write(places, t, shape.num_blocks);
+    return device->kv_write(k, v, places.for_device(), shape, cache.on_device());
   }
   auto const write = [&](auto* keys, auto* values, auto convert) {
     exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t t = begin; t < end; ++t) {
         std::uint32_t const position = places.positions[t];
-        std::size_t const block =
-            places.block_tables[places.table_offsets[places.sequences[t]] + position / kKvBlockTokens];
-        EM_CHECK(block < shape.num_blocks, "no block for position " << position);
+        std::size_t const block = block_to_write(places, t, shape.num_blocks);
         std::size_t const place = position % kKvBlockTokens;
         for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
           std::size_t const head = (block * shape.num_kv_heads + g) * kKvBlockTokens;

@@ -91,6 +91,7 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
 // What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
 std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
   if (options.worker_device == "cpu") return std::string(name_of(isa));
+  if (!options.clustered()) throw ModelError("--worker-device " + options.worker_device + ": there are no workers");
   if (options.device == "cpu" && !options.mixed_numerics)
     throw ModelError("--worker-device " + options.worker_device +
                      " with --device cpu: experts of a dead worker would run on this processor, to other bits "
@@ -116,20 +117,24 @@ Isa pick_isa(ModelRuntimeOptions const& options) {
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
-// Returns what the coordinator may use for experts of dead workers.
-// here: workers on this host, or the experts in this process; the others have memory of their own.
-std::size_t check_memory(ModelPlan const& plan, std::size_t here, std::size_t kv_cache_bytes) {
+// Returns what the coordinator may use for experts of dead workers. What GPUs hold is not counted.
+std::size_t check_memory(ModelRuntimeOptions const& options, ModelPlan const& plan, std::size_t kv_cache_bytes) {
+  bool const on_gpu = options.device != "cpu";
+  bool const experts_on_gpu = options.clustered() ? options.worker_device != "cpu" : on_gpu;
+  std::size_t const here = options.clustered() ? options.workers : 1;  // workers of other hosts have their own memory
   std::size_t experts = 0;
   std::size_t all_experts = 0;
-  for (std::size_t w = 0; w < plan.worker_bytes.size(); ++w) {
+  for (std::size_t w = 0; w < plan.worker_bytes.size() && !experts_on_gpu; ++w) {
     all_experts += plan.worker_bytes[w];
     if (w < here) experts += plan.worker_bytes[w];
   }
-  std::size_t const needed = plan.coordinator_bytes + experts + kv_cache_bytes;
+  std::size_t const weights = on_gpu ? 0 : plan.coordinator_bytes;
+  std::size_t const kv_cache = on_gpu ? 0 : kv_cache_bytes;
+  std::size_t const needed = weights + experts + kv_cache;
   std::size_t const available = available_memory_bytes();
   if (needed > available)
-    throw ModelError("not enough memory: " + human_bytes(plan.coordinator_bytes) + " for the coordinator's weights + " +
-                     human_bytes(experts) + " for experts + " + human_bytes(kv_cache_bytes) + " for the KV cache = " +
+    throw ModelError("not enough memory: " + human_bytes(weights) + " for the coordinator's weights + " +
+                     human_bytes(experts) + " for experts + " + human_bytes(kv_cache) + " for the KV cache = " +
                      human_bytes(needed) + ", but " + human_bytes(available) + " are available");
   return std::min(all_experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
 }
@@ -229,8 +234,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
-  if (!device_)
-    sizes_.own_cache_bytes = check_memory(plan_, options.clustered() ? options.workers : 1, sizes_.kv_cache_bytes);
+  sizes_.own_cache_bytes = check_memory(options, plan_, sizes_.kv_cache_bytes);
 }
 
 void ModelRuntime::load(Cluster::OnChange on_change) {

@@ -49,11 +49,12 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "--isa", [&options](std::string const& name) { options.isa = isa_from_name(name); },
           "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
       ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
-  command
-      .add_option("--device", options.device,
-                  "What runs the coordinator, and the experts without --workers: cpu, cuda or cuda:N")
-      ->check(valid_device_name)
-      ->capture_default_str();
+  auto* const device =
+      command
+          .add_option("--device", options.device,
+                      "What runs the coordinator, and the experts without --workers: cpu, cuda or cuda:N")
+          ->check(valid_device_name)
+          ->capture_default_str();
   command.add_option("--worker-device", options.worker_device, "What runs the experts of workers: cpu, cuda or cuda:N")
       ->check(valid_device_name)
       ->capture_default_str();
@@ -63,6 +64,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       .add_option("--gpu-memory-utilization", options.device_memory_share,
                   "Share of the GPU's free memory that weights and KV cache may take")
       ->check(CLI::Range(0.05, 1.0))
+      ->needs(device)
       ->capture_default_str();
 }
 

@@ -139,7 +139,7 @@ class Server {
                 .expert_isa = !options.clustered()             ? here
                               : options.worker_device == "cpu" ? isa
                                                                : std::string(control::kCudaKernels),
-                .bitwise = !options.mixed_numerics};
+                .bitwise = !(options.clustered() && options.mixed_numerics)};
     if (runtime_.device()) spdlog::info("device: {}", runtime_.device()->name());
     api_.emplace(api_options(), gate_, tokenizer_.get(), &templates_, metrics_,
                  ApiCallbacks{.not_ready = [this] { return started_ ? engine_->not_ready() : kLoading; },
@@ -373,7 +373,7 @@ class Server {
     c.state = started_ ? WorkerState::serving : WorkerState::loading;
     c.pid = getpid();
     c.host = host_name();
-    c.device = "cpu";
+    c.device = runtime_.device() ? runtime_.device()->name() : "cpu";
     c.isa = profile_.isa;
     c.dtype = profile_.dtype;
     c.transport = options_.clustered() ? "mpi" : "in-process";

@@ -50,6 +50,13 @@ class OptionsTest(unittest.TestCase):
         self.assertEqual(code, 2, line)
         self.assertIn("--allow-mixed-numerics", line)
 
+    def test_what_would_have_no_effect_is_refused(self):
+        code, line = serve("--worker-device", "cuda")
+        self.assertEqual(code, 2, line)
+        self.assertIn("no workers", line)
+        code, line = serve("--gpu-memory-utilization", "0.5")
+        self.assertEqual(code, 2, line)
+
     def test_the_profile_says_what_runs(self):
         with Server(DEMO_MODEL, "--workers", "1", "--allow-mixed-numerics") as server:
             profile = server.get("/v1/cluster")[1]["profile"]
@@ -58,6 +65,7 @@ class OptionsTest(unittest.TestCase):
             self.assertTrue(server.complete(prompt="Once", max_tokens=4, temperature=0)["choices"][0]["text"])
         with Server(DEMO_MODEL) as server:
             self.assertTrue(server.get("/v1/cluster")[1]["profile"]["bitwise_identity"])
+            self.assertEqual(server.get("/v1/cluster")[1]["coordinator"]["device"], "cpu")
 
 
 if __name__ == "__main__":

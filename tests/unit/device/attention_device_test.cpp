@@ -248,6 +248,13 @@ class AttentionDeviceTest : public EachDevice {
 };
 EM_FOR_EACH_DEVICE(AttentionDeviceTest);
 
+// On a device nobody would see it.
+TEST_P(AttentionDeviceTest, ATokenWithoutABlockIsFoundBeforeItsKeysAreWritten) {
+  Case c({}, {20}, {{0, 19}});
+  c.tables.back() = kNoKvBlock;  // of positions 16 to 19
+  EXPECT_DEATH(Attention(gpu_, c), "no block for position 16");
+}
+
 std::vector<Token> last_tokens(std::vector<std::uint32_t> const& lengths) {
   std::vector<Token> out;
   for (std::uint32_t b = 0; b < lengths.size(); ++b) out.push_back({b, lengths[b] - 1});

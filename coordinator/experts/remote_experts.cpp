@@ -384,15 +384,13 @@ class RemoteExperts::Impl {
       spdlog::warn("cannot check rows of {}: {}", leg.member->peer.worker.value(), error.what());
       return true;
     }
-    std::size_t const hidden = layer.hidden;
-    for (std::uint32_t s = 0; limits_.mixed_numerics && s < slot.routing.experts.size(); ++s)
-      if (slot.leg_of[s] == leg_index && !all_finite(wire_, slot.answer_rows[s], hidden) &&
-          all_finite(wire_, slot.own_rows.data() + s * row_bytes, hidden))
-        return false;
-    for (std::uint32_t s = 0; !limits_.mixed_numerics && s < slot.routing.experts.size(); ++s)
-      if (slot.leg_of[s] == leg_index &&
-          std::memcmp(slot.answer_rows[s], slot.own_rows.data() + s * row_bytes, row_bytes) != 0)
-        return false;
+    auto const is_made_up = [&](std::uint32_t s) {
+      std::byte const* const own = slot.own_rows.data() + s * row_bytes;
+      if (!limits_.mixed_numerics) return std::memcmp(slot.answer_rows[s], own, row_bytes) != 0;
+      return !all_finite(wire_, slot.answer_rows[s], layer.hidden) && all_finite(wire_, own, layer.hidden);
+    };
+    for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
+      if (slot.leg_of[s] == leg_index && is_made_up(s)) return false;
     return true;
   }
 

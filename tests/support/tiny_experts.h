@@ -24,7 +24,8 @@ class MadeUpWeights final : public WeightSource {
   void verify(ExpectedTensors const&) const override {}
   [[nodiscard]] std::set<std::string> loaded() const { return loaded_; }
 
-  std::string broken;  // this tensor fails to load
+  std::string broken;    // this tensor fails to load
+  float largest = 0.5F;  // of all numbers
 
  private:
   StoredTensor read(TensorInfo const& tensor, std::optional<std::size_t> index) const override {
@@ -43,7 +44,7 @@ class MadeUpWeights final : public WeightSource {
     seed += index.value_or(0) * count;
     out.owned.resize(count * sizeof(float));
     for (std::size_t i = 0; i < count; ++i) {
-      auto const value = static_cast<float>(static_cast<double>(mix64(seed + i) >> 11) * 0x1p-53 - 0.5);
+      auto const value = 2 * largest * static_cast<float>(static_cast<double>(mix64(seed + i) >> 11) * 0x1p-53 - 0.5);
       std::memcpy(out.owned.data() + i * sizeof(float), &value, sizeof value);
     }
     out.bytes = out.owned;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <set>
 
 #include "common/base/task.h"
@@ -307,6 +308,29 @@ TEST_P(RemoteExpertsTest, WhatCannotBeLoadedFailsItsExchangeAlone) {
   }
   world.source.broken.clear();
   run(*experts, 3, x, world.hidden, bad);
+}
+
+// A model may overflow: then this process does, too. A worker that overflows alone makes things up.
+TEST_P(RemoteExpertsTest, InfinitiesAreTheModelsOrTheEndOfTheirWorker) {
+  for (bool const mixed : {false, true})
+    for (bool const model_overflows : {true, false}) {
+      World world(GetParam());
+      std::vector<float> const x(2 * world.hidden, 0.25F);
+      Routing const routing{.experts_per_token = 1, .experts = {2, 4}, .weights = {1, 1}};
+      RemoteExpertsLimits limits = world.limits(1);
+      limits.mixed_numerics = mixed;
+      auto const expected = run(*world.experts(world.group(1, 1), 1), 3, x, world.hidden, routing);
+      world.source.largest = 1e30F;
+      auto const group = world.group(2, 1);
+      if (!model_overflows) world.source.largest = 0.5F;
+      RemoteExperts experts(world.model, world.source, limits, world.exec, group);
+      auto const out = run(experts, 3, x, world.hidden, routing);
+      EXPECT_EQ(group->members().size(), model_overflows ? 2U : 0U) << "mixed: " << mixed;
+      EXPECT_NE(std::ranges::all_of(out, [](float v) { return std::isfinite(v); }), model_overflows);
+      if (!model_overflows) {
+        EXPECT_EQ(out, expected);
+      }
+    }
 }
 
 TEST_P(RemoteExpertsTest, ADeathWithTwoMicroBatchesInFlight) {

@@ -363,7 +363,7 @@ class Cluster::Impl {
 
   // One that came by itself, up to its place in MPI. Throws ClusterError.
   void accept(Membership::Start const& start, Clock::time_point deadline) {
-    auto const [worker, incarnation] = start.life;
+    WorkerId const worker = start.life.worker;
     {
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1] = {.peer = PeerId(next_peer_++), .comm = std::nullopt};
@@ -388,7 +388,8 @@ class Cluster::Impl {
 
   // Up to its place in MPI; its hello may still be on its way. Throws ClusterError.
   void spawn(Membership::Start const& start, Clock::time_point deadline) {
-    auto const [worker, incarnation] = start.life;
+    WorkerId const worker = start.life.worker;
+    Incarnation const incarnation = start.life.incarnation;
     {
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1] = {.peer = PeerId(next_peer_++), .comm = std::nullopt};
@@ -406,7 +407,7 @@ class Cluster::Impl {
     auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
     try {
       MpiComm const comm = spawn_worker(options_.worker_program, arguments, left,
-                                        [&] { return stopping_ || control_.dead(worker, start.life.incarnation); });
+                                        [&] { return stopping_ || control_.dead(worker, incarnation); });
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1].comm = comm;
     } catch (MpiError const& error) {

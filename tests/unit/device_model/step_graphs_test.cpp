@@ -18,15 +18,11 @@ using test::Model;
 // What the steps of some sequences gave, by sequence.
 struct Said {
   std::vector<std::vector<TokenId>> tokens;
-  std::vector<std::vector<TokenLogprob>> logprobs;  // of all tokens of the vocabulary, position by position
+  std::vector<std::vector<float>> logprobs;  // of all tokens of the vocabulary, best first, position by position
   std::vector<std::vector<std::uint32_t>> experts;
   std::size_t launches = 0;
   std::size_t decode_steps = 0;  // that had no prompt in them
 };
-
-bool operator==(TokenLogprob const& a, TokenLogprob const& b) {
-  return a.token == b.token && a.logprob == b.logprob;
-}
 
 // Sequence i comes at step 3 i and says a number of tokens of its own; blocks are few enough that the first are used
 // again.
@@ -57,8 +53,9 @@ Said say(Model& model, bool graphs) {
     }
     StepBatch const& batch = scheduler.schedule();
     if (batch.num_decodes() == batch.num_tokens()) ++said.decode_steps;
-    std::vector<RowWish> const wishes(batch.logit_rows().size(),
-                                      RowWish{.sampling = &greedy, .token_logprobs = model.spec.vocab});
+    std::vector<RowWish> const wishes(
+        batch.logit_rows().size(),
+        RowWish{.sampling = &greedy, .token_logprobs = model.spec.vocab, .prompt_logprobs = {}});
     auto const results = model.runner->run(batch, wishes);
     for (std::size_t r = 0; r < results.size(); ++r) {
       LogitRow const& row = batch.logit_rows()[r];
@@ -66,7 +63,7 @@ Said say(Model& model, bool graphs) {
       std::size_t const id = sequence.id.value();
       said.tokens[id].push_back(results[r].token.value());
       auto const& top = results[r].token_logprobs->top;
-      said.logprobs[id].insert(said.logprobs[id].end(), top.begin(), top.end());
+      for (TokenLogprob const& entry : top) said.logprobs[id].push_back(entry.logprob);
       for (std::size_t m = 0; m < model.runner->num_moe_layers(); ++m) {
         auto const chosen = model.runner->routed(m, row.row);
         said.experts[id].insert(said.experts[id].end(), chosen.begin(), chosen.end());
@@ -97,9 +94,8 @@ TEST_P(StepGraphsOfModel, GiveTheSameBits) {
   EXPECT_EQ(with.logprobs, without.logprobs);
   EXPECT_EQ(with.experts, without.experts);
   EXPECT_EQ(without.launches, 0U);
-  // One, two and three sequences: each shape goes op by op once.
-  EXPECT_GE(with.launches + 3, with.decode_steps);
-  EXPECT_GT(with.launches, 0U);
+  // One, two and three sequences: each shape goes op by op once, and again where inputs have found more room.
+  EXPECT_GT(3 * with.launches, 2 * with.decode_steps);
 }
 
 std::string name_of_case(testing::TestParamInfo<std::string> const& info) {

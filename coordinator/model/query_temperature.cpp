@@ -10,8 +10,7 @@ void apply_temperature(Exec const& exec, TemperatureTuning const& tuning, TokenP
                        MatrixView<float> q) {
   auto const floor = static_cast<float>(tuning.floor);
   auto const scale = static_cast<float>(tuning.scale);
-  if (Device* device = exec.device())
-    return device->scale_by_position(q, places.for_device().positions, floor, scale);
+  if (Device* device = exec.device()) return device->scale_by_position(q, places.for_device().positions, floor, scale);
   exec.pool().parallel_for(q.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) {
       float const stretches = std::floor((static_cast<float>(places.positions[t]) + 1.0F) / floor);

@@ -95,7 +95,7 @@ TEST_P(StepGraphsOfModel, GiveTheSameBits) {
   EXPECT_EQ(with.experts, without.experts);
   EXPECT_EQ(without.launches, 0U);
   // One, two and three sequences: each shape goes op by op once, and again where inputs have found more room.
-  EXPECT_GT(3 * with.launches, 2 * with.decode_steps);
+  EXPECT_GT(2 * with.launches, with.decode_steps);
 }
 
 std::string name_of_case(testing::TestParamInfo<std::string> const& info) {

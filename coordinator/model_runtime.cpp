@@ -256,7 +256,8 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                   StepRunnerLimits{.max_tokens = tokens,
                                    .max_logit_rows = kMaxLogitRows,
                                    .record_routing = options_.return_routed_experts,
-                                   .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield},
+                                   .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield,
+                                   .graphs = options_.device_graphs},
                   *exec_, *decoder_, *kv_, experts());
   scheduler_.emplace(scheduler_limits(sizes_, spec_), kv_groups_, sizes_.kv_blocks);
 }

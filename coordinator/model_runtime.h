@@ -40,6 +40,7 @@ struct ModelRuntimeOptions {
   std::function<std::unique_ptr<Device>(std::size_t)> open_device = open_cuda_device;  // by its index
   std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
   bool mixed_numerics = false;        // whoever has other kernels may take part: bits depend on who runs what
+  bool device_graphs = true;          // decode steps of a device are CUDA graphs
   double device_memory_share = 0.9;   // of the device's free memory, that weights, KV cache and buffers may take
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;

@@ -61,6 +61,11 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command
+      .add_flag_callback(
+          "--enforce-eager", [&options] { options.device_graphs = false; },
+          "On a GPU, launch every kernel by itself, also where a step could be one CUDA graph")
+      ->needs(device);
+  command
       .add_option("--gpu-memory-utilization", options.device_memory_share,
                   "Share of the GPU's free memory that weights and KV cache may take")
       ->check(CLI::Range(0.05, 1.0))

@@ -16,6 +16,7 @@
 #include "common/config/activation.h"
 #include "common/config/router_spec.h"
 #include "common/config/weight_format.h"
+#include "common/kernels/device_graph.h"
 #include "common/kernels/device_marks.h"
 #include "common/tensor/tensor.h"
 
@@ -86,6 +87,12 @@ class Device : public DeviceMemory {
   [[nodiscard]] virtual std::size_t scratch_bytes(ExecLimits const& limits) const = 0;  // that it takes
   virtual void synchronize() = 0;  // throws DeviceError of anything since the last one
   [[nodiscard]] virtual std::unique_ptr<DeviceMarks> make_marks() = 0;
+  // From now on ops are recorded, with the addresses and sizes that they are called with, and not done, until
+  // end_recording() gives what does them, or discard_recording(). Nothing may be allocated, copied or waited for in
+  // between, nor a mark be set.
+  virtual void begin_recording() = 0;
+  [[nodiscard]] virtual std::unique_ptr<DeviceGraph> end_recording() = 0;
+  virtual void discard_recording() noexcept = 0;
   // What is called for from now on begins so much later, so that it then lies ready and runs without a gap.
   virtual void hold(double seconds) = 0;
 
@@ -115,7 +122,9 @@ class Device : public DeviceMemory {
   // rows.h
   virtual void add(MatrixView<float> x, MatrixView<float const> y) = 0;
   virtual void scale(MatrixView<float> x, float factor) = 0;
-  virtual void scale_rows(MatrixView<float> x, std::span<float const> factors) = 0;  // [T]
+  // x[t] *= 1 + scale * ln(floor((positions[t] + 1) / floor) + 1); positions: [T].
+  virtual void scale_by_position(MatrixView<float> x, std::span<std::uint32_t const> positions, float floor,
+                                 float scale) = 0;
   virtual void scale_rows_by_sigmoid(MatrixView<float> x, MatrixView<float const> gate) = 0;
   virtual void scale_rows_into_slots(MatrixView<float const> x, std::span<float const> weights,
                                      std::size_t experts_per_token, MatrixView<float> out) = 0;

@@ -48,6 +48,11 @@ TokensTogether tokens_together(TokenPlaces const& places, AttentionSpan const& s
   return out;
 }
 
+// Most positions of whole blocks that a token before `end` attends to.
+std::size_t most_positions_before(std::size_t end, AttentionSpan const& span) {
+  return span.kind == SpanKind::full ? end : std::min(end, span.tokens + kKvBlockTokens - 1);
+}
+
 // Where token t's keys and values go.
 std::size_t block_to_write(TokenPlaces const& places, std::size_t t, std::size_t num_blocks) {
   std::uint32_t const position = places.positions[t];
@@ -120,6 +125,10 @@ RelativeBias RelativeBias::copy_to(DeviceMemory& device) const {
   return copy;
 }
 
+void check_blocks(TokenPlaces const& places, std::size_t num_blocks) {
+  for (std::size_t t = 0; t < places.positions.size(); ++t) (void)block_to_write(places, t, num_blocks);
+}
+
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,
               KvLayer& cache) {
   KvLayerShape const& shape = cache.shape();
@@ -130,7 +139,7 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
            "k [" << k.rows << "," << k.cols << "], v [" << v.rows << "," << v.cols << "]");
   if (Device* device = exec.device()) {
     if (k.rows == 0) return;
-    for (std::size_t t = 0; t < k.rows; ++t) (void)block_to_write(places, t, shape.num_blocks);
+    check_blocks(places, shape.num_blocks);
     return device->kv_write(k, v, places.for_device(), shape, cache.on_device());
   }
   auto const write = [&](auto* keys, auto* values, auto convert) {
@@ -170,6 +179,9 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
   if (q.rows == 0) return;
   if (Device* device = exec.device()) {
+    if (places.on_device.most_positions > 0)
+      return device->paged_attention(q, places.for_device(), kv, cache.on_device(), shape,
+                                     most_positions_before(places.on_device.most_positions, shape.span), out);
     for (std::size_t t = 0; t < q.rows;) {
       auto const [count, most_positions] = tokens_together(places, shape.span, t);
       device->paged_attention(q.row_range(t, count), places.part(t, count).for_device(), kv, cache.on_device(), shape,

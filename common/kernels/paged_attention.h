@@ -74,6 +74,9 @@ struct TokenPlaces {
     std::uint32_t const* block_tables = nullptr;
     std::uint32_t const* table_offsets = nullptr;
     std::uint32_t const* last = nullptr;
+    // No token attends to positions from here on: the device then makes room for so many, in one call. 0: room for what
+    // `positions` ask for.
+    std::size_t most_positions = 0;
   } on_device{};
 
   // Of tokens [begin, begin + count).
@@ -81,6 +84,9 @@ struct TokenPlaces {
   // With spans of the arrays there, for a Device's ops.
   [[nodiscard]] TokenPlaces for_device() const;
 };
+
+// Broken invariant where a token's own position is in none of the first num_blocks blocks.
+void check_blocks(TokenPlaces const& places, std::size_t num_blocks);
 
 // Stores k [T,G*DK] and v [T,G*DV] at the tokens' places. v has no columns where the values are in the keys.
 void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float const> v, TokenPlaces const& places,

@@ -91,7 +91,7 @@ void widen_row(std::byte const* row, MatrixView<float> out, std::size_t t) {
 void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
                MatrixView<float> out) {
   EM_CHECK(type == DType::f32 || type == DType::bf16 || type == DType::f16, "embedding of " << name_of(type));
-  if (Device* device = exec.device()) return device->embedding(exec.scratch().stage(0, ids), type, table, out);
+  if (Device* device = exec.device()) return device->embedding(ids, type, table, out);
   exec.pool().parallel_for(ids.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t t = begin; t < end; ++t) {
       std::byte const* row = table + static_cast<std::size_t>(ids[t]) * out.cols * size_of(type);
@@ -102,14 +102,6 @@ void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::
       else
         widen_row<fp16>(row, out, t);
     }
-  });
-}
-
-void scale_rows(Exec const& exec, MatrixView<float> x, std::span<float const> factors) {
-  EM_CHECK(factors.size() == x.rows, factors.size() << " factors, T " << x.rows);
-  if (Device* device = exec.device()) return device->scale_rows(x, exec.scratch().stage(0, factors));
-  exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t t = begin; t < end; ++t) scale_row(x.row(t), factors[t], x.cols, x.row(t));
   });
 }
 

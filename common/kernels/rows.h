@@ -25,11 +25,9 @@ void scale_rows_into_slots(Exec const& exec, MatrixView<float const> x, std::spa
 void add_slots(Exec const& exec, MatrixView<float const> slots, std::size_t experts_per_token, MatrixView<float> out);
 // x held within [-limit, limit]; NaN stays.
 void clip(Exec const& exec, MatrixView<float> x, float limit);
-// out[t] = table[ids[t]]: table [V,H] of `type` (f32, bf16 or f16), row-major; ids on the host.
+// out[t] = table[ids[t]]: table [V,H] of `type` (f32, bf16 or f16), row-major.
 void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::byte const* table,
                MatrixView<float> out);
-// x[t] *= factors[t]; x: [T,H], factors: [T] on the host.
-void scale_rows(Exec const& exec, MatrixView<float> x, std::span<float const> factors);
 // out[i] = x[rows[i]]; rows on the host.
 void gather_rows(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> rows,
                  MatrixView<float> out);

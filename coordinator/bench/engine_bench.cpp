@@ -22,13 +22,14 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t kCeilingPasses = 8;
 constexpr std::size_t kWarmUpSteps = 3;
 constexpr std::size_t kMostTracedSteps = 8;  // of a device
+constexpr std::size_t kUntimedSteps = 2;     // of each batch size; a device has then recorded what a step is
 
 // Decode steps whose stages are timed apart, on a device.
 std::size_t traced_steps(EngineBenchOptions const& options) {
   return options.runtime.device == "cpu" ? 0 : std::min(options.output_len, kMostTracedSteps);
 }
 std::size_t tokens_of_a_sequence(EngineBenchOptions const& options) {
-  return options.input_len + options.output_len + traced_steps(options) + 1;
+  return options.input_len + kUntimedSteps + options.output_len + traced_steps(options) + 1;
 }
 
 double seconds_since(Clock::time_point begin) {
@@ -75,6 +76,11 @@ class Batch {
     std::vector<double> seconds;
     StageSeconds stages{};
     double hits = 0;
+    for (std::size_t i = 0; i < kUntimedSteps; ++i) {
+      for (Sequence& sequence : sequences_) add_token(sequence);
+      step();
+    }
+    std::size_t const launches_before = runtime_.runner().num_graph_launches();
     for (std::size_t i = 0; i < num_steps; ++i) {
       for (Sequence& sequence : sequences_) {
         add_token(sequence);
@@ -95,6 +101,7 @@ class Batch {
     figures.experts_hit = experts_hit_.empty() ? 0 : hits / steps / static_cast<double>(experts_hit_.size());
     figures.stage_seconds = divided(stages, steps);
     Summary const summary = summarise(std::move(seconds));
+    figures.share_of_graphs = static_cast<double>(runtime_.runner().num_graph_launches() - launches_before) / steps;
     figures.step_seconds = summary.median;
     figures.mean_step_seconds = summary.mean;
   }

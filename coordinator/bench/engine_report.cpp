@@ -56,12 +56,14 @@ double share_of_memory(double bytes, double seconds, EngineFigures const& figure
 // Where the time of a device's steps goes.
 std::string gaps_table(EngineFigures const& figures) {
   std::string out = fmt::format(
-      "\ndevice     ms a step; share: of read bandwidth, while it is busy\n{:>5}{:>10}{:>10}{:>8}{:>10}{:>8}\n", "B",
-      "step", "busy", "share", "gap", "");
+      "\ndevice     ms a step; share: of read bandwidth, while it is busy; graphs: steps that were one launch\n"
+      "{:>5}{:>10}{:>10}{:>8}{:>10}{:>8}{:>8}\n",
+      "B", "step", "busy", "share", "gap", "", "graphs");
   for (BatchFigures const& b : figures.batches)
-    out += fmt::format("{:>5}{:>10.3f}{:>10.3f}{:>7.1f}%{:>10.3f}{:>7.1f}%\n", b.batch_size, b.mean_step_seconds * 1e3,
-                       b.device_seconds * 1e3, 100 * share_of_memory(b.bytes(), b.device_seconds, figures),
-                       b.gap_seconds() * 1e3, 100 * b.gap_seconds() / b.mean_step_seconds);
+    out += fmt::format("{:>5}{:>10.3f}{:>10.3f}{:>7.1f}%{:>10.3f}{:>7.1f}%{:>7.0f}%\n", b.batch_size,
+                       b.mean_step_seconds * 1e3, b.device_seconds * 1e3,
+                       100 * share_of_memory(b.bytes(), b.device_seconds, figures), b.gap_seconds() * 1e3,
+                       100 * b.gap_seconds() / b.mean_step_seconds, 100 * b.share_of_graphs);
   return out;
 }
 
@@ -139,6 +141,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
     auto& decode = results.back()["decode"];
     decode["device_busy_ms"] = b.device_seconds * 1e3;
     decode["host_gap_ms"] = b.gap_seconds() * 1e3;
+    decode["share_of_graphs"] = b.share_of_graphs;
     decode["share_of_memory_ceiling_while_busy"] = share_of_memory(b.bytes(), b.device_seconds, figures);
   }
   nlohmann::ordered_json ceilings{{"threads", figures.ceiling_threads},

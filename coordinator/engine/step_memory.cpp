@@ -7,8 +7,8 @@
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/model/activations.h"
 #include "coordinator/model/kv_cache.h"
-#include "coordinator/model/places_on_device.h"
 #include "coordinator/model/rope_table.h"
+#include "coordinator/model/step_inputs.h"
 
 namespace expertmesh {
 namespace {
@@ -69,9 +69,9 @@ std::size_t device_buffer_bytes(ModelSpec const& spec, StepSizes const& sizes, E
   CountedMemory counted;
   Activations const activations(spec, {.tokens = sizes.tokens, .logit_rows = sizes.logit_rows}, &counted);
   for (RopeSpec const& rope : different_ropes(spec)) RopeTable const table(rope, sizes.tokens, &counted);
-  std::size_t const places =
-      PlacesOnDevice::most_bytes(kv_cache_specs(spec, DType::f32).size(), sizes.tokens, sizes.sequences, sizes.length);
-  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + places;
+  std::size_t const inputs =
+      StepInputs::most_bytes(kv_cache_specs(spec, DType::f32).size(), sizes.tokens, sizes.sequences, sizes.length);
+  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + inputs;
 }
 
 std::size_t device_expert_bytes(ExpertModelSpec const& experts) {

@@ -1,6 +1,7 @@
 #include "coordinator/engine/step_runner.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "common/base/check.h"
@@ -20,6 +21,14 @@ std::vector<std::uint32_t> moe_layers_of(ModelSpec const& spec) {
 
 std::uint32_t num_encoder_moe_layers(ModelSpec const& spec) {
   return static_cast<std::uint32_t>(std::ranges::count(moe_layers(spec), StackKind::encoder, &NumberedLayer::stack));
+}
+
+// Whether layers do something on the host on their way.
+bool needs_host(ModelSpec const& spec) {
+  return spec.encoder() || std::ranges::any_of(moe_layers(spec), [](NumberedLayer const& layer) {
+           auto const& moe = std::get<MoeFfnSpec>(layer.layer->ffn);
+           return moe.capacity || moe.router.noise;
+         });
 }
 
 }  // namespace
@@ -42,7 +51,9 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
-  if (exec.device()) places_.emplace(*exec.device());
+  if (exec.device()) inputs_.emplace(*exec.device());
+  if (exec.device() && limits.graphs && !experts.wants_routing_on_host() && !needs_host(spec))
+    graphs_.emplace(*exec.device());
   for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
@@ -62,6 +73,7 @@ StepContext StepRunner::context() {
           .tokens = 0,
           .stack = StackKind::decoder,
           .ids = {},
+          .ids_on_device = {},
           .positions = {},
           .prompt_lengths = {},
           .sequence_of = {},
@@ -85,6 +97,33 @@ StepRunner::Encoded StepRunner::encode(EncoderBatch const& batch) {
   return {.all = all, .tokens = encoder_run_->tokens_done()};
 }
 
+// Room in attention for the sequences of a step that a graph may do; none: it is done op by op.
+std::optional<std::size_t> StepRunner::positions_of_graph(StepBatch const& batch) const {
+  constexpr std::size_t kFewest = 256;           // positions; fewer would be more graphs
+  constexpr std::size_t kEmptyAnyhow = 1 << 16;  // positions; more launches take longer
+  std::size_t const tokens = batch.num_tokens();
+  if (!graphs_ || tap_ || stages_on_device_ || tokens == 0 || tokens != batch.num_decodes()) return std::nullopt;
+  std::size_t sum = 0;
+  std::size_t most = kFewest;
+  for (std::uint32_t const position : batch.positions()) {
+    sum += position + std::size_t{1};
+    most = std::max(most, std::bit_ceil(position + std::size_t{1}));
+  }
+  // All make room for the longest. Where that leaves most of it empty, tokens are better parted by length.
+  if (tokens * most > 4 * sum + kEmptyAnyhow) return std::nullopt;
+  return std::min(most, exec_.limits().max_positions);
+}
+
+void StepRunner::run_layers(StepContext const& step) {
+  Task task = decoder_.forward(frames_, step, kv_);
+  task.start();
+  while (!task.done()) {
+    experts_.progress();
+    if (!task.done()) pause_polling(limits_.pause);
+  }
+  task.rethrow();
+}
+
 void StepRunner::forward(StepBatch const& batch) {
   stages_.begin();
   StepContext step = context();
@@ -94,16 +133,26 @@ void StepRunner::forward(StepBatch const& batch) {
   step.prompt_lengths = batch.prompt_lengths();
   step.sequence_of = batch.sequence_of();
   step.sequences = batch.sequences();
-  step.places = places_ ? places_->take(batch.places()) : batch.places();
+  step.places = batch.places();
   step.routed = routed_.empty() ? nullptr : routed_.data();
   step.first_routed = first_routed_;
-  Task task = decoder_.forward(frames_, step, kv_);
-  task.start();
-  while (!task.done()) {
-    experts_.progress();
-    if (!task.done()) pause_polling(limits_.pause);
+  auto const most_positions = positions_of_graph(batch);
+  if (inputs_) {
+    inputs_->put(batch.ids(), batch.places(), most_positions.value_or(0));
+    step.ids_on_device = inputs_->ids();
+    step.places = inputs_->places();
   }
-  task.rethrow();
+  decoder_.prepare(step);
+  if (most_positions) {
+    kv_.check(step.places);
+    graphs_->run({.tokens = step.tokens,
+                  .sequences = batch.sequences().size(),
+                  .most_positions = *most_positions,
+                  .inputs = inputs_->where()},
+                 [&] { run_layers(step); });
+  } else {
+    run_layers(step);
+  }
   if (exec_.device() && !experts_.wants_routing_on_host()) {
     fetch_routing(batch.num_tokens());
     stages_.end(Stage::fetch);
@@ -168,6 +217,7 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
 void StepRunner::time_stages_on_device(bool on) {
   EM_CHECK(exec_.device() != nullptr, "no device");
   stages_.use(on ? exec_.device()->make_marks() : nullptr);
+  stages_on_device_ = on;
 }
 
 std::span<std::uint32_t const> StepRunner::routed(std::size_t moe_layer, std::size_t row) const {

@@ -9,8 +9,9 @@
 #include "common/base/cores.h"
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
+#include "coordinator/engine/step_graphs.h"
 #include "coordinator/model/decoder.h"
-#include "coordinator/model/places_on_device.h"
+#include "coordinator/model/step_inputs.h"
 #include "coordinator/sampling/sampler.h"
 #include "coordinator/scheduler/step_batch.h"
 
@@ -21,6 +22,7 @@ struct StepRunnerLimits {
   std::size_t max_logit_rows = 0;      // R rows of one LM-head call; a step that needs more makes several
   bool record_routing = false;         // keep every token's experts for return_routed_experts
   PollPause pause = PollPause::yield;  // while workers compute
+  bool graphs = true;                  // of a device, for decode steps that do not need the host on their way
 };
 
 // What the engine wants of one logit row.
@@ -70,11 +72,15 @@ class StepRunner {
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
   // Whether a device's own clock gives the stages' times, for a microsecond or two of the step each.
   void time_stages_on_device(bool on);
+  // Steps so far that were one launch.
+  [[nodiscard]] std::size_t num_graph_launches() const { return graphs_ ? graphs_->num_launched() : 0; }
   [[nodiscard]] std::size_t activation_bytes() const;
 
  private:
   [[nodiscard]] StepContext context();
   void forward(StepBatch const& batch);
+  void run_layers(StepContext const& step);
+  [[nodiscard]] std::optional<std::size_t> positions_of_graph(StepBatch const& batch) const;
   void fetch_routing(std::size_t tokens);  // that was left on the device during the step
 
   StepRunnerLimits limits_;
@@ -97,7 +103,9 @@ class StepRunner {
   std::size_t last_tokens_ = 0;
   std::vector<std::uint32_t> head_rows_;       // [R]
   std::vector<std::size_t> experts_of_layer_;  // [MoE layers] K
-  std::optional<PlacesOnDevice> places_;       // with a device
+  std::optional<StepInputs> inputs_;           // with a device
+  std::optional<StepGraphs> graphs_;           // where steps can be recorded
+  bool stages_on_device_ = false;
   std::vector<std::uint32_t> fetched_experts_;
   std::vector<float> fetched_weights_;
   std::vector<float> logits_on_host_;  // [R,V], with a device

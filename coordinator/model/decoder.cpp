@@ -39,11 +39,14 @@ std::size_t Decoder::rope_index(RopeSpec const& spec, DecoderOptions const& opti
   return ropes_.size() - 1;
 }
 
+void Decoder::prepare(StepContext const& step) {
+  for (auto& rope : ropes_) rope.compute(step.exec, step.positions, step.prompt_lengths);
+}
+
 Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
   MatrixView<float> const x = step.act.x.view().first_rows(step.tokens);  // [T,H]
   embedding_.forward(step, x);
   if (step.tap) step.tap->hidden(0, on_host(step.exec, x, step.act.on_host));
-  for (auto& rope : ropes_) rope.compute(step.exec, step.positions, step.prompt_lengths);
   step.stages.end(Stage::embedding);
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     LayerCache const cache{.places = step.places[kv.group_of(l)],

@@ -26,6 +26,9 @@ class Decoder {
   // source must outlive the decoder: the embedding is looked up in the mapped file.
   Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options);
 
+  // What the layers take from the host besides the step's inputs. Before every forward().
+  void prepare(StepContext const& step);
+
   // Leaves the last layer's output, before the final norm, in step.act.x [T,H].
   Task forward(FrameArena& arena, StepContext const& step, KvCache& kv);
 

@@ -38,6 +38,7 @@ struct StepContext {
   std::size_t tokens;                             // T
   StackKind stack;                                // that runs
   std::span<TokenId const> ids;                   // [T]
+  std::span<TokenId const> ids_on_device;         // [T], where a device looks them up
   std::span<std::uint32_t const> positions;       // [T]
   std::span<std::uint32_t const> prompt_lengths;  // [T] of each token's sequence, in tokens
   std::span<std::uint32_t const> sequence_of;     // [T] index into sequences

@@ -59,7 +59,7 @@ GroupedAttention::Projected GroupedAttention::project(AttentionStep const& step,
     apply_rope(exec, k, heads, step.angles.cos, step.angles.sin);
   }
   normalise(exec, true, q, spec.num_heads, k);
-  if (spec.temperature) apply_temperature(exec, *spec.temperature, step.places.positions, q);
+  if (spec.temperature) apply_temperature(exec, *spec.temperature, step.places, q);
   return {q, k, v};
 }
 

@@ -80,4 +80,12 @@ KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, 
   add(encoder_, spec.encoder()->layers.front().attention);
 }
 
+void KvCache::check(std::span<TokenPlaces const> places) const {
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    bool const is_first =
+        std::ranges::find(group_of_, group_of_[l]) - group_of_.begin() == static_cast<std::ptrdiff_t>(l);
+    if (is_first) check_blocks(places[group_of_[l]], layers_[l].shape().num_blocks);
+  }
+}
+
 }  // namespace expertmesh

@@ -1,6 +1,7 @@
 // The paged KV cache: which layers share a block table, and the bytes behind it.
 #pragma once
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "common/kernels/paged_attention.h"
@@ -21,6 +22,8 @@ class KvCache {
           DeviceMemory* device = nullptr);
   KvLayer& layer(std::size_t index) { return layers_[index]; }
   [[nodiscard]] std::size_t group_of(std::size_t layer) const { return group_of_[layer]; }
+  // places: [KV groups] of a step. Broken invariant where a token of it has no block.
+  void check(std::span<TokenPlaces const> places) const;
   // With an encoder.
   KvLayer& cross(std::size_t layer) { return cross_[layer]; }
   [[nodiscard]] std::size_t cross_group() const { return cross_group_; }

@@ -76,7 +76,7 @@ void LatentAttention::forward(AttentionStep const& step, AttentionSpec const& sp
     apply_rope(exec, key, {.num_heads = 1, .head_dim = key_dim, .first = kv_rank_, .interleaved = interleaved},
                step.angles.cos, step.angles.sin);
   }
-  if (spec.temperature) apply_temperature(exec, *spec.temperature, step.places.positions, q);
+  if (spec.temperature) apply_temperature(exec, *spec.temperature, step.places, q);
   kv_write(exec, key, {}, step.places, step.cache);
 
   for (std::size_t begin = 0; begin < x.rows; begin += kLatentTokens) {

@@ -28,7 +28,10 @@ TokenEmbedding::TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, We
 }
 
 void TokenEmbedding::forward(StepContext const& step, MatrixView<float> out) {
-  embedding(step.exec, step.ids, table_->dtype, device_table_ ? device_table_->data() : table_->bytes.data(), out);
+  if (device_table_)
+    embedding(step.exec, step.ids_on_device, table_->dtype, device_table_->data(), out);
+  else
+    embedding(step.exec, step.ids, table_->dtype, table_->bytes.data(), out);
   if (multiplier_ != 1.0F) scale(step.exec, out, multiplier_);
   if (sinusoids_) add_sinusoids(step, out);
 }

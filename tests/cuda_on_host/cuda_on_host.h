@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <type_traits>
 #include <typeinfo>
 
@@ -114,22 +115,24 @@ struct KernelCall {
   unsigned grid_x, grid_y, grid_z;
   unsigned threads;
   std::size_t shared_bytes;
-  void const* arguments;
+  std::shared_ptr<void const> arguments;
   std::size_t arguments_bytes;
   std::function<void()> thread;  // what one thread does
 };
-void run_kernel(Stream& stream, KernelCall const& call);
+// At once, or when the recording that is under way is launched.
+void run_kernel(Stream& stream, KernelCall call);
 
 template <class Grid, class Arguments>
 void launch_on_host(void (*kernel)(Arguments), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
-                    Arguments arguments) {
+                    Arguments const& arguments) {
+  auto const own = std::make_shared<Arguments>(arguments);
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_clear_padding)
-  __builtin_clear_padding(&arguments);  // run_kernel looks for pointers
+  __builtin_clear_padding(own.get());  // run_kernel looks for pointers
 #endif
 #endif
-  run_kernel(stream, {typeid(Arguments).name(), grid.x, grid.y, grid.z, threads, shared_bytes, &arguments,
-                      sizeof(Arguments), [&] { kernel(arguments); }});
+  run_kernel(stream, {typeid(Arguments).name(), grid.x, grid.y, grid.z, threads, shared_bytes, own, sizeof(Arguments),
+                      [kernel, own] { kernel(*own); }});
 }
 
 }  // namespace expertmesh::cuda_on_host

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/check.h"
@@ -216,7 +217,7 @@ void Machine::check_arguments() const {
   auto const page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   for (std::size_t i = 0; i + sizeof(std::uintptr_t) <= call_->arguments_bytes; i += sizeof(std::uintptr_t)) {
     std::uintptr_t word = 0;
-    std::memcpy(&word, static_cast<std::byte const*>(call_->arguments) + i, sizeof word);
+    std::memcpy(&word, static_cast<std::byte const*>(call_->arguments.get()) + i, sizeof word);
     if (word < kLowestHostAddress || stream_->memory.contains(reinterpret_cast<void const*>(word))) continue;
     unsigned char resident = 0;
     bool const mapped = mincore(reinterpret_cast<void*>(word / page * page), 1, &resident) == 0;
@@ -292,8 +293,9 @@ class AccessFaults {
 
 }  // namespace
 
-void run_kernel(Stream& stream, KernelCall const& call) {
+void run_kernel(Stream& stream, KernelCall call) {
   if (call.grid_x == 0 || call.grid_y == 0 || call.grid_z == 0) return;
+  if (stream.recording) return stream.recording->push_back(std::move(call));
   DeviceArena::Access const access(stream.memory);
   AccessFaults const faults;
   machine().run(stream, call);

@@ -9,6 +9,12 @@
 
 namespace expertmesh::cuda_on_host {
 
+namespace {
+void check_not_recording(Stream const& stream, char const* what) {
+  EM_CHECK(!stream.recording, what << " in a recording");
+}
+}  // namespace
+
 StreamPointer open_stream(std::size_t device_index) {
   return StreamPointer(new Stream{.device_index = device_index});
 }
@@ -31,6 +37,7 @@ std::size_t max_shared_bytes(Stream const& /*stream*/) {
 
 void* allocate_bytes(Stream& stream, std::size_t bytes) {
   EM_CHECK(bytes > 0, "an allocation of no bytes");
+  check_not_recording(stream, "an allocation");
   void* const memory = stream.memory.allocate(bytes);
   if (!memory) throw DeviceError("allocate", 2, "no room for " + std::to_string(bytes) + " bytes", device_name(stream));
   return memory;
@@ -41,18 +48,46 @@ void release_bytes(Stream& stream, void* memory) noexcept {
 
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
   EM_CHECK(stream.memory.is_allocated(to, bytes), bytes << " bytes to " << to);
+  check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(from), "from the device's own memory");
   DeviceArena::Access const access(stream.memory);
   std::memcpy(to, from, bytes);
 }
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
   EM_CHECK(stream.memory.is_allocated(from, bytes), bytes << " bytes from " << from);
+  check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(to), "to the device's own memory");
   DeviceArena::Access const access(stream.memory);
   std::memcpy(to, from, bytes);
 }
-void wait(Stream& /*stream*/) {}
+void wait(Stream& stream) {
+  check_not_recording(stream, "a wait");
+}
 void hold_back(Stream& /*stream*/, double /*seconds*/) {}  // nothing could be called for in the meantime
+
+struct Recording {
+  std::vector<KernelCall> calls;
+};
+void CloseRecording::operator()(Recording* recording) const {
+  delete recording;
+}
+void begin_recording(Stream& stream) {
+  check_not_recording(stream, "a recording");
+  stream.recording.emplace();
+}
+RecordingPointer end_recording(Stream& stream) {
+  EM_CHECK(stream.recording, "no recording");
+  RecordingPointer recording(new Recording{.calls = std::move(*stream.recording)});
+  stream.recording.reset();
+  return recording;
+}
+void discard_recording(Stream& stream) noexcept {
+  stream.recording.reset();
+}
+void launch_recording(Stream& stream, Recording& recording) {
+  check_not_recording(stream, "a launch of a recording");
+  for (KernelCall const& call : recording.calls) run_kernel(stream, call);
+}
 
 struct Event {
   std::chrono::steady_clock::time_point time{};
@@ -63,7 +98,8 @@ void CloseEvent::operator()(Event* event) const {
 EventPointer make_event(Stream& /*stream*/) {
   return EventPointer(new Event);
 }
-void record(Stream& /*stream*/, Event& event) {
+void record(Stream& stream, Event& event) {
+  check_not_recording(stream, "a mark");
   event.time = std::chrono::steady_clock::now();
 }
 double seconds_between(Stream& /*stream*/, Event const& from, Event const& to) {

@@ -54,8 +54,9 @@ class OptionsTest(unittest.TestCase):
         code, line = serve("--worker-device", "cuda")
         self.assertEqual(code, 2, line)
         self.assertIn("no workers", line)
-        code, line = serve("--gpu-memory-utilization", "0.5")
-        self.assertEqual(code, 2, line)
+        for option in (("--gpu-memory-utilization", "0.5"), ("--enforce-eager",)):
+            code, line = serve(*option)
+            self.assertEqual(code, 2, line)
 
     def test_the_profile_says_what_runs(self):
         with Server(DEMO_MODEL, "--workers", "1", "--allow-mixed-numerics") as server:

@@ -1,6 +1,7 @@
 #include "common/kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "common/base/check.h"
@@ -41,6 +42,16 @@ class Marks final : public DeviceMarks {
   std::vector<EventPointer> events_;
 };
 
+class Graph final : public DeviceGraph {
+ public:
+  Graph(Stream& stream, RecordingPointer recording) : stream_(stream), recording_(std::move(recording)) {}
+  void launch() override { launch_recording(stream_, *recording_); }
+
+ private:
+  Stream& stream_;
+  RecordingPointer recording_;
+};
+
 }  // namespace
 
 CudaDevice::CudaDevice(std::size_t index) : index_(index), stream_(open_stream(index)), scratch_(*stream_) {}
@@ -76,6 +87,15 @@ void CudaDevice::synchronize() {
 }
 std::unique_ptr<DeviceMarks> CudaDevice::make_marks() {
   return std::make_unique<Marks>(*stream_);
+}
+void CudaDevice::begin_recording() {
+  EM_DEVICE_NAMESPACE::begin_recording(*stream_);
+}
+std::unique_ptr<DeviceGraph> CudaDevice::end_recording() {
+  return std::make_unique<Graph>(*stream_, EM_DEVICE_NAMESPACE::end_recording(*stream_));
+}
+void CudaDevice::discard_recording() noexcept {
+  EM_DEVICE_NAMESPACE::discard_recording(*stream_);
 }
 void CudaDevice::hold(double seconds) {
   hold_back(*stream_, seconds);

@@ -38,6 +38,9 @@ class CudaDevice final : public Device {
   void reserve(ExecLimits const& limits) override;
   void synchronize() override;
   [[nodiscard]] std::unique_ptr<DeviceMarks> make_marks() override;
+  void begin_recording() override;
+  [[nodiscard]] std::unique_ptr<DeviceGraph> end_recording() override;
+  void discard_recording() noexcept override;
   void hold(double seconds) override;
 
   // linear.cu
@@ -64,7 +67,8 @@ class CudaDevice final : public Device {
   void ffn_activation(ActivationSpec const& f, bool gated, MatrixView<float const> in, MatrixView<float> out) override;
   void add(MatrixView<float> x, MatrixView<float const> y) override;
   void scale(MatrixView<float> x, float factor) override;
-  void scale_rows(MatrixView<float> x, std::span<float const> factors) override;
+  void scale_by_position(MatrixView<float> x, std::span<std::uint32_t const> positions, float floor,
+                         float scale) override;
   void scale_rows_by_sigmoid(MatrixView<float> x, MatrixView<float const> gate) override;
   void scale_rows_into_slots(MatrixView<float const> x, std::span<float const> weights, std::size_t experts_per_token,
                              MatrixView<float> out) override;

@@ -38,6 +38,21 @@ struct Scale {
   }
 };
 
+struct ScaleByPosition {
+  Rows<float> x;
+  std::uint32_t const* positions;
+  float floor;
+  float scale;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    float const stretches = floorf((static_cast<float>(positions[t]) + 1.0F) / floor);
+    float const factor = log1pf(stretches) * scale + 1.0F;
+    Floats<N> scaled = load<N>(x.at(t, i));
+    for (unsigned j = 0; j < N; ++j) scaled.v[j] *= factor;
+    store(x.at(t, i), scaled);
+  }
+};
+
 struct ScaleBySigmoid {
   Rows<float> x;
   Rows<float const> gate;
@@ -180,8 +195,10 @@ void CudaDevice::scale(MatrixView<float> x, float factor) {
   scale_by(*stream_, "scale", {rows_of<float const>(x), 1, nullptr, factor, rows_of(x)}, x.rows, x.cols);
 }
 
-void CudaDevice::scale_rows(MatrixView<float> x, std::span<float const> factors) {
-  scale_by(*stream_, "scale_rows", {rows_of<float const>(x), 1, factors.data(), 1, rows_of(x)}, x.rows, x.cols);
+void CudaDevice::scale_by_position(MatrixView<float> x, std::span<std::uint32_t const> positions, float floor,
+                                   float scale) {
+  ScaleByPosition const f{rows_of(x), positions.data(), floor, scale};
+  for_each_element(*stream_, "scale_by_position", x.rows, x.cols, is_aligned(f.x), f);
 }
 
 void CudaDevice::scale_rows_by_sigmoid(MatrixView<float> x, MatrixView<float const> gate) {

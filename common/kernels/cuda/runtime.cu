@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "common/base/check.h"
 #include "common/base/error.h"
 #include "common/kernels/cuda/cuda_device.h"
 
@@ -31,6 +32,7 @@ struct Stream {
   std::size_t most_shared_bytes = 0;
   cudaStream_t queue = nullptr;
   UploadRoom uploads{};
+  bool recording = false;
 };
 
 namespace {
@@ -51,6 +53,11 @@ std::string place_of(Stream const& stream) {
 
 void check(cudaError_t code, char const* call, Stream const& stream) {
   if (code != cudaSuccess) fail(call, code, place_of(stream));
+}
+
+// What CUDA answers otherwise ends the recording, and says so somewhere else.
+void check_not_recording(Stream const& stream, char const* what) {
+  EM_CHECK(!stream.recording, what << " in a recording");
 }
 
 void make_current(Stream const& stream) {
@@ -142,6 +149,7 @@ std::size_t max_shared_bytes(Stream const& stream) {
 }
 
 void* allocate_bytes(Stream& stream, std::size_t bytes) {
+  check_not_recording(stream, "an allocation");
   make_current(stream);
   void* memory = nullptr;
   cudaError_t const code = cudaMalloc(&memory, bytes);
@@ -161,6 +169,7 @@ void release_bytes(Stream& stream, void* memory) noexcept {
 }
 
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  check_not_recording(stream, "a copy");
   make_current(stream);
   UploadRoom& room = stream.uploads;
   std::lock_guard const lock(room.mutex);
@@ -182,12 +191,14 @@ void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
 }
 
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  check_not_recording(stream, "a copy");
   make_current(stream);
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream.queue), "cudaMemcpyAsync", stream);
   wait(stream);
 }
 
 void wait(Stream& stream) {
+  check_not_recording(stream, "a wait");
   make_current(stream);
   check(cudaStreamSynchronize(stream.queue), "cudaStreamSynchronize", stream);
 }
@@ -210,6 +221,43 @@ __global__ void wait_so_long(Hold a) {
 void hold_back(Stream& stream, double seconds) {
   launch(wait_so_long, {}, 1, 0, stream, Hold{static_cast<unsigned long long>(seconds * 1e9)});
   check_launch(stream, "hold");
+}
+
+struct Recording {
+  int device = 0;
+  cudaGraphExec_t graph = nullptr;
+};
+void CloseRecording::operator()(Recording* recording) const {
+  if (recording->graph && cudaSetDevice(recording->device) == cudaSuccess) cudaGraphExecDestroy(recording->graph);
+  delete recording;
+}
+void begin_recording(Stream& stream) {
+  make_current(stream);
+  // Other threads may go on loading, on streams of their own.
+  check(cudaStreamBeginCapture(stream.queue, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture", stream);
+  stream.recording = true;
+}
+RecordingPointer end_recording(Stream& stream) {
+  make_current(stream);
+  stream.recording = false;
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(stream.queue, &graph), "cudaStreamEndCapture", stream);
+  RecordingPointer recording(new Recording{.device = stream.device});
+  cudaError_t const code = cudaGraphInstantiate(&recording->graph, graph, 0);
+  cudaGraphDestroy(graph);
+  check(code, "cudaGraphInstantiate", stream);
+  return recording;
+}
+void discard_recording(Stream& stream) noexcept {
+  stream.recording = false;
+  cudaGraph_t graph = nullptr;
+  if (cudaSetDevice(stream.device) != cudaSuccess) return;
+  if (cudaStreamEndCapture(stream.queue, &graph) == cudaSuccess && graph) cudaGraphDestroy(graph);
+  static_cast<void>(cudaGetLastError());  // why is told by what failed
+}
+void launch_recording(Stream& stream, Recording& recording) {
+  make_current(stream);
+  check(cudaGraphLaunch(recording.graph, stream.queue), "cudaGraphLaunch", stream);
 }
 
 struct Event {

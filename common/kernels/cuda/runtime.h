@@ -29,6 +29,18 @@ void wait(Stream& stream);
 // What is called for from now on begins so much later.
 void hold_back(Stream& stream, double seconds);
 
+// Launches kept for later: a CUDA graph. From begin_recording() on, launches are recorded and not done; nothing may be
+// allocated, copied or waited for until end_recording(), which keeps nothing where that happened or a launch failed.
+struct Recording;
+struct CloseRecording {
+  void operator()(Recording* recording) const;
+};
+using RecordingPointer = std::unique_ptr<Recording, CloseRecording>;
+void begin_recording(Stream& stream);
+RecordingPointer end_recording(Stream& stream);  // throws if there is nothing that could be launched
+void discard_recording(Stream& stream) noexcept;
+void launch_recording(Stream& stream, Recording& recording);
+
 // A moment of the device's time: when all that was called for before record() is done.
 struct Event;
 struct CloseEvent {

@@ -64,6 +64,7 @@ TEST_F(EngineBench, OfADeviceHasItsCeilingsItsStagesAndItsGaps) {
     EXPECT_NEAR(b.device_seconds, all - stage(b, Stage::fetch) - stage(b, Stage::sampling), 1e-12);
     EXPECT_GT(b.step_seconds, 0);
     EXPECT_GT(b.bytes(), 0);
+    EXPECT_EQ(b.share_of_graphs, 1);
   }
 
   auto const json = nlohmann::json::parse(to_json(given, figures));

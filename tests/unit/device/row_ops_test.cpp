@@ -66,15 +66,22 @@ TEST_P(DeviceRowOpsTest, Scale) {
   });
 }
 
-TEST_P(DeviceRowOpsTest, ScaleRows) {
+TEST_P(DeviceRowOpsTest, ScaleByPosition) {
   for_shapes([&](std::size_t rows, std::size_t cols, Margins margins) {
     auto x = random_matrix(rows, cols, 1);
-    auto const factors = random_matrix(1, rows, 2);
-    OnDevice<float> const on_device_factors(*device_, numbers_of(factors));
-    auto const scaled =
-        changed(x.view(), margins, [&](auto on_device) { device_->scale_rows(on_device, on_device_factors.span()); });
-    for (std::size_t t = 0; t < rows; ++t) scale(host_.exec, x.view().row_range(t, 1), factors.view().data[t]);
-    EXPECT_TRUE(same_bits(scaled.view(), x.view()));
+    std::vector<std::uint32_t> positions;
+    for (std::size_t t = 0; t < rows; ++t) positions.push_back(static_cast<std::uint32_t>(t * t * 7 % 50));
+    OnDevice<std::uint32_t> const on_device_positions(*device_, positions);
+    auto const scaled = changed(x.view(), margins, [&](auto on_device) {
+      device_->scale_by_position(on_device, on_device_positions.span(), 8, 0.2F);
+    });
+    BoundedMatrix expected(rows);
+    for (std::size_t t = 0; t < rows; ++t)
+      for (std::size_t i = 0; i < cols; ++i) {
+        double const value = static_cast<double>(x.view().row(t)[i]) * (1 + 0.2 * std::log((positions[t] + 1) / 8 + 1));
+        expected[t].push_back({value, 8 * kEpsilonF32 * std::abs(value)});
+      }
+    EXPECT_EQ(num_wrong(scaled.view(), expected), 0U);
   });
 }
 

@@ -187,7 +187,9 @@ TEST(QueryTemperature, RisesWithTheStretchesBehindAToken) {
   std::vector<std::uint32_t> const positions = {0, 6, 7, 14, 15, 23, 1000};
   Matrix<float> q(positions.size(), 3);
   std::fill_n(q.view().data, 3 * positions.size(), 2.0F);
-  apply_temperature(exec, {.floor = 8, .scale = 0.2}, positions, q.view());
+  TokenPlaces places;
+  places.positions = positions;
+  apply_temperature(exec, {.floor = 8, .scale = 0.2}, places, q.view());
   double const stretches[] = {0, 0, 1, 1, 2, 3, 125};
   for (std::size_t t = 0; t < positions.size(); ++t)
     for (std::size_t i = 0; i < 3; ++i)

@@ -11,7 +11,7 @@
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/places_on_device.h"
-#include "coordinator/sampling/sampler.h"
+#include "coordinator/sampling/row_sampler.h"
 #include "coordinator/scheduler/step_batch.h"
 
 namespace expertmesh {
@@ -28,13 +28,6 @@ struct RowWish {
   SamplingParams const* sampling = nullptr;    // outlives the step
   std::optional<std::size_t> token_logprobs;   // of the sampled token
   std::optional<std::size_t> prompt_logprobs;  // of the prompt's next token
-};
-
-// What a logit row gave.
-struct RowResult {
-  std::optional<TokenId> token;  // where LogitRow::sample; none if its logits are no numbers
-  std::optional<TokenLogprobs> token_logprobs;
-  std::optional<TokenLogprobs> prompt_logprobs;
 };
 
 class StepRunner {
@@ -75,6 +68,7 @@ class StepRunner {
  private:
   [[nodiscard]] StepContext context();
   void forward(StepBatch const& batch);
+  [[nodiscard]] RowTask task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const;
   void fetch_routing(std::size_t tokens);  // that was left on the device during the step
 
   StepRunnerLimits limits_;
@@ -90,7 +84,7 @@ class StepRunner {
   StageTimes stages_;
   FrameArena frames_;
   std::optional<EncoderRun> encoder_run_;
-  Sampler sampler_;
+  RowSampler sampler_;
   std::vector<TokenId> const eos_ids_;
   LayerTap* tap_ = nullptr;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
@@ -100,8 +94,8 @@ class StepRunner {
   std::optional<PlacesOnDevice> places_;       // with a device
   std::vector<std::uint32_t> fetched_experts_;
   std::vector<float> fetched_weights_;
-  std::vector<float> logits_on_host_;  // [R,V], with a device
-  std::vector<RowResult> results_;     // [logit rows]
+  std::vector<RowTask> tasks_;      // [R]
+  std::vector<RowResult> results_;  // [logit rows]
 };
 
 }  // namespace expertmesh

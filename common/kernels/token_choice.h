@@ -1,7 +1,6 @@
 // How a token is chosen among the logits of a row: numbers that host and device have to the last bit. Weights are
 // whole multiples of 2^-44, the best token's being 1, so their sums are exact: any order gives the same, and a row's
-// token is a matter of its logits alone. What that leaves out of V tokens is less than V 2^-44 of the best one's
-// weight.
+// token is a matter of its logits alone. A weight is off by 2^-45 at most.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -20,14 +19,14 @@ constexpr std::size_t kMostRanked = 20;                    // tokens that a row'
 // ---- the order of the logits
 // NaN as -inf, +inf as the largest finite number, -0 as 0; not below `lowest`.
 EM_BOTH inline float usable_logit(float x, float lowest = -INFINITY) {
-  if (!(x > lowest)) return lowest;
-  return x > FLT_MAX ? FLT_MAX : x + 0.0F;
+  float const y = x > lowest ? x : lowest;
+  return (y < FLT_MAX ? y : FLT_MAX) + 0.0F;
 }
 // Numbers in the order of the usable logits.
 EM_BOTH inline std::uint32_t order_of_logit(float usable) {
   std::uint32_t bits;
   memcpy(&bits, &usable, sizeof bits);
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+  return bits ^ (0x80000000U | (0U - (bits >> 31)));  // of negative ones all bits
 }
 EM_BOTH inline float logit_of_order(std::uint32_t order) {
   std::uint32_t const bits = (order & 0x80000000U) != 0 ? order & 0x7fffffffU : ~order;
@@ -47,11 +46,11 @@ EM_BOTH inline std::uint32_t id_of_rank(std::uint64_t rank) {
 }
 
 // ---- weights
-// e^z for z <= 0, and 0 below -64: z = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series of e^r to r^13. Off by less than
-// 1.5 units in the last place. Products and sums are rounded one by one (as all code here is compiled): processors
-// without a fused multiply-add would take a call for each. 43 operations.
-EM_BOTH inline double exp_of_nonpositive(double z) {
-  if (!(z >= -64)) return 0;
+// e^z for z <= 0, and 0 below -64 and for NaN: z = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series of e^r to r^13. Off by
+// less than 1.5 units in the last place. Products and sums are rounded one by one (as all code here is compiled):
+// processors without a fused multiply-add would take a call for each. 43 operations.
+EM_BOTH inline double exp_of_nonpositive(double exponent) {
+  double const z = exponent >= -64 ? exponent : -64.0;
   constexpr double kShift = 0x1.8p52;  // what is added to it is rounded to a whole number, in the lowest bits
   double const shifted = z * 0x1.71547652b82fep0 + kShift;
   double const n = shifted - kShift;
@@ -75,10 +74,18 @@ EM_BOTH inline double exp_of_nonpositive(double z) {
   bits = (static_cast<std::uint64_t>(static_cast<std::uint32_t>(bits)) + 1023) << 52;  // 2^n; the sign is shifted out
   double power;
   memcpy(&power, &bits, sizeof power);
-  return p * power;
+  return exponent >= -64 ? p * power : 0.0;
 }
 
 constexpr double kOneWeight = 0x1p44;
+
+// To the nearest, ties to even; |x| < 2^51.
+EM_BOTH inline std::int64_t nearest_whole(double x) {
+  double const shifted = x + 0x1.8p52;
+  std::int64_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  return bits - 0x4338000000000000;  // those of the shift
+}
 
 // The weights from which a token of a row is drawn.
 struct TokenWeights {
@@ -88,9 +95,9 @@ struct TokenWeights {
 
   EM_BOTH double log_of(float usable) const { return (usable - largest) * inverse_temperature; }
   EM_BOTH std::uint64_t of(float usable) const {
-    if (usable == -INFINITY) return 0;
     double const weight = exp_of_nonpositive(log_of(usable));
-    return weight < min_p ? 0 : static_cast<std::uint64_t>(static_cast<std::int64_t>(weight * kOneWeight));
+    bool const cut = usable == -INFINITY || weight < min_p;
+    return cut ? 0 : static_cast<std::uint64_t>(nearest_whole(weight * kOneWeight));
   }
 };
 
@@ -98,12 +105,12 @@ struct TokenWeights {
 // be all but 1.
 struct FineWeight {
   std::uint64_t high = 0;  // 2^-44
-  std::uint64_t low = 0;   // 2^-88
+  std::uint64_t low = 0;   // 2^-88, of either sign: two's complement
 };
 EM_BOTH inline FineWeight fine_weight(float finite, double largest) {
   double const weight = exp_of_nonpositive(finite - largest) * kOneWeight;
-  auto const high = static_cast<std::int64_t>(weight);
-  auto const low = static_cast<std::int64_t>((weight - static_cast<double>(high)) * kOneWeight);
+  std::int64_t const high = nearest_whole(weight);
+  std::int64_t const low = nearest_whole((weight - static_cast<double>(high)) * kOneWeight);
   return {static_cast<std::uint64_t>(high), static_cast<std::uint64_t>(low)};
 }
 
@@ -113,11 +120,11 @@ EM_BOTH inline FineWeight fine_weight(float finite, double largest) {
 EM_BOTH inline bool reaches(std::uint64_t weight, std::uint64_t total, float top_p) {
   return static_cast<float>(static_cast<double>(weight) / static_cast<double>(total)) >= top_p;
 }
-// For top_p < 1: tokens whose log_of() is below this all together weigh less than half of what top_p leaves out, the
-// tolerance of any logarithm included. They are not in the smallest set that reaches top_p.
+// For top_p < 1: tokens whose log_of() is below this all together weigh less than half of what top_p leaves out,
+// rounded up as they may be, and with the error of any logarithm. They are not in the smallest set that reaches top_p.
 EM_BOTH inline double log_of_surely_cut(std::uint64_t total, float top_p, std::size_t vocab) {
   double const share = (1.0 - static_cast<double>(top_p)) * static_cast<double>(total) / kOneWeight;
-  return static_cast<double>(logf(static_cast<float>(share / static_cast<double>(2 * vocab)))) - 0.01;
+  return static_cast<double>(logf(static_cast<float>(share / static_cast<double>(4 * vocab)))) - 0.01;
 }
 // The token drawn is the first, in order of id, with which the weights' sum is greater than this. uniform: in [0, 1).
 EM_BOTH inline std::uint64_t drawn_weight(std::uint64_t mass, double uniform) {

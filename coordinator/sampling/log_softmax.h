@@ -23,7 +23,7 @@ class LogSoftmax {
   // Its 1, in which small terms would be lost.
   static double without_the_best(FineWeight const& sum) {
     double const high = static_cast<double>(sum.high) - kOneWeight;
-    return (high + static_cast<double>(sum.low) / kOneWeight) / kOneWeight;
+    return (high + static_cast<double>(static_cast<std::int64_t>(sum.low)) / kOneWeight) / kOneWeight;
   }
   double largest_;
   double log_sum_;

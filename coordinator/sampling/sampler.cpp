@@ -30,10 +30,6 @@ TokenId argmax(std::span<float const> logits) {
       std::ranges::find_if(logits, [&](float v) { return usable_logit(v) >= usable_logit(largest); }) - logits.begin());
 }
 
-std::size_t id_at(std::uint64_t rank) {
-  return id_of_rank(rank);
-}
-
 }  // namespace
 
 std::optional<TokenId> forced_token(SamplingParams const& params, SampledAfter const& after) {
@@ -77,7 +73,7 @@ std::uint64_t Sampler::last_of_nucleus(std::span<float const> logits, TokenWeigh
                                        std::uint64_t last, std::uint64_t total) {
   auto const sum = [&](auto begin, auto end) {
     return std::transform_reduce(begin, end, std::uint64_t{0}, std::plus<>{},
-                                 [&](std::uint64_t rank) { return weight_[id_at(rank)]; });
+                                 [&](std::uint64_t rank) { return weight_[id_of_rank(rank)]; });
   };
   double const least = log_of_surely_cut(total, top_p, weight_.size());
   auto end = ranks_.begin();
@@ -152,7 +148,7 @@ TokenLogprobs Sampler::logprobs(std::span<float const> logits, TokenId chosen, s
   auto const middle = ranks_.begin() + static_cast<std::ptrdiff_t>(count);
   std::partial_sort(ranks_.begin(), middle, ranks_.end(), std::greater<>{});
   result.top.reserve(count);
-  for (auto rank = ranks_.begin(); rank != middle; ++rank) result.top.push_back(entry(id_at(*rank)));
+  for (auto rank = ranks_.begin(); rank != middle; ++rank) result.top.push_back(entry(id_of_rank(*rank)));
   return result;
 }
 

@@ -28,6 +28,9 @@ struct GroupedRows;
 struct HeadColumns;
 struct KvLayerShape;
 struct RopeHeads;
+struct RowChoice;
+struct RowChosen;
+struct TokenAdjustment;
 struct TokenPlaces;
 
 // A weight [N,K] in device memory: rows of weight_stride(K) elements of storage type, zeros behind the K-th.
@@ -159,6 +162,20 @@ class Device : public DeviceMemory {
   // [T*K] in device memory, all held.
   virtual void run_experts(DeviceExperts const& layer, MatrixView<float const> x,
                            std::span<std::uint32_t const> experts, std::size_t experts_per_token, std::byte* out) = 0;
+
+  // token_choice.h: the tokens of R rows, and what their log-probabilities are made of, to the bits of that header.
+  // logits: [R,V], V <= kMostTokens. Rows with adjustments are adjusted in place. Everything lies in device memory.
+  struct RowChoices {
+    RowChoice const* rows = nullptr;          // [R]
+    TokenAdjustment* adjustments = nullptr;   // of the rows' ranges; each token of a row once
+    RowChosen* chosen = nullptr;              // [R] zeros
+    unsigned long long* ranked = nullptr;     // [R][kMostRanked]: rank_of() a row's num_ranked best, best first
+    unsigned long long* part_sums = nullptr;  // [R][V / kLogitsPart, rounded up] scratch
+    // Whether some row has a log_sum, num_ranked, num_adjustments, or is drawn.
+    bool any_log_sum = false, any_ranked = false, any_adjusted = false, any_drawn = false;
+  };
+  static constexpr std::size_t kLogitsPart = 1024;
+  virtual void choose_tokens(MatrixView<float> logits, RowChoices const& choices) = 0;
 
   // machine_ceilings.h: one kind of work alone, on the whole device.
   // Adds up the memory's 32-bit words; a rest of less than 16 bytes is left out. sum: in device memory, added to.

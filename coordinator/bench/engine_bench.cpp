@@ -119,7 +119,7 @@ class Batch {
     figures.stage_seconds = divided(stages, static_cast<double>(num_steps));
     figures.device_seconds = 0;
     for (std::size_t s = 0; s < kNumStages; ++s)
-      if (Stage(s) != Stage::fetch && Stage(s) != Stage::sampling) figures.device_seconds += figures.stage_seconds[s];
+      if (Stage(s) != Stage::fetch) figures.device_seconds += figures.stage_seconds[s];
   }
 
  private:

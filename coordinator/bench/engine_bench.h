@@ -36,7 +36,7 @@ struct BatchFigures {
   // Of a device. Its stages' times are of other steps, by its own clock, all of whose calls lay ready before the device
   // began: it never waited for the host within a stage, up to the first fetch. The marks are in them, some microseconds
   // a layer.
-  double device_seconds = 0;   // of all stages but fetch and sampling: what the kernels take; 0: no device
+  double device_seconds = 0;   // of all stages but fetch: what the kernels take; 0: no device
   double share_of_graphs = 0;  // of the decode steps, that were one CUDA graph each
   [[nodiscard]] double bytes() const { return weight_bytes + kv_bytes; }
   // That the device had nothing to do.

@@ -9,6 +9,7 @@
 #include "coordinator/model/kv_cache.h"
 #include "coordinator/model/rope_table.h"
 #include "coordinator/model/step_inputs.h"
+#include "coordinator/sampling/device_sampler.h"
 
 namespace expertmesh {
 namespace {
@@ -71,7 +72,8 @@ std::size_t device_buffer_bytes(ModelSpec const& spec, StepSizes const& sizes, E
   for (RopeSpec const& rope : different_ropes(spec)) RopeTable const table(rope, sizes.tokens, &counted);
   std::size_t const inputs =
       StepInputs::most_bytes(kv_cache_specs(spec, DType::f32).size(), sizes.tokens, sizes.sequences, sizes.length);
-  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + inputs;
+  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + inputs +
+         DeviceSampler::device_bytes(spec.vocab, sizes.logit_rows);
 }
 
 std::size_t device_expert_bytes(ExpertModelSpec const& experts) {

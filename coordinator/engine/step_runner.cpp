@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 
 #include "common/base/check.h"
 #include "common/kernels/device.h"
-#include "common/kernels/rows.h"
 
 namespace expertmesh {
 namespace {
@@ -46,10 +44,11 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
-      sampler_(spec.vocab),
+      sampler_(spec.vocab, limits.max_logit_rows, exec.device()),
       eos_ids_(spec.eos_ids),
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
   head_rows_.reserve(limits.max_logit_rows);
+  tasks_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
   if (exec.device()) inputs_.emplace(*exec.device());
   if (exec.device() && limits.graphs && !experts.wants_routing_on_host() && !needs_host(spec))
@@ -179,36 +178,40 @@ void StepRunner::fetch_routing(std::size_t tokens) {
   }
 }
 
+RowTask StepRunner::task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const {
+  Sequence const& sequence = *batch.sequences()[row.sequence];
+  std::size_t const next = row.position + 1;
+  RowTask task;
+  if (row.sample) {
+    task.sampling = wish.sampling;
+    task.after = {.tokens = sequence.tokens, .prompt_length = sequence.prompt_length, .eos_ids = eos_ids_};
+    task.token_logprobs = wish.token_logprobs;
+  }
+  if (wish.prompt_logprobs && next < sequence.prompt_length) {
+    task.next_of_prompt = sequence.tokens[next];
+    task.prompt_logprobs = wish.prompt_logprobs;
+  }
+  return task;
+}
+
 std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<RowWish const> wishes) {
   forward(batch);
   auto const rows = batch.logit_rows();
   results_.assign(rows.size(), {});
   for (std::size_t begin = 0; begin < rows.size(); begin += limits_.max_logit_rows) {
-    std::size_t const end = std::min(begin + limits_.max_logit_rows, rows.size());
+    std::size_t const count = std::min(limits_.max_logit_rows, rows.size() - begin);
     head_rows_.clear();
-    for (std::size_t i = begin; i < end; ++i) head_rows_.push_back(rows[i].row);
-    MatrixView<float> const computed = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
-    stages_.end(Stage::lm_head);
-    MatrixView<float const> const logits = on_host(exec_, computed, logits_on_host_);
-    if (exec_.device()) stages_.end(Stage::fetch);
-    for (std::size_t i = begin; i < end; ++i) {
-      std::span<float const> const row(logits.row(i - begin), logits.cols);
-      Sequence const& sequence = *batch.sequences()[rows[i].sequence];
-      std::size_t const next = rows[i].position + 1;
-      if (wishes[i].prompt_logprobs && next < sequence.prompt_length)
-        results_[i].prompt_logprobs = sampler_.logprobs(row, sequence.tokens[next], *wishes[i].prompt_logprobs);
-      if (!rows[i].sample) continue;
-      results_[i].token =
-          sampler_.sample(row, *wishes[i].sampling,
-                          {.tokens = sequence.tokens, .prompt_length = sequence.prompt_length, .eos_ids = eos_ids_});
-      if (!(row[static_cast<std::size_t>(*results_[i].token)] > -std::numeric_limits<float>::infinity())) {
-        results_[i].token.reset();  // the best of them is none
-        continue;
-      }
-      if (wishes[i].token_logprobs)
-        results_[i].token_logprobs = sampler_.logprobs(row, *results_[i].token, *wishes[i].token_logprobs);
+    tasks_.clear();
+    for (std::size_t i = begin; i < begin + count; ++i) {
+      head_rows_.push_back(rows[i].row);
+      tasks_.push_back(task_of(batch, rows[i], wishes[i]));
     }
-    stages_.end(Stage::sampling);
+    MatrixView<float> const logits = decoder_.logits(exec_, activations_, head_rows_);  // [R,V]
+    stages_.end(Stage::lm_head);
+    sampler_.start(logits, tasks_);
+    if (exec_.device()) stages_.end(Stage::sampling);
+    sampler_.finish(std::span(results_).subspan(begin, count));
+    stages_.end(exec_.device() ? Stage::fetch : Stage::sampling);
   }
   stages_.finish();
   return results_;

@@ -12,7 +12,7 @@
 #include "coordinator/engine/step_graphs.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/step_inputs.h"
-#include "coordinator/sampling/sampler.h"
+#include "coordinator/sampling/row_sampler.h"
 #include "coordinator/scheduler/step_batch.h"
 
 namespace expertmesh {
@@ -30,13 +30,6 @@ struct RowWish {
   SamplingParams const* sampling = nullptr;    // outlives the step
   std::optional<std::size_t> token_logprobs;   // of the sampled token
   std::optional<std::size_t> prompt_logprobs;  // of the prompt's next token
-};
-
-// What a logit row gave.
-struct RowResult {
-  std::optional<TokenId> token;  // where LogitRow::sample; none if its logits are no numbers
-  std::optional<TokenLogprobs> token_logprobs;
-  std::optional<TokenLogprobs> prompt_logprobs;
 };
 
 class StepRunner {
@@ -81,6 +74,7 @@ class StepRunner {
   void forward(StepBatch const& batch);
   void run_layers(StepContext const& step);
   [[nodiscard]] std::optional<std::size_t> positions_of_graph(StepBatch const& batch) const;
+  [[nodiscard]] RowTask task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const;
   void fetch_routing(std::size_t tokens);  // that was left on the device during the step
 
   StepRunnerLimits limits_;
@@ -96,7 +90,7 @@ class StepRunner {
   StageTimes stages_;
   FrameArena frames_;
   std::optional<EncoderRun> encoder_run_;
-  Sampler sampler_;
+  RowSampler sampler_;
   std::vector<TokenId> const eos_ids_;
   LayerTap* tap_ = nullptr;
   std::vector<std::uint32_t> routed_;  // [MoE layers][T][K] of the last step
@@ -108,8 +102,8 @@ class StepRunner {
   bool stages_on_device_ = false;
   std::vector<std::uint32_t> fetched_experts_;
   std::vector<float> fetched_weights_;
-  std::vector<float> logits_on_host_;  // [R,V], with a device
-  std::vector<RowResult> results_;     // [logit rows]
+  std::vector<RowTask> tasks_;      // [R]
+  std::vector<RowResult> results_;  // [logit rows]
 };
 
 }  // namespace expertmesh

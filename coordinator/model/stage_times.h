@@ -23,8 +23,8 @@ enum class Stage : std::uint8_t {
   combine,        // and residual
   dense_ffn,      // norm, dense FFN, residual
   lm_head,        // final norm, logits
-  fetch,          // routing and logits brought from a device; the wait for it, where the host's clock is read
-  sampling,       // and log-probabilities
+  fetch,          // routing and tokens brought from a device; the wait for it, where the host's clock is read
+  sampling,       // and log-probabilities; what a device leaves of it to the host is in `fetch`
 };
 constexpr std::size_t kNumStages = 11;
 constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",     "attention", "router",  "dispatch",

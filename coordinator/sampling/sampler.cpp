@@ -1,25 +1,18 @@
 #include "coordinator/sampling/sampler.h"
 
 #include <algorithm>
-#include <cmath>
-#include <iterator>
+#include <functional>
 #include <limits>
 #include <numeric>
-#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/counter_rng.h"
+#include "coordinator/sampling/log_softmax.h"
 
 namespace expertmesh {
 namespace {
 
-constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// NaN as -inf, +inf as the largest finite number.
-float usable(float logit) {
-  return logit == logit ? std::min(logit, kLargest) : kNever;
-}
 
 // First the value without branches, then the place: several times faster than following both.
 TokenId argmax(std::span<float const> logits) {
@@ -33,158 +26,129 @@ TokenId argmax(std::span<float const> logits) {
   for (; i < logits.size(); ++i) lanes[0] = logits[i] > lanes[0] ? logits[i] : lanes[0];
   float const largest = *std::ranges::max_element(lanes);
   if (largest == kNever) return 0;
-  return static_cast<TokenId>(std::ranges::find_if(logits, [&](float v) { return usable(v) >= usable(largest); }) -
-                              logits.begin());
-}
-
-// By falling value, the lower id first among equals: a strict total order.
-auto by_rank(auto const& value) {
-  return [&value](TokenId a, TokenId b) {
-    auto const x = value(a);
-    auto const y = value(b);
-    return x > y || (x == y && a < b);
-  };
+  return static_cast<TokenId>(
+      std::ranges::find_if(logits, [&](float v) { return usable_logit(v) >= usable_logit(largest); }) - logits.begin());
 }
 
 }  // namespace
 
-Sampler::Sampler(std::size_t vocab) : order_(vocab), weight_(vocab), adjusted_(vocab), counts_(vocab) {
-  EM_CHECK(vocab > 0, "an empty vocabulary");
+std::optional<TokenId> forced_token(SamplingParams const& params, SampledAfter const& after) {
+  return after.tokens.size() == after.prompt_length ? params.forced_first : std::nullopt;
+}
+double uniform_for(SamplingParams const& params, SampledAfter const& after) {
+  return random_uniform({.seed = params.seed,
+                         .choice = params.choice,
+                         .position = static_cast<std::uint32_t>(after.tokens.size()),
+                         .purpose = RngPurpose::sample});
+}
+double inverse_temperature(SamplingParams const& params) {
+  return 1.0 / static_cast<double>(params.temperature);
+}
+bool is_number(float logit) {
+  return logit > kNever;
 }
 
-Sampler::Nucleus Sampler::nucleus(double total, float top_p) {
-  auto const weight = [&](TokenId id) { return weight_[static_cast<std::size_t>(id)]; };
-  auto const before = by_rank(weight);
-  // In fp32, top_p's own precision: ten equal tokens reach 0.1 with one.
-  auto const reached = [&](double mass) { return static_cast<float>(mass / total) >= top_p; };
-
-  // All tokens below this weight together have less than 1 - top_p: the set lies within the others.
-  double const floor = (1.0 - static_cast<double>(top_p)) * total / static_cast<double>(weight_.size());
-  auto end = order_.begin();
-  for (std::size_t id = 0; id < weight_.size(); ++id)
-    if (weight_[id] > 0 && weight_[id] >= floor) *end++ = static_cast<TokenId>(id);
-
-  // Halve [begin, end), which holds the last token of the set, until it is alone: O(V) as the halves shrink.
-  auto begin = order_.begin();
-  double mass = 0;  // of what comes before `begin`
-  while (end - begin > 1) {
-    auto const middle = begin + (end - begin) / 2;
-    std::nth_element(begin, middle, end, before);
-    double const upper = std::transform_reduce(begin, middle, 0.0, std::plus<>{}, weight);
-    if (reached(mass + upper)) {
-      end = middle;
-    } else {
-      mass += upper;
-      begin = middle;
-    }
-  }
-  return {.last = *begin, .mass = mass + weight(*begin)};
+Sampler::Sampler(std::size_t vocab) : ranks_(vocab), weight_(vocab), adjusted_(vocab), adjustments_(vocab) {
+  EM_CHECK(vocab > 0 && vocab <= kMostTokens, "a vocabulary of " << vocab);
 }
 
 std::span<float const> Sampler::adjusted(std::span<float const> logits, SamplingParams const& params,
                                          SampledAfter const& after) {
-  bool const too_short = after.tokens.size() - after.prompt_length < params.min_tokens;
-  bool const penalised =
-      params.repetition_penalty != 1.0F || params.frequency_penalty != 0.0F || params.presence_penalty != 0.0F;
-  if (params.logit_bias.empty() && !too_short && !penalised) return logits;
+  auto const adjustments = adjustments_.of(params, after);
+  if (adjustments.empty()) return logits;
   std::ranges::copy(logits, adjusted_.begin());
-  auto const logit = [&](TokenId id) -> float& { return adjusted_.at(static_cast<std::size_t>(id)); };
-  for (auto const& [token, bias] : params.logit_bias) logit(token) += bias;
-  if (too_short)
-    for (auto const ids : {after.eos_ids, std::span<TokenId const>(params.stop_token_ids)})
-      for (TokenId id : ids) logit(id) = kNever;
-  if (penalised) penalise(params, after);
+  for (TokenAdjustment const& a : adjustments)
+    adjusted_[a.token] = adjusted_logit(adjusted_[a.token], a, params.repetition_penalty);
   return adjusted_;
 }
 
-void Sampler::penalise(SamplingParams const& params, SampledAfter const& after) {
-  auto const index = [](TokenId id) { return static_cast<std::size_t>(id); };
-  // Each token seen, once: the first visit takes its count away.
-  auto const each_once = [&](std::span<TokenId const> tokens, auto action) {
-    for (TokenId id : tokens) ++counts_.at(index(id));
-    for (TokenId id : tokens)
-      if (auto const count = std::exchange(counts_[index(id)], 0)) action(adjusted_[index(id)], count);
-  };
-  if (params.repetition_penalty != 1.0F)
-    each_once(after.tokens, [&](float& logit, std::uint32_t) {
-      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-    });
-  each_once(after.tokens.subspan(after.prompt_length), [&](float& logit, std::uint32_t count) {
-    logit -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
-  });
+std::uint64_t Sampler::last_of_best(std::span<float const> logits, std::size_t count) {
+  for (std::uint32_t id = 0; id < logits.size(); ++id) ranks_[id] = rank_of(usable_logit(logits[id]), id);
+  auto const last = ranks_.begin() + static_cast<std::ptrdiff_t>(count - 1);
+  std::nth_element(ranks_.begin(), last, ranks_.end(), std::greater<>{});
+  return *last;
 }
 
-// Sets all weights but the `count` best to 0; returns the sum of those.
-double Sampler::keep_best(std::size_t count) {
-  auto const weight = [&](TokenId id) { return weight_[static_cast<std::size_t>(id)]; };
-  auto end = order_.begin();
-  for (std::size_t id = 0; id < weight_.size(); ++id)
-    if (weight_[id] > 0) *end++ = static_cast<TokenId>(id);
-  if (static_cast<std::size_t>(end - order_.begin()) > count) {
-    auto const cut = order_.begin() + static_cast<std::ptrdiff_t>(count);
-    std::nth_element(order_.begin(), cut, end, by_rank(weight));
-    std::for_each(cut, end, [&](TokenId id) { weight_[static_cast<std::size_t>(id)] = 0; });
+std::uint64_t Sampler::last_of_nucleus(std::span<float const> logits, TokenWeights const& weights, float top_p,
+                                       std::uint64_t last, std::uint64_t total) {
+  auto const sum = [&](auto begin, auto end) {
+    return std::transform_reduce(begin, end, std::uint64_t{0}, std::plus<>{},
+                                 [&](std::uint64_t rank) { return weight_[id_of_rank(rank)]; });
+  };
+  double const least = log_of_surely_cut(total, top_p, weight_.size());
+  auto end = ranks_.begin();
+  for (std::uint32_t id = 0; id < logits.size(); ++id) {
+    float const logit = usable_logit(logits[id]);
+    std::uint64_t const rank = rank_of(logit, id);
+    if (rank >= last && weights.log_of(logit) >= least) *end++ = rank;
   }
-  return std::accumulate(weight_.begin(), weight_.end(), 0.0);
+  // Halve [begin, end), which holds the last token of the set, until it is alone: O(V) as the halves shrink.
+  auto begin = ranks_.begin();
+  std::uint64_t before = 0;  // the weight of what comes before `begin`
+  while (end - begin > 1) {
+    auto const middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, std::greater<>{});
+    std::uint64_t const upper = sum(begin, middle);
+    if (reaches(before + upper, total, top_p)) {
+      end = middle;
+    } else {
+      before += upper;
+      begin = middle;
+    }
+  }
+  return *begin;
 }
 
 TokenId Sampler::sample(std::span<float const> raw, SamplingParams const& params, SampledAfter const& after) {
   EM_CHECK(raw.size() == weight_.size(), raw.size() << " logits for a vocabulary of " << weight_.size());
-  if (params.forced_first && after.tokens.size() == after.prompt_length) return *params.forced_first;
+  if (auto const forced = forced_token(params, after)) return *forced;
   std::span<float const> const logits = adjusted(raw, params, after);
   TokenId const best = argmax(logits);
-  double const largest = usable(logits[static_cast<std::size_t>(best)]);
+  float const largest = usable_logit(logits[static_cast<std::size_t>(best)]);
   if (params.temperature == 0 || largest == kNever) return best;
 
-  double total = 0;
-  for (std::size_t id = 0; id < logits.size(); ++id) {
-    float const logit = usable(logits[id]);
-    weight_[id] = logit == kNever ? 0 : std::exp((logit - largest) / params.temperature);
-    if (weight_[id] < static_cast<double>(params.min_p)) weight_[id] = 0;  // the best weighs 1
-    total += weight_[id];
-  }
-  if (params.top_k != 0 && params.top_k < logits.size()) total = keep_best(params.top_k);
-  bool const cut = params.top_p < 1.0F;
-  Nucleus const kept = cut ? nucleus(total, params.top_p) : Nucleus{.last = best, .mass = total};
-  double const least = weight_[static_cast<std::size_t>(kept.last)];
-  auto const is_kept = [&](std::size_t id) {
-    return !cut || weight_[id] > least || (weight_[id] == least && static_cast<TokenId>(id) <= kept.last);
+  TokenWeights const weights{
+      .largest = largest, .inverse_temperature = inverse_temperature(params), .min_p = params.min_p};
+  std::uint64_t mass = 0;  // of all that are kept
+  for (std::size_t id = 0; id < logits.size(); ++id) mass += weight_[id] = weights.of(usable_logit(logits[id]));
+  std::uint64_t last = 0;
+  auto const cut = [&](std::uint64_t rank) {
+    last = rank;
+    mass = 0;
+    for (std::uint32_t id = 0; id < logits.size(); ++id) {
+      if (rank_of(usable_logit(logits[id]), id) < last) weight_[id] = 0;
+      mass += weight_[id];
+    }
   };
-  double const target = kept.mass * random_uniform({.seed = params.seed,
-                                                    .choice = params.choice,
-                                                    .position = static_cast<std::uint32_t>(after.tokens.size()),
-                                                    .purpose = RngPurpose::sample});
-  double cumulative = 0;
-  for (std::size_t id = 0; id < logits.size(); ++id) {
-    if (!is_kept(id)) continue;
-    cumulative += weight_[id];
-    if (target < cumulative) return static_cast<TokenId>(id);
-  }
-  return best;  // the sum in order of id was rounded below the target
+  if (params.top_k != 0 && params.top_k < logits.size()) cut(last_of_best(logits, params.top_k));
+  if (params.top_p < 1.0F) cut(last_of_nucleus(logits, weights, params.top_p, last, mass));
+  std::uint64_t const target = drawn_weight(mass, uniform_for(params, after));
+  std::uint64_t cumulative = 0;
+  for (std::size_t id = 0; id < logits.size(); ++id)
+    if (cumulative += weight_[id]; cumulative > target) return static_cast<TokenId>(id);
+  EM_CHECK(false, "tokens of weight " << cumulative << ", and " << target << " of them drawn");
 }
 
 TokenLogprobs Sampler::logprobs(std::span<float const> logits, TokenId chosen, std::size_t count) {
-  EM_CHECK(logits.size() == order_.size() && static_cast<std::size_t>(chosen) < logits.size(),
-           "token " << chosen << ", " << logits.size() << " logits for a vocabulary of " << order_.size());
-  // Finite, so that every difference is: -inf and NaN as the smallest number.
-  auto const logit = [&](TokenId id) { return std::max(usable(logits[static_cast<std::size_t>(id)]), -kLargest); };
-  TokenId const best = argmax(logits);
-  double const largest = logit(best);
-  double others = 0;  // without the best token's 1, in which small terms would be lost
-  for (TokenId id = 0; id < static_cast<TokenId>(logits.size()); ++id)
-    if (id != best) others += std::exp(logit(id) - largest);
-  double const log_sum = std::log1p(others);
-  auto const entry = [&](TokenId id) -> TokenLogprob {
-    return {id, static_cast<float>(std::max(logit(id) - largest - log_sum, static_cast<double>(-kLargest)))};
-  };
-  TokenLogprobs result{.chosen = entry(chosen), .top = {}};
+  EM_CHECK(logits.size() == ranks_.size() && static_cast<std::size_t>(chosen) < logits.size(),
+           "token " << chosen << ", " << logits.size() << " logits for a vocabulary of " << ranks_.size());
+  float const largest = LogSoftmax::finite_logit(logits[static_cast<std::size_t>(argmax(logits))]);
+  FineWeight sum;
+  for (float const logit : logits) {
+    FineWeight const weight = fine_weight(LogSoftmax::finite_logit(logit), largest);
+    sum.high += weight.high;
+    sum.low += weight.low;
+  }
+  LogSoftmax const softmax(largest, sum);
+  auto const entry = [&](std::size_t id) -> TokenLogprob { return {static_cast<TokenId>(id), softmax.of(logits[id])}; };
+  TokenLogprobs result{.chosen = entry(static_cast<std::size_t>(chosen)), .top = {}};
   count = std::min(count, logits.size());
   if (count == 0) return result;
-  std::iota(order_.begin(), order_.end(), TokenId{0});
-  auto const middle = order_.begin() + static_cast<std::ptrdiff_t>(count);
-  std::partial_sort(order_.begin(), middle, order_.end(), by_rank(logit));
+  for (std::uint32_t id = 0; id < logits.size(); ++id) ranks_[id] = rank_of(LogSoftmax::finite_logit(logits[id]), id);
+  auto const middle = ranks_.begin() + static_cast<std::ptrdiff_t>(count);
+  std::partial_sort(ranks_.begin(), middle, ranks_.end(), std::greater<>{});
   result.top.reserve(count);
-  std::transform(order_.begin(), middle, std::back_inserter(result.top), entry);
+  for (auto rank = ranks_.begin(); rank != middle; ++rank) result.top.push_back(entry(id_of_rank(*rank)));
   return result;
 }
 

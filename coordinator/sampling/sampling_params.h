@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,13 @@ struct SamplingParams {
   std::uint64_t seed = 0;           // drawn at admission where the client gave none
   std::optional<TokenId> forced_first{};  // the first new token, whatever the logits
   std::uint32_t choice = 0;               // index among the answers to one prompt: each has random numbers of its own
+};
+
+// What the sequence holds before the token that is sampled.
+struct SampledAfter {
+  std::span<TokenId const> tokens;     // prompt and answer so far
+  std::size_t prompt_length = 0;       // tokens[0 … prompt_length) are the prompt
+  std::span<TokenId const> eos_ids{};  // of the model, for min_tokens
 };
 
 struct TokenLogprob {

@@ -88,6 +88,8 @@ class CudaDevice final : public Device {
   // experts.cu
   void run_experts(DeviceExperts const& layer, MatrixView<float const> x, std::span<std::uint32_t const> experts,
                    std::size_t experts_per_token, std::byte* out) override;
+  // sampling.cu
+  void choose_tokens(MatrixView<float> logits, RowChoices const& choices) override;
   // ceilings.cu
   void read_stream(std::span<std::byte const> memory, std::uint32_t* sum) override;
   double multiply_add(PeakKind kind, std::size_t rounds, float* sum) override;

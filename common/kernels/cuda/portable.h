@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/kernels/both.h"
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define EM_DEVICE_NAMESPACE cuda_device
@@ -19,11 +21,9 @@
 #define EM_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char em_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(em_dynamic_shared)
-#define EM_BOTH __host__ __device__
 #else
 #include "cuda_on_host.h"
 #define EM_DEVICE_NAMESPACE cuda_on_host
-#define EM_BOTH
 #endif
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {

@@ -28,6 +28,7 @@
 #include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "worker/capacity.h"
 #include "worker/control_client.h"
 #include "worker/remote_weights.h"
 #include "worker/served_placement.h"
@@ -111,19 +112,24 @@ class ProgressReporter {
   std::chrono::steady_clock::time_point last_;
 };
 
-// From assignment to the end of the process; throws only before the first request.
+// From its place in MPI to the end of the process; throws only before the first request.
 [[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control,
                         std::string const& secret, Incarnation incarnation, MpiComm coordinator) {
-  control::Assign const assign = control.wait_for_assign();
-  if (hooks.assigned) hooks.assigned();
-  bool const on_gpu = assign.isa == control::kCudaKernels;  // it was in the hello
-  auto const isa = on_gpu ? best_isa() : isa_from_name(assign.isa);
-  EM_CHECK(isa.has_value(), "assigned to run '" << assign.isa << "'");
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
-  std::unique_ptr<Device> const device = on_gpu ? open_cuda_device(cuda_index(options.device).value()) : nullptr;
+  auto const gpu = cuda_index(options.device);
+  std::unique_ptr<Device> const device = gpu ? open_cuda_device(*gpu) : nullptr;
   if (device) spdlog::info("device: {}", device->name());
+  control::Capacity const capacity = capacity_of(pool, device.get(), options.capacity);
+  spdlog::info("capacity: {:.1f} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
+               capacity.measured ? "measured" : "as it was told");
+  control.send(capacity);
+  control::Assign const assign = control.wait_for_assign();
+  if (hooks.assigned) hooks.assigned();
+  auto const isa = gpu ? best_isa() : isa_from_name(assign.isa);
+  EM_CHECK(isa.has_value() && gpu.has_value() == (assign.isa == control::kCudaKernels),
+           "assigned to run '" << assign.isa << "'");
   auto const source = open_weights(options, secret, assign, control.hello());
   ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control), nullptr, device.get());
   Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests),
@@ -229,6 +235,9 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   app.add_option("--device", options.device, "what runs the experts: cpu, cuda or cuda:N")
       ->check(valid_device_name)
       ->capture_default_str();
+  app.add_option("--capacity", options.capacity,
+                 "gigabytes of weights that it reads a second: its share of the experts goes by that [measured]")
+      ->check(CLI::Range(0.001, 1e6));
   auto* id =
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");

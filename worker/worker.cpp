@@ -25,6 +25,7 @@
 #include "common/experts/expert_store.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
+#include "common/protocol/cluster_file.h"
 #include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
@@ -220,13 +221,32 @@ class ProgressReporter {
   }
 }
 
+namespace {
+int print_workers(std::string const& cluster_file, std::string const& host) {
+  try {
+    for (auto const& arguments : worker_arguments(read_cluster_file(cluster_file), host, usable_cores())) {
+      for (std::string const& argument : arguments) std::cout << argument << '\n';
+      std::cout << std::endl;
+    }
+    return 0;
+  } catch (ModelError const& error) {
+    std::cerr << "expertmesh worker: " << error.what() << std::endl;
+  } catch (FileError const& error) {
+    std::cerr << "expertmesh worker: " << error.what() << std::endl;
+  }
+  return kExitModel;
+}
+}  // namespace
+
 int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C reaches the whole terminal; the coordinator decides when workers leave
   CLI::App app{"Holds experts of a Mixture-of-Experts model for an ExpertMesh coordinator, which starts it"};
   WorkerOptions options;
+  std::string cluster_file;
+  std::string cluster_host;
   auto* control = app.add_option("--control", options.control, "HOST:PORT of the coordinator that starts this worker");
   auto* join = app.add_option("--join", options.control, "HOST:PORT of the coordinator to join (serve --interface)");
-  app.add_option("--secret-file", options.secret_file, "file with the cluster's secret")->required();
+  auto* secret = app.add_option("--secret-file", options.secret_file, "file with the cluster's secret");
   app.add_option(
       "--model", options.model_dir,
       "this host's copy of the checkpoint [the coordinator's path; if nothing is there, it sends the weights]");
@@ -243,6 +263,11 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
   app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
+  auto* cluster = app.add_option("--cluster", cluster_file,
+                                 "print the arguments of a host's workers, as a cluster file has them: one a line, a "
+                                 "blank line behind each worker's");
+  auto* host = app.add_option("--host", cluster_host, "that host, as the file names it")->needs(cluster);
+  cluster->needs(host)->excludes(control)->excludes(join);
   join->excludes(control)->excludes(id)->excludes(life);
   control->needs(id)->needs(life);
   try {
@@ -250,8 +275,13 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   } catch (CLI::ParseError const& error) {
     return app.exit(error) == 0 ? 0 : kExitModel;
   }
+  if (cluster->count() != 0) return print_workers(cluster_file, cluster_host);
   if (control->count() + join->count() == 0) {
     std::cerr << "expertmesh-worker: --join HOST:PORT is required" << std::endl;
+    return kExitModel;
+  }
+  if (secret->count() == 0) {
+    std::cerr << "expertmesh-worker: --secret-file is required" << std::endl;
     return kExitModel;
   }
   if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();

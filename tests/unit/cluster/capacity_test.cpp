@@ -74,17 +74,17 @@ TEST(Capacity, TheFirstPlacementGoesByIt) {
 
 TEST(Capacity, MachinesThatAreAboutAlikeGetTheEvenSplit) {
   for (double const other : {1.0, 1.1, 1.25}) {
-    Rig rig({8, 5}, 3, 0);
+    Rig rig({64, 33}, 3, 0);
     rig.know(1, 10);
     rig.know(2, 10 * other);
     rig.know(3, 10);
-    auto const even = static_split({8, 5}, 3);
+    auto const even = static_split({64, 33}, 3);
     for (std::uint32_t w = 1; w <= 3; ++w) EXPECT_EQ(*rig.membership().to_load(rig.life(w)).held, even[w - 1]) << other;
   }
-  Rig rig({8, 5}, 2, 0);
+  Rig rig({64, 33}, 2, 0);
   rig.know(1, 10);
   rig.know(2, 14);
-  EXPECT_NE(*rig.membership().to_load(rig.life(1)).held, static_split({8, 5}, 2).front()) << "1.4 is not alike";
+  EXPECT_NE(*rig.membership().to_load(rig.life(1)).held, static_split({64, 33}, 2).front()) << "1.4 is not alike";
 }
 
 TEST(Capacity, WhoIsAwaitedLoadsItsPartAtOnceAndOthersGiveThemUpToIt) {

@@ -123,7 +123,7 @@ class ProgressReporter {
   std::unique_ptr<Device> const device = gpu ? open_cuda_device(*gpu) : nullptr;
   if (device) spdlog::info("device: {}", device->name());
   control::Capacity const capacity = capacity_of(pool, device.get(), options.capacity);
-  spdlog::info("capacity: {:.1f} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
+  spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
                capacity.measured ? "measured" : "as it was told");
   control.send(capacity);
   control::Assign const assign = control.wait_for_assign();
@@ -263,9 +263,10 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
   app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
-  auto* cluster = app.add_option("--cluster", cluster_file,
-                                 "print the arguments of a host's workers, as a cluster file has them: one a line, a "
-                                 "blank line behind each worker's");
+  auto* cluster =
+      app.add_option("--cluster", cluster_file,
+                     "start the workers that this cluster file has for --host (by the launcher; this program "
+                     "alone prints their arguments, one a line, and a blank line behind each worker's)");
   auto* host = app.add_option("--host", cluster_host, "that host, as the file names it")->needs(cluster);
   cluster->needs(host)->excludes(control)->excludes(join);
   join->excludes(control)->excludes(id)->excludes(life);

@@ -25,6 +25,10 @@ Json process_json(WorkerStatus const& w) {
             {"experts", w.num_experts},
             {"resident_bytes", w.resident_bytes},
             {"speed", w.speed}};
+  if (w.bytes_per_second) {
+    j["capacity"] = *w.bytes_per_second / 1e9;
+    j["room"] = w.room;
+  }
   if (w.heartbeat_age) j["heartbeat_age_ms"] = w.heartbeat_age->count();
   if (!w.death_reason.empty()) j["death_reason"] = w.death_reason;
   return j;

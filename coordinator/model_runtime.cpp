@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/available_memory.h"
 #include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
@@ -10,7 +11,6 @@
 #include "coordinator/engine/step_memory.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
-#include "coordinator/machine.h"
 #include "coordinator/scheduler/kv_sizing.h"
 
 namespace expertmesh {
@@ -90,6 +90,8 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
 
 // What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
 std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
+  if (options.worker_capacity > 0 && options.workers == 0)
+    throw ModelError("--worker-capacity: there are no workers of this host");
   if (options.worker_device == "cpu") return std::string(name_of(isa));
   if (!options.clustered()) throw ModelError("--worker-device " + options.worker_device + ": there are no workers");
   if (options.device == "cpu" && !options.mixed_numerics)
@@ -117,8 +119,8 @@ Isa pick_isa(ModelRuntimeOptions const& options) {
 }
 
 // Refuses before loading what this host's memory cannot hold: weights of all processes here, KV cache and buffers.
-// Returns what the coordinator may use for experts of dead workers. What GPUs hold is not counted.
-std::size_t check_memory(ModelRuntimeOptions const& options, ModelPlan const& plan, std::size_t kv_cache_bytes) {
+// What GPUs hold is not counted.
+void check_memory(ModelRuntimeOptions const& options, ModelPlan const& plan, RuntimeSizes& sizes) {
   bool const on_gpu = options.device != "cpu";
   bool const experts_on_gpu = options.clustered() ? options.worker_device != "cpu" : on_gpu;
   std::size_t const here = options.clustered() ? options.workers : 1;  // workers of other hosts have their own memory
@@ -129,14 +131,16 @@ std::size_t check_memory(ModelRuntimeOptions const& options, ModelPlan const& pl
     if (w < here) experts += plan.worker_bytes[w];
   }
   std::size_t const weights = on_gpu ? 0 : plan.coordinator_bytes;
-  std::size_t const kv_cache = on_gpu ? 0 : kv_cache_bytes;
+  std::size_t const kv_cache = on_gpu ? 0 : sizes.kv_cache_bytes;
   std::size_t const needed = weights + experts + kv_cache;
   std::size_t const available = available_memory_bytes();
   if (needed > available)
     throw ModelError("not enough memory: " + human_bytes(weights) + " for the coordinator's weights + " +
                      human_bytes(experts) + " for experts + " + human_bytes(kv_cache) + " for the KV cache = " +
                      human_bytes(needed) + ", but " + human_bytes(available) + " are available");
-  return std::min(all_experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
+  sizes.own_cache_bytes =
+      std::min(all_experts, static_cast<std::size_t>(kOwnExpertsShare * static_cast<double>(available - needed)));
+  sizes.worker_bytes = available - weights - kv_cache;
 }
 
 // A model without experts asks nothing of anyone.
@@ -159,14 +163,26 @@ std::size_t own_threads(ModelRuntimeOptions const& options) {
   return options.threads != 0 ? options.threads : usable_cores();
 }
 
-std::size_t worker_threads(ModelRuntimeOptions const& options) {
-  return options.worker_threads != 0
-             ? options.worker_threads
-             : std::max<std::size_t>(1, usable_cores() / std::max<std::size_t>(1, options.workers));
+// What a worker of this host is unless something else is said of it.
+LocalWorker usual_worker(ModelRuntimeOptions const& options) {
+  std::size_t const share = std::max<std::size_t>(1, usable_cores() / std::max<std::size_t>(1, options.workers));
+  return {.device = options.worker_device,
+          .threads = options.worker_threads != 0 ? options.worker_threads : share,
+          .capacity = options.worker_capacity};
+}
+
+std::vector<LocalWorker> local_workers(ModelRuntimeOptions const& options) {
+  if (options.local_workers.empty()) return std::vector(options.workers, usual_worker(options));
+  std::vector<LocalWorker> workers = options.local_workers;
+  for (LocalWorker& worker : workers)
+    if (worker.threads == 0) worker.threads = usual_worker(options).threads;
+  return workers;
 }
 
 bool shares_cores(ModelRuntimeOptions const& options) {
-  return options.workers > 0 && own_threads(options) + options.workers * worker_threads(options) > usable_cores();
+  std::size_t threads = own_threads(options);
+  for (LocalWorker const& worker : local_workers(options)) threads += worker.threads;
+  return options.workers > 0 && threads > usable_cores();
 }
 
 // One for each compute thread where workers compete for them; the last first, since that is the last worker's: its
@@ -181,9 +197,11 @@ std::vector<int> own_cores(ModelRuntimeOptions const& options) {
 
 std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
                                        WeightSource const& source, RemoteExpertsLimits const& exchange, Isa isa,
-                                       Cluster::OnChange on_change) {
+                                       std::size_t worker_bytes, Cluster::OnChange on_change) {
   init_mpi();
-  std::size_t const threads = worker_threads(options);
+  auto const workers = local_workers(options);
+  std::string threads;
+  for (LocalWorker const& worker : workers) threads += (threads.empty() ? "" : ", ") + std::to_string(worker.threads);
   ClusterOptions cluster{.num_workers = options.workers,
                          .redundant_experts = options.redundant_experts,
                          .worker_program = executable_dir() / "expertmesh-worker",
@@ -193,11 +211,12 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .experts = experts,
                          .experts_per_token = exchange.experts_per_token,
                          .max_tokens_per_step = exchange.max_tokens,
-                         .threads_per_worker = threads,
+                         .local = usual_worker(options),
+                         .first_local = workers,
+                         .memory_bytes = worker_bytes,
                          .shared_cores = shares_cores(options),
                          .isa = worker_kernels(options, isa),
                          .mixed_isas = options.mixed_numerics,
-                         .worker_device = options.worker_device,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
@@ -205,7 +224,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                                     .secret_file = options.secret_file,
                                     .weights_per_second = options.weights_per_second}};
   cluster.death_timeout = std::chrono::milliseconds(options.heartbeat_timeout_ms);
-  spdlog::info("starting {} workers over MPI, {} threads each", options.workers, threads);
+  spdlog::info("starting {} workers over MPI, with so many threads: {}", options.workers, threads);
   if (options.remote_workers > 0) spdlog::info("awaiting {} workers of other hosts", options.remote_workers);
   LoadProgressPrinter progress("experts in " + std::to_string(options.workers + options.remote_workers) + " workers",
                                0);
@@ -234,7 +253,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
-  sizes_.own_cache_bytes = check_memory(options, plan_, sizes_.kv_cache_bytes);
+  check_memory(options, plan_, sizes_);
 }
 
 void ModelRuntime::load(Cluster::OnChange on_change) {
@@ -275,7 +294,8 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
                                      .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
                                      .mixed_numerics = options_.mixed_numerics};
   if (options_.clustered()) {
-    cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, std::move(on_change));
+    cluster_ =
+        start_cluster(options_, experts_spec_, *weights_, exchange, isa_, sizes_.worker_bytes, std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
   }

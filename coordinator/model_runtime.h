@@ -26,6 +26,7 @@ struct ModelRuntimeOptions {
   std::size_t workers = 0;         // 0: experts in this process
   std::size_t threads = 0;         // 0: all usable cores
   std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
+  double worker_capacity = 0;      // of the workers of this host, gigabytes of weights a second; 0: measured
   std::optional<DType> dtype;      // none: auto
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
@@ -39,9 +40,11 @@ struct ModelRuntimeOptions {
   std::string device = "cpu";  // or cuda, cuda:N: of the coordinator, and of the experts without workers
   std::function<std::unique_ptr<Device>(std::size_t)> open_device = open_cuda_device;  // by its index
   std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
-  bool mixed_numerics = false;        // whoever has other kernels may take part: bits depend on who runs what
-  bool device_graphs = true;          // decode steps of a device are CUDA graphs
-  double device_memory_share = 0.9;   // of the device's free memory, that weights, KV cache and buffers may take
+  // The workers of this host one by one, where they are not all the same; 0 threads: their share of the cores.
+  std::vector<LocalWorker> local_workers;
+  bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what
+  bool device_graphs = true;         // decode steps of a device are CUDA graphs
+  double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
   std::size_t heartbeat_timeout_ms = 200;
   std::size_t redundant_experts = 0;
   bool checksum_messages = false;
@@ -65,6 +68,7 @@ struct RuntimeSizes {
   std::vector<std::size_t> kv_blocks;  // [KV groups]
   std::size_t kv_cache_bytes = 0;
   std::size_t own_cache_bytes = 0;  // experts of dead workers that the coordinator keeps
+  std::size_t worker_bytes = 0;     // of this host's memory, that workers may take together
 };
 
 class ModelRuntime {

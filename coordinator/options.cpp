@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "common/base/error.h"
+#include "coordinator/cluster_options.h"
 #include "coordinator/runtime_flags.h"
 #include "coordinator/text/answer_parser.h"
 
@@ -222,6 +223,15 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   auto* r_dir = r->add_option("model", render.model_dir, "Directory with chat_template.jinja or tokenizer_config.json");
   r->add_option("--template", render.template_file, "A file with a template, instead of a directory")->excludes(r_dir);
 
+  std::filesystem::path cluster;
+  auto* c =
+      s->add_option("--cluster", cluster,
+                    "JSON file that says which workers run where, in place of the options for that: see README.md");
+  for (char const* said_there :
+       {"--device", "--workers", "--worker-threads", "--worker-device", "--worker-capacity", "--gpu-memory-utilization",
+        "--interface", "--control-port", "--secret-file", "--remote-workers"})
+    c->excludes(s->get_option(said_there));
+
   std::filesystem::path config;
   s->add_option("--config", config, "File of options, one 'name = value' a line; the command line goes before it");
   for (auto* sub : {s, i, t, r})
@@ -250,6 +260,12 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_quarantine_bytes = *parse_bytes(quarantine);
   serve.weights_per_second = *parse_bytes(weights_rate);
+  try {
+    if (!cluster.empty()) apply_cluster_file(cluster, serve);
+  } catch (ModelError const& error) {
+    std::cerr << "expertmesh: " << error.what() << std::endl;
+    return ExitNow{2};
+  }
   if (serve.remote_workers > 0 && serve.interface.empty()) {
     std::cerr << "expertmesh: --remote-workers needs --interface, for them to join through" << std::endl;
     return ExitNow{2};

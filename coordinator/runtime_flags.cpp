@@ -58,6 +58,12 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command.add_option("--worker-device", options.worker_device, "What runs the experts of workers: cpu, cuda or cuda:N")
       ->check(valid_device_name)
       ->capture_default_str();
+  command
+      .add_option(
+          "--worker-capacity", options.worker_capacity,
+          "Gigabytes of weights that a worker of this host reads a second: its share of the experts goes by that "
+          "[measured]")
+      ->check(CLI::Range(0.001, 1e6));
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

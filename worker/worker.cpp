@@ -25,9 +25,11 @@
 #include "common/experts/expert_store.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
+#include "common/protocol/cluster_file.h"
 #include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "worker/capacity.h"
 #include "worker/control_client.h"
 #include "worker/remote_weights.h"
 #include "worker/served_placement.h"
@@ -111,19 +113,24 @@ class ProgressReporter {
   std::chrono::steady_clock::time_point last_;
 };
 
-// From assignment to the end of the process; throws only before the first request.
+// From its place in MPI to the end of the process; throws only before the first request.
 [[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control,
                         std::string const& secret, Incarnation incarnation, MpiComm coordinator) {
-  control::Assign const assign = control.wait_for_assign();
-  if (hooks.assigned) hooks.assigned();
-  bool const on_gpu = assign.isa == control::kCudaKernels;  // it was in the hello
-  auto const isa = on_gpu ? best_isa() : isa_from_name(assign.isa);
-  EM_CHECK(isa.has_value(), "assigned to run '" << assign.isa << "'");
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
-  std::unique_ptr<Device> const device = on_gpu ? open_cuda_device(cuda_index(options.device).value()) : nullptr;
+  auto const gpu = cuda_index(options.device);
+  std::unique_ptr<Device> const device = gpu ? open_cuda_device(*gpu) : nullptr;
   if (device) spdlog::info("device: {}", device->name());
+  control::Capacity const capacity = capacity_of(pool, device.get(), options.capacity);
+  spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
+               capacity.measured ? "measured" : "as it was told");
+  control.send(capacity);
+  control::Assign const assign = control.wait_for_assign();
+  if (hooks.assigned) hooks.assigned();
+  auto const isa = gpu ? best_isa() : isa_from_name(assign.isa);
+  EM_CHECK(isa.has_value() && gpu.has_value() == (assign.isa == control::kCudaKernels),
+           "assigned to run '" << assign.isa << "'");
   auto const source = open_weights(options, secret, assign, control.hello());
   ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control), nullptr, device.get());
   Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests),
@@ -214,13 +221,32 @@ class ProgressReporter {
   }
 }
 
+namespace {
+int print_workers(std::string const& cluster_file, std::string const& host) {
+  try {
+    for (auto const& arguments : worker_arguments(read_cluster_file(cluster_file), host, usable_cores())) {
+      for (std::string const& argument : arguments) std::cout << argument << '\n';
+      std::cout << std::endl;
+    }
+    return 0;
+  } catch (ModelError const& error) {
+    std::cerr << "expertmesh worker: " << error.what() << std::endl;
+  } catch (FileError const& error) {
+    std::cerr << "expertmesh worker: " << error.what() << std::endl;
+  }
+  return kExitModel;
+}
+}  // namespace
+
 int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C reaches the whole terminal; the coordinator decides when workers leave
   CLI::App app{"Holds experts of a Mixture-of-Experts model for an ExpertMesh coordinator, which starts it"};
   WorkerOptions options;
+  std::string cluster_file;
+  std::string cluster_host;
   auto* control = app.add_option("--control", options.control, "HOST:PORT of the coordinator that starts this worker");
   auto* join = app.add_option("--join", options.control, "HOST:PORT of the coordinator to join (serve --interface)");
-  app.add_option("--secret-file", options.secret_file, "file with the cluster's secret")->required();
+  auto* secret = app.add_option("--secret-file", options.secret_file, "file with the cluster's secret");
   app.add_option(
       "--model", options.model_dir,
       "this host's copy of the checkpoint [the coordinator's path; if nothing is there, it sends the weights]");
@@ -229,11 +255,20 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   app.add_option("--device", options.device, "what runs the experts: cpu, cuda or cuda:N")
       ->check(valid_device_name)
       ->capture_default_str();
+  app.add_option("--capacity", options.capacity,
+                 "gigabytes of weights that it reads a second: its share of the experts goes by that [measured]")
+      ->check(CLI::Range(0.001, 1e6));
   auto* id =
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
   app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
+  auto* cluster =
+      app.add_option("--cluster", cluster_file,
+                     "start the workers that this cluster file has for --host (by the launcher; this program "
+                     "alone prints their arguments, one a line, and a blank line behind each worker's)");
+  auto* host = app.add_option("--host", cluster_host, "that host, as the file names it")->needs(cluster);
+  cluster->needs(host)->excludes(control)->excludes(join);
   join->excludes(control)->excludes(id)->excludes(life);
   control->needs(id)->needs(life);
   try {
@@ -241,8 +276,13 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   } catch (CLI::ParseError const& error) {
     return app.exit(error) == 0 ? 0 : kExitModel;
   }
+  if (cluster->count() != 0) return print_workers(cluster_file, cluster_host);
   if (control->count() + join->count() == 0) {
     std::cerr << "expertmesh-worker: --join HOST:PORT is required" << std::endl;
+    return kExitModel;
+  }
+  if (secret->count() == 0) {
+    std::cerr << "expertmesh-worker: --secret-file is required" << std::endl;
     return kExitModel;
   }
   if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();

@@ -19,6 +19,7 @@ struct WorkerOptions {
   std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
   std::string device = "cpu";  // or cuda, cuda:N
   std::size_t threads = 0;
+  double capacity = 0;        // gigabytes of weights a second; 0: measured
   std::vector<int> cores;     // none: any
   bool shared_cores = false;  // with other processes' compute threads
 };

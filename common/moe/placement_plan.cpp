@@ -17,6 +17,7 @@ class Planner {
  public:
   explicit Planner(PlacementProblem const& p)
       : capacity_(p.capacity),
+        room_(p.room.empty() ? std::vector(p.capacity.size(), p.load.size()) : p.room),
         num_experts_(p.load.size()),
         num_workers_(p.capacity.size()),
         replicas_(num_experts_, 1),
@@ -24,6 +25,7 @@ class Planner {
         count_(num_workers_),
         assigned_(num_workers_) {
     EM_CHECK(p.current.empty() || p.current.size() == num_workers_, p.current.size() << " of " << num_workers_);
+    EM_CHECK(room_.size() == num_workers_, room_.size() << " of " << num_workers_);
     num_able_ = static_cast<std::size_t>(std::ranges::count_if(capacity_, [](double c) { return c > 0; }));
     EM_CHECK(num_able_ > 0, "no worker with capacity");
     total_capacity_ = std::accumulate(capacity_.begin(), capacity_.end(), 0.0);
@@ -54,7 +56,9 @@ class Planner {
   [[nodiscard]] double level_with(std::size_t w, double change) const { return (assigned_[w] + change) / capacity_[w]; }
 
   void choose_replicas(std::size_t redundant) {
-    for (std::size_t i = 0; i < redundant; ++i) {
+    std::size_t room = 0;
+    for (std::size_t w = 0; w < num_workers_; ++w) room += capacity_[w] > 0 ? std::min(room_[w], num_experts_) : 0;
+    for (std::size_t i = 0; i < redundant && num_experts_ + i < room; ++i) {
       std::optional<std::size_t> hottest;
       for (std::size_t e = 0; e < num_experts_; ++e)
         if (replicas_[e] < num_able_ && (!hottest || weight(e) > weight(*hottest))) hottest = e;
@@ -64,12 +68,29 @@ class Planner {
   }
 
   [[nodiscard]] std::vector<std::size_t> limits() const {
-    auto const total = static_cast<double>(std::accumulate(replicas_.begin(), replicas_.end(), std::size_t{0}));
+    auto rest = static_cast<double>(std::accumulate(replicas_.begin(), replicas_.end(), std::size_t{0}));
+    double capacity = total_capacity_;  // of those that share the rest
+    std::vector<bool> full(num_workers_);
+    auto const is_full = [&](std::size_t w) {
+      return capacity_[w] > 0 && !full[w] && static_cast<double>(room_[w]) * capacity < rest * capacity_[w];
+    };
+    for (std::size_t w = 0; w < num_workers_;) {
+      if (!is_full(w)) {
+        ++w;
+        continue;
+      }
+      full[w] = true;
+      rest -= static_cast<double>(room_[w]);
+      capacity -= capacity_[w];
+      w = 0;  // the others' parts have grown
+    }
     std::vector<std::size_t> out(num_workers_);
-    for (std::size_t w = 0; w < num_workers_; ++w)
-      if (capacity_[w] > 0)
-        out[w] = std::min(num_experts_,
-                          static_cast<std::size_t>(std::ceil(1.25 * total * capacity_[w] / total_capacity_)) + 1);
+    for (std::size_t w = 0; w < num_workers_; ++w) {
+      if (capacity_[w] <= 0) continue;
+      out[w] = std::min(num_experts_, room_[w]);
+      if (!full[w])
+        out[w] = std::min(out[w], static_cast<std::size_t>(std::ceil(1.25 * rest * capacity_[w] / capacity)) + 1);
+    }
     return out;
   }
 
@@ -107,8 +128,8 @@ class Planner {
           if (count_[w] < limit_[w] && !held_[w][e] &&
               (!best || level_with(w, weight(e)) < level_with(*best, weight(e))))
             best = w;
-        if (!best) {  // those with room hold it already: one replica fewer
-          EM_CHECK(holders(e) > 0, "no room for expert " << e);
+        if (!best) {  // those with room hold it already, if anybody has: one replica fewer
+          if (holders(e) == 0) break;
           for (std::size_t w = 0; w < num_workers_; ++w)
             if (held_[w][e]) assigned_[w] += load_[e] / static_cast<double>(holders(e)) - weight(e);
           replicas_[e] = holders(e);
@@ -156,6 +177,7 @@ class Planner {
 
   std::vector<double> load_;
   std::vector<double> const capacity_;
+  std::vector<std::size_t> const room_;
   std::size_t const num_experts_;
   std::size_t const num_workers_;
   std::size_t num_able_ = 0;  // workers with capacity

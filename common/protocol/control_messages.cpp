@@ -130,6 +130,22 @@ void read(JsonReader& in, Refuse& m) {
   m.reason = in.text("reason");
 }
 
+json fields(Capacity const& m) {
+  return {{"device", m.device},
+          {"threads", m.threads},
+          {"bytes_per_second", m.bytes_per_second},
+          {"measured", m.measured},
+          {"memory_bytes", m.memory_bytes}};
+}
+void read(JsonReader& in, Capacity& m) {
+  m.device = in.text("device");
+  m.threads = in.number<std::uint32_t>("threads");
+  m.bytes_per_second = in.number("bytes_per_second");
+  if (m.bytes_per_second == 0) in.fail("bytes_per_second", "is 0");
+  m.measured = in.boolean("measured");
+  m.memory_bytes = in.number("memory_bytes");
+}
+
 json fields(Assign const& m) {
   return {{"isa", m.isa},
           {"model_dir", m.model_dir},
@@ -226,9 +242,9 @@ requires std::is_empty_v<Signal>
 void read(JsonReader&, Signal&) {}
 
 // In the order of Message's alternatives.
-constexpr char const* kTypes[] = {"challenge", "hello",  "welcome", "refuse",    "assign", "progress",
-                                  "loaded",    "hold",   "leaving", "heartbeat", "idle",   "wake",
-                                  "shutdown",  "failed", "connect", "called",    "fetch",  "tensor"};
+constexpr char const* kTypes[] = {"challenge", "hello",   "welcome",   "refuse", "assign",  "progress", "loaded",
+                                  "hold",      "leaving", "heartbeat", "idle",   "wake",    "shutdown", "failed",
+                                  "connect",   "called",  "fetch",     "tensor", "capacity"};
 static_assert(std::size(kTypes) == std::variant_size_v<Message>);
 
 template <std::size_t I = 0>

@@ -17,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 5;
+constexpr std::uint32_t kProtocolVersion = 6;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -67,6 +67,15 @@ struct Called {};
 // coordinator -> worker: there is no place for you. The worker ends.
 struct Refuse {
   std::string reason;
+};
+
+// worker -> coordinator that took it in: what it has to work with. Only then is it assigned anything.
+struct Capacity {
+  std::string device;                  // "cpu", "cuda:0 NVIDIA H200"
+  std::uint32_t threads = 1;           // compute threads
+  std::uint64_t bytes_per_second = 0;  // that it reads weights with
+  bool measured = true;                // else somebody says so
+  std::uint64_t memory_bytes = 0;      // that its experts may take
 };
 
 // coordinator -> worker: load these experts.
@@ -128,7 +137,7 @@ struct Failed {  // worker -> coordinator, its last words
 };
 
 using Message = std::variant<Challenge, Hello, Welcome, Refuse, Assign, Progress, Loaded, Hold, Leaving, Heartbeat,
-                             Idle, Wake, Shutdown, Failed, Connect, Called, Fetch, Tensor>;
+                             Idle, Wake, Shutdown, Failed, Connect, Called, Fetch, Tensor, Capacity>;
 
 // Names the message and the field and says what is wrong with it.
 class MessageError : public std::runtime_error {

@@ -12,7 +12,6 @@
 #include "coordinator/bench/config_directory.h"
 #include "coordinator/bench/statistics.h"
 #include "coordinator/bench/step_cost.h"
-#include "coordinator/machine.h"
 
 namespace expertmesh {
 namespace {

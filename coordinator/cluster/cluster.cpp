@@ -19,6 +19,7 @@
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "coordinator/cluster/capacity_book.h"
 #include "coordinator/cluster/control_server.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/static_split.h"
@@ -50,6 +51,13 @@ std::size_t total_held(HeldExperts const& held) {
   return total;
 }
 
+// Of one expert of every layer.
+std::size_t expert_bytes(ExpertModelSpec const& experts) {
+  std::size_t bytes = 0;
+  for (auto const& layer : experts.layers) bytes += packed_expert_bytes(layer, experts.weights);
+  return bytes;
+}
+
 // The start cannot go on without them.
 void throw_for_dead(Records const& records) {
   for (auto const& record : records) {
@@ -76,6 +84,7 @@ class Cluster::Impl {
                      .redundant_experts = options_.redundant_experts,
                      .max_workers = kMaxWorkers,
                      .return_time = options_.remote.return_time}),
+        capacities_(expert_bytes(options_.experts)),
         links_(kMaxWorkers),
         transport_({.max_ops = kOpsPerWorker * kMaxWorkers + kMaxQuarantinedOps}),
         control_({.max_workers = kMaxWorkers,
@@ -136,14 +145,19 @@ class Cluster::Impl {
       spawn(start, deadline);
     }
     bool const all_joined = control_.wait_until(deadline, [](Records const& records) {
-      return any_dead(records) || std::ranges::all_of(records, &WorkerRecord::joined);
+      return any_dead(records) || std::ranges::all_of(records, [](auto const& record) {
+               return record.status.remote || record.capacity.has_value();
+             });
     });
     Records const joined = control_.records();
     for (WorkerRecord const& record : joined)
-      if (!all_joined && !record.joined)
-        throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
+      if (!all_joined && !record.status.remote && !record.capacity)
+        throw ClusterError(
+            "worker " + std::to_string(record.status.id.value()) +
+            (record.joined ? ": did not say what it is able to do in time" : ": did not say hello in time"));
     throw_for_dead(joined);
-    for (auto const& start : starts) control_.assign(start.life, assignment(start));
+    for (auto const& start : starts) learn_capacity(start.life);  // of all of them, before the first is assigned any
+    for (auto const& start : starts) control_.assign(start.life, assignment(start.life));
     wait_for_loading(on_progress, DeadLocal::ends_it, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
@@ -390,17 +404,22 @@ class Cluster::Impl {
   void spawn(Membership::Start const& start, Clock::time_point deadline) {
     WorkerId const worker = start.life.worker;
     Incarnation const incarnation = start.life.incarnation;
+    LocalWorker const& local = local_worker(worker);
+    double capacity = local.capacity;
     {
       std::lock_guard lock(mutex_);
       links_[worker.value() - 1] = {.peer = PeerId(next_peer_++), .comm = std::nullopt};
+      auto const& known = membership_.place(worker).capacity;  // of its lives before: it need not measure again
+      if (known && capacity <= 0) capacity = known->rate / 1e9;
     }
     control_.expect(worker, incarnation);
     std::vector<std::string> arguments{"--control",     control_.address(),
                                        "--worker-id",   std::to_string(worker.value()),
                                        "--incarnation", std::to_string(incarnation.value()),
                                        "--secret-file", control_.secret().path().string(),
-                                       "--threads",     std::to_string(options_.threads_per_worker)};
-    if (options_.worker_device != "cpu") arguments.insert(arguments.end(), {"--device", options_.worker_device});
+                                       "--threads",     std::to_string(local.threads)};
+    if (local.device != "cpu") arguments.insert(arguments.end(), {"--device", local.device});
+    if (capacity > 0) arguments.insert(arguments.end(), {"--capacity", std::to_string(capacity)});
     if (options_.shared_cores) arguments.emplace_back("--shared-cores");
     if (std::string const cores = cores_of(worker); !cores.empty())
       arguments.insert(arguments.end(), {"--cores", cores});
@@ -413,6 +432,29 @@ class Cluster::Impl {
     } catch (MpiError const& error) {
       throw_not_come_up(start.life, error);
     }
+  }
+
+  [[nodiscard]] LocalWorker const& local_worker(WorkerId worker) const {
+    std::size_t const index = worker.value() - 1;
+    return index < options_.first_local.size() ? options_.first_local[index] : options_.local;
+  }
+
+  // What it has said of itself. The memory of this host is for all of its workers that use it.
+  void learn_capacity(Life life) {
+    WorkerRecord const record = control_.records()[life.worker.value() - 1];
+    if (record.status.incarnation != life.incarnation || !record.capacity) return;  // dead
+    control::Capacity capacity = *record.capacity;
+    std::lock_guard lock(mutex_);
+    if (!record.status.remote) {
+      std::string const& device = local_worker(life.worker).device;
+      std::size_t sharing = 0;
+      for (std::uint32_t w = 1; w <= options_.num_workers; ++w)
+        sharing += local_worker(WorkerId(w)).device == device ? 1 : 0;
+      if (device == "cpu") capacity.memory_bytes = options_.memory_bytes;
+      capacity.memory_bytes /= std::max<std::size_t>(sharing, 1);
+    }
+    membership_.set_capacity(life, capacities_.enter(record.status.host, capacity));
+    changed_.notify_all();
   }
 
   // For the reason that the control plane has seen, if it has: MPI only knows that it waited in vain.
@@ -431,9 +473,10 @@ class Cluster::Impl {
         spawn(start, deadline);
       control_.wait_until(deadline, [&](Records const& records) {
         auto const& record = records[worker.value() - 1];
-        return record.joined || record.status.state == WorkerState::dead;
+        return record.capacity || record.status.state == WorkerState::dead;
       });
-      control_.assign(start.life, assignment(start));
+      learn_capacity(start.life);
+      control_.assign(start.life, assignment(start.life));
     } catch (ClusterError const& error) {
       if (!stopping_) control_.declare_dead(worker, start.life.incarnation, error.what());
     }
@@ -452,11 +495,16 @@ class Cluster::Impl {
   // "0,1", or empty: any. Left to itself, the system now and then keeps two workers on one core while another is free.
   std::string cores_of(WorkerId worker) const {
     std::vector<int> const cores = allowed_cores();
-    std::size_t const each = options_.threads_per_worker;
-    if (!options_.shared_cores || options_.num_workers * each > cores.size()) return {};
+    std::size_t begin = 0;  // of its own, behind those of the workers before it
+    std::size_t all = 0;
+    for (std::uint32_t w = 1; w <= options_.num_workers; ++w) {
+      if (w < worker.value()) begin += local_worker(WorkerId(w)).threads;
+      all += local_worker(WorkerId(w)).threads;
+    }
+    std::size_t const end = begin + local_worker(worker).threads;
+    if (!options_.shared_cores || std::max(all, end) > cores.size()) return {};
     std::string text;
-    for (std::size_t c = (worker.value() - 1) * each; c < worker.value() * each; ++c)
-      text += (text.empty() ? "" : ",") + std::to_string(cores[c]);
+    for (std::size_t c = begin; c < end; ++c) text += (text.empty() ? "" : ",") + std::to_string(cores[c]);
     return text;
   }
 
@@ -496,9 +544,14 @@ class Cluster::Impl {
   }
 
   // To one that has joined.
-  control::Assign assignment(Membership::Start const& start) const {
-    Share const& share = start.share;
-    return {.isa = control_.records()[start.life.worker.value() - 1].status.isa,
+  control::Assign assignment(Life life) {
+    Share share;
+    {
+      std::lock_guard lock(mutex_);
+      share = membership_.to_load(life);
+      changed_.notify_all();  // others may have to move now
+    }
+    return {.isa = control_.records()[life.worker.value() - 1].status.isa,
             .model_dir = options_.model_dir.string(),
             .checkpoint = checkpoint_,
             .weights = weight_server_ ? weight_server_->address() : "",
@@ -517,6 +570,10 @@ class Cluster::Impl {
     Membership::Place const& place = membership_.place(status.id);
     status.transport = "mpi";
     status.speed = place.speed;
+    if (place.capacity) {
+      status.bytes_per_second = place.capacity->rate;
+      status.room = place.capacity->room;
+    }
     status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
     if (place.draining && status.state == WorkerState::serving) status.state = WorkerState::draining;
   }
@@ -543,7 +600,8 @@ class Cluster::Impl {
   std::vector<std::vector<std::uint64_t>> checksums_;  // [layers][E] monitor thread; 0: not known yet
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  Membership membership_;    // guarded by mutex_, like the next three
+  Membership membership_;  // guarded by mutex_, like the next four
+  CapacityBook capacities_;
   std::vector<Link> links_;  // worker w at w - 1
   std::deque<Membership::Start> to_start_;
   std::uint32_t next_peer_ = 0;

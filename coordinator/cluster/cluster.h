@@ -18,17 +18,27 @@
 
 namespace expertmesh {
 
+// A worker process of this host.
+struct LocalWorker {
+  std::string device = "cpu";  // see WorkerOptions, like the next
+  std::size_t threads = 1;
+  double capacity = 0;
+};
+
 struct ClusterOptions {
-  std::size_t num_workers = 1;  // N at the start: worker w holds the experts [E*(w-1)/N, E*w/N) of every MoE layer
+  std::size_t num_workers = 1;  // N at the start: worker w holds the experts [E*(w-1)/N, E*w/N) of every MoE layer,
+                                // unless some can hold more than others
   std::size_t redundant_experts = 0;     // replicas in every MoE layer, beyond one holder of each expert
   std::filesystem::path worker_program;  // expertmesh-worker
   std::filesystem::path model_dir;
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   ExpertModelSpec experts;
-  std::size_t experts_per_token = 1;    // K
-  std::size_t max_tokens_per_step = 1;  // T
-  std::size_t threads_per_worker = 1;
+  std::size_t experts_per_token = 1;       // K
+  std::size_t max_tokens_per_step = 1;     // T
+  LocalWorker local;                       // what those of this host are
+  std::vector<LocalWorker> first_local{};  // worker w's at w - 1, where they are not all the same
+  std::size_t memory_bytes = SIZE_MAX;     // of this host, that the experts of its workers may take together
   // This host has more compute threads than cores: workers sleep between looks for a message, and run on cores of their
   // own if there are enough for all of them.
   bool shared_cores = false;
@@ -36,7 +46,6 @@ struct ClusterOptions {
   // be mixed, runs the best that it can.
   std::string isa;
   bool mixed_isas = false;
-  std::string worker_device = "cpu";  // of the workers of this host: see WorkerOptions
 
   bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
 

@@ -327,6 +327,10 @@ class ControlServer::Impl {
       workers_[index].record.total_bytes = progress->total_bytes;
     } else if (auto const* loaded = std::get_if<control::Loaded>(&message)) {
       serve(life, *loaded);
+    } else if (auto const* capacity = std::get_if<control::Capacity>(&message)) {
+      std::lock_guard lock(mutex_);
+      workers_[index].record.capacity = *capacity;
+      workers_[index].record.status.device = capacity->device;
     } else if (std::holds_alternative<control::Called>(message)) {
       std::lock_guard lock(mutex_);
       workers_[index].record.called = true;

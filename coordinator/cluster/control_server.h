@@ -22,6 +22,7 @@ struct WorkerRecord {
   WorkerStatus status;
   bool joined = false;  // its hello was accepted
   bool called = false;  // its MPI daemon has called this process's
+  std::optional<control::Capacity> capacity{};
   std::uint64_t loaded_bytes = 0;
   std::uint64_t total_bytes = 0;                                    // 0 until its first progress message
   control::FailureKind failure_kind = control::FailureKind::other;  // if dead

@@ -12,6 +12,7 @@ namespace expertmesh {
 namespace {
 
 constexpr double kWorthAMove = 0.1;  // of the balance, for load alone to move experts
+constexpr double kAlike = 1.25;      // workers that are at most so much faster than others are taken as equal
 
 bool holds_nothing(HeldExperts const& held) {
   return std::ranges::all_of(held, [](auto const& layer) { return layer.empty(); });
@@ -29,10 +30,18 @@ Membership::Membership(MembershipOptions options) : options_(std::move(options))
   std::size_t const count = options_.num_local + options_.num_remote;
   EM_CHECK(count <= options_.max_workers, count << " workers");
   for (std::size_t w = 0; w < count; ++w) add_place(w >= options_.num_local);
-  if (count == 0) return;
+  if (count > 0) divide();
+}
+
+// The first placement, among those that are awaited.
+void Membership::divide() {
+  std::size_t const count = options_.num_local + options_.num_remote;
   std::vector<HeldExperts> first = static_split(options_.num_experts, count);
-  if (options_.redundant_experts > 0) first = plan(first);
-  for (std::size_t w = 0; w < count; ++w) places_[w].held = std::make_shared<HeldExperts const>(std::move(first[w]));
+  first.resize(places_.size(), HeldExperts(options_.num_experts.size()));
+  bool const equal = std::ranges::none_of(places_, [](FullPlace const& p) { return p.capacity.has_value(); });
+  if (!equal || options_.redundant_experts > 0) first = plan(first);
+  for (std::size_t w = 0; w < places_.size(); ++w)
+    places_[w].held = std::make_shared<HeldExperts const>(std::move(first[w]));
 }
 
 Membership::FullPlace& Membership::add_place(bool remote) {
@@ -58,7 +67,7 @@ Life Membership::begin_life(FullPlace& place) {
   place.due.reset();
   place.share = {.epoch = PlacementEpoch(++last_epoch_), .held = place.target ? place.target : place.held};
   Life const life = place.life();
-  actions_.emplace_back(Start{.life = life, .share = place.share, .remote = place.remote});
+  actions_.emplace_back(Start{.life = life, .remote = place.remote});
   return life;
 }
 
@@ -81,6 +90,7 @@ std::optional<Life> Membership::join() {
   if (found == places_.end() && places_.size() == options_.max_workers) return std::nullopt;
   FullPlace& place = found != places_.end() ? *found : add_place(true);
   place.left = place.given_up = false;
+  place.capacity.reset();  // it may be another machine
   return begin_life(place);
 }
 
@@ -123,6 +133,24 @@ void Membership::let_go(FullPlace& place) {
   place.due.reset();
   place.left = true;
   ++version_;
+}
+
+void Membership::set_capacity(Life life, WorkerCapacity capacity) {
+  FullPlace* const place = present(life);
+  if (place == nullptr || place->capacity == capacity) return;
+  place->capacity = capacity;
+  capacities_changed_ = true;
+}
+
+Share Membership::to_load(Life life) {
+  FullPlace* const place = present(life);
+  if (place == nullptr) return {.epoch = PlacementEpoch(0), .held = std::make_shared<HeldExperts const>()};
+  if (!anything_given_ && std::exchange(capacities_changed_, false)) divide();
+  anything_given_ = true;
+  // Before it loads a part that others had better have. Where it brings nothing but itself it serves first.
+  if (!move_ && !holds_nothing(*place->held) && std::exchange(capacities_changed_, false)) begin_move(Reason::load);
+  place->share.held = place->target ? place->target : place->held;
+  return place->share;
 }
 
 void Membership::serves(Life life) {
@@ -195,7 +223,7 @@ std::vector<Membership::Action> Membership::tick(Time now) {
     if (move_) break;
     if (std::exchange(replan_, false))
       begin_move(Reason::members);
-    else if (std::exchange(look_at_load_, false))
+    else if (std::exchange(look_at_load_, false) || (anything_given_ && std::exchange(capacities_changed_, false)))
       begin_move(Reason::load);
     else
       break;
@@ -229,13 +257,32 @@ std::vector<double> Membership::load_of(std::size_t layer) const {
   return load_.empty() ? std::vector<double>(options_.num_experts[layer], 1.0) : load_[layer];
 }
 
+// [W] the part of the load that each is to get, in relation to the others. A slow pace counts as far as it is not known
+// from the capacity.
+std::vector<double> Membership::capacities(Whose whose) const {
+  auto const counts = [&](FullPlace const& p) { return p.stays() || (whose == Whose::leaving_too && p.draining); };
+  std::vector<double> rates;
+  for (FullPlace const& place : places_)
+    if (counts(place) && place.capacity) rates.push_back(place.capacity->rate);
+  std::ranges::sort(rates);
+  bool const alike = rates.empty() || rates.back() <= kAlike * rates.front();
+  std::vector<double> out;
+  for (FullPlace const& place : places_) {
+    double const rate = alike || !place.capacity ? 1 : place.capacity->rate / rates[rates.size() / 2];
+    out.push_back(!counts(place) ? 0 : place.speed < 1 ? std::min(rate, place.speed) : rate);
+  }
+  return out;
+}
+
 std::vector<HeldExperts> Membership::plan(std::vector<HeldExperts> const& current) const {
-  std::vector<double> capacity;
-  for (FullPlace const& place : places_) capacity.push_back(place.stays() ? place.speed : 0);
+  std::vector<double> const capacity = capacities(Whose::who_stay);
+  std::vector<std::size_t> room;
+  for (FullPlace const& place : places_) room.push_back(place.capacity ? place.capacity->room : SIZE_MAX);
   std::vector<HeldExperts> out(places_.size(), HeldExperts(options_.num_experts.size()));
   for (std::size_t i = 0; i < options_.num_experts.size(); ++i) {
     LayerShares const shares = plan_layer({.load = load_of(i),
                                            .capacity = capacity,
+                                           .room = room,
                                            .redundant = options_.redundant_experts,
                                            .current = layer_of(current, i)});
     for (std::size_t w = 0; w < places_.size(); ++w) out[w][i] = shares[w];
@@ -253,18 +300,12 @@ double Membership::mean_imbalance(std::vector<HeldExperts> const& held, std::vec
 void Membership::begin_move(Reason reason) {
   if (std::ranges::none_of(places_, &FullPlace::stays)) return;
   std::vector<HeldExperts> current;
-  std::vector<double> before;  // capacities, of those that hold something now
-  std::vector<double> after;
-  for (FullPlace const& place : places_) {
-    current.push_back(*place.held);
-    before.push_back(place.stays() || place.draining ? place.speed : 0);
-    after.push_back(place.stays() ? place.speed : 0);
-  }
+  for (FullPlace const& place : places_) current.push_back(*place.held);
   std::vector<HeldExperts> const wanted = plan(current);
   Move move{.epoch = PlacementEpoch(last_epoch_ + 1),
             .experts = 0,
-            .before = mean_imbalance(current, before),
-            .after = mean_imbalance(wanted, after)};
+            .before = mean_imbalance(current, capacities(Whose::leaving_too)),
+            .after = mean_imbalance(wanted, capacities(Whose::who_stay))};
   if (reason == Reason::load && move.before - move.after < kWorthAMove) return;
   bool const as_it_is = std::ranges::all_of(
       places_, [](FullPlace const& p) { return !p.draining && (!p.serving || p.share.held == p.held); });
@@ -290,6 +331,8 @@ void Membership::ask_and_commit() {
   bool all = true;
   for (FullPlace& place : places_) {
     if (!place.target) place.target = place.held;  // it came after the plan was made
+    // It loads that to begin with, and others serve what it is to take over.
+    if (place.alive && !place.serving && place.share.held == place.target && place.held != place.target) all = false;
     if (!place.serving || place.share.held == place.target) continue;
     if (!std::exchange(place.asked, true)) {
       place.loaded = *place.share.held == *place.target;

@@ -31,6 +31,13 @@ struct Share {
   std::shared_ptr<HeldExperts const> held;
 };
 
+// What a worker is able to hold.
+struct WorkerCapacity {
+  double rate = 1;              // of reading weights, in a unit that is the same for all
+  std::size_t room = SIZE_MAX;  // experts of every layer that its memory takes
+  friend bool operator==(WorkerCapacity const&, WorkerCapacity const&) = default;
+};
+
 struct MembershipOptions {
   std::vector<std::size_t> num_experts;  // [layers] E
   std::size_t num_local = 1;             // workers that the coordinator starts, and starts again
@@ -50,9 +57,8 @@ class Membership {
   explicit Membership(MembershipOptions options);
 
   // ---- actions
-  struct Start {  // bring this life up, with this to hold; a remote one is there already
+  struct Start {  // bring this life up, and then ask what it is to_load(); a remote one is there already
     Life life;
-    Share share;
     bool remote = false;
   };
   struct Hold {  // have a serving life load this as well
@@ -74,7 +80,10 @@ class Membership {
   void supervise(Time now);  // from now on the dead are replaced, those of before as well
   // A worker has come from elsewhere: its life, or none: there are as many places as there may be.
   std::optional<Life> join();
-  void serves(Life life);  // it has what its Start said
+  void set_capacity(Life life, WorkerCapacity capacity);
+  // What this life, which does not serve yet, is given to begin with.
+  Share to_load(Life life);
+  void serves(Life life);  // it has that
   void moved(Life life, PlacementEpoch epoch);
   void ended(Life life, Time now);
   // None, or why not.
@@ -102,6 +111,7 @@ class Membership {
     bool draining = false;  // leaves when its experts are elsewhere
     bool left = false;
     double speed = 1;
+    std::optional<WorkerCapacity> capacity;   // none: not known yet, taken as the middle one of the others'
     std::shared_ptr<HeldExperts const> held;  // by the present placement
     Share share;                              // what the present life was given
 
@@ -137,9 +147,12 @@ class Membership {
     double after = 1;
   };
   enum class Reason : std::uint8_t { members, load };
+  enum class Whose : std::uint8_t { who_stay, leaving_too };
 
   [[nodiscard]] FullPlace* present(Life life);
   FullPlace& add_place(bool remote);
+  void divide();
+  [[nodiscard]] std::vector<double> capacities(Whose whose) const;
   Life begin_life(FullPlace& place);
   void let_go(FullPlace& place);
   void take_due(Time now);
@@ -152,8 +165,10 @@ class Membership {
   MembershipOptions const options_;
   std::deque<FullPlace> places_;  // worker w at w - 1
   bool supervising_ = false;
-  bool replan_ = false;                    // the members changed
-  bool look_at_load_ = false;              // load or speeds changed
+  bool replan_ = false;        // the members changed
+  bool look_at_load_ = false;  // load or speeds changed
+  bool capacities_changed_ = false;
+  bool anything_given_ = false;            // to load: until then the placement costs nothing
   std::vector<std::vector<double>> load_;  // [layers][E] lately; empty: unknown
   std::optional<Move> move_;               // under way
   Balance balance_;

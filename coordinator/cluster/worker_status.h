@@ -26,6 +26,8 @@ struct WorkerStatus {
   std::string transport;        // "mpi"
   std::size_t num_experts = 0;  // held, all layers together
   std::size_t resident_bytes = 0;
+  std::optional<double> bytes_per_second;                  // that it reads weights with; none: not known yet
+  std::size_t room = 0;                                    // experts of every layer that its memory takes, likewise
   double speed = 1;                                        // relative to the others, as far as it matters
   std::optional<std::chrono::milliseconds> heartbeat_age;  // while it lives
   std::string death_reason;  // of the last life that ended before its time; empty if there was none

@@ -4,8 +4,8 @@
 
 namespace expertmesh {
 
-std::unique_ptr<Device> open_device_on_host() {
-  return std::make_unique<cuda_on_host::CudaDevice>(0);
+std::unique_ptr<Device> open_device_on_host(std::size_t index) {
+  return std::make_unique<cuda_on_host::CudaDevice>(index);
 }
 
 }  // namespace expertmesh

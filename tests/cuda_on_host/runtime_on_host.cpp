@@ -10,12 +10,18 @@
 namespace expertmesh::cuda_on_host {
 
 namespace {
+constexpr std::size_t kNumDevices = 2;
+
 void check_not_recording(Stream const& stream, char const* what) {
   EM_CHECK(!stream.recording, what << " in a recording");
 }
 }  // namespace
 
 StreamPointer open_stream(std::size_t device_index) {
+  if (device_index >= kNumDevices)
+    throw DeviceError("open_cuda_device", 1,
+                      "there is no such device: " + std::to_string(kNumDevices) + " here, counted from 0",
+                      "cuda:" + std::to_string(device_index));
   return StreamPointer(new Stream{.device_index = device_index});
 }
 void CloseStream::operator()(Stream* stream) const {

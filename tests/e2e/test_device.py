@@ -1,36 +1,160 @@
-"""What the program says where there is no GPU, or no CUDA in the build: one line that names the device, and an exit code;
-never a silent fallback. And groups of workers with different kernels, where that is allowed."""
+"""GPUs: the greedy tokens of reference checkpoints, whoever holds what; deaths; refusals. What the program says where
+there is no GPU, or no CUDA in the build: one line that names the device, and an exit code; never a silent fallback. And
+groups of workers with different kernels, where that is allowed. With EXPERTMESH=build/on_host/bin/expertmesh every GPU is
+an emulated one, and the same tests run anywhere."""
+import os
+import re
+import secrets
+import signal
 import subprocess
+import tempfile
 import unittest
+from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, Server
+from harness import DEMO_MODEL, EXPERTMESH, MODEL_GOLDENS, Server, wait_until
+from test_goldens import Golden
 
 # Whatever the reason is, it names the device.
 NO_DEVICE = "[cuda:"
+CASES = ("qwen2_moe", "gpt_oss-mxfp4", "deepseek_v3")  # grouped attention with biases, sinks and windows, latent
+CASE = CASES[0]
+MANY_TOKENS = 24  # that the reference has
+FEW_TOKENS = 6  # an emulated step takes its time
 
 
-def serve(*options):
+def serve(*options, model=DEMO_MODEL):
     """-> exit code, last line of standard error"""
-    done = subprocess.run([EXPERTMESH, "serve", str(DEMO_MODEL), "--port", "0", *options], capture_output=True, text=True,
+    done = subprocess.run([EXPERTMESH, "serve", str(model), "--port", "0", *options], capture_output=True, text=True,
                           stdin=subprocess.DEVNULL, timeout=120)
     return done.returncode, done.stderr.strip().splitlines()[-1]
 
 
-def there_is_a_gpu():
-    try:
-        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.startswith("GPU ")
-    except FileNotFoundError:
-        return False
+def there_is_a_device():
+    """Devices are opened before memory is shared out."""
+    return NO_DEVICE not in serve("--device", "cuda", "--kv-cache-memory", "1")[1]
 
 
-@unittest.skipIf(there_is_a_gpu(), "this machine has a GPU: see tests/gpu/run.sh")
+HAS_DEVICE = there_is_a_device()
+
+
+def body_of(prompt, num_tokens=FEW_TOKENS):
+    return {"prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+
+
+def devices_of(server):
+    """-> the coordinator's and the serving workers' devices, each without its model: "cuda:0" """
+    cluster = server.get("/v1/cluster")[1]
+    return [process["device"].split()[0] for process in (cluster["coordinator"], *cluster["workers"])]
+
+
+@unittest.skipUnless(HAS_DEVICE, "no GPU here")
+class DeviceTest(unittest.TestCase):
+    def serve(self, *options, case=CASE):
+        return Server(MODEL_GOLDENS / case, "--dtype", "float32", *options)
+
+    def check_tokens(self, server, case=CASE):
+        """Alone and together, prompts of 1, 7 and 40 tokens. test_goldens.py holds processors to the same tokens."""
+        golden = Golden(case)
+        bodies = [body_of(prompt) for prompt in golden.prompts]
+        expected = [greedy[:FEW_TOKENS] for greedy in golden.greedy]
+        self.assertEqual(server.complete(**bodies[-1])["choices"][0]["token_ids"], expected[-1])
+        self.assertEqual([answer["choices"][0]["token_ids"] for answer in server.complete_together(bodies)], expected)
+
+    def test_everything_on_it(self):
+        for case in CASES:
+            with self.subTest(case), self.serve("--device", "cuda", case=case) as server:
+                self.check_tokens(server, case)
+                self.assertEqual(devices_of(server), ["cuda:0"])
+
+    def test_whoever_holds_the_experts(self):
+        for options, devices in (
+                (("--device", "cuda", "--workers", 2), ["cuda:0", "cpu", "cpu"]),
+                (("--device", "cuda", "--workers", 1, "--worker-device", "cuda"), ["cuda:0", "cuda:0"]),
+                (("--device", "cuda", "--workers", 2, "--worker-device", "cuda"), ["cuda:0", "cuda:0", "cuda:0"]),
+                (("--workers", 2, "--worker-device", "cuda:0", "--allow-mixed-numerics"), ["cpu", "cuda:0", "cuda:0"])):
+            with self.subTest(options), self.serve(*options) as server:
+                self.check_tokens(server)
+                self.assertEqual(devices_of(server), devices)
+                cluster = server.get("/v1/cluster")[1]
+                kernels = cluster["profile"]["expert_isa"]
+                self.assertEqual(kernels == "cuda", devices[-1] == "cuda:0")
+                self.assertEqual({worker["isa"] for worker in cluster["workers"]}, {kernels})
+                self.assertEqual(sum(worker["experts"] for worker in cluster["workers"]), self.num_experts())
+
+    def num_experts(self):
+        golden = Golden(CASE)
+        layers = {name.split(".")[2] for name in golden.tensors if name.startswith("prompt0.router.")}
+        return 8 * len(layers)
+
+    def test_one_worker_on_it_and_one_on_the_processor(self):
+        with tempfile.TemporaryDirectory() as folder:
+            secret = Path(folder) / "secret"
+            secret.write_text(secrets.token_hex(16))
+            secret.chmod(0o600)
+            with self.serve("--workers", 1, "--interface", "lo", "--control-port", 0, "--secret-file", secret,
+                            "--allow-mixed-numerics", "--worker-capacity", 1) as server:
+                address = re.search(r"worker --join (\S+)", server.log()).group(1)
+                worker = subprocess.Popen([EXPERTMESH, "worker", "--join", address, "--secret-file", str(secret), "--device", "cuda",
+                                           "--threads", "1", "--capacity", "1"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                try:
+                    def both_hold_some():
+                        cluster = server.get("/v1/cluster")[1]
+                        return not cluster["placement"]["moving"] and [w["experts"] for w in cluster["workers"] if w["state"] == "serving"] == [
+                            self.num_experts() // 2, self.num_experts() // 2]
+                    wait_until(both_hold_some, 60, "each holds half")
+                    self.check_tokens(server)
+                    self.assertEqual(devices_of(server), ["cpu", "cpu", "cuda:0"])
+                    profile = server.get("/v1/cluster")[1]["profile"]
+                    self.assertFalse(profile["bitwise_identity"])
+                finally:
+                    worker.terminate()
+                    self.assertEqual(worker.wait(60), 0)
+
+    def test_a_worker_is_killed_in_the_middle_of_a_stream(self):
+        golden = Golden(CASE)
+        for options in (("--worker-device", "cuda"), ()):
+            with self.subTest(options), self.serve("--device", "cuda", "--workers", 2, *options) as server:
+                victim = server.get("/v1/cluster")[1]["workers"][0]
+                tokens = []
+                with server.stream("/v1/completions", body_of(golden.prompts[1], MANY_TOKENS)) as events:
+                    for event in events:
+                        if not tokens:
+                            os.kill(victim["pid"], signal.SIGKILL)
+                        tokens += event["choices"][0].get("token_ids") or []
+                self.assertEqual(tokens, golden.greedy[1])
+
+                def successor():
+                    worker = server.get("/v1/cluster")[1]["workers"][0]
+                    return worker if worker["state"] == "serving" and worker["pid"] != victim["pid"] else None
+                worker = wait_until(successor, 60, "a new worker serves in its place")
+                self.assertEqual((worker["device"], worker["experts"]), (victim["device"], victim["experts"]))
+                self.check_tokens(server)
+                self.assertEqual(server.metric("worker_deaths_total"), 1)
+                self.assertEqual(server.metric("requests_failed_total"), 0)
+
+    def test_what_it_cannot_do_is_refused(self):
+        code, line = serve("--device", "cuda:99")
+        self.assertEqual(code, 2, line)
+        self.assertRegex(line, r"no such device.*\[cuda:99")
+        code, line = serve("--workers", "1", "--worker-device", "cuda:99", "--allow-mixed-numerics")
+        self.assertEqual(code, 1, line)
+        self.assertRegex(line, r"worker 1: .*no such device.*\[cuda:99")
+        code, line = serve("--device", "cuda", model=MODEL_GOLDENS / "switch_transformers")
+        self.assertEqual(code, 2, line)
+        self.assertIn("has an encoder", line)
+        code, line = serve("--device", "cuda", "--max-num-batched-tokens", str(1 << 20), "--gpu-memory-utilization", "0.05")
+        self.assertEqual(code, 2, line)
+        self.assertIn("not enough memory on cuda:0", line)
+
+
+@unittest.skipIf(HAS_DEVICE, "this machine has a GPU")
 class NoDeviceTest(unittest.TestCase):
     def test_the_coordinator_refuses_with_the_reason(self):
         for device in ("cuda", "cuda:3"):
             code, line = serve("--device", device)
             self.assertEqual(code, 2, line)
             self.assertIn(NO_DEVICE, line)
-            self.assertRegex(line, "no NVIDIA driver|no CUDA")
+            self.assertRegex(line, "no NVIDIA driver|finds no device|no CUDA")
 
     def test_a_worker_says_why_it_ended(self):
         code, line = serve("--workers", "1", "--worker-device", "cuda", "--allow-mixed-numerics")

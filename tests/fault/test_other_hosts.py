@@ -51,7 +51,7 @@ class Host:
         self.run("ip", "addr", "add", f"10.77.0.{1 + number}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
         self.command = [EXPERTMESH, "worker", "--join", CONTROL, "--secret-file", str(secret_file), "--threads", "1",
-                        "--shared-cores", "--rejoin-for", "60", *options]
+                        "--shared-cores", "--capacity", "1", "--rejoin-for", "60", *options]
         self.worker = None
 
     def enter(self, *command):
@@ -134,7 +134,7 @@ class OtherHostsTest(unittest.TestCase):
         hosts = [self.host(), self.host()]
         for host in hosts:
             host.start()
-        with self.serve("--workers", 1, "--remote-workers", 2) as server:
+        with self.serve("--workers", 1, "--worker-capacity", 1, "--remote-workers", 2) as server:
             self.assertEqual(len(remote_workers(server)), 2)
             self.assertEqual({worker["host"] for worker in remote_workers(server)}, {"host1", "host2"})
             expected = quiet_answers(server)
@@ -259,7 +259,7 @@ class OtherHostsTest(unittest.TestCase):
             for place in range(8 + int.from_bytes(data[:8], "little"), len(data), 4096):
                 data[place] ^= 1
             file.write_bytes(data)
-        with self.serve("--workers", 1, "--weights-rate", 0, "--checksum-messages") as server:
+        with self.serve("--workers", 1, "--worker-capacity", 1, "--weights-rate", 0, "--checksum-messages") as server:
             wanted = server.complete(prompt="Once upon a time", max_tokens=8, temperature=0)["choices"]
             for host, code, text in cases:
                 host.start()

@@ -133,7 +133,7 @@ void SimulatedCluster::tick() {
 
 void SimulatedCluster::start(Membership::Start const& start) {
   std::uint32_t const worker = start.life.worker.value();
-  last_hold_[worker] = start.share.epoch;
+  last_hold_[worker] = membership_.place(start.life.worker).share.epoch;
   if (!start.remote) {
     connection_of_.erase(worker);
     after(between(2, 40), [this, start] { spawn(start.life); });
@@ -142,7 +142,13 @@ void SimulatedCluster::start(Membership::Start const& start) {
     });
     return;
   }
-  to_worker(start.life, assignment(num_experts_, start.share));
+  assign(start.life);
+}
+
+void SimulatedCluster::assign(Life life) {
+  if (chance(0.8)) membership_.set_capacity(life, {.rate = chance(0.5) ? 1.0 : chance(0.5) ? 1.2 : 4.0});
+  to_worker(life, assignment(num_experts_, membership_.to_load(life)));
+  want_tick();
 }
 
 void SimulatedCluster::hear(ConnectionId id, std::string const& json) {
@@ -174,7 +180,7 @@ void SimulatedCluster::hear(ConnectionId id, std::string const& json) {
     connection.life = *life;
     connection_of_[life->worker.value()] = id;
     monitor_.watch(life->worker.value() - 1, 10 * kDeathTimeout, time());
-    if (hello->worker.value() != 0) to_worker(*life, assignment(num_experts_, membership_.place(life->worker).share));
+    if (hello->worker.value() != 0) assign(*life);
     want_tick();
     return;
   }

@@ -87,6 +87,7 @@ class SimulatedCluster {
   void want_tick();
   void tick();
   void start(Membership::Start const& start);
+  void assign(Life life);
   void hear(ConnectionId id, std::string const& json);
   void hear_heartbeat(ConnectionId id);
   void bury(Life life);

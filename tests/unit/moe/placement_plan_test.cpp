@@ -48,6 +48,25 @@ TEST(PlacementPlan, CapacityCounts) {
   EXPECT_EQ(shares[3].size(), 3U);
 }
 
+TEST(PlacementPlan, NobodyGetsMoreThanItHasMemoryFor) {
+  std::vector<double> const load(12, 1.0);
+  auto const shares =
+      plan_layer({.load = load, .capacity = {8, 1, 1}, .room = {4, 12, 12}, .redundant = 0, .current = {}});
+  EXPECT_EQ(shares[0].size(), 4U);
+  EXPECT_EQ(shares[1].size(), 4U);
+  EXPECT_EQ(shares[2].size(), 4U);
+}
+
+TEST(PlacementPlan, ExpertsForWhichNobodyHasRoomGetNoHolder) {
+  std::vector<double> const load{1, 9, 2, 8, 3, 7};
+  auto const shares = plan_layer({.load = load, .capacity = {3, 1}, .room = {2, 1}, .redundant = 2, .current = {}});
+  EXPECT_EQ(shares[0].size(), 2U);
+  EXPECT_EQ(shares[1].size(), 1U);
+  std::set<std::uint32_t> held(shares[0].begin(), shares[0].end());
+  held.insert(shares[1].begin(), shares[1].end());
+  EXPECT_EQ(held, (std::set<std::uint32_t>{1, 3, 5})) << "the hottest are held";
+}
+
 TEST(PlacementPlan, AWorkerThatLeavesGivesItsExpertsAndNothingElseMoves) {
   LayerShares const current{{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}};
   auto const shares =

@@ -125,6 +125,16 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_TRUE(std::holds_alternative<Wake>(decode(encode(Wake{}))));
   EXPECT_TRUE(std::holds_alternative<Shutdown>(decode(encode(Shutdown{}))));
   EXPECT_TRUE(std::holds_alternative<Called>(decode(encode(Called{}))));
+
+  Capacity const capacity{.device = "cuda:0 NVIDIA H200",
+                          .threads = 3,
+                          .bytes_per_second = 4'800'000'000'000,
+                          .measured = false,
+                          .memory_bytes = 1ULL << 37};
+  auto const decoded = std::get<Capacity>(decode(encode(capacity)));
+  EXPECT_EQ(encode(decoded), encode(capacity));
+  EXPECT_FALSE(decoded.measured);
+  EXPECT_EQ(error_after(capacity, [](json& m) { m["bytes_per_second"] = 0; }), "capacity.bytes_per_second: is 0");
 }
 
 // The values of RFC 4231, test case 2, would check OpenSSL; this checks what a proof depends on.

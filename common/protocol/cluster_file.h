@@ -1,0 +1,43 @@
+// A cluster in one JSON file: where the coordinator is, and which workers run on which host. What it says is what the
+// options of `serve` and `worker` say; README.md has an example.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace expertmesh {
+
+struct ClusterFile {
+  struct Coordinator {
+    std::string host;     // as the workers' hosts are named
+    std::string address;  // at which those of other hosts reach it
+    std::string device = "cpu";
+    double gpu_memory_utilization = 0;  // 0: not said
+  };
+  struct Worker {  // one process
+    std::string host;
+    std::string device = "cpu";
+    std::size_t threads = 0;  // 0: not said, like the next
+    double capacity = 0;      // gigabytes of weights a second
+  };
+  Coordinator coordinator;
+  std::string interface;  // none: all workers are on the coordinator's host
+  std::uint16_t control_port = 7070;
+  std::string secret_file;
+  std::vector<Worker> workers;  // in the order of the file
+
+  [[nodiscard]] std::vector<Worker> of_host(std::string const& host) const;
+};
+
+// Throws ModelError that names the file and the field: unknown, missing, of another type, or one that would have no
+// effect.
+ClusterFile read_cluster_file(std::filesystem::path const& file);
+
+// For each worker of a host that is not the coordinator's: the arguments of `expertmesh worker`. cores: of that host,
+// which workers share out where the file says no threads. Throws ModelError: the file knows no workers there.
+std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluster, std::string const& host,
+                                                       std::size_t cores);
+
+}  // namespace expertmesh

@@ -1,0 +1,26 @@
+// What workers are able to hold, by what they say when they come. Workers of one host with the same device and as many
+// threads are alike, and measure differently only by what else happens there at that moment: the first measure counts
+// for all of them, and for all of their lives.
+#pragma once
+#include <cstddef>
+#include <map>
+#include <string>
+
+#include "common/protocol/control_messages.h"
+#include "coordinator/cluster/membership.h"
+
+namespace expertmesh {
+
+class CapacityBook {
+ public:
+  // expert_bytes: of one expert of every layer, packed.
+  explicit CapacityBook(std::size_t expert_bytes) : expert_bytes_(expert_bytes) {}
+
+  WorkerCapacity enter(std::string const& host, control::Capacity const& said);
+
+ private:
+  std::size_t const expert_bytes_;
+  std::map<std::string, WorkerCapacity> alike_;  // by host, device without its number, threads
+};
+
+}  // namespace expertmesh

@@ -171,8 +171,9 @@ TEST_P(DeviceLinearTest, ARowDoesNotSeeTheOthers) {
       x.view().row(6)[50] = -kInfinity;
       auto const after = linear_of(x.view(), w.weight());
       for (std::size_t m = 0; m < size.m; ++m)
-        if (m != 4 && m != 6)
+        if (m != 4 && m != 6) {
           EXPECT_TRUE(same_bits(after.view().row_range(m, 1), before.view().row_range(m, 1))) << "M " << size.m;
+        }
       for (std::size_t n = 0; n < size.n; ++n) {
         EXPECT_TRUE(std::isnan(after.view().row(4)[n])) << "M " << size.m;
         EXPECT_EQ(after.view().row(6)[n], plain.view().row(n)[50] > 0 ? -kInfinity : kInfinity) << "M " << size.m;

@@ -295,13 +295,14 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
   Loop::launch_down(stream, experts.size() * down.tiles, pass_rows, down);
 }
 
-// For tokens rows of x in num_slots slots. All have the same bits.
+// For so many tokens in so many slots. An expert with a few more than it has on average is to need no second pass. All
+// loops over bf16 weights have the same bits.
 auto loop_of(DeviceExperts const& layer, std::size_t tokens, std::size_t num_slots) {
   if (layer.storage == DType::f32)
     return tokens <= Thin::kPassRows ? run<Float32Loop<Thin, 2, 1>> : run<Float32Loop<Wide, 4, 4>>;
-  std::size_t const of_expert = num_slots / layer.experts.size();
+  std::size_t const of_expert = num_slots / std::max<std::size_t>(layer.experts.size(), 1);
   if (tokens <= Few::kPassRows || of_expert <= Few::kPassRows / 2) return run<TensorLoop<Few>>;
-  return of_expert <= Some::kPassRows * 3 / 2 ? run<TensorLoop<Some>> : run<TensorLoop<Many>>;
+  return of_expert <= Some::kPassRows * 3 / 4 ? run<TensorLoop<Some>> : run<TensorLoop<Many>>;
 }
 
 }  // namespace

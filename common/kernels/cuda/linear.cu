@@ -86,7 +86,8 @@ template <class Shape, std::size_t kHeads>
 void launch_parts(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
   launch_tensor_rows<Shape>(stream, "linear", job.num_parts(), job.pass_rows, job);
 }
-// The largest tiles that leave no multiprocessor idle.
+// The largest tiles that leave no multiprocessor idle, or of the largest so many that what is not read again from L2
+// makes up for those that are.
 template <std::size_t kHeads>
 void launch_linear(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
   std::size_t const multiprocessors = num_multiprocessors(stream);
@@ -94,7 +95,7 @@ void launch_linear(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) 
   if (job.m <= Few::kPassRows || few.num_parts() <= multiprocessors * Few::kBlocks)
     return launch_parts<Few>(stream, few);
   auto const many = in_parts_of<Many>(job);
-  if (job.m > Some::kPassRows && many.num_parts() >= multiprocessors) return launch_parts<Many>(stream, many);
+  if (job.m > 2 * Some::kPassRows && many.num_parts() * 5 >= multiprocessors) return launch_parts<Many>(stream, many);
   auto const some = in_parts_of<Some>(job);
   if (some.num_parts() >= multiprocessors) return launch_parts<Some>(stream, some);
   launch_parts<Narrow>(stream, in_parts_of<Narrow>(job));

@@ -58,7 +58,8 @@ TEST_P(DeviceLinearTest, ManyRowsEqualTheReference) {
     std::size_t m, n, k;
   };
   for (WeightFormat const& format : {kBfloat16Weights, kUnrounded})
-    for (Size const size : {Size{65, 301, 72}, {128, 640, 16}, {129, 300, 130}, {140, 129, 33}, {257, 200, 160}}) {
+    for (Size const size :
+         {Size{65, 301, 72}, {17, 640, 300}, {128, 640, 16}, {129, 300, 130}, {140, 129, 33}, {257, 200, 160}}) {
       auto const x = random_matrix(size.m, size.k, 1);
       auto const w = random_matrix(size.n, size.k, 2);
       WeightOnDevice const on_device(*device_, w.view(), format);
@@ -142,7 +143,7 @@ TEST_P(DeviceLinearTest, ARowHasTheSameBitsInBatchesOfEverySize) {
     std::size_t n, k;
   };
   for (WeightFormat const& format : kDeviceFormats)
-    for (Size const size : {Size{300, 200}, {20, 330}}) {
+    for (Size const size : {Size{300, 200}, {520, 40}, {20, 330}}) {
       auto const x = random_matrix(kRows, size.k, 3);
       WeightOnDevice const w(*device_, random_matrix(size.n, size.k, 4).view(), format);
       auto const whole = linear_of(x.view(), w.weight());

@@ -1,11 +1,12 @@
 // CUDA's language as far as portable.h says, for a plain C++ compiler: the same kernels run on the host for the tests.
 // Every CUDA thread is a fiber, blocks run one after another on the OS thread that launches. What a GPU would answer
 // with a hang or with nonsense aborts here, with the kernel and the place: threads that wait at different places, a
-// thread that ends while others wait, memory that was not allocated, pointers to the host's memory. Shared memory holds
-// NaN at the start of a block, and device memory is out of the host's reach except while a kernel or a copy runs.
-// Threads run from the last to the first in blocks of even number, else from the first on: what relies on an order
-// without waiting for it shows.
+// thread that ends while others wait or before its copies are there, memory that was not allocated, pointers to the
+// host's memory. Shared memory holds NaN at the start of a block, and device memory is out of the host's reach except
+// while a kernel or a copy runs. Threads run from the last to the first in blocks of even number, else from the first
+// on: what relies on an order without waiting for it shows.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -45,6 +46,10 @@ struct Place {
 void wait_for_block(Place place);
 // The values that the 32 lanes of the warp gave, in order; good until this lane's next call.
 std::uint32_t const* exchange_in_warp(std::uint32_t value, Place place);
+// The `bytes` at `mine`, at most kMostOfLane, of all 32 lanes lie side by side in the order of the lanes when
+// `together` is called, once; then each lane has its own back.
+constexpr std::size_t kMostOfLane = 64;
+void work_in_warp(void* mine, std::size_t bytes, void (*together)(void* of_lanes), Place place);
 void check_mask(unsigned mask, Place place);
 void enter_shared(void* memory, std::size_t bytes);  // filled with NaN once a block
 void* dynamic_shared();
@@ -94,6 +99,14 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, char const* file = _
   for (unsigned lane = 0; lane < 32; ++lane) votes |= (lanes[lane] != 0 ? 1U : 0U) << lane;
   return votes;
 }
+
+// ---- what tensor_core.h is made of (of its kinds of copies, each is done when it is waited for, and no sooner)
+// d += a b as PTX's mma.m16n8k16 has it: bf16 times bf16, which is exact, added in float32 in order of k.
+void mma_in_warp(float (&d)[4], std::array<std::uint32_t, 4> const& a, std::array<std::uint32_t, 2> const& b,
+                 Place place = {__builtin_FILE(), __builtin_LINE()});
+void copy_later(void* to, void const* from, std::size_t bytes);  // from null: zeros
+void end_group_of_copies();
+void wait_for_copies_but(unsigned groups);
 
 template <class T>
 requires std::is_integral_v<T> T atomicAdd(T* address, T value) {

@@ -60,6 +60,13 @@ class DynamicShared {
 
 enum class At : std::uint8_t { running, warp, block, end };
 
+struct Copy {
+  void* to;
+  void const* from;
+  std::size_t bytes;
+  unsigned group;
+};
+
 class Machine;
 struct Thread {
   Thread(Machine& m, void (*body)(void*)) : machine(m), fiber(body, this) {}
@@ -68,6 +75,8 @@ struct Thread {
   unsigned index = 0;
   At at = At::end;
   Place place;
+  std::vector<Copy> copies;  // to be done
+  unsigned copy_groups = 0;  // that have ended
 };
 
 // Runs the blocks of a launch. Made once for each OS thread that launches: fibers are reused.
@@ -76,6 +85,8 @@ class Machine {
   void run(Stream& stream, KernelCall const& call);
   void wait_here(At at, Place place);
   std::uint32_t const* exchange(std::uint32_t value, Place place);
+  void work_in_warp(void* mine, std::size_t bytes, void (*together)(void*), Place place);
+  Thread& current() { return *current_; }
   void enter_shared(void* memory, std::size_t bytes);
   void* dynamic_shared();
   [[nodiscard]] std::string what_runs() const;
@@ -86,6 +97,8 @@ class Machine {
   struct Warp {
     std::array<std::uint32_t, kLanes> given;
     std::array<std::uint32_t, kLanes> received;
+    alignas(16) std::array<std::byte, kLanes * kMostOfLane> side_by_side;
+    void (*together)(void*);  // to be called on them
   };
   void run_block();
   void run_warp(unsigned warp, bool backwards);
@@ -158,6 +171,16 @@ std::uint32_t const* Machine::exchange(std::uint32_t value, Place place) {
   return warp.received.data();
 }
 
+void Machine::work_in_warp(void* mine, std::size_t bytes, void (*together)(void*), Place place) {
+  Thread& self = *current_;
+  Warp& warp = warps_[self.index / kLanes];
+  std::byte* const place_of_mine = warp.side_by_side.data() + self.index % kLanes * bytes;
+  std::memcpy(place_of_mine, mine, bytes);
+  warp.together = together;
+  wait_here(At::warp, place);
+  std::memcpy(mine, place_of_mine, bytes);
+}
+
 void Machine::enter_shared(void* memory, std::size_t bytes) {
   if (std::find(entered_.begin(), entered_.end(), memory) != entered_.end()) return;
   entered_.push_back(memory);
@@ -182,7 +205,10 @@ void Machine::resume(Thread& thread) {
 bool Machine::finish_exchange(unsigned warp) {
   check_together(warp * kLanes, kLanes);
   if (threads_[warp * kLanes]->at != At::warp) return false;
-  warps_[warp].received = warps_[warp].given;
+  if (void (*const together)(void*) = std::exchange(warps_[warp].together, nullptr))
+    together(warps_[warp].side_by_side.data());
+  else
+    warps_[warp].received = warps_[warp].given;
   for (unsigned lane = 0; lane < kLanes; ++lane) threads_[warp * kLanes + lane]->at = At::running;
   return true;
 }
@@ -240,6 +266,8 @@ void Machine::run(Stream& stream, KernelCall const& call) {
     auto thread = std::make_unique<Thread>(*this, [](void* self) {
       auto& t = *static_cast<Thread*>(self);
       t.machine.call_->thread();
+      EM_CHECK(t.copies.empty(), t.machine.what_runs() << ": ends before its copies are there");
+      t.copy_groups = 0;
       t.at = At::end;
     });
     thread->index = static_cast<unsigned>(threads_.size());
@@ -306,6 +334,28 @@ void wait_for_block(Place place) {
 }
 std::uint32_t const* exchange_in_warp(std::uint32_t value, Place place) {
   return machine().exchange(value, place);
+}
+void work_in_warp(void* mine, std::size_t bytes, void (*together)(void*), Place place) {
+  static_assert(kLanes == 32);
+  machine().work_in_warp(mine, bytes, together, place);
+}
+void copy_later(void* to, void const* from, std::size_t bytes) {
+  Thread& thread = machine().current();
+  thread.copies.push_back({to, from, bytes, thread.copy_groups});
+}
+void end_group_of_copies() {
+  ++machine().current().copy_groups;
+}
+void wait_for_copies_but(unsigned groups) {
+  Thread& thread = machine().current();
+  std::erase_if(thread.copies, [&](Copy const& copy) {
+    if (copy.group + groups >= thread.copy_groups) return false;
+    if (copy.from)
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    else
+      std::memset(copy.to, 0, copy.bytes);
+    return true;
+  });
 }
 void check_mask(unsigned mask, Place place) {
   EM_CHECK(mask == 0xffffffffU, "not all lanes at " << place.file << ":" << place.line);

@@ -1,14 +1,15 @@
-// Products of rows of x with the rows of weights: the one loop that linear.cu and experts.cu are made of.
+// Products of rows of x with the rows of float32 weights, for linear.cu and experts.cu; tensor_rows.h has those of
+// bf16.
 //
-// Bits: sum over k of x[m][k] w[n][k] is taken in an order that depends on K and the weight's type alone. Lane l of a
-// warp takes the 128-bit units l, l+32, l+64, … of row n and adds their products to one sum, one fused multiply-add
-// each in order of k (bf16 widened, which is exact); then the sums of lanes 16, 8, 4, 2, 1 apart are added. How many
-// rows of x or of the weight a warp takes at once, and how much of x is in shared memory at a time, changes nothing.
+// Bits: sum over k of x[m][k] w[n][k] is taken in an order that depends on K alone. Lane l of a warp takes the 128-bit
+// units l, l+32, l+64, … of row n and adds their products to one sum, one fused multiply-add each in order of k; then
+// the sums of lanes 16, 8, 4, 2, 1 apart are added. How many rows of x or of the weight a warp takes at once, and how
+// much of x is in shared memory at a time, changes nothing.
 //
 // Speed, with few rows: the weights' bytes once through memory. An H200 delivers 4.8 TB/s some 700 ns after being
 // asked, so that 3.4 MB have to be on their way at any time: 26 KB in each of 132 multiprocessors. A warp has asked for
 // its next kLoadsAhead units of 512 bytes before it works on those it has. That keeps 32 to 64 KB on their way in the 8
-// warps of a block; Thin has two of them. Wide multiplies up to 8 rows with every weight that it widens (32 multiply-
+// warps of a block; Thin has two of them. Wide multiplies up to 8 rows with every weight (16 multiply-
 // adds for each 128 bits of x from shared memory, so that arithmetic stays behind memory), for which a warp takes four
 // rows of the weight at once and a block nearly all of a multiprocessor's registers and shared memory.
 #pragma once
@@ -36,13 +37,8 @@ struct alignas(16) Four {
   float x[4];
 };
 
-// T: float, or std::uint16_t for bf16.
-template <class T>
-constexpr unsigned kUnit = 16 / sizeof(T);  // elements of 128 bits
-template <class T>
-constexpr unsigned kFours = kUnit<T> / 4;  // of x for a unit of the weight
-template <class T>
-constexpr unsigned kStep = kUnit<T>* kWarp;  // elements of K that a warp takes at a time
+constexpr unsigned kUnit = 4;              // elements of 128 bits
+constexpr unsigned kStep = kUnit * kWarp;  // elements of K that a warp takes at a time
 
 // What a block does next: some rows of x with a tile of outputs.
 struct DotPart {
@@ -68,19 +64,19 @@ struct DotPlace {
   bool first = false;      // of those lanes
 };
 
-// How much of x is in shared memory at a time, [steps][rows][fours][32] fours: all, or a number of steps that the loads
+// How much of x is in shared memory at a time, [steps][rows][32] fours: all, or a number of steps that the loads
 // ahead divide.
 struct DotChunks {
   unsigned steps = 0;
   std::size_t bytes = 0;
 };
-template <class T, class Shape>
+template <class Shape>
 DotChunks dot_chunks(Stream const& stream, unsigned pass_rows, std::size_t k) {
   constexpr std::size_t kReserved = 1024;  // bytes that every block takes besides
   std::size_t const room = (max_shared_bytes(stream) + kReserved) / Shape::kBlocks - kReserved;
   std::size_t const rows = pass_rows * 2 <= Shape::kPassRows ? Shape::kPassRows / 2 : Shape::kPassRows;
-  std::size_t const step_bytes = rows * kStep<T> * sizeof(float);
-  std::size_t const all = (k + kStep<T> - 1) / kStep<T>;
+  std::size_t const step_bytes = rows * kStep * sizeof(float);
+  std::size_t const all = (k + kStep - 1) / kStep;
   std::size_t const fitting = room / step_bytes;
   std::size_t const steps = all <= fitting ? all : fitting / kLoadsAhead * kLoadsAhead;
   return {static_cast<unsigned>(steps), steps * step_bytes};
@@ -99,25 +95,14 @@ __device__ inline Words4 load_once(void const* p) {
 #endif
 }
 
-template <unsigned kDepth, unsigned R, class T>
-__device__ inline void load_ahead(T const* const (&w)[R], unsigned unit, unsigned units, Words4 (&ahead)[kDepth][R]) {
+template <unsigned kDepth, unsigned R>
+__device__ inline void load_ahead(float const* const (&w)[R], unsigned unit, unsigned units,
+                                  Words4 (&ahead)[kDepth][R]) {
 #pragma unroll
   for (unsigned d = 0; d < kDepth; ++d)
 #pragma unroll
     for (unsigned r = 0; r < R; ++r)
-      ahead[d][r] = unit + d * kWarp < units ? load_once(w[r] + std::size_t{unit + d * kWarp} * kUnit<T>) : Words4{};
-}
-
-__device__ inline void widen(Words4 const& unit, float (&out)[8]) {
-#pragma unroll
-  for (unsigned i = 0; i < 4; ++i) {
-    out[2 * i] = low_bf16(unit.w[i]);
-    out[2 * i + 1] = high_bf16(unit.w[i]);
-  }
-}
-__device__ inline void widen(Words4 const& unit, float (&out)[4]) {
-#pragma unroll
-  for (unsigned i = 0; i < 4; ++i) out[i] = float_of_bits(unit.w[i]);
+      ahead[d][r] = unit + d * kWarp < units ? load_once(w[r] + std::size_t{unit + d * kWarp} * kUnit) : Words4{};
 }
 
 // Elements [k, k+4) of a row of `size` elements, with zeros behind it, or all zeros without a row.
@@ -134,54 +119,46 @@ __device__ inline Four load_four(float const* row, unsigned k, unsigned size) {
 
 // Steps [first, first + steps) of M rows of x into shared memory; rows that the part does not have are zeros. A thread
 // asks for kLoadsAhead fours at once, since all wait for them.
-template <unsigned M, class T, class Job>
+template <unsigned M, class Job>
 __device__ inline void stage(Job const& job, DotPart const& part, unsigned first, unsigned steps, Four* shared) {
-  constexpr unsigned kStepFours = kFours<T> * kWarp;
   constexpr unsigned kAtOnce = kLoadsAhead / M;
   auto const size = static_cast<unsigned>(job.k);
   float const* row[M];
 #pragma unroll
   for (unsigned m = 0; m < M; ++m) row[m] = m < part.rows ? job.x_row(part, m) : nullptr;
-  for (unsigned begin = threadIdx.x; begin < steps * kStepFours; begin += kAtOnce * kDotThreads) {
+  for (unsigned begin = threadIdx.x; begin < steps * kWarp; begin += kAtOnce * kDotThreads) {
     Four x[kAtOnce][M];
 #pragma unroll
     for (unsigned j = 0; j < kAtOnce; ++j)
 #pragma unroll
-      for (unsigned m = 0; m < M; ++m)
-        x[j][m] = load_four(row[m], (first * kStepFours + begin + j * kDotThreads) * 4, size);
+      for (unsigned m = 0; m < M; ++m) x[j][m] = load_four(row[m], (first * kWarp + begin + j * kDotThreads) * 4, size);
 #pragma unroll
     for (unsigned j = 0; j < kAtOnce; ++j) {
       unsigned const i = begin + j * kDotThreads;
-      if (i >= steps * kStepFours) continue;
-      unsigned const four = i % kStepFours;  // counted along k
-      Four* const to = shared + (i / kStepFours * M * kFours<T> + four % kFours<T>)*kWarp + four / kFours<T>;
+      if (i >= steps * kWarp) continue;
+      Four* const to = shared + i / kWarp * M * kWarp + i % kWarp;
 #pragma unroll
       for (unsigned m = 0; m < M; ++m) {
         if (job.rounds)
 #pragma unroll
           for (float& e : x[j][m].x) e = rounded_to_bf16(e);
-        to[m * kFours<T> * kWarp] = x[j][m];
+        to[m * kWarp] = x[j][m];
       }
     }
   }
 }
 
 // sums[m * R + r] += the products of a unit of M rows of x with that of R rows of the weight. x: this lane's.
-template <unsigned M, unsigned R, class T>
+template <unsigned M, unsigned R>
 __device__ inline void multiply_add(Four const* x, Words4 const (&w)[R], float (&sums)[M * R]) {
-  float wide[R][kUnit<T>];
 #pragma unroll
-  for (unsigned r = 0; r < R; ++r) widen(w[r], wide[r]);
+  for (unsigned m = 0; m < M; ++m) {
+    Four const four = x[m * kWarp];
 #pragma unroll
-  for (unsigned m = 0; m < M; ++m)
+    for (unsigned i = 0; i < 4; ++i)
 #pragma unroll
-    for (unsigned q = 0; q < kFours<T>; ++q) {
-      Four const four = x[(m * kFours<T> + q) * kWarp];
-#pragma unroll
-      for (unsigned i = 0; i < 4; ++i)
-#pragma unroll
-        for (unsigned r = 0; r < R; ++r) sums[m * R + r] = fmaf(four.x[i], wide[r][q * 4 + i], sums[m * R + r]);
-    }
+      for (unsigned r = 0; r < R; ++r) sums[m * R + r] = fmaf(four.x[i], float_of_bits(w[r].w[i]), sums[m * R + r]);
+  }
 }
 
 // v[i] summed over the lanes, for i = lane / (32 / C). Lanes that have several sums share them out: of two that are to
@@ -207,18 +184,18 @@ __device__ inline float sum_over_lanes(float const (&v)[C]) {
 }
 
 // A part with M rows of x, by R rows of the weight a warp. in_shared: its x is there already.
-template <unsigned M, unsigned R, class T, class Job>
+template <unsigned M, unsigned R, class Job>
 __device__ inline void run_part(Job const& job, DotPart const& part, bool in_shared, Four* shared) {
   constexpr unsigned kDepth = kLoadsAhead / R;
   constexpr unsigned kLanesOfSum = kWarp / (M * R);
   unsigned const lane = threadIdx.x % kWarp;
   std::size_t const output = (part.tile * kDotWarps + threadIdx.x / kWarp) * (R / job.rows_per_output());
-  T const* w[R];
+  float const* w[R];
 #pragma unroll
   for (unsigned r = 0; r < R; ++r) w[r] = job.weight_row(part, output, r);
   float sums[M * R] = {};
 
-  auto const units = static_cast<unsigned>((job.k + kUnit<T> - 1) / kUnit<T>);
+  auto const units = static_cast<unsigned>((job.k + kUnit - 1) / kUnit);
   unsigned const steps = (units + kWarp - 1) / kWarp;
   Words4 ahead[kDepth][R];
   load_ahead<kDepth>(w, lane, units, ahead);
@@ -226,7 +203,7 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
     unsigned const chunk = steps - first < job.chunk_steps ? steps - first : job.chunk_steps;
     if (!in_shared) {
       __syncthreads();  // all have read what was there
-      stage<M, T>(job, part, first, chunk, shared);
+      stage<M>(job, part, first, chunk, shared);
       __syncthreads();
     }
     for (unsigned step = 0; step < chunk; step += kDepth) {
@@ -238,7 +215,7 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
       load_ahead<kDepth>(w, (first + step + kDepth) * kWarp + lane, units, ahead);
 #pragma unroll
       for (unsigned d = 0; d < kDepth; ++d)
-        if (step + d < chunk) multiply_add<M, R, T>(shared + (step + d) * (M * kFours<T> * kWarp) + lane, now[d], sums);
+        if (step + d < chunk) multiply_add<M, R>(shared + (step + d) * (M * kWarp) + lane, now[d], sums);
     }
   }
 
@@ -252,10 +229,10 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
 }
 
 // Blocks share out the parts in runs of neighbours.
-template <class Shape, unsigned R, class T, class Job>
+template <class Shape, unsigned R, class Job>
 __global__ void __launch_bounds__(kDotThreads, Shape::kBlocks) dot_rows(Job job) {
   EM_DYNAMIC_SHARED(Four, shared);
-  bool const whole = job.k <= std::size_t{job.chunk_steps} * kStep<T>;
+  bool const whole = job.k <= std::size_t{job.chunk_steps} * kStep;
   std::size_t const num_parts = job.num_parts();
   std::size_t const begin = num_parts * blockIdx.x / gridDim.x;
   std::size_t const end = num_parts * (blockIdx.x + 1) / gridDim.x;
@@ -265,19 +242,19 @@ __global__ void __launch_bounds__(kDotThreads, Shape::kBlocks) dot_rows(Job job)
     bool const in_shared = whole && i > begin && part.pass == pass_in_shared;
     pass_in_shared = part.pass;
     if (part.rows * 2 <= Shape::kPassRows)
-      run_part<Shape::kPassRows / 2, R, T>(job, part, in_shared, shared);
+      run_part<Shape::kPassRows / 2, R>(job, part, in_shared, shared);
     else
-      run_part<Shape::kPassRows, R, T>(job, part, in_shared, shared);
+      run_part<Shape::kPassRows, R>(job, part, in_shared, shared);
   }
 }
 
 // most_parts: no fewer than there will be.
-template <class Shape, unsigned R, class T, class Job>
+template <class Shape, unsigned R, class Job>
 void launch_dot_rows(Stream& stream, char const* op, std::size_t most_parts, unsigned pass_rows, Job job) {
-  DotChunks const chunks = dot_chunks<T, Shape>(stream, pass_rows, job.k);
+  DotChunks const chunks = dot_chunks<Shape>(stream, pass_rows, job.k);
   job.chunk_steps = chunks.steps;
   std::size_t const blocks = std::min(most_parts, num_multiprocessors(stream) * Shape::kBlocks);
-  launch(&dot_rows<Shape, R, T, Job>, {.x = static_cast<unsigned>(blocks)}, kDotThreads, chunks.bytes, stream, job);
+  launch(&dot_rows<Shape, R, Job>, {.x = static_cast<unsigned>(blocks)}, kDotThreads, chunks.bytes, stream, job);
   check_launch(stream, op);
 }
 

@@ -2,7 +2,7 @@
 #include "common/base/check.h"
 #include "common/kernels/cuda/activation.h"
 #include "common/kernels/cuda/cuda_device.h"
-#include "common/kernels/cuda/dot_rows.h"
+#include "common/kernels/cuda/tensor_rows.h"
 #include "common/kernels/exec.h"
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
@@ -221,21 +221,45 @@ struct DownJob : ExpertJob {
   }
 };
 
-template <class Shape, unsigned R, class T, class Job>
-void launch_outputs(Stream& stream, char const* op, std::size_t rows_per_output, std::size_t num_slots,
-                    unsigned pass_rows, Job job) {
-  std::size_t const outputs = kDotWarps * R / rows_per_output;  // of a tile
-  job.tiles = (job.n + outputs - 1) / outputs;
-  launch_dot_rows<Shape, R, T>(stream, op, num_slots * job.tiles, pass_rows, job);
+std::size_t tiles_of(std::size_t outputs, std::size_t of_tile) {
+  return (outputs + of_tile - 1) / of_tile;
 }
 
-// R: rows of the weights that a warp takes at once.
-template <class Shape, unsigned kGateUpR, unsigned kDownR, class T>
+// Shapes of the loops over a type of weights: rows of x and of the weights that are taken at once.
+template <class Shape, unsigned kGateUpR, unsigned kDownR>
+struct Float32Loop {
+  using T = float;
+  static constexpr unsigned kPassRows = Shape::kPassRows;
+  static constexpr unsigned kGateUpRows = kDotWarps * kGateUpR;
+  static constexpr unsigned kDownRows = kDotWarps * kDownR;
+  static void launch_gate_up(Stream& stream, std::size_t most_parts, unsigned pass_rows, GateUpJob<T> const& job) {
+    launch_dot_rows<Shape, kGateUpR>(stream, "gate and up", most_parts, pass_rows, job);
+  }
+  static void launch_down(Stream& stream, std::size_t most_parts, unsigned pass_rows, DownJob<T> const& job) {
+    launch_dot_rows<Shape, kDownR>(stream, "down", most_parts, pass_rows, job);
+  }
+};
+template <class Shape>
+struct TensorLoop {
+  using T = std::uint16_t;
+  static constexpr unsigned kPassRows = Shape::kPassRows;
+  static constexpr unsigned kGateUpRows = Shape::kRows;
+  static constexpr unsigned kDownRows = Shape::kRows;
+  static void launch_gate_up(Stream& stream, std::size_t most_parts, unsigned pass_rows, GateUpJob<T> const& job) {
+    launch_tensor_rows<Shape>(stream, "gate and up", most_parts, pass_rows, job);
+  }
+  static void launch_down(Stream& stream, std::size_t most_parts, unsigned pass_rows, DownJob<T> const& job) {
+    launch_tensor_rows<Shape>(stream, "down", most_parts, pass_rows, job);
+  }
+};
+
+template <class Loop>
 void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, std::span<std::uint32_t const> experts,
          std::size_t experts_per_token, Groups const& groups, std::byte* out) {
+  using T = typename Loop::T;
   // A token seldom has an expert twice, so that none has more rows than there are tokens; one that has takes a pass
   // more.
-  auto const pass_rows = static_cast<unsigned>(std::min<std::size_t>(x.rows, Shape::kPassRows));
+  auto const pass_rows = static_cast<unsigned>(std::min<std::size_t>(x.rows, Loop::kPassRows));
   GroupJob const group{.expert_of = experts.data(),
                        .experts = layer.experts.data(),
                        .num_slots = static_cast<unsigned>(experts.size()),
@@ -250,6 +274,7 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
   gate_up.groups = groups;
   gate_up.n = layer.intermediate;
   gate_up.k = layer.hidden;
+  gate_up.tiles = tiles_of(gate_up.n, Loop::kGateUpRows / (layer.gated ? 2 : 1));
   gate_up.rounds = rounds || layer.wire == DType::bf16;
   gate_up.x = x.data;
   gate_up.x_stride = x.stride;
@@ -257,15 +282,27 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
   gate_up.gated = layer.gated;
   gate_up.rounds_output = rounds;
   gate_up.f = layer.activation;
-  launch_outputs<Shape, kGateUpR, T>(stream, "gate and up", layer.gated ? 2 : 1, experts.size(), pass_rows, gate_up);
+  Loop::launch_gate_up(stream, experts.size() * gate_up.tiles, pass_rows, gate_up);
 
   DownJob<T> down{};
   down.groups = groups;
   down.n = layer.hidden;
   down.k = layer.intermediate;
+  down.tiles = tiles_of(down.n, Loop::kDownRows);
+  down.rounds = rounds;  // a second time, which changes nothing
   down.out = out;
   down.to_bf16 = layer.wire == DType::bf16;
-  launch_outputs<Shape, kDownR, T>(stream, "down", 1, experts.size(), pass_rows, down);
+  Loop::launch_down(stream, experts.size() * down.tiles, pass_rows, down);
+}
+
+// For so many tokens in so many slots. An expert with a few more than it has on average is to need no second pass. All
+// loops over bf16 weights have the same bits.
+auto loop_of(DeviceExperts const& layer, std::size_t tokens, std::size_t num_slots) {
+  if (layer.storage == DType::f32)
+    return tokens <= Thin::kPassRows ? run<Float32Loop<Thin, 2, 1>> : run<Float32Loop<Wide, 4, 4>>;
+  std::size_t const of_expert = num_slots / std::max<std::size_t>(layer.experts.size(), 1);
+  if (tokens <= Few::kPassRows || of_expert <= Few::kPassRows / 2) return run<TensorLoop<Few>>;
+  return of_expert <= Some::kPassRows * 3 / 4 ? run<TensorLoop<Some>> : run<TensorLoop<Many>>;
 }
 
 }  // namespace
@@ -285,11 +322,7 @@ void CudaDevice::run_experts(DeviceExperts const& layer, MatrixView<float const>
   if (experts.empty()) return;
   Groups const groups =
       groups_in(scratch_.get(groups_bytes(experts.size(), layer.intermediate)), experts.size(), layer.intermediate);
-  bool const few = x.rows <= Thin::kPassRows;
-  auto const run_kernels = layer.storage == DType::bf16
-                               ? (few ? run<Thin, 2, 1, std::uint16_t> : run<Wide, 4, 4, std::uint16_t>)
-                               : (few ? run<Thin, 2, 1, float> : run<Wide, 4, 4, float>);
-  run_kernels(*stream_, layer, x, experts, experts_per_token, groups, out);
+  loop_of(layer, x.rows, experts.size())(*stream_, layer, x, experts, experts_per_token, groups, out);
 }
 
 }  // namespace expertmesh::EM_DEVICE_NAMESPACE

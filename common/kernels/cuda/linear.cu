@@ -1,6 +1,6 @@
 #include "common/base/check.h"
 #include "common/kernels/cuda/cuda_device.h"
-#include "common/kernels/cuda/dot_rows.h"
+#include "common/kernels/cuda/tensor_rows.h"
 #include "common/kernels/headwise_linear.h"
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
@@ -57,13 +57,48 @@ struct LinearJob {
   }
 };
 
-template <class Shape, unsigned R, class T, std::size_t kHeads>
-LinearJob<T, kHeads> in_parts(LinearJob<T, kHeads> job) {
-  std::size_t const columns = kDotWarps * R;  // of a tile
+// columns: of a tile.
+template <class Shape, class T, std::size_t kHeads>
+LinearJob<T, kHeads> in_parts(std::size_t columns, LinearJob<T, kHeads> job) {
   job.tiles = (job.n + columns - 1) / columns;
   job.pass_rows = static_cast<unsigned>(std::min<std::size_t>(job.m, Shape::kPassRows));
   job.passes = (job.m + job.pass_rows - 1) / job.pass_rows;
   return job;
+}
+
+// A narrow weight leaves most of the device idle unless rows are shared out too.
+template <std::size_t kHeads>
+void launch_linear(Stream& stream, LinearJob<float, kHeads> const& job) {
+  auto const thin = in_parts<Thin>(kDotWarps, job);
+  if (job.m <= Thin::kPassRows || thin.num_parts() <= num_multiprocessors(stream) * Thin::kBlocks) {
+    launch_dot_rows<Thin, 1>(stream, "linear", thin.num_parts(), thin.pass_rows, thin);
+  } else {
+    auto const wide = in_parts<Wide>(kDotWarps * 4, job);
+    launch_dot_rows<Wide, 4>(stream, "linear", wide.num_parts(), wide.pass_rows, wide);
+  }
+}
+
+template <class Shape, std::size_t kHeads>
+LinearJob<std::uint16_t, kHeads> in_parts_of(LinearJob<std::uint16_t, kHeads> const& job) {
+  return in_parts<Shape>(Shape::kRows, job);
+}
+template <class Shape, std::size_t kHeads>
+void launch_parts(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
+  launch_tensor_rows<Shape>(stream, "linear", job.num_parts(), job.pass_rows, job);
+}
+// The largest tiles that leave no multiprocessor idle, or of the largest so many that what is not read again from L2
+// makes up for those that are.
+template <std::size_t kHeads>
+void launch_linear(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
+  std::size_t const multiprocessors = num_multiprocessors(stream);
+  auto const few = in_parts_of<Few>(job);
+  if (job.m <= Few::kPassRows || few.num_parts() <= multiprocessors * Few::kBlocks)
+    return launch_parts<Few>(stream, few);
+  auto const many = in_parts_of<Many>(job);
+  if (job.m > 2 * Some::kPassRows && many.num_parts() * 5 >= multiprocessors) return launch_parts<Many>(stream, many);
+  auto const some = in_parts_of<Some>(job);
+  if (some.num_parts() >= multiprocessors) return launch_parts<Some>(stream, some);
+  launch_parts<Narrow>(stream, in_parts_of<Narrow>(job));
 }
 
 // heads: at most kHeads.
@@ -84,14 +119,7 @@ void linear_of(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight
                            .heads = heads.size(),
                            .rounds = w.activation == ActivationRule::round_to_bf16};
   for (std::size_t h = 0; h < heads.size(); ++h) job.w[h] = reinterpret_cast<T const*>(heads[h].data);
-  // A narrow weight leaves most of the device idle unless rows are shared out too.
-  auto const thin = in_parts<Thin, 1>(job);
-  if (job.m <= Thin::kPassRows || thin.num_parts() <= num_multiprocessors(stream) * Thin::kBlocks) {
-    launch_dot_rows<Thin, 1, T>(stream, "linear", thin.num_parts(), thin.pass_rows, thin);
-  } else {
-    auto const wide = in_parts<Wide, 4>(job);
-    launch_dot_rows<Wide, 4, T>(stream, "linear", wide.num_parts(), wide.pass_rows, wide);
-  }
+  launch_linear(stream, job);
 }
 
 template <std::size_t kHeads>

@@ -4,8 +4,10 @@
 // A kernel takes one struct of plain members by value. It may use: threadIdx, blockIdx, blockDim, gridDim (x, y, z);
 // __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __ballot_sync (32-bit types, all 32
 // lanes), atomicAdd and atomicMax on integers; EM_SHARED and EM_DYNAMIC_SHARED; the float functions of <cmath> by their
-// C names (fmaf, expf, …). Blocks are whole warps in one dimension. Every thread of a block reaches every
-// __syncthreads, every lane of a warp every shuffle.
+// C names (fmaf, expf, …); what tensor_core.h has. Blocks are whole warps in one dimension. Every thread of a block
+// reaches every
+// __syncthreads, every lane of a warp every shuffle and every product on
+// tensor cores.
 #pragma once
 #include <cmath>
 #include <cstddef>

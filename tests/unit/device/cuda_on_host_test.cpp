@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "common/kernels/cuda/runtime.h"
+#include "common/kernels/cuda/tensor_core.h"
 #include "tests/unit/device/test_device.h"
 
 namespace expertmesh::cuda_on_host {
@@ -165,6 +167,138 @@ TEST_F(CudaOnHost, AMissingBarrierShowsWhoeverWrites) {
     std::vector<float> const values = out.values();
     EXPECT_TRUE(std::any_of(values.begin(), values.end(), [](float x) { return std::isnan(x); }));
   }
+}
+
+// ---- tensor cores
+struct Fragments {
+  std::uint16_t const* a;  // [32 lanes][8]
+  std::uint16_t const* b;  // [32][4]
+  float* d;                // [32][4]
+};
+__global__ void multiply_fragments(Fragments f) {
+  std::uint32_t a[4];
+  std::uint32_t b[2];
+  float d[4];
+  memcpy(a, f.a + threadIdx.x * 8, sizeof a);
+  memcpy(b, f.b + threadIdx.x * 4, sizeof b);
+  memcpy(d, f.d + threadIdx.x * 4, sizeof d);
+  mma_16x8x16(d, a[0], a[1], a[2], a[3], b[0], b[1]);
+  memcpy(f.d + threadIdx.x * 4, d, sizeof d);
+}
+
+// Every element is where the PTX ISA's formulas for mma.m16n8k16 have it; numbers so small that sums are exact.
+TEST_F(CudaOnHost, AWarpMultipliesMatrices) {
+  float a[16][16];
+  float b[16][8];
+  float d[16][8];
+  for (int row = 0; row < 16; ++row)
+    for (int k = 0; k < 16; ++k) a[row][k] = static_cast<float>((row * 7 + k * 5 + row * k) % 23 - 11);
+  for (int k = 0; k < 16; ++k)
+    for (int column = 0; column < 8; ++column)
+      b[k][column] = static_cast<float>((k * 3 + column * 11 + k * column) % 19 - 9);
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) d[row][column] = static_cast<float>(row * 100 - column);
+  std::vector<std::uint16_t> of_a;
+  std::vector<std::uint16_t> of_b;
+  std::vector<float> of_d;
+  for (int lane = 0; lane < 32; ++lane) {
+    int const group = lane >> 2;
+    int const in_group = lane % 4;
+    for (int i = 0; i < 8; ++i) {
+      int const row = i < 2 || (4 <= i && i < 6) ? group : group + 8;
+      int const k = in_group * 2 + (i & 1) + (i < 4 ? 0 : 8);
+      of_a.push_back(bf16_of_float(a[row][k]));
+    }
+    for (int i = 0; i < 4; ++i) of_b.push_back(bf16_of_float(b[in_group * 2 + (i & 1) + (i < 2 ? 0 : 8)][group]));
+    for (int i = 0; i < 4; ++i) of_d.push_back(d[i < 2 ? group : group + 8][in_group * 2 + (i & 1)]);
+  }
+  OnDevice<std::uint16_t> const a_there(*stream_, of_a);
+  OnDevice<std::uint16_t> const b_there(*stream_, of_b);
+  OnDevice<float> const d_there(*stream_, of_d);
+  launch(multiply_fragments, {}, 32, 0, *stream_,
+         Fragments{.a = a_there.data(), .b = b_there.data(), .d = d_there.data()});
+  std::vector<float> const sums = d_there.values();
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      int const row = lane / 4 + (i < 2 ? 0 : 8);
+      int const column = lane % 4 * 2 + (i & 1);
+      float expected = d[row][column];
+      for (int k = 0; k < 16; ++k) expected += a[row][k] * b[k][column];
+      EXPECT_EQ(sums[lane * 4 + i], expected) << "row " << row << ", column " << column;
+    }
+}
+
+TEST(TensorTerms, AreExactlyTheNumber) {
+  std::uint64_t state = 1;
+  for (int i = 0; i < 100000; ++i) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    float x[8];
+    float rest[8];
+    for (unsigned j = 0; j < 8; ++j) x[j] = float_of_bits(static_cast<std::uint32_t>(state >> 32) * (2 * j + 1));
+    std::copy_n(x, 8, rest);
+    Words4 terms[kExactTerms];
+    write_terms(rest, kExactTerms, terms, 1);
+    for (unsigned j = 0; j < 8; ++j) {
+      float term[kExactTerms];
+      for (unsigned t = 0; t < kExactTerms; ++t)
+        term[t] = j % 2 == 0 ? low_bf16(terms[t].w[j / 2]) : high_bf16(terms[t].w[j / 2]);
+      if (!std::isfinite(x[j])) {
+        EXPECT_TRUE(std::isnan(x[j]) ? std::isnan(term[0]) : term[0] == x[j]);
+        EXPECT_TRUE(term[1] == 0 && term[2] == 0);
+        continue;
+      }
+      double const sum = static_cast<double>(term[0]) + term[1] + term[2];
+      EXPECT_LE(std::abs(sum - x[j]), std::abs(x[j]) < 0x1p-109F ? 0x1p-133 : 0.0) << x[j];
+    }
+  }
+  float extremes[8] = {std::numeric_limits<float>::max(), float_of_bits(0x7f800001U), 0, 0, 0, 0, 0, 0};
+  Words4 terms[kExactTerms];
+  write_terms(extremes, kExactTerms, terms, 1);
+  EXPECT_TRUE(std::isfinite(low_bf16(terms[0].w[0])));
+  EXPECT_TRUE(std::isnan(high_bf16(terms[0].w[0]))) << "a NaN whose upper half alone is an infinity";
+}
+
+// ---- copies that run beside
+struct CopiesAhead {
+  Words4 const* from;  // [32]
+  Words4* out;         // [3][32]: what is there after none, one and both of two groups
+  bool waits;
+};
+__global__ void copies_ahead(CopiesAhead a) {
+  EM_SHARED(Words4, shared, 64);
+  unsigned const i = threadIdx.x;
+  copy_ahead(&shared[i], a.from + i, false);
+  end_copy_group();
+  copy_ahead(&shared[32 + i], a.from + i, i % 2 == 1);
+  end_copy_group();
+  a.out[i] = shared[i];
+  wait_for_copies<1>();
+  a.out[32 + i] = shared[i];
+  if (!a.waits) return;
+  wait_for_copies<0>();
+  a.out[64 + i] = shared[32 + i];
+}
+
+TEST_F(CudaOnHost, CopiesAreThereWhenTheirGroupIsWaitedFor) {
+  std::vector<Words4> words(32);
+  for (unsigned i = 0; i < 32; ++i) words[i] = {{i, i + 1, i + 2, i + 3}};
+  OnDevice<Words4> const from(*stream_, words);
+  OnDevice<Words4> const out(*stream_, std::vector<Words4>(96));
+  launch(copies_ahead, {}, 32, 0, *stream_, CopiesAhead{.from = from.data(), .out = out.data(), .waits = true});
+  std::vector<Words4> const values = out.values();
+  for (unsigned i = 0; i < 32; ++i) {
+    EXPECT_EQ(values[i].w[3], 0xffffffffU);
+    EXPECT_EQ(values[32 + i].w[3], i + 3);
+    EXPECT_EQ(values[64 + i].w[3], i % 2 == 1 ? 0 : i + 3);
+  }
+}
+
+TEST_F(CudaOnHostDeathTest, NoThreadEndsBeforeItsCopies) {
+  OnDevice<Words4> const from(*stream_, std::vector<Words4>(32));
+  OnDevice<Words4> const out(*stream_, std::vector<Words4>(96));
+  EXPECT_DEATH(
+      launch(copies_ahead, {}, 32, 0, *stream_, CopiesAhead{.from = from.data(), .out = out.data(), .waits = false}),
+      "kernel of .*CopiesAhead.* ends before its copies are there");
 }
 
 // ---- memory

@@ -271,6 +271,21 @@ TEST_P(DeviceExpertsTest, ManySlotsOfFewExperts) {
   }
 }
 
+// As many of an expert as take the tiles for some rows and for many.
+TEST_P(DeviceExpertsTest, ManyTokensEqualTheReference) {
+  for (Format const& format : {kFormats[1], kFormats[2]})
+    for (bool gated : {true, false}) {
+      Layer const layer(*device_, {2, 40, 75}, format, {.gated = gated, .gate_up_bias = true, .down_bias = true});
+      for (std::size_t t : {31, 65, 140})
+        for (Routing const& routing : {kRoutings[0], kRoutings[1], kRoutings[4]}) {
+          auto const x = random_matrix(t, 40, 1);
+          auto const experts = routed(routing, t, 2, 2);
+          EXPECT_EQ(num_wrong_slots(layer, x.view(), experts, run(layer, x.view(), experts)), 0U)
+              << routing.name << ", wire " << name_of(format.wire) << ", gated " << gated << ", T " << t;
+        }
+    }
+}
+
 // More than a block's shared memory has room for.
 TEST_P(DeviceExpertsTest, LongRowsEqualTheReference) {
   for (LayerShape const& shape : {LayerShape{2, 9000, 3}, LayerShape{2, 4, 9000}}) {
@@ -327,6 +342,27 @@ TEST_P(DeviceExpertsTest, ATokenHasTheSameBitsAloneAndInABatch) {
         auto const part = run(layer, x.view().row_range(first, tokens), {slots.begin(), slots.end()});
         EXPECT_EQ(std::memcmp(part.data(), whole.data() + first * kK * row_bytes(layer), part.size()), 0)
             << routing.name << ", " << tokens << " tokens from " << first;
+      }
+    }
+  }
+}
+
+// On both sides of every border between the shapes that kernels choose by the number of tokens.
+TEST_P(DeviceExpertsTest, ATokenHasTheSameBitsInBatchesOfEverySize) {
+  constexpr std::size_t kTokens = 300;
+  constexpr std::size_t kK = 2;
+  LayerShape const shape{3, 140, 40};
+  for (Format const& format : {kFormats[1], kFormats[2]}) {
+    Layer const layer(*device_, shape, format, {.gate_up_bias = true});
+    auto const x = random_matrix(kTokens, shape.hidden, 1);
+    for (Routing const& routing : {kRoutings[0], kRoutings[1], kRoutings[4]}) {
+      auto const experts = routed(routing, kTokens, kK, shape.experts);
+      auto const whole = run(layer, x.view(), experts);
+      for (std::size_t tokens : {1, 2, 7, 8, 9, 16, 17, 64, 65, 72, 73, 129}) {
+        std::size_t const first = kTokens - tokens;
+        auto const part = run(layer, x.view().row_range(first, tokens), {experts.begin() + first * kK, experts.end()});
+        EXPECT_EQ(std::memcmp(part.data(), whole.data() + first * kK * row_bytes(layer), part.size()), 0)
+            << routing.name << ", wire " << name_of(format.wire) << ", " << tokens << " tokens";
       }
     }
   }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "common/kernels/headwise_linear.h"
@@ -16,6 +17,8 @@ using reference::random_matrix;
 using reference::same_bits;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr WeightFormat kUnrounded{.storage = DType::bf16};  // activations are float32
 
 class DeviceLinearTest : public EachDevice {
  protected:
@@ -49,12 +52,29 @@ TEST_P(DeviceLinearTest, EqualsTheReference) {
       }
 }
 
+// As many as take the tiles for many rows: N and M are whole tiles, and a little less and more.
+TEST_P(DeviceLinearTest, ManyRowsEqualTheReference) {
+  struct Size {
+    std::size_t m, n, k;
+  };
+  for (WeightFormat const& format : {kBfloat16Weights, kUnrounded})
+    for (Size const size :
+         {Size{65, 301, 72}, {17, 640, 300}, {128, 640, 16}, {129, 300, 130}, {140, 129, 33}, {257, 200, 160}}) {
+      auto const x = random_matrix(size.m, size.k, 1);
+      auto const w = random_matrix(size.n, size.k, 2);
+      WeightOnDevice const on_device(*device_, w.view(), format);
+      auto const y = linear_of(x.view(), on_device.weight());
+      EXPECT_EQ(num_wrong(y.view(), reference::linear(x.view(), w.view(), format)), 0U)
+          << "rounds " << static_cast<int>(format.activation) << " M " << size.m << " N " << size.n << " K " << size.k;
+    }
+}
+
 // More of x than a block's shared memory has room for, whether there are few rows or many.
 TEST_P(DeviceLinearTest, LongRowsEqualTheReference) {
   struct Size {
     std::size_t m, k;
   };
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights})
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kUnrounded})
     for (Size const size : {Size{1, 29700}, {1, 60001}, {2, 18432}, {4, 18432}, {7, 9000}}) {
       auto const x = random_matrix(size.m, size.k, 1);
       auto const w = random_matrix(9, size.k, 2);
@@ -116,16 +136,91 @@ TEST_P(DeviceLinearTest, ARowHasTheSameBitsAloneAndInABatch) {
     }
 }
 
-// Nor on what the others are: a row of NaN stays alone.
+// On both sides of every border between the shapes that kernels choose by the number of rows and of outputs.
+TEST_P(DeviceLinearTest, ARowHasTheSameBitsInBatchesOfEverySize) {
+  constexpr std::size_t kRows = 300;
+  struct Size {
+    std::size_t n, k;
+  };
+  for (WeightFormat const& format : kDeviceFormats)
+    for (Size const size : {Size{300, 200}, {520, 40}, {20, 330}}) {
+      auto const x = random_matrix(kRows, size.k, 3);
+      WeightOnDevice const w(*device_, random_matrix(size.n, size.k, 4).view(), format);
+      auto const whole = linear_of(x.view(), w.weight());
+      for (std::size_t rows : {1, 2, 7, 8, 9, 16, 17, 63, 64, 65, 128, 129}) {
+        auto const last = linear_of(x.view().row_range(kRows - rows, rows), w.weight());
+        EXPECT_TRUE(same_bits(last.view(), whole.view().row_range(kRows - rows, rows)))
+            << name_of(format.storage) << " rounds " << static_cast<int>(format.activation) << " N " << size.n << ", "
+            << rows << " rows";
+      }
+    }
+}
+
+// Nor on what the others are: a row of NaN stays alone, and one with an infinity.
 TEST_P(DeviceLinearTest, ARowDoesNotSeeTheOthers) {
-  auto x = random_matrix(9, 72, 3);
-  WeightOnDevice const w(*device_, random_matrix(20, 72, 4).view(), kBfloat16Weights);
-  auto const before = linear_of(x.view(), w.weight());
-  std::fill_n(x.view().row(4), 72, kNaN);
-  auto const after = linear_of(x.view(), w.weight());
-  EXPECT_TRUE(same_bits(after.view().first_rows(4), before.view().first_rows(4)));
-  EXPECT_TRUE(same_bits(after.view().row_range(5, 4), before.view().row_range(5, 4)));
-  for (std::size_t n = 0; n < 20; ++n) EXPECT_TRUE(std::isnan(after.view().row(4)[n]));
+  constexpr std::size_t kK = 72;
+  struct Size {
+    std::size_t m, n;
+  };
+  for (WeightFormat const& format : {kBfloat16Weights, kUnrounded})
+    for (Size const size : {Size{9, 20}, {9, 100}, {140, 300}}) {
+      auto x = random_matrix(size.m, kK, 3);
+      auto const plain = random_matrix(size.n, kK, 4);
+      WeightOnDevice const w(*device_, plain.view(), format);
+      auto const before = linear_of(x.view(), w.weight());
+      std::fill_n(x.view().row(4), kK, kNaN);
+      x.view().row(6)[50] = -kInfinity;
+      auto const after = linear_of(x.view(), w.weight());
+      for (std::size_t m = 0; m < size.m; ++m)
+        if (m != 4 && m != 6) {
+          EXPECT_TRUE(same_bits(after.view().row_range(m, 1), before.view().row_range(m, 1))) << "M " << size.m;
+        }
+      for (std::size_t n = 0; n < size.n; ++n) {
+        EXPECT_TRUE(std::isnan(after.view().row(4)[n])) << "M " << size.m;
+        EXPECT_EQ(after.view().row(6)[n], plain.view().row(n)[50] > 0 ? -kInfinity : kInfinity) << "M " << size.m;
+      }
+    }
+}
+
+// All 24 bits of x count, whatever its size, where it is not rounded.
+TEST_P(DeviceLinearTest, AOneAsAWeightGivesXItself) {
+  constexpr float kMost = std::numeric_limits<float>::max();
+  std::vector<float> numbers{
+      0,         1,         -1,    1 + 0x1p-23F, -0x1.fffffep0F, 0x1.000102p-100F, 0x1.fffffep-109F,
+      0x1p-126F, 0x1p-133F, kMost, -kMost,       kInfinity,      -kInfinity,       kNaN};
+  auto const more = random_matrix(1, 300 - numbers.size(), 1);
+  for (std::size_t i = 0; i < more.view().cols; ++i)
+    numbers.push_back(std::ldexp(more.view().data[i], static_cast<int>(i % 220) - 100));
+  auto const ones = filled(150, 1, 1);
+  for (WeightFormat const& format : {kFloat32Weights, kUnrounded}) {
+    WeightOnDevice const w(*device_, ones.view(), format);
+    for (std::size_t m : {8UL, 40UL, numbers.size()})
+      for (std::size_t first = 0; first + m <= numbers.size(); first += m) {
+        auto const y = linear_of({numbers.data() + first, m, 1}, w.weight());
+        for (std::size_t i = 0; i < m * ones.view().rows; ++i) {
+          float const x = numbers[first + i / ones.view().rows];
+          float const is = y.view().data[i];
+          ASSERT_TRUE(is == x || (std::isnan(x) && std::isnan(is))) << x << " became " << is << ", M " << m;
+        }
+      }
+  }
+}
+
+// Errors do not add up as K grows: sums of positive numbers.
+TEST_P(DeviceLinearTest, LongSumsAreAsGoodAsFloat32) {
+  constexpr std::size_t kK = 29700;
+  auto x = random_matrix(9, kK, 1);
+  auto w = random_matrix(40, kK, 2);
+  for (std::size_t i = 0; i < 9 * kK; ++i) x.view().data[i] = std::abs(x.view().data[i]);
+  for (std::size_t i = 0; i < 40 * kK; ++i) w.view().data[i] = std::abs(w.view().data[i]);
+  auto const expected = reference::linear(x.view(), w.view(), kUnrounded);
+  WeightOnDevice const on_device(*device_, w.view(), kUnrounded);
+  for (std::size_t rows : {1, 9}) {
+    auto const y = linear_of(x.view().first_rows(rows), on_device.weight());
+    for (std::size_t m = 0; m < rows; ++m)
+      for (std::size_t n = 0; n < 40; ++n)
+        EXPECT_NEAR(y.view().row(m)[n] / expected[m][n].value, 1, 4e-6) << rows << " rows";
+  }
 }
 
 TEST_P(DeviceLinearTest, TheBiasIsAddedToTheFinishedSum) {

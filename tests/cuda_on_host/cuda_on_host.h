@@ -119,6 +119,7 @@ struct KernelCall {
   std::function<void()> thread;  // what one thread does
 };
 void run_kernel(Stream& stream, KernelCall const& call);
+void run_in_turn(Stream& stream, std::function<void()> work);
 
 template <class Grid, class Arguments>
 void launch_on_host(void (*kernel)(Arguments), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
@@ -128,8 +129,10 @@ void launch_on_host(void (*kernel)(Arguments), Grid grid, unsigned threads, std:
   __builtin_clear_padding(&arguments);  // run_kernel looks for pointers
 #endif
 #endif
-  run_kernel(stream, {typeid(Arguments).name(), grid.x, grid.y, grid.z, threads, shared_bytes, &arguments,
-                      sizeof(Arguments), [&] { kernel(arguments); }});
+  run_in_turn(stream, [=, &stream] {
+    run_kernel(stream, {typeid(Arguments).name(), grid.x, grid.y, grid.z, threads, shared_bytes, &arguments,
+                        sizeof(Arguments), [&] { kernel(arguments); }});
+  });
 }
 
 }  // namespace expertmesh::cuda_on_host

@@ -299,6 +299,10 @@ void run_kernel(Stream& stream, KernelCall const& call) {
   machine().run(stream, call);
 }
 
+void run_in_turn(Stream& stream, std::function<void()> work) {
+  stream.run(std::move(work));
+}
+
 void wait_for_block(Place place) {
   machine().wait_here(At::block, place);
 }

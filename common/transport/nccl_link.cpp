@@ -14,6 +14,8 @@
 namespace expertmesh {
 namespace {
 
+// Between two looks, that counts as waiting: who was busy elsewhere for longer has missed nothing yet.
+constexpr std::chrono::seconds kMostBetweenLooks{1};
 constexpr std::size_t kGreetingBytes = 256;  // NCCL makes its connections when something passes for the first time
 
 class NcclLink final : public RowLink {
@@ -24,7 +26,7 @@ class NcclLink final : public RowLink {
         options_(options),
         greeting_(2 * kGreetingBytes, &device),
         queue_(device.make_link_queue()),  // the thread's device is this one from here on
-        connect_by_(now + options.connect_time) {
+        last_look_(now) {
     NcclConfig config;
     config.blocking = 0;
     check("ncclCommInitRankConfig", api_->comm_init_rank_config(&comm_, 2, id, static_cast<int>(options.end), &config));
@@ -45,9 +47,10 @@ class NcclLink final : public RowLink {
 
   void poll(Time now) override {
     if (!failure_.empty()) return;
+    waited_ += std::min<Time::duration>(now - std::exchange(last_look_, now), kMostBetweenLooks);
     look_for_errors();
-    if (failure_.empty() && phase_ != Phase::ready) connect(now);
-    if (failure_.empty() && phase_ == Phase::ready) transfer(now);
+    if (failure_.empty() && phase_ != Phase::ready) connect();
+    if (failure_.empty() && phase_ == Phase::ready) transfer();
   }
 
   LinkMark send(std::span<std::byte const> rows) override {
@@ -109,13 +112,13 @@ class NcclLink final : public RowLink {
     check("ncclCommGetAsyncError", result != NcclResult::success ? result : error);
   }
 
-  void connect(Time now) {
+  void connect() {
     if (!in_progress_ && phase_ == Phase::initialising) greet();
     if (failure_.empty() && !in_progress_ && phase_ == Phase::greeting) {
       if (!std::exchange(greeted_, true)) queue_->set(0);
       if (queue_->done(0)) phase_ = Phase::ready;
     }
-    if (failure_.empty() && phase_ != Phase::ready && now >= connect_by_)
+    if (failure_.empty() && phase_ != Phase::ready && waited_ >= options_.connect_time)
       fail("NCCL made no connection within " + std::to_string(options_.connect_time.count()) + " ms");
   }
 
@@ -169,15 +172,13 @@ class NcclLink final : public RowLink {
     }
   }
 
-  void transfer(Time now) {
+  void transfer() {
     std::uint64_t const before = enqueued_ + done_;
     enqueue();
     while (failure_.empty() && done_ < enqueued_ && queue_->done((done_ + 1) % LinkQueue::kMarks)) ++done_;
-    if (done_ == asked_)
-      waiting_since_.reset();
-    else if (!waiting_since_ || enqueued_ + done_ != before)
-      waiting_since_ = now;
-    else if (failure_.empty() && now - *waiting_since_ >= options_.transfer_time)
+    if (done_ == asked_ || enqueued_ + done_ != before)
+      waited_ = {};
+    else if (failure_.empty() && waited_ >= options_.transfer_time)
       fail("a transfer of " + std::to_string(transfers_[(done_ + 1) % LinkQueue::kMarks].rows.size()) +
            " bytes was not done within " + std::to_string(options_.transfer_time.count()) + " ms");
   }
@@ -186,7 +187,8 @@ class NcclLink final : public RowLink {
   NcclLinkOptions const options_;
   AlignedBuffer<std::byte> greeting_;  // out, and in
   std::unique_ptr<LinkQueue> const queue_;
-  Time const connect_by_;
+  Time last_look_;
+  Time::duration waited_{};  // to be ready; then since something came of a transfer
   NcclComm* comm_ = nullptr;
   Phase phase_ = Phase::initialising;
   bool in_progress_ = false;  // of the last call
@@ -198,7 +200,6 @@ class NcclLink final : public RowLink {
   std::uint64_t enqueued_ = 0;
   bool called_ = false;  // the library, for the one after those enqueued
   std::uint64_t done_ = 0;
-  std::optional<Time> waiting_since_;  // the oldest that is not done
 
   bool told_to_abort_ = false;
   std::atomic<bool> aborted_ = false;

@@ -14,9 +14,9 @@ enum class LinkEnd : int { coordinator = 0, worker = 1 };  // the ranks
 
 struct NcclLinkOptions {
   LinkEnd end = LinkEnd::coordinator;
-  std::string peer;                           // for errors: "worker 3"
-  std::chrono::milliseconds connect_time{0};  // from the making to the first rows there and back
-  std::chrono::milliseconds transfer_time{0};
+  std::string peer;                            // for errors: "worker 3"
+  std::chrono::milliseconds connect_time{0};   // from the making to the first bytes there and back
+  std::chrono::milliseconds transfer_time{0};  // without anything being done
 };
 
 // Both ends make theirs of the same id. The device must outlive it. Never throws for what NCCL says: the link has

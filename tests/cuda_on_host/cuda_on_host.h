@@ -124,12 +124,12 @@ void run_in_turn(Stream& stream, std::function<void()> work);
 template <class Grid, class Arguments>
 void launch_on_host(void (*kernel)(Arguments), Grid grid, unsigned threads, std::size_t shared_bytes, Stream& stream,
                     Arguments arguments) {
+  run_in_turn(stream, [=, &stream]() mutable {
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_clear_padding)
-  __builtin_clear_padding(&arguments);  // run_kernel looks for pointers
+    __builtin_clear_padding(&arguments);  // run_kernel looks for pointers
 #endif
 #endif
-  run_in_turn(stream, [=, &stream] {
     run_kernel(stream, {typeid(Arguments).name(), grid.x, grid.y, grid.z, threads, shared_bytes, &arguments,
                         sizeof(Arguments), [&] { kernel(arguments); }});
   });

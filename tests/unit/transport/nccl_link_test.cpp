@@ -33,6 +33,7 @@ class ScriptedNccl final : public NcclApi {
   std::atomic<int> num_revoked = 0;
   std::atomic<int> num_aborted = 0;
   bool in_group = false;
+  QueueOnHost* used = nullptr;
 
   [[nodiscard]] int version() const override { return kLeastNcclVersion; }
   NcclResult get_unique_id(NcclUniqueId* /*id*/) override { return called("ncclGetUniqueId"); }
@@ -94,8 +95,9 @@ class ScriptedNccl final : public NcclApi {
     busy_ = result == NcclResult::in_progress && !in_group;
     return result;
   }
-  void hold(void* queue) const {
-    if (transfers_end.valid()) static_cast<QueueOnHost*>(queue)->push([end = transfers_end] { end.wait(); });
+  void hold(void* queue) {
+    used = static_cast<QueueOnHost*>(queue);
+    if (transfers_end.valid()) used->push([end = transfers_end] { end.wait(); });
   }
   bool busy_ = false;
 };
@@ -168,18 +170,20 @@ TEST_F(NcclLinkTest, AnyCallMayBeInProgress) {
       if (slow > 0 && slow < 4) continue;  // inside a group
       nccl = std::make_shared<ScriptedNccl>();
       nccl->plan[slow] = NcclResult::in_progress;
+      std::deque<NcclResult> const async{NcclResult::in_progress, NcclResult::in_progress, NcclResult::in_progress,
+                                         end};
+      if (slow == 0) nccl->async = async;
       auto link = make();
-      bool const in_init = slow == 0;
       if (slow >= 5) {
         ASSERT_TRUE(become_ready(*link));
       }
-      nccl->async = {NcclResult::in_progress, NcclResult::in_progress, NcclResult::in_progress, end};
+      if (slow > 0) nccl->async = async;
       bool const good = send_and_receive(*link);
       EXPECT_EQ(good, end == NcclResult::success) << kCalls[slow] << ": " << link->failure();
       if (good) {
         EXPECT_EQ(nccl->calls, kCalls);
       } else {
-        EXPECT_EQ(link->failure(), "ncclCommGetAsyncError: text 6 (6) [worker 3]") << in_init;
+        EXPECT_EQ(link->failure(), "ncclCommGetAsyncError: text 6 (6) [worker 3]") << kCalls[slow];
       }
     }
 }
@@ -218,7 +222,7 @@ TEST_F(NcclLinkTest, ATransferThatHangsIsGivenUp) {
   link->poll(now + milliseconds(49));
   EXPECT_EQ(link->state(), RowLink::State::ready);
   EXPECT_FALSE(link->done(mark));
-  link->poll(now + milliseconds(50));
+  link->poll(now + milliseconds(99));
   EXPECT_EQ(link->failure(), "a transfer of 40 bytes was not done within 50 ms [worker 3]");
   EXPECT_FALSE(link->done(mark));
   never.set_value();
@@ -233,7 +237,10 @@ TEST_F(NcclLinkTest, WhoLooksLateFindsWhatIsDone) {
   LinkMark const first = link->recv(rows.span().first(40));
   LinkMark const second = link->recv(rows.span().subspan(40, 40));
   link->poll(now);
+  now += milliseconds(49);
+  link->poll(now);
   end.set_value();
+  nccl->used->finish();
   now += milliseconds(1000);
   EXPECT_TRUE(poll_until(*link, [&] { return link->done(first) && link->done(second); })) << link->failure();
 }

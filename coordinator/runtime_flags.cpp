@@ -1,6 +1,7 @@
 #include "coordinator/runtime_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <map>
 
 namespace expertmesh {
 namespace {
@@ -58,6 +59,11 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command.add_option("--worker-device", options.worker_device, "What runs the experts of workers: cpu, cuda or cuda:N")
       ->check(valid_device_name)
       ->capture_default_str();
+  command
+      .add_option("--row-transport", options.row_transport,
+                  "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
+          {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

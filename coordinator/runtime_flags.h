@@ -8,8 +8,9 @@ class App;
 
 namespace expertmesh {
 
-// --workers, --threads, --worker-threads, --dtype, --seed, --isa, --device, --worker-device, --allow-mixed-numerics,
-// --gpu-memory-utilization; what `options` holds is the default. options must outlive the parsing.
+// --workers, --threads, --worker-threads, --dtype, --seed, --isa, --device, --worker-device, --row-transport,
+// --allow-mixed-numerics, --gpu-memory-utilization; what `options` holds is the default. options must outlive the
+// parsing.
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options);
 void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype);
 

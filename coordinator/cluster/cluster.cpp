@@ -19,6 +19,7 @@
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "common/transport/nccl_link.h"
 #include "coordinator/cluster/control_server.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/static_split.h"
@@ -87,6 +88,7 @@ class Cluster::Impl {
                   .mixed_isas = options_.mixed_isas,
                   .checkpoint = checkpoint_,
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
+                  .nccl = options_.nccl_required ? static_cast<std::uint32_t>(options_.nccl->version()) : 0,
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
                   .on_change = [this](WorkerStatus const& status) { take_change(status); },
@@ -143,7 +145,7 @@ class Cluster::Impl {
       if (!all_joined && !record.joined)
         throw ClusterError("worker " + std::to_string(record.status.id.value()) + ": did not say hello in time");
     throw_for_dead(joined);
-    for (auto const& start : starts) control_.assign(start.life, assignment(start));
+    for (auto const& start : starts) assign(start);
     wait_for_loading(on_progress, DeadLocal::ends_it, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
@@ -205,7 +207,8 @@ class Cluster::Impl {
                          .incarnation = life.incarnation,
                          .peer = link.peer,
                          .epoch = share.epoch,
-                         .held = share.held});
+                         .held = share.held,
+                         .link_id = link.id});
     }
     return members;
   }
@@ -228,6 +231,12 @@ class Cluster::Impl {
     return membership_.balance();
   }
 
+  void set_row_transport(WorkerPeer const& member, std::string const& how) {
+    std::lock_guard lock(mutex_);
+    Link& link = links_[member.worker.value() - 1];
+    if (link.peer == member.peer) link.row_transport = how;
+  }
+
   std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
  private:
@@ -235,6 +244,8 @@ class Cluster::Impl {
   struct Link {
     PeerId peer;
     std::optional<MpiComm> comm;  // until the transport has it
+    std::string id{};             // of its RowLink; empty: none
+    std::string row_transport{};  // see WorkerStatus; empty: "mpi"
   };
 
   // ---- to the membership, and what it wants done
@@ -433,7 +444,7 @@ class Cluster::Impl {
         auto const& record = records[worker.value() - 1];
         return record.joined || record.status.state == WorkerState::dead;
       });
-      control_.assign(start.life, assignment(start));
+      assign(start);
     } catch (ClusterError const& error) {
       if (!stopping_) control_.declare_dead(worker, start.life.incarnation, error.what());
     }
@@ -496,7 +507,38 @@ class Cluster::Impl {
   }
 
   // To one that has joined.
-  control::Assign assignment(Membership::Start const& start) const {
+  void assign(Membership::Start const& start) {
+    control_.assign(start.life, assignment(start, begin_link(start.life.worker)));
+  }
+
+  // The id of a link to it, where both ends can have one. Throws ClusterError.
+  std::string begin_link(WorkerId worker) {
+    if (!options_.nccl) return {};
+    std::uint32_t const theirs = control_.records()[worker.value() - 1].nccl;
+    std::uint32_t const ours = static_cast<std::uint32_t>(options_.nccl->version());
+    std::string id;
+    std::string how = "mpi (nccl is not connected yet)";
+    if (theirs == 0) {
+      how = "mpi (the worker has no NCCL for a GPU of its own)";
+    } else if (theirs != ours) {
+      how = "mpi (the worker has NCCL " + nccl_version_text(static_cast<int>(theirs)) + ", the coordinator " +
+            nccl_version_text(static_cast<int>(ours)) + ")";
+    } else {
+      try {
+        id = make_nccl_id(*options_.nccl);
+      } catch (NcclError const& error) {
+        how = std::string("mpi (") + error.what() + ")";
+      }
+    }
+    if (id.empty() && options_.nccl_required)
+      throw ClusterError("worker " + std::to_string(worker.value()) + ": its rows cannot go by NCCL: " + how);
+    std::lock_guard lock(mutex_);
+    links_[worker.value() - 1].id = id;
+    links_[worker.value() - 1].row_transport = how;
+    return id;
+  }
+
+  control::Assign assignment(Membership::Start const& start, std::string link_id) const {
     Share const& share = start.share;
     return {.isa = control_.records()[start.life.worker.value() - 1].status.isa,
             .model_dir = options_.model_dir.string(),
@@ -509,13 +551,16 @@ class Cluster::Impl {
             .epoch = share.epoch,
             .limits = dispatch_limits(options_.experts, options_.max_tokens_per_step, options_.experts_per_token),
             .max_requests = kMaxRequests,
-            .heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_interval.count())};
+            .heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_interval.count()),
+            .link_id = std::move(link_id)};
   }
 
   // Fills in what the control plane does not know of a worker. With mutex_ held.
   void complete(WorkerStatus& status) const {
     Membership::Place const& place = membership_.place(status.id);
     status.transport = "mpi";
+    std::string const& rows = links_[status.id.value() - 1].row_transport;
+    status.row_transport = rows.empty() ? "mpi" : rows;
     status.speed = place.speed;
     status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
     if (place.draining && status.state == WorkerState::serving) status.state = WorkerState::draining;
@@ -616,6 +661,9 @@ std::string Cluster::death_reason(WorkerPeer const& member) const {
 }
 void Cluster::declare_dead(WorkerPeer const& member, std::string const& reason) {
   impl_->control_.declare_dead(member.worker, member.incarnation, reason);
+}
+void Cluster::set_row_transport(WorkerPeer const& member, std::string const& how) {
+  impl_->set_row_transport(member, how);
 }
 std::size_t Cluster::resident_bytes() const {
   return impl_->resident_bytes();

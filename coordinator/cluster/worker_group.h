@@ -20,7 +20,7 @@ struct WorkerPeer {
   PeerId peer;           // of the transport; never used again
   PlacementEpoch epoch;  // in which it was given its experts
   std::shared_ptr<HeldExperts const> held;
-  std::string link_id;  // that its end of a RowLink is made of; empty: its rows go with the messages
+  std::string link_id{};  // that its end of a RowLink is made of; empty: its rows go with the messages
 };
 
 class WorkerGroup {

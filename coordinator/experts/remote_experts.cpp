@@ -592,6 +592,11 @@ RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& s
                              Exec const& exec, std::shared_ptr<WorkerGroup> group)
     : impl_(std::make_unique<Impl>(model, source, limits, exec, std::move(group))) {}
 RemoteExperts::~RemoteExperts() = default;
+std::size_t RemoteExperts::link_buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
+                                             std::size_t experts_per_token) {
+  DispatchLimits const limits = dispatch_limits(model, max_tokens, experts_per_token);
+  return kNumSlots * (limits.max_rows + limits.max_entries) * max_hidden(model) * size_of(model.wire);
+}
 Experts::Exchange RemoteExperts::dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
   return impl_->dispatch(layer, x, routing);
 }

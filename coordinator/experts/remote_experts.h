@@ -45,6 +45,10 @@ class RemoteExperts final : public Experts {
                 std::shared_ptr<WorkerGroup> group);
   ~RemoteExperts() override;
 
+  // Of the coordinator's device, for one worker with a link.
+  static std::size_t link_buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
+                                       std::size_t experts_per_token);
+
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   void progress() override;
   void wake() override;

@@ -22,6 +22,7 @@ Json process_json(WorkerStatus const& w) {
             {"isa", w.isa},
             {"dtype", w.dtype},
             {"transport", w.transport},
+            {"row_transport", w.row_transport},
             {"experts", w.num_experts},
             {"resident_bytes", w.resident_bytes},
             {"speed", w.speed}};

@@ -1,6 +1,7 @@
 #include "coordinator/model_runtime.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "common/base/available_memory.h"
 #include "common/base/cores.h"
@@ -8,6 +9,7 @@
 #include "common/base/paths.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
+#include "common/transport/nccl_link.h"
 #include "coordinator/engine/step_memory.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/load_progress.h"
@@ -19,6 +21,10 @@ namespace {
 constexpr std::size_t kMaxLogitRows = 64;  // rows of one LM-head call
 constexpr double kDefaultKvShare = 0.4;    // of free memory
 constexpr double kOwnExpertsShare = 0.5;   // of what is left then, for experts of dead workers
+
+// A worker's link that takes longer is no link.
+constexpr std::chrono::seconds kLinkConnectTime{30};
+constexpr std::chrono::seconds kLinkTransferTime{10};
 
 SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spec) {
   return {.max_num_seqs = sizes.max_num_seqs,
@@ -37,9 +43,9 @@ StepSizes step_sizes(RuntimeSizes const& sizes) {
 // Of the device, that weights and buffers of this process leave to its KV cache. Throws where not even they have room.
 // experts: that the device holds, or null.
 std::size_t kv_bytes_on(Device const& device, double share, ModelSpec const& spec, ExpertModelSpec const* experts,
-                        ModelPlan const& plan, StepSizes const& sizes) {
+                        ModelPlan const& plan, StepSizes const& sizes, std::size_t link_bytes) {
   std::size_t const weights = plan.coordinator_bytes + (experts ? device_expert_bytes(*experts) : 0);
-  std::size_t const buffers = device_buffer_bytes(spec, sizes, experts, device);
+  std::size_t const buffers = device_buffer_bytes(spec, sizes, experts, device) + link_bytes;
   std::size_t const free = device.free_bytes();
   auto const usable = static_cast<std::size_t>(share * static_cast<double>(free));
   if (weights + buffers > usable)
@@ -49,9 +55,17 @@ std::size_t kv_bytes_on(Device const& device, double share, ModelSpec const& spe
   return usable - weights - buffers;
 }
 
+// Buffers of the device for the rows of all workers.
+std::size_t link_bytes(ModelRuntimeOptions const& options, ModelSpec const& spec, ExpertModelSpec const& experts,
+                       RuntimeSizes const& sizes) {
+  ExchangeShape const shape = exchange_shape(spec, sizes.max_num_batched_tokens);
+  return (options.workers + options.remote_workers) *
+         RemoteExperts::link_buffer_bytes(experts, shape.rows, shape.experts_per_row);
+}
+
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
-                     std::vector<KvCacheSpec> const& kv_groups, Device const* device, ExpertModelSpec const& experts,
-                     ModelPlan const& plan) {
+                     std::vector<KvCacheSpec> const& kv_groups, Device const* device, bool links,
+                     ExpertModelSpec const& experts, ModelPlan const& plan) {
   RuntimeSizes s;
   s.max_model_len = options.max_model_len.value_or(spec.max_position);
   if (s.max_model_len > spec.max_position && !spec.goes_beyond_max_position)
@@ -68,11 +82,12 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
   std::size_t const bytes =
       options.kv_cache_bytes
           ? *options.kv_cache_bytes
-          : std::min(bytes_for(s.max_model_len),
-                     device
-                         ? kv_bytes_on(*device, options.device_memory_share, spec,
-                                       options.clustered() ? nullptr : &experts, plan, step_sizes(s))
-                         : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
+          : std::min(
+                bytes_for(s.max_model_len),
+                device
+                    ? kv_bytes_on(*device, options.device_memory_share, spec, options.clustered() ? nullptr : &experts,
+                                  plan, step_sizes(s), links ? link_bytes(options, spec, experts, s) : 0)
+                    : static_cast<std::size_t>(kDefaultKvShare * static_cast<double>(available_memory_bytes())));
   if (std::size_t const least = bytes_for(0); bytes < least)
     throw ModelError("the KV cache of " + human_bytes(bytes) + " (--kv-cache-memory) cannot hold one sequence of " +
                      std::to_string(s.max_model_len) + " tokens (--max-model-len), which needs " + human_bytes(least));
@@ -108,6 +123,30 @@ std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpe
     throw ModelError("config.json: field 'model_type': family '" + spec.family +
                      "' has an encoder, which runs on processors only (--device cpu)");
   return options.open_device(*index);
+}
+
+// The library by which rows go from GPU to GPU; null: they go by the host.
+std::shared_ptr<NcclApi> load_row_library(ModelRuntimeOptions const& options, Device const* device) {
+  bool const required = options.row_transport == RowTransport::nccl;
+  bool const workers_may = options.clustered() && (options.worker_device != "cpu" || options.mixed_numerics);
+  if (options.row_transport == RowTransport::host) return nullptr;
+  if (!device || !workers_may) {
+    if (required)
+      throw ModelError(
+          "--row-transport nccl: rows go by NCCL between GPUs only (--device cuda, --workers, "
+          "--worker-device cuda)");
+    return nullptr;
+  }
+  // Through the interface that the rest goes through, unless the environment says otherwise.
+  std::string const interface = options.interface.empty() ? "lo" : options.interface;
+  setenv("NCCL_SOCKET_IFNAME", ("=" + interface).c_str(), 0);
+  try {
+    return load_nccl();
+  } catch (NcclError const& error) {
+    if (required) throw;
+    spdlog::warn("rows go by the host, there is no NCCL: {}", error.what());
+    return nullptr;
+  }
 }
 
 Isa pick_isa(ModelRuntimeOptions const& options) {
@@ -197,7 +236,8 @@ std::vector<int> own_cores(ModelRuntimeOptions const& options) {
 
 std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
                                        WeightSource const& source, RemoteExpertsLimits const& exchange, Isa isa,
-                                       std::size_t worker_bytes, Cluster::OnChange on_change) {
+                                       std::shared_ptr<NcclApi> const& nccl, std::size_t worker_bytes,
+                                       Cluster::OnChange on_change) {
   init_mpi();
   auto const workers = local_workers(options);
   std::string threads;
@@ -217,6 +257,8 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .shared_cores = shares_cores(options),
                          .isa = worker_kernels(options, isa),
                          .mixed_isas = options.mixed_numerics,
+                         .nccl = nccl,
+                         .nccl_required = options.row_transport == RowTransport::nccl,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
@@ -243,12 +285,13 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       dtype_(numerics_dtype(spec_, options.dtype)),
       isa_(pick_isa(options)),
       device_(open_device(options, spec_)),
+      nccl_(load_row_library(options, device_.get())),
       experts_spec_(expert_model_spec(spec_, weight_format_of(dtype_), dtype_)),
       weights_(open_weights(options, spec_)),
       plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
-      sizes_(size_up(options, spec_, kv_groups_, device_.get(), experts_spec_, plan_)) {
+      sizes_(size_up(options, spec_, kv_groups_, device_.get(), nccl_ != nullptr, experts_spec_, plan_)) {
   (void)worker_kernels(options, isa_);
   if (options.clustered() && experts_spec_.layers.empty())
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
@@ -287,15 +330,26 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
     return;
   }
   ExchangeShape const shape = exchange_shape(spec_, sizes_.max_num_batched_tokens);
-  RemoteExpertsLimits const exchange{.experts_per_token = shape.experts_per_row,
-                                     .max_tokens = shape.rows,
-                                     .checksums = options_.checksum_messages,
-                                     .own_cache_bytes = sizes_.own_cache_bytes,
-                                     .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
-                                     .mixed_numerics = options_.mixed_numerics};
+  RemoteExpertsLimits exchange{.experts_per_token = shape.experts_per_row,
+                               .max_tokens = shape.rows,
+                               .checksums = options_.checksum_messages,
+                               .own_cache_bytes = sizes_.own_cache_bytes,
+                               .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
+                               .mixed_numerics = options_.mixed_numerics};
+  if (nccl_) {
+    exchange.links_required = options_.row_transport == RowTransport::nccl;
+    exchange.make_link = [this](WorkerPeer const& peer) -> std::shared_ptr<RowLink> {
+      return make_nccl_link(nccl_, nccl_id_of(peer.link_id).value(), *device_,
+                            {.end = LinkEnd::coordinator,
+                             .peer = "worker " + std::to_string(peer.worker.value()),
+                             .connect_time = kLinkConnectTime,
+                             .transfer_time = kLinkTransferTime},
+                            std::chrono::steady_clock::now());
+    };
+  }
   if (options_.clustered()) {
-    cluster_ =
-        start_cluster(options_, experts_spec_, *weights_, exchange, isa_, sizes_.worker_bytes, std::move(on_change));
+    cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, nccl_, sizes_.worker_bytes,
+                             std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
   }

@@ -13,7 +13,9 @@
 #include "common/checkpoint/weight_source.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
+#include "common/transport/nccl_api.h"
 #include "coordinator/cluster/cluster.h"
+#include "coordinator/cluster/row_transport.h"
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/experts/remote_experts.h"
 #include "coordinator/model/model_plan.h"
@@ -42,6 +44,7 @@ struct ModelRuntimeOptions {
   std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
   // The workers of this host one by one, where they are not all the same; 0 threads: their share of the cores.
   std::vector<LocalWorker> local_workers;
+  RowTransport row_transport = RowTransport::automatic;
   bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what
   bool device_graphs = true;         // decode steps of a device are CUDA graphs
   double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
@@ -87,8 +90,9 @@ class ModelRuntime {
   [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
   [[nodiscard]] DType dtype() const { return dtype_; }
   [[nodiscard]] Isa isa() const { return isa_; }
-  [[nodiscard]] Device* device() const { return device_.get(); }  // null: this processor
-  [[nodiscard]] ModelPlan const& plan() const { return plan_; }   // for this number of workers
+  [[nodiscard]] NcclApi const* nccl() const { return nccl_.get(); }  // null: rows go by the host
+  [[nodiscard]] Device* device() const { return device_.get(); }     // null: this processor
+  [[nodiscard]] ModelPlan const& plan() const { return plan_; }      // for this number of workers
   [[nodiscard]] std::vector<KvCacheSpec> const& kv_groups() const { return kv_groups_; }
   [[nodiscard]] RuntimeSizes const& sizes() const { return sizes_; }
 
@@ -111,6 +115,7 @@ class ModelRuntime {
   DType const dtype_;
   Isa const isa_;
   std::unique_ptr<Device> const device_;
+  std::shared_ptr<NcclApi> const nccl_;  // by which rows go to workers that have it, too; null: to none
   ExpertModelSpec const experts_spec_;
   std::unique_ptr<WeightSource> weights_;
   ModelPlan const plan_;

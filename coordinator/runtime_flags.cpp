@@ -1,6 +1,7 @@
 #include "coordinator/runtime_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <map>
 
 namespace expertmesh {
 namespace {
@@ -64,6 +65,10 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "Gigabytes of weights that a worker of this host reads a second: its share of the experts goes by that "
           "[measured]")
       ->check(CLI::Range(0.001, 1e6));
+  .add_option("--row-transport", options.row_transport,
+              "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
+          {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

@@ -174,9 +174,12 @@ class Server {
     spdlog::info("experts: {}",
                  !runtime_.remote_experts()
                      ? runtime_.experts_spec().layers.empty() ? "none" : "all on " + runtime_.device()->name()
-                 : runtime_.cluster()
-                     ? std::to_string(options_.workers + options_.remote_workers) + " workers, transport mpi"
-                     : "in this process, transport in-process");
+                 : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
+                                            " workers, transport mpi, rows by " +
+                                            (runtime_.nccl() ? "NCCL " + nccl_version_text(runtime_.nccl()->version()) +
+                                                                   " where a worker has it, else by mpi"
+                                                             : "mpi")
+                                      : "in this process, transport in-process");
     engine_->start();
     gate_.open(*engine_);
     started_ = true;
@@ -342,6 +345,11 @@ class Server {
                                    traffic.bytes_received - counted_received_);
     counted_sent_ = traffic.bytes_sent;
     counted_received_ = traffic.bytes_received;
+    if (runtime_.nccl())
+      metrics_.count_transport_bytes("nccl", traffic.link_bytes_sent - counted_link_sent_,
+                                     traffic.link_bytes_received - counted_link_received_);
+    counted_link_sent_ = traffic.link_bytes_sent;
+    counted_link_received_ = traffic.link_bytes_received;
     auto const r = runtime_.remote_experts()->recoveries();
     metrics_.set_recoveries({.exchanges = r.exchanges,
                              .rows = r.rows,
@@ -376,7 +384,8 @@ class Server {
     c.device = runtime_.device() ? runtime_.device()->name() : "cpu";
     c.isa = profile_.isa;
     c.dtype = profile_.dtype;
-    c.transport = options_.clustered() ? "mpi" : "in-process";
+    c.transport = c.row_transport = options_.clustered() ? "mpi" : "in-process";
+    if (runtime_.nccl()) c.row_transport = "nccl";
     if (!started_) return view;  // the rest is being made
     view.limits = limits();
     ModelPlan const& plan = runtime_.plan();
@@ -418,6 +427,8 @@ class Server {
   std::vector<std::vector<double>> load_before_;  // [MoE layers][E]
   std::size_t counted_sent_ = 0;
   std::size_t counted_received_ = 0;
+  std::size_t counted_link_sent_ = 0;
+  std::size_t counted_link_received_ = 0;
 };
 
 }  // namespace

@@ -29,10 +29,12 @@
 #include "common/protocol/secret_proof.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "common/transport/nccl_link.h"
 #include "worker/capacity.h"
 #include "worker/control_client.h"
 #include "worker/remote_weights.h"
 #include "worker/served_placement.h"
+#include "worker/worker_link.h"
 #include "worker/worker_loop.h"
 
 namespace expertmesh {
@@ -42,7 +44,23 @@ constexpr int kExitModel = 2;  // the model directory is at fault
 constexpr int kExitOther = 1;
 constexpr PeerId kCoordinator{0};
 
-control::Hello make_hello(WorkerOptions const& options) {
+// Rows wait for the coordinator to have some, and it may be busy with others' experts: it is the control plane that
+// says when it is gone.
+constexpr std::chrono::hours kLinkConnectTime{24};
+constexpr std::chrono::minutes kLinkTransferTime{10};
+
+// For a worker with a GPU; null: it has none, or no library.
+std::shared_ptr<NcclApi> load_row_library(WorkerOptions const& options) {
+  if (options.device == "cpu") return nullptr;
+  try {
+    return load_nccl();
+  } catch (NcclError const& error) {
+    spdlog::info("rows come by the host, there is no NCCL: {}", error.what());
+    return nullptr;
+  }
+}
+
+control::Hello make_hello(WorkerOptions const& options, NcclApi const* nccl) {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
   std::vector<std::string> isas;
@@ -63,7 +81,8 @@ control::Hello make_hello(WorkerOptions const& options) {
           .dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))},
           .memory_bytes =
               static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)),
-          .checkpoint = options.model_dir.empty() ? Fingerprint{} : fingerprint_of(options.model_dir)};
+          .checkpoint = options.model_dir.empty() ? Fingerprint{} : fingerprint_of(options.model_dir),
+          .nccl = nccl ? static_cast<std::uint32_t>(nccl->version()) : 0};
 }
 
 // Where this worker's weights come from: its own copy of the checkpoint, a folder at the coordinator's path, or the
@@ -88,10 +107,12 @@ std::unique_ptr<WeightSource> open_weights(WorkerOptions const& options, std::st
 
 // Before any other thread is there: everything of this process goes through the interface by which the coordinator is
 // reached, unless the environment says otherwise.
-void choose_interface(std::string const& control) {
+void choose_interface(std::string const& control, bool by_itself) {
   auto const address = local_address_towards(control);
   auto const interface = address ? interface_of_address(*address) : std::nullopt;
   if (!interface) return;  // the connection will say why
+  setenv("NCCL_SOCKET_IFNAME", ("=" + *interface).c_str(), 0);
+  if (!by_itself) return;  // its MPI is set up by the coordinator
   setenv("UCX_NET_DEVICES", interface->c_str(), 1);
   setenv("OMPI_MCA_oob_tcp_if_include", interface == "lo" ? "lo" : ("lo," + *interface).c_str(), 1);
   spdlog::info("interface {}, {}", *interface, *address);
@@ -113,9 +134,30 @@ class ProgressReporter {
   std::chrono::steady_clock::time_point last_;
 };
 
+// Null: rows come with the messages.
+std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared_ptr<NcclApi> const& nccl,
+                                      Device* device) {
+  if (assign.link_id.empty()) return nullptr;
+  auto const id = nccl_id_of(assign.link_id);
+  if (!id || !nccl || !device)
+    throw std::runtime_error(id ? "given a link that it has nothing for" : "given a link with an unreadable id");
+  std::size_t hidden = 0;
+  for (auto const& layer : assign.model.layers) hidden = std::max(hidden, layer.hidden);
+  std::size_t const row_bytes = DispatchLayout(hidden, assign.model.wire).row_bytes();
+  return std::make_unique<WorkerLink>(make_nccl_link(nccl, *id, *device,
+                                                     {.end = LinkEnd::worker,
+                                                      .peer = "the coordinator",
+                                                      .connect_time = kLinkConnectTime,
+                                                      .transfer_time = kLinkTransferTime},
+                                                     std::chrono::steady_clock::now()),
+                                      *device, assign.limits.max_rows * row_bytes,
+                                      assign.limits.max_entries * row_bytes);
+}
+
 // From its place in MPI to the end of the process; throws only before the first request.
 [[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control,
-                        std::string const& secret, Incarnation incarnation, MpiComm coordinator) {
+                        std::string const& secret, Incarnation incarnation, MpiComm coordinator,
+                        std::shared_ptr<NcclApi> const& nccl) {
   if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
   if (options.shared_cores) give_way_to_others();
   ThreadPool pool(options.threads);
@@ -140,6 +182,8 @@ class ProgressReporter {
                                .wire = assign.model.wire,
                                .limits = assign.limits,
                                .max_messages = assign.max_requests};
+  std::unique_ptr<WorkerLink> const link = make_link(assign, nccl, device.get());
+  service.port = link.get();
   std::size_t const num_experts = store.num_experts();
   std::size_t const resident_bytes = store.resident_bytes();
   auto checksums = store.checksums(pool);
@@ -148,7 +192,7 @@ class ProgressReporter {
   transport.add_peer(kCoordinator, coordinator);
   std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(transport) : nullptr;
   WorkerLoop loop(wrapped ? *wrapped : transport, kCoordinator, latest, assign.max_requests,
-                  options.shared_cores ? PollPause::sleep : PollPause::yield);
+                  options.shared_cores ? PollPause::sleep : PollPause::yield, link.get());
   // One at a time: the coordinator waits for the one before.
   control.on_hold([&](control::Hold hold) {
     std::thread([&, hold = std::move(hold)] {
@@ -191,9 +235,10 @@ class ProgressReporter {
   init_log(by_itself ? "worker" : "worker " + std::to_string(options.worker_id));
   if (hooks.started) hooks.started();
   std::string const secret = read_secret(options.secret_file);
-  if (by_itself) choose_interface(options.control);
+  choose_interface(options.control, by_itself);
+  auto const nccl = load_row_library(options);
   // Before MPI: should this process die inside MPI_Init, the coordinator sees it at once.
-  ControlClient control(options.control, secret, make_hello(options));
+  ControlClient control(options.control, secret, make_hello(options, nccl.get()));
   try {
     if (hooks.connected) hooks.connected();
     auto const welcome = control.wait_for_welcome();
@@ -208,7 +253,7 @@ class ProgressReporter {
       init_mpi();
       coordinator = parent_comm();
     }
-    serve(options, hooks, control, secret, welcome.incarnation, coordinator);
+    serve(options, hooks, control, secret, welcome.incarnation, coordinator, nccl);
   } catch (ModelError const& error) {
     if (by_itself) spdlog::error("{}", error.what());  // the coordinator's log is on another host
     control.fail(control::FailureKind::model, error.what(), kExitModel);

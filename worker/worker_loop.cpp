@@ -8,10 +8,11 @@
 namespace expertmesh {
 
 WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr<ServedPlacement> first,
-                       std::size_t max_requests, PollPause pause)
+                       std::size_t max_requests, PollPause pause, WorkerLink* link)
     : transport_(transport),
       coordinator_(coordinator),
       present_(std::move(first)),
+      link_(link),
       pause_(pause),
       slots_(max_requests) {
   ExpertService const& service = present_->service;
@@ -28,6 +29,7 @@ WorkerLoop::WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr
 
 void WorkerLoop::post_receive(Slot& slot) {
   slot.stage = Stage::receiving;
+  slot.posted = ++num_posted_;
   slot.op = transport_.post_recv(coordinator_, MessageTag(kRequestTag), slot.request.span());
 }
 
@@ -39,6 +41,7 @@ void WorkerLoop::offer(std::shared_ptr<ServedPlacement> next) {
 void WorkerLoop::run(ServingGate& gate) {
   for (;;) {
     bool const busy = poll();
+    if (link_) link_->poll();
     serve_ready();
     switch (gate.mode()) {
       case ServingGate::Mode::stopped:
@@ -73,7 +76,7 @@ bool WorkerLoop::poll() {
 }
 
 void WorkerLoop::serve_ready() {
-  if (std::ranges::none_of(slots_, [](Slot const& slot) { return slot.stage == Stage::ready; })) return;
+  if (std::ranges::none_of(slots_, [this](Slot const& slot) { return is_ready(slot); })) return;
   {
     std::lock_guard const lock(mutex_);
     coming_.insert(coming_.end(), offered_.begin(), offered_.end());
@@ -91,33 +94,52 @@ void WorkerLoop::serve_ready() {
   }
 }
 
-bool WorkerLoop::is_of(Slot const& slot, ServedPlacement const& placement) {
-  return slot.stage == Stage::ready &&
-         epoch_of(std::span<std::byte const>(slot.request.span()).first(slot.request_bytes)) ==
-             placement.service.epoch();
+// Rows that come by the link are those of the next request: one that was reported before an earlier one waits for it.
+bool WorkerLoop::is_ready(Slot const& slot) const {
+  return slot.stage == Stage::ready && (!link_ || std::ranges::none_of(slots_, [&](Slot const& other) {
+           return other.stage == Stage::receiving && other.posted < slot.posted;
+         }));
+}
+
+bool WorkerLoop::is_of(Slot const& slot, ServedPlacement const& placement) const {
+  return is_ready(slot) && epoch_of(std::span<std::byte const>(slot.request.span()).first(slot.request_bytes)) ==
+                               placement.service.epoch();
 }
 
 void WorkerLoop::serve_present() {
-  calls_.clear();
   called_.clear();
   for (Slot& slot : slots_) {
-    if (slot.stage != Stage::ready) continue;
+    if (!is_ready(slot)) continue;
     if (std::ranges::any_of(coming_, [&](auto const& placement) { return is_of(slot, *placement); })) continue;
-    ServiceCall call;
-    call.request = std::span(slot.request.span()).first(slot.request_bytes);
-    call.answer = slot.answer.span();
-    calls_.push_back(call);
     called_.push_back(&slot);
   }
-  if (calls_.empty()) return;
+  if (called_.empty()) return;
+  std::ranges::sort(called_, {}, &Slot::posted);
+  // With a link one by one: what an answer promises may be asked for before the next rows come.
+  std::size_t const at_once = link_ ? 1 : called_.size();
+  for (std::size_t first = 0; first < called_.size(); first += at_once)
+    serve_and_answer(std::span(called_).subspan(first, at_once));
+}
+
+void WorkerLoop::serve_and_answer(std::span<Slot* const> slots) {
+  calls_.clear();
+  for (Slot* const slot : slots) {
+    ServiceCall call;
+    call.request = std::span(slot->request.span()).first(slot->request_bytes);
+    call.answer = slot->answer.span();
+    calls_.push_back(call);
+  }
   present_->service.serve(calls_);
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     ServiceCall const& call = calls_[i];
     if (call.error.fault != WireFault::none) spdlog::error("request refused: {}", describe(call.error));
     if (call.answer_bytes == 0) throw WorkerLoopError("unreadable request: " + describe(call.error));
-    called_[i]->stage = Stage::answering;
-    called_[i]->op = transport_.post_send(coordinator_, MessageTag(call.attempt),
-                                          std::span(called_[i]->answer.span()).first(call.answer_bytes));
+    slots[i]->stage = Stage::answering;
+    slots[i]->op = transport_.post_send(coordinator_, MessageTag(call.attempt),
+                                        std::span(slots[i]->answer.span()).first(call.answer_bytes));
+    // Its rows may be in the link all the same, where the next would be taken for them.
+    if (link_ && call.error.fault != WireFault::none)
+      throw WorkerLoopError("refused a request on a link: " + describe(call.error));
   }
 }
 

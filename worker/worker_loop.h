@@ -11,6 +11,7 @@
 #include "common/transport/transport.h"
 #include "worker/served_placement.h"
 #include "worker/serving_gate.h"
+#include "worker/worker_link.h"
 
 namespace expertmesh {
 
@@ -22,9 +23,10 @@ class WorkerLoopError : public std::runtime_error {
 
 class WorkerLoop {
  public:
-  // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted.
+  // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted. link: by
+  // which rows come that are not in their messages, or null.
   WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr<ServedPlacement> first, std::size_t max_requests,
-             PollPause pause);
+             PollPause pause, WorkerLink* link = nullptr);
 
   // Any thread: requests of this placement are served as well. With the first of them the placement before goes.
   void offer(std::shared_ptr<ServedPlacement> next);
@@ -37,6 +39,7 @@ class WorkerLoop {
   struct Slot {
     Stage stage = Stage::receiving;
     OpId op;
+    std::uint64_t posted = 0;  // counts the receives: they are matched in this order
     std::size_t request_bytes = 0;
     AlignedBuffer<std::byte> request;
     AlignedBuffer<std::byte> answer;
@@ -46,7 +49,9 @@ class WorkerLoop {
   bool poll();  // whether anything was completed
   void serve_ready();
   void serve_present();  // the ready requests that are not of a coming placement
-  [[nodiscard]] static bool is_of(Slot const& slot, ServedPlacement const& placement);
+  void serve_and_answer(std::span<Slot* const> slots);
+  [[nodiscard]] bool is_ready(Slot const& slot) const;
+  [[nodiscard]] bool is_of(Slot const& slot, ServedPlacement const& placement) const;
   [[nodiscard]] bool all_receiving() const;
 
   Transport& transport_;
@@ -55,7 +60,9 @@ class WorkerLoop {
   std::vector<std::shared_ptr<ServedPlacement>> coming_;  // in the order they were offered
   std::mutex mutex_;
   std::vector<std::shared_ptr<ServedPlacement>> offered_;  // guarded by mutex_; not yet among coming_
-  PollPause pause_;                                        // between looks for the next request
+  WorkerLink* const link_;
+  std::uint64_t num_posted_ = 0;
+  PollPause pause_;  // between looks for the next request
   std::vector<Slot> slots_;
   std::vector<ServiceCall> calls_;
   std::vector<Slot*> called_;

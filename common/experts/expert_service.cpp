@@ -36,6 +36,14 @@ ExpertService::ExpertService(ExpertStore const& store, Exec const& exec, ExpertS
       groups_(options.limits.max_entries * options.max_messages, store.num_experts()) {
   requests_.reserve(options.max_messages);
   answers_.reserve(options.max_messages);
+  if (!options.port) return;
+  for (std::size_t i = 0; i < store.layers().size(); ++i) {
+    std::vector<DeviceExpert> table;
+    for (std::size_t e = 0; e < store.layers()[i].num_experts; ++e) table.push_back(on_device(store.expert(i, e)));
+    tables_.emplace_back(std::span<DeviceExpert const>(table), exec.device());
+  }
+  entry_rows_.reserve(options.limits.max_entries);
+  entry_experts_.reserve(options.limits.max_entries);
 }
 
 std::size_t ExpertService::max_request_bytes() const {
@@ -56,7 +64,8 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
                                     .epoch = options_.epoch,
                                     .wire = options_.wire,
                                     .limits = options_.limits,
-                                    .layers = store_.layers()};
+                                    .layers = store_.layers(),
+                                    .rows_apart = options_.port != nullptr};
   for (ServiceCall& call : calls) {
     auto const parsed = parse_request(call.request, expected);
     if (auto const* error = std::get_if<WireError>(&parsed)) {
@@ -70,12 +79,17 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
     }
     Request const& request = std::get<Request>(parsed);
     DispatchLayout const layout(request.header.hidden, options_.wire);
-    requests_.push_back(request);
-    answers_.push_back(
-        layout.write_answer(call.answer, request.header.id, WireFault::none, request.header.num_entries));
+    AnswerWriter const answer =
+        layout.write_answer(call.answer, request.header.id, WireFault::none, request.header.num_entries);
     call.error = {};
     call.attempt = request.header.id.attempt;
-    call.answer_bytes = answers_.back().bytes;
+    call.answer_bytes = answer.bytes;
+    if (!request.rows) {
+      serve_apart(request);
+      continue;
+    }
+    requests_.push_back(request);
+    answers_.push_back(answer);
     for (DispatchEntry const& entry : request.entries)
       groups_.count(store_.index(request.layer_index, entry.local_expert));
   }
@@ -92,6 +106,20 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
   groups_.run(exec_, options_.wire, 0, groups_.hit().size());
   for (ServiceCall& call : calls)
     if (call.answer_bytes > 0) seal(call.answer.first(call.answer_bytes));
+}
+
+void ExpertService::serve_apart(Request const& request) {
+  entry_rows_.clear();
+  entry_experts_.clear();
+  for (DispatchEntry const& entry : request.entries) {
+    entry_rows_.push_back(entry.row);
+    entry_experts_.push_back(entry.local_expert);
+  }
+  FfnWeights const& any = store_.expert(request.layer_index, entry_experts_.front());
+  std::byte const* const rows = options_.port->receive(request.header.num_rows * request.row_bytes);
+  experts_on_device(exec_, layer_on_device(any, tables_[request.layer_index].span(), options_.wire), entry_rows_,
+                    entry_experts_, rows, options_.port->room());
+  options_.port->send(request.header.num_entries * request.row_bytes);
 }
 
 }  // namespace expertmesh

@@ -8,6 +8,7 @@
 
 #include "common/experts/expert_store.h"
 #include "common/experts/row_groups.h"
+#include "common/experts/row_port.h"
 #include "common/kernels/exec.h"
 #include "common/protocol/dispatch_layout.h"
 
@@ -19,6 +20,7 @@ struct ExpertServiceOptions {
   DType wire = DType::f32;
   DispatchLimits limits;         // of one message
   std::size_t max_messages = 1;  // served together
+  RowPort* port = nullptr;       // of rows that come apart, with a device; null: such requests are refused
 };
 
 // One message and the buffer for its answer; both 64-byte aligned.
@@ -42,13 +44,16 @@ class ExpertService {
   [[nodiscard]] std::size_t max_request_bytes() const;
   [[nodiscard]] std::size_t max_answer_bytes() const;
 
-  // At most max_messages calls. Never throws on a bad message: see ServiceCall::error.
+  // At most max_messages calls; those with rows apart in the order in which they were made. Never throws on a bad
+  // message: see ServiceCall::error.
   void serve(std::span<ServiceCall> calls);
 
   // What exec needs room for: the largest call of grouped_ffn.
   static ExecLimits exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits, std::size_t max_messages);
 
  private:
+  void serve_apart(Request const& request);
+
   ExpertStore const& store_;
   Exec const& exec_;
   ExpertServiceOptions options_;
@@ -57,6 +62,11 @@ class ExpertService {
   std::vector<Request> requests_;
   std::vector<AnswerWriter> answers_;
   RowGroups groups_;
+
+  // With a port.
+  std::vector<AlignedBuffer<DeviceExpert>> tables_;  // [layers] the experts held
+  std::vector<std::uint32_t> entry_rows_;            // of one message
+  std::vector<std::uint32_t> entry_experts_;
 };
 
 }  // namespace expertmesh

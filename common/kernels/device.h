@@ -18,6 +18,7 @@
 #include "common/config/weight_format.h"
 #include "common/kernels/device_graph.h"
 #include "common/kernels/device_marks.h"
+#include "common/kernels/link_queue.h"
 #include "common/tensor/tensor.h"
 
 namespace expertmesh {
@@ -90,6 +91,7 @@ class Device : public DeviceMemory {
   [[nodiscard]] virtual std::size_t scratch_bytes(ExecLimits const& limits) const = 0;  // that it takes
   virtual void synchronize() = 0;  // throws DeviceError of anything since the last one
   [[nodiscard]] virtual std::unique_ptr<DeviceMarks> make_marks() = 0;
+  [[nodiscard]] virtual std::unique_ptr<LinkQueue> make_link_queue() = 0;  // the device must outlive it
   // From now on ops are recorded, with the addresses and sizes that they are called with, and not done, until
   // end_recording() gives what does them, or discard_recording(). Nothing may be allocated, copied or waited for in
   // between, nor a mark be set.
@@ -140,11 +142,20 @@ class Device : public DeviceMemory {
                                  HeadRange to, MatrixView<float> out) = 0;
   // Rows rounded to `wire` one behind the other: out [T * H * size_of(wire)] bytes. And back.
   virtual void to_wire(MatrixView<float const> x, DType wire, std::byte* out) = 0;
+  // Only the rows named, in this order.
+  virtual void gather_to_wire(MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
+                              std::byte* out) = 0;
   virtual void from_wire(DType wire, std::byte const* rows, MatrixView<float> out) = 0;
+  // out[i] = rows[index[i]]; rows of `wire` one behind the other.
+  virtual void gather_from_wire(DType wire, std::byte const* rows, std::span<std::uint32_t const> index,
+                                MatrixView<float> out) = 0;
   // out[t] = sum over k in order of weights[t*K+k] * rows[t*K+k], one fused multiply-add a term, starting from 0; rows:
   // [T*K,H] of `wire`; a slot whose expert is kNoExpert (0xffffffff) adds nothing.
   virtual void combine(DType wire, std::byte const* rows, std::span<std::uint32_t const> experts,
                        std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) = 0;
+  // The same of rows that lie anywhere in the device's memory; a null row adds nothing.
+  virtual void combine_scattered(DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
+                                 std::size_t experts_per_token, MatrixView<float> out) = 0;
 
   // common/moe/router.h. noise: eps and scale logits [T,E], or no rows; selection_bias [E] or empty; experts, weights
   // [T*K].

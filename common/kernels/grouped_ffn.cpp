@@ -96,15 +96,8 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
     MatrixView<float> const x(reinterpret_cast<float*>(scratch.wide_rows.data()), count, hidden);
     device.from_wire(rows.wire, scratch.wire_rows.data(), x);
     device.upload(scratch.experts.data(), experts.data(), experts.size() * sizeof(DeviceExpert));
-    device.run_experts({.experts = scratch.experts.span().first(experts.size()),
-                        .storage = first.gate_up.w.format().storage,
-                        .activation_rule = first.gate_up.w.format().activation,
-                        .hidden = hidden,
-                        .intermediate = first.down.w.k(),
-                        .gated = first.gated(),
-                        .activation = first.activation,
-                        .wire = rows.wire},
-                       x, scratch.stage(0, std::span<std::uint32_t const>(expert_of)), 1, scratch.wire_rows.data());
+    device.run_experts(layer_on_device(first, scratch.experts.span().first(experts.size()), rows.wire), x,
+                       scratch.stage(0, std::span<std::uint32_t const>(expert_of)), 1, scratch.wire_rows.data());
     device.download(scratch.input.data(), scratch.wire_rows.data(), count * row_bytes);
     for (std::size_t r = 0; r < count; ++r)
       std::memcpy(rows.out[row + r], scratch.input.data() + r * row_bytes, row_bytes);
@@ -119,6 +112,33 @@ DeviceExpert on_device(FfnWeights const& ffn) {
           .gate_up_bias = ffn.gate_up.bias.data(),
           .down = ffn.down.w.data(),
           .down_bias = ffn.down.bias.data()};
+}
+
+DeviceExperts layer_on_device(FfnWeights const& any, std::span<DeviceExpert const> table, DType wire) {
+  return {.experts = table,
+          .storage = any.gate_up.w.format().storage,
+          .activation_rule = any.gate_up.w.format().activation,
+          .hidden = any.down.w.n(),
+          .intermediate = any.down.w.k(),
+          .gated = any.gated(),
+          .activation = any.activation,
+          .wire = wire};
+}
+
+void experts_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std::uint32_t const> rows,
+                       std::span<std::uint32_t const> experts, std::byte const* in, std::byte* out) {
+  EM_CHECK(rows.size() == experts.size(), rows.size() << " rows, " << experts.size() << " experts");
+  Device& device = *exec.device();
+  auto& scratch = exec.scratch();
+  std::size_t const row_bytes = layer.hidden * size_of(layer.wire);
+  for (std::size_t begin = 0; begin < rows.size();) {
+    std::size_t const count = std::min(rows.size() - begin, exec.limits().max_rows);
+    EM_CHECK(count * layer.hidden * sizeof(float) <= scratch.wide_rows.size(), count << " rows of " << layer.hidden);
+    MatrixView<float> const x(reinterpret_cast<float*>(scratch.wide_rows.data()), count, layer.hidden);
+    device.gather_from_wire(layer.wire, in, scratch.stage(0, rows.subspan(begin, count)), x);
+    device.run_experts(layer, x, scratch.stage(1, experts.subspan(begin, count)), 1, out + begin * row_bytes);
+    begin += count;
+  }
 }
 
 void grouped_ffn(Exec const& exec, GroupedRows const& rows) {

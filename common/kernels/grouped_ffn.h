@@ -2,6 +2,7 @@
 // its expert alone.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "common/config/activation.h"
@@ -23,6 +24,9 @@ struct FfnWeights {
 // Where they lie, in the memory of their device.
 DeviceExpert on_device(FfnWeights const& ffn);
 
+// A layer whose experts, all alike, are those of the table; any: one of them. wire: of its rows.
+DeviceExperts layer_on_device(FfnWeights const& any, std::span<DeviceExpert const> table, DType wire);
+
 struct GroupedRows {
   std::span<FfnWeights const* const> groups;  // [N] the experts hit, any order; they may be of several layers
   std::span<std::size_t const> offsets;       // [N+1] rows of group i: [offsets[i], offsets[i+1])
@@ -34,5 +38,11 @@ struct GroupedRows {
 // out[r] = down(f(gate(in[r])) * up(in[r])), without a gate down(f(up(in[r]))); biases are added in fp32 to the
 // finished sums. R may be 0 and at most exec.limits().max_rows. The rows are on the host.
 void grouped_ffn(Exec const& exec, GroupedRows const& rows);
+
+// The same where the rows are in the device's memory: row rows[i] of `in` goes through expert experts[i] of the layer
+// to row i of `out`; rows of the layer's H and wire dtype, one behind the other. rows, experts: [R] on the host, which
+// waits for nothing; any R.
+void experts_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std::uint32_t const> rows,
+                       std::span<std::uint32_t const> experts, std::byte const* in, std::byte* out);
 
 }  // namespace expertmesh

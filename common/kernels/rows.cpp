@@ -188,6 +188,34 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
   });
 }
 
+void gather_to_wire(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
+                    std::byte* out) {
+  exec.device()->gather_to_wire(x, exec.scratch().stage(0, rows), wire, out);
+}
+
+void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows,
+             std::span<std::byte const* const> device_rows, std::span<float const> weights,
+             std::size_t experts_per_token, MatrixView<float> out) {
+  EM_CHECK(
+      rows.size() == out.rows * experts_per_token && weights.size() == rows.size() && device_rows.size() == rows.size(),
+      "T " << out.rows << ", rows " << rows.size() << ", of the device " << device_rows.size());
+  if (rows.empty()) return;
+  auto& scratch = exec.scratch();
+  std::size_t const row_bytes = out.cols * size_of(wire);
+  scratch.check_wire(rows.size() * row_bytes);
+  std::vector<std::byte const*> places(device_rows.begin(), device_rows.end());
+  std::size_t used = 0;  // bytes of the rows of the host, which go there one behind the other
+  for (std::size_t slot = 0; slot < rows.size(); ++slot) {
+    if (places[slot] != nullptr || rows[slot] == nullptr) continue;
+    std::memcpy(scratch.input.data() + used, rows[slot], row_bytes);
+    places[slot] = scratch.wire_rows.data() + used;
+    used += row_bytes;
+  }
+  if (used > 0) exec.device()->upload(scratch.wire_rows.data(), scratch.input.data(), used);
+  exec.device()->combine_scattered(wire, scratch.stage(0, std::span<std::byte const* const>(places)),
+                                   scratch.stage(1, weights), experts_per_token, out);
+}
+
 MatrixView<float const> on_host(Exec const& exec, MatrixView<float const> x, std::vector<float>& room) {
   Device* const device = exec.device();
   if (!device) return x;

@@ -66,7 +66,8 @@ json fields(Hello const& m) {
           {"isas", m.isas},
           {"dtypes", m.dtypes},
           {"memory_bytes", m.memory_bytes},
-          {"checkpoint", to_json(m.checkpoint)}};
+          {"checkpoint", to_json(m.checkpoint)},
+          {"nccl", m.nccl}};
 }
 void read(JsonReader& in, Hello& m) {
   m.protocol = in.number<std::uint32_t>("protocol");
@@ -82,6 +83,7 @@ void read(JsonReader& in, Hello& m) {
   m.dtypes = in.texts("dtypes");
   m.memory_bytes = in.number("memory_bytes");
   m.checkpoint = fingerprint(in.at("checkpoint"), "hello.checkpoint");
+  m.nccl = in.number<std::uint32_t>("nccl");
 }
 
 json fields(Connect const& m) {
@@ -159,7 +161,8 @@ json fields(Assign const& m) {
           {"max_rows", m.limits.max_rows},
           {"max_entries", m.limits.max_entries},
           {"max_requests", m.max_requests},
-          {"heartbeat_ms", m.heartbeat_ms}};
+          {"heartbeat_ms", m.heartbeat_ms},
+          {"link_id", m.link_id}};
 }
 void read(JsonReader& in, Assign& m) {
   m.isa = in.text("isa");
@@ -185,6 +188,7 @@ void read(JsonReader& in, Assign& m) {
   if (m.max_requests == 0) in.fail("max_requests", "is 0");
   m.heartbeat_ms = in.number<std::uint32_t>("heartbeat_ms", 60000);
   if (m.heartbeat_ms == 0) in.fail("heartbeat_ms", "is 0");
+  m.link_id = in.text("link_id");
 }
 
 json fields(Progress const& m) {

@@ -45,6 +45,7 @@ struct Hello {
   std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
   std::uint64_t memory_bytes = 0;   // of the host
   Fingerprint checkpoint;           // of the one it has; empty: none that it knows of
+  std::uint32_t nccl = 0;           // version of the library that its device can use, such as 22809; 0: none
 };
 
 // coordinator -> worker: taken in, by one that knows the secret too.
@@ -92,6 +93,7 @@ struct Assign {
   DispatchLimits limits;           // of one request
   std::uint32_t max_requests = 1;  // of this coordinator at once
   std::uint32_t heartbeat_ms = 25;
+  std::string link_id{};  // see make_nccl_id(): rows may come past the messages; empty: they do not
 };
 
 struct Progress {  // worker -> coordinator while loading, packed bytes

@@ -27,6 +27,14 @@ std::size_t align(std::size_t offset) {
   return (offset + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
 }
 
+bool are_apart(ExchangeId const& id) {
+  return (id.flags & kFlagRowsApart) != 0;
+}
+// Of so many, those that the message itself holds.
+std::size_t rows_inside(ExchangeId const& id, std::size_t count) {
+  return are_apart(id) ? 0 : count;
+}
+
 std::uint32_t code_of(DType wire) {
   EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire dtype " << name_of(wire));
   return wire == DType::f32 ? kWireFloat32 : kWireBfloat16;
@@ -131,7 +139,7 @@ std::size_t DispatchLayout::answer_bytes(std::size_t num_entries) const {
 
 RequestWriter DispatchLayout::write_request(std::span<std::byte> buffer, ExchangeId const& id, std::size_t num_rows,
                                             std::size_t num_entries) const {
-  std::size_t const bytes = request_bytes(num_rows, num_entries);
+  std::size_t const bytes = request_bytes(rows_inside(id, num_rows), num_entries);
   check_buffer(buffer.data(), buffer.size(), bytes);
   RequestWriter out;
   out.header.id = id;
@@ -144,6 +152,7 @@ RequestWriter DispatchLayout::write_request(std::span<std::byte> buffer, Exchang
   out.rows = buffer.data() + request_rows_offset(num_entries);
   std::byte* const entries_end = buffer.data() + entries_offset() + out.entries.size_bytes();
   std::memset(entries_end, 0, static_cast<std::size_t>(out.rows - entries_end));
+  if (are_apart(id)) out.rows = nullptr;
   out.row_bytes = row_bytes_;
   out.bytes = bytes;
   return out;
@@ -152,7 +161,7 @@ RequestWriter DispatchLayout::write_request(std::span<std::byte> buffer, Exchang
 AnswerWriter DispatchLayout::write_answer(std::span<std::byte> buffer, ExchangeId const& id, WireFault status,
                                           std::size_t num_entries) const {
   std::size_t const num_rows = status == WireFault::none ? num_entries : 0;
-  std::size_t const bytes = answer_bytes(num_rows);
+  std::size_t const bytes = answer_bytes(rows_inside(id, num_rows));
   check_buffer(buffer.data(), buffer.size(), bytes);
   AnswerWriter out;
   out.header.id = id;
@@ -162,7 +171,7 @@ AnswerWriter DispatchLayout::write_answer(std::span<std::byte> buffer, ExchangeI
   out.header.wire = wire_code_;
   std::memset(buffer.data(), 0, answer_rows_offset());
   std::memcpy(buffer.data(), &out.header, sizeof out.header);
-  out.rows = buffer.data() + answer_rows_offset();
+  if (!are_apart(id)) out.rows = buffer.data() + answer_rows_offset();
   out.row_bytes = row_bytes_;
   out.bytes = bytes;
   return out;
@@ -199,6 +208,8 @@ std::variant<Request, WireError> parse_request(std::span<std::byte const> messag
     return refuse(WireFault::stale_incarnation, h.id.worker_incarnation, expected.worker_incarnation.value());
   if (h.id.placement_epoch != expected.epoch.value())
     return refuse(WireFault::stale_epoch, h.id.placement_epoch, expected.epoch.value());
+  if (are_apart(h.id) && !expected.rows_apart)
+    return refuse(WireFault::unknown_flags, h.id.flags, kImplementedFlags & ~kFlagRowsApart);
   auto const held = std::ranges::find(expected.layers, h.id.layer, &HeldLayer::layer);
   if (held == expected.layers.end()) return refuse(WireFault::unknown_layer, h.id.layer, expected.layers.size());
   DispatchLayout const layout(held->hidden, expected.wire);
@@ -209,7 +220,8 @@ std::variant<Request, WireError> parse_request(std::span<std::byte const> messag
   if (h.num_entries > expected.limits.max_entries)
     return refuse(WireFault::too_many_entries, h.num_entries, expected.limits.max_entries);
 
-  std::size_t const bytes = layout.request_bytes(h.num_rows, h.num_entries);
+  if (are_apart(h.id) && (h.num_rows == 0 || h.num_entries == 0)) return refuse(WireFault::bad_size, 0, 1);
+  std::size_t const bytes = layout.request_bytes(rows_inside(h.id, h.num_rows), h.num_entries);
   if (message.size() != bytes) return refuse(WireFault::bad_size, message.size(), bytes);
   check_buffer(message.data(), message.size(), bytes);
   out.entries = {reinterpret_cast<DispatchEntry const*>(message.data() + layout.entries_offset()), h.num_entries};
@@ -218,7 +230,7 @@ std::variant<Request, WireError> parse_request(std::span<std::byte const> messag
     if (entry.local_expert >= held->num_experts)
       return refuse(WireFault::bad_expert_index, entry.local_expert, held->num_experts);
   }
-  out.rows = message.data() + layout.request_rows_offset(h.num_entries);
+  if (!are_apart(h.id)) out.rows = message.data() + layout.request_rows_offset(h.num_entries);
   out.row_bytes = layout.row_bytes();
   out.bytes = bytes;
   out.layer_index = static_cast<std::size_t>(held - expected.layers.begin());
@@ -240,10 +252,10 @@ std::variant<Answer, WireError> parse_answer(std::span<std::byte const> message,
   if (h.wire != layout.wire_code()) return refuse(WireFault::bad_wire_dtype, h.wire, layout.wire_code());
   if (h.hidden != layout.hidden()) return refuse(WireFault::bad_hidden, h.hidden, layout.hidden());
   if (h.num_entries != num_entries) return refuse(WireFault::bad_size, h.num_entries, num_entries);
-  std::size_t const bytes = layout.answer_bytes(num_entries);
+  std::size_t const bytes = layout.answer_bytes(rows_inside(id, num_entries));
   if (message.size() != bytes) return refuse(WireFault::bad_size, message.size(), bytes);
   check_buffer(message.data(), message.size(), bytes);
-  out.rows = message.data() + layout.answer_rows_offset();
+  if (!are_apart(id)) out.rows = message.data() + layout.answer_rows_offset();
   out.row_bytes = layout.row_bytes();
   out.bytes = bytes;
   return out;

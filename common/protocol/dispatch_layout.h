@@ -4,6 +4,9 @@
 //   request: DispatchHeader | DispatchEntry [entries] | pad to 64 | rows [rows,H] of the wire dtype
 //   answer:  AnswerHeader   | pad to 64 | rows [entries,H] of the wire dtype, in entry order
 //
+// With kFlagRowsApart there are no rows in either: they go from device to device past the messages (RowLink), those of
+// the requests and of the answers each in the order of the requests.
+//
 // An entry is one (token, slot) pair whose expert the worker holds; a token whose experts live on one worker travels as
 // one row with several entries. Buffers are 64-byte aligned; numbers little-endian. Every offset is computed here and
 // nowhere else.
@@ -29,7 +32,8 @@ constexpr std::uint32_t kRequestTag = 0;    // transport tag of every request; a
 // Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
 constexpr std::uint32_t kFlagChecksum = 1U << 1;     // `checksum` covers all that follows the header
-constexpr std::uint32_t kImplementedFlags = kFlagChecksum;
+constexpr std::uint32_t kFlagRowsApart = 1U << 2;    // no rows in the message, nor in its answer
+constexpr std::uint32_t kImplementedFlags = kFlagChecksum | kFlagRowsApart;
 
 // Which exchange a message belongs to. An answer carries its request's, field for field.
 struct ExchangeId {
@@ -110,7 +114,7 @@ struct DispatchLimits {
 template <class Header, class Bytes>
 struct MessageView {
   Header header;
-  Bytes* rows = nullptr;  // [num_rows,H] in a request, [num_entries,H] in an answer
+  Bytes* rows = nullptr;  // [num_rows,H] in a request, [num_entries,H] in an answer; null: apart
   std::size_t row_bytes = 0;
   std::size_t bytes = 0;  // whole message
   [[nodiscard]] Bytes* row(std::size_t index) const { return rows + index * row_bytes; }
@@ -175,6 +179,7 @@ struct RequestExpectation {
   DType wire = DType::f32;
   DispatchLimits limits;
   std::span<HeldLayer const> layers;
+  bool rows_apart = false;  // may come
 };
 
 // Once the message is written: its checksum, if its header says that it has one.

@@ -21,6 +21,7 @@
 #include "common/transport/mpi_transport.h"
 #include "coordinator/cluster/capacity_book.h"
 #include "coordinator/cluster/control_server.h"
+#include "coordinator/cluster/link_offer.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/static_split.h"
 #include "coordinator/cluster/weight_server.h"
@@ -39,12 +40,6 @@ constexpr std::size_t kOpsPerWorker = 4 * kMaxRequests;
 constexpr std::size_t kMaxQuarantinedOps = 4096;  // of dead workers, all together
 constexpr std::size_t kMaxWorkers = 256;          // at once, those that died for good included
 
-// Of those that this host starts.
-bool any_dead(Records const& records) {
-  return std::ranges::any_of(records,
-                             [](auto const& r) { return !r.status.remote && r.status.state == WorkerState::dead; });
-}
-
 std::size_t total_held(HeldExperts const& held) {
   std::size_t total = 0;
   for (auto const& layer : held) total += layer.size();
@@ -56,16 +51,6 @@ std::size_t expert_bytes(ExpertModelSpec const& experts) {
   std::size_t bytes = 0;
   for (auto const& layer : experts.layers) bytes += packed_expert_bytes(layer, experts.weights);
   return bytes;
-}
-
-// The start cannot go on without them.
-void throw_for_dead(Records const& records) {
-  for (auto const& record : records) {
-    if (record.status.remote || record.status.state != WorkerState::dead) continue;
-    std::string const text = "worker " + std::to_string(record.status.id.value()) + ": " + record.status.death_reason;
-    if (record.failure_kind == control::FailureKind::model) throw ModelError(text);
-    throw ClusterError(text);
-  }
 }
 
 }  // namespace
@@ -96,6 +81,7 @@ class Cluster::Impl {
                   .mixed_isas = options_.mixed_isas,
                   .checkpoint = checkpoint_,
                   .dtype = std::string(name_of(options_.experts.weights.storage)),
+                  .nccl = options_.nccl_required ? static_cast<std::uint32_t>(options_.nccl->version()) : 0,
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
                   .on_change = [this](WorkerStatus const& status) { take_change(status); },
@@ -157,7 +143,7 @@ class Cluster::Impl {
             (record.joined ? ": did not say what it is able to do in time" : ": did not say hello in time"));
     throw_for_dead(joined);
     for (auto const& start : starts) learn_capacity(start.life);  // of all of them, before the first is assigned any
-    for (auto const& start : starts) control_.assign(start.life, assignment(start.life));
+    for (auto const& start : starts) assign(start.life);
     wait_for_loading(on_progress, DeadLocal::ends_it, [](Records const& records) {
       return std::ranges::all_of(records, [](auto const& record) {
         return record.status.remote || record.status.state == WorkerState::serving;
@@ -219,7 +205,8 @@ class Cluster::Impl {
                          .incarnation = life.incarnation,
                          .peer = link.peer,
                          .epoch = share.epoch,
-                         .held = share.held});
+                         .held = share.held,
+                         .link_id = link.id});
     }
     return members;
   }
@@ -242,6 +229,12 @@ class Cluster::Impl {
     return membership_.balance();
   }
 
+  void set_row_transport(WorkerPeer const& member, std::string const& how) {
+    std::lock_guard lock(mutex_);
+    Link& link = links_[member.worker.value() - 1];
+    if (link.peer == member.peer) link.row_transport = how;
+  }
+
   std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
  private:
@@ -249,6 +242,8 @@ class Cluster::Impl {
   struct Link {
     PeerId peer;
     std::optional<MpiComm> comm;  // until the transport has it
+    std::string id{};             // of its RowLink; empty: none
+    std::string row_transport{};  // see WorkerStatus; empty: "mpi"
   };
 
   // ---- to the membership, and what it wants done
@@ -476,7 +471,7 @@ class Cluster::Impl {
         return record.capacity || record.status.state == WorkerState::dead;
       });
       learn_capacity(start.life);
-      control_.assign(start.life, assignment(start.life));
+      assign(start.life);
     } catch (ClusterError const& error) {
       if (!stopping_) control_.declare_dead(worker, start.life.incarnation, error.what());
     }
@@ -544,7 +539,21 @@ class Cluster::Impl {
   }
 
   // To one that has joined.
-  control::Assign assignment(Life life) {
+  void assign(Life life) { control_.assign(life, assignment(life, begin_link(life.worker))); }
+
+  // The id of a link to it, where both ends can have one. Throws ClusterError.
+  std::string begin_link(WorkerId worker) {
+    if (!options_.nccl) return {};
+    LinkOffer const offer = offer_link(*options_.nccl, control_.records()[worker.value() - 1].nccl);
+    if (offer.id.empty() && options_.nccl_required)
+      throw ClusterError("worker " + std::to_string(worker.value()) + ": its rows cannot go by NCCL: " + offer.how);
+    std::lock_guard lock(mutex_);
+    links_[worker.value() - 1].id = offer.id;
+    links_[worker.value() - 1].row_transport = offer.how;
+    return offer.id;
+  }
+
+  control::Assign assignment(Life life, std::string link_id) {
     Share share;
     {
       std::lock_guard lock(mutex_);
@@ -562,13 +571,16 @@ class Cluster::Impl {
             .epoch = share.epoch,
             .limits = dispatch_limits(options_.experts, options_.max_tokens_per_step, options_.experts_per_token),
             .max_requests = kMaxRequests,
-            .heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_interval.count())};
+            .heartbeat_ms = static_cast<std::uint32_t>(options_.heartbeat_interval.count()),
+            .link_id = std::move(link_id)};
   }
 
   // Fills in what the control plane does not know of a worker. With mutex_ held.
   void complete(WorkerStatus& status) const {
     Membership::Place const& place = membership_.place(status.id);
     status.transport = "mpi";
+    std::string const& rows = links_[status.id.value() - 1].row_transport;
+    status.row_transport = rows.empty() ? "mpi" : rows;
     status.speed = place.speed;
     if (place.capacity) {
       status.bytes_per_second = place.capacity->rate;
@@ -674,6 +686,9 @@ std::string Cluster::death_reason(WorkerPeer const& member) const {
 }
 void Cluster::declare_dead(WorkerPeer const& member, std::string const& reason) {
   impl_->control_.declare_dead(member.worker, member.incarnation, reason);
+}
+void Cluster::set_row_transport(WorkerPeer const& member, std::string const& how) {
+  impl_->set_row_transport(member, how);
 }
 std::size_t Cluster::resident_bytes() const {
   return impl_->resident_bytes();

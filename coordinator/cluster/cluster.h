@@ -12,6 +12,7 @@
 
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
+#include "common/transport/nccl_api.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/cluster/worker_status.h"
@@ -46,6 +47,8 @@ struct ClusterOptions {
   // be mixed, runs the best that it can.
   std::string isa;
   bool mixed_isas = false;
+  std::shared_ptr<NcclApi> nccl{};  // by which rows go to workers that have it, too; null: to none
+  bool nccl_required = false;       // who has not is refused
 
   bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
 
@@ -120,6 +123,7 @@ class Cluster final : public WorkerGroup {
   [[nodiscard]] bool dead(WorkerPeer const& member) const override;
   [[nodiscard]] std::string death_reason(WorkerPeer const& member) const override;
   void declare_dead(WorkerPeer const& member, std::string const& reason) override;
+  void set_row_transport(WorkerPeer const& member, std::string const& how) override;
   [[nodiscard]] std::size_t resident_bytes() const override;
   void idle() override;
   void wake() override;

@@ -262,6 +262,7 @@ class ControlServer::Impl {
       status.device = hello->device;
       status.isa = runs_the_profile(*hello) ? options_.isa : hello->isas.back();
       status.dtype = options_.dtype;
+      worker.record.nccl = hello->nccl;
       worker.connection = connection;
       if (!by_itself) worker.process.emplace(hello->pid);  // another host's pid means nothing here
       if (by_itself) monitor_.watch(index, kJoinTimeout, Clock::now());
@@ -290,6 +291,10 @@ class ControlServer::Impl {
       return "cannot run '" + options_.isa + "', the numerics profile";
     if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
       return "cannot run weights in " + options_.dtype;
+    if (options_.nccl != 0 && hello.nccl != options_.nccl)
+      return hello.nccl == 0 ? "has no NCCL for a GPU of its own (--row-transport nccl)"
+                             : "NCCL version " + std::to_string(hello.nccl) + ", the coordinator has " +
+                                   std::to_string(options_.nccl);
     if (hello.checkpoint.empty() || options_.checkpoint.empty()) return "";
     std::string const what = difference(options_.checkpoint, hello.checkpoint);
     return what.empty() ? "" : "another checkpoint: not the coordinator's " + what;

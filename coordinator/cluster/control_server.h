@@ -13,20 +13,9 @@
 #include "common/protocol/control_messages.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/secret_file.h"
-#include "coordinator/cluster/worker_status.h"
+#include "coordinator/cluster/worker_record.h"
 
 namespace expertmesh {
-
-// What one worker has been told to be, and what it says of itself.
-struct WorkerRecord {
-  WorkerStatus status;
-  bool joined = false;  // its hello was accepted
-  bool called = false;  // its MPI daemon has called this process's
-  std::optional<control::Capacity> capacity{};
-  std::uint64_t loaded_bytes = 0;
-  std::uint64_t total_bytes = 0;                                    // 0 until its first progress message
-  control::FailureKind failure_kind = control::FailureKind::other;  // if dead
-};
 
 class ControlServer {
  public:
@@ -39,6 +28,7 @@ class ControlServer {
     bool mixed_isas = false;   // who cannot run it is taken as well, and runs the best it can
     Fingerprint checkpoint{};  // workers with another one are refused; empty: any
     std::string dtype;         // of weights, that every worker must be able to run
+    std::uint32_t nccl = 0;    // version that every worker must have; 0: any, or none
     std::chrono::milliseconds heartbeat_interval{25};
     std::chrono::milliseconds death_timeout{200};
     std::function<void(WorkerStatus const&)> on_change;  // one serves, is dead, or has left while others stay

@@ -20,6 +20,7 @@ struct WorkerPeer {
   PeerId peer;           // of the transport; never used again
   PlacementEpoch epoch;  // in which it was given its experts
   std::shared_ptr<HeldExperts const> held;
+  std::string link_id{};  // that its end of a RowLink is made of; empty: its rows go with the messages
 };
 
 class WorkerGroup {
@@ -42,6 +43,8 @@ class WorkerGroup {
   [[nodiscard]] virtual std::string death_reason(WorkerPeer const& member) const = 0;
   // The step path met something that only a broken worker does: it is dead from now on, for this reason.
   virtual void declare_dead(WorkerPeer const& member, std::string const& reason) = 0;
+  // How this member's rows go, for people: "nccl", or why not.
+  virtual void set_row_transport(WorkerPeer const& /*member*/, std::string const& /*how*/) {}
   [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together
 
   // Workers go to sleep on their control socket, or wake from it. Returns at once.

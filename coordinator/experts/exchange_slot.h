@@ -5,14 +5,18 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/moe/routing.h"
 #include "common/protocol/dispatch_layout.h"
+#include "common/tensor/tensor.h"
+#include "common/transport/row_link.h"
 #include "common/transport/transport.h"
 #include "coordinator/cluster/worker_group.h"
 
@@ -22,7 +26,16 @@ namespace expertmesh {
 struct LegMessages {
   AlignedBuffer<std::byte> request;
   AlignedBuffer<std::byte> answer;
+  // Of the device, for a member with a link: rows that go out and come back past the messages.
+  AlignedBuffer<std::byte> rows_out;
+  AlignedBuffer<std::byte> rows_back;
   bool in_use = false;
+};
+
+// A leg, wherever it is kept.
+struct LegPlace {
+  std::uint32_t slot = 0;
+  std::uint32_t leg = 0;
 };
 
 // One life of a worker, as the exchange keeps it. It outlives the worker until the transport has given every buffer
@@ -32,6 +45,15 @@ struct Member {
   std::string lost_reason;          // empty while it lives
   std::list<LegMessages> messages;  // one for each exchange in flight; more after a death elsewhere
   std::size_t open_ops = 0;         // posted, not yet reported
+  std::shared_ptr<RowLink> link{};  // null: none, or none any more
+  bool link_is_ready = false;       // and its rows go by it
+  // Legs by the link that have not got so far that their answers were asked for. The rows of the first are under way,
+  // the others wait for it: were they sent as well, its answers would queue behind them at this end, and they behind
+  // its answers at the other.
+  std::deque<LegPlace> turns{};
+
+  // Nothing touches its buffers any more.
+  [[nodiscard]] bool at_rest() const { return open_ops == 0 && (!link || link->aborted()); }
 
   [[nodiscard]] bool lost() const { return !lost_reason.empty(); }
 };
@@ -51,6 +73,14 @@ struct Leg {
   std::chrono::steady_clock::time_point sent;
   bool send_done = false;
   bool recv_done = false;
+  // Whose rows go by the link: done when they are here.
+  bool by_link = false;
+  std::size_t link_bytes_out = 0;
+  bool rows_sent = false;
+  std::optional<LinkMark> rows_back{};  // once they were asked for
+  bool rows_done = false;
+
+  [[nodiscard]] bool done() const { return send_done && recv_done && (!by_link || rows_done); }
   OpId send{};
   OpId recv{};
   ExchangeId id{};
@@ -60,14 +90,18 @@ struct ExchangeSlot {
   bool in_use = false;
   std::chrono::steady_clock::time_point begin;
   std::size_t layer_index = 0;  // into ExpertModelSpec::layers
+  MatrixView<float const> x;    // [T,H] what goes out; unchanged until all is back
   RoutingView routing;
   std::coroutine_handle<> waiter;
   std::vector<Leg> legs;
   std::vector<std::uint32_t> leg_of;          // [T*K] which leg owes each slot's row
   std::vector<std::byte const*> answer_rows;  // [T*K] where each slot's row lies
-  std::string failure;                        // why some rows cannot be had at all; empty if they can
+  std::vector<std::byte const*> device_rows;  // [T*K] or in the device's memory, if not null
+  bool any_on_device = false;
+  std::string failure;  // why some rows cannot be had at all; empty if they can
 
   AlignedBuffer<std::byte> wire_rows;  // [T,H] of the wire dtype, as they went out
+  bool has_wire_rows = false;          // they are there: somebody wanted them on the host
   AlignedBuffer<std::byte> own_rows;   // [T*K,H] rows that this process ran itself
 
   // Of the first death that this exchange met.

@@ -69,6 +69,7 @@ class RemoteExperts::Impl {
       slot.own_rows = AlignedBuffer<std::byte>(max_slots * row_bytes);
       slot.leg_of.resize(max_slots);
       slot.answer_rows.resize(max_slots);
+      slot.device_rows.resize(max_slots);
     }
     own_calls_.reserve(max_slots);
     missing_.reserve(max_slots);
@@ -95,12 +96,15 @@ class RemoteExperts::Impl {
     auto const slot_index = static_cast<std::uint32_t>(free - slots_.begin());
     slot.in_use = true;
     slot.layer_index = layer_index;
+    slot.x = x;
     slot.routing = routing;
     slot.begin = Clock::now();
-    to_wire(exec_, x, wire_, slot.wire_rows.data());
+    slot.has_wire_rows = false;
+    slot.any_on_device = false;
     ++num_exchanges_;
     // Whoever gets a slot's row says where it lies; a slot without an expert keeps this.
     std::fill_n(slot.answer_rows.begin(), routing.experts.size(), nullptr);
+    std::fill_n(slot.device_rows.begin(), routing.experts.size(), nullptr);
     std::fill_n(slot.leg_of.begin(), routing.experts.size(), kNoLeg);
     plan_->build(routing, *layers_[layer_index].placement);
     send_plan(slot_index);
@@ -114,6 +118,10 @@ class RemoteExperts::Impl {
       count = transport_.poll(done);
       for (std::size_t i = 0; i < count; ++i) take(done[i]);
     }
+    for (auto const& member : members_)
+      if (member->link && !member->lost()) progress_link(*member);
+    std::erase_if(given_up_, [](auto const& link) { return link->aborted(); });
+    std::erase_if(former_, [](auto const& member) { return member->at_rest(); });
     for (std::uint32_t i = 0; i < kNumSlots; ++i) {
       if (std::ranges::find(slots_[i].legs, Leg::State::lost, &Leg::state) != slots_[i].legs.end()) ask_others(i);
       if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
@@ -135,8 +143,12 @@ class RemoteExperts::Impl {
     ExchangeSlot& slot = slots_[exchange.slot];
     EM_CHECK(slot.in_use && complete(exchange), "exchange " << exchange.slot << " is not complete");
     std::string const failure = std::exchange(slot.failure, {});
-    if (failure.empty())
-      expertmesh::combine(exec_, wire_, {slot.answer_rows.data(), slot.routing.experts.size()}, slot.routing.weights,
+    std::size_t const num_slots = slot.routing.experts.size();
+    if (failure.empty() && slot.any_on_device)
+      expertmesh::combine(exec_, wire_, {slot.answer_rows.data(), num_slots}, {slot.device_rows.data(), num_slots},
+                          slot.routing.weights, limits_.experts_per_token, out);
+    else if (failure.empty())
+      expertmesh::combine(exec_, wire_, {slot.answer_rows.data(), num_slots}, slot.routing.weights,
                           limits_.experts_per_token, out);
     for (Leg& leg : slot.legs)
       if (leg.state == Leg::State::answered) leg.messages->in_use = false;
@@ -187,7 +199,9 @@ class RemoteExperts::Impl {
     for (auto const& member : members_) {
       if (member->lost()) lost_peers_.push_back(member->peer.peer);
       bool const stays = !member->lost() && std::ranges::count(serving, member->peer.peer, &WorkerPeer::peer) != 0;
-      if (!stays && member->open_ops > 0) former_.push_back(member);
+      if (stays) continue;
+      if (member->link) member->link->abort("the worker left", nullptr);
+      if (!member->at_rest()) former_.push_back(member);
     }
     // One that was lost here may still be a member there for a moment.
     std::erase_if(lost_peers_, [&](PeerId lost) { return std::ranges::count(serving, lost, &WorkerPeer::peer) == 0; });
@@ -220,6 +234,7 @@ class RemoteExperts::Impl {
 
   std::shared_ptr<Member> new_member(WorkerPeer const& peer) {
     auto member = std::make_shared<Member>(Member{.peer = peer, .lost_reason = {}, .messages = {}, .open_ops = 0});
+    if (!peer.link_id.empty() && limits_.make_link) member->link = limits_.make_link(peer);
     for (std::size_t s = 0; s < kNumSlots; ++s) add_messages(*member);
     return member;
   }
@@ -232,6 +247,10 @@ class RemoteExperts::Impl {
     messages.answer = AlignedBuffer<std::byte>(layout.answer_bytes(message_limits_.max_entries));
     transport_.register_buffer(messages.request.span());
     transport_.register_buffer(messages.answer.span());
+    if (member.link) {
+      messages.rows_out = AlignedBuffer<std::byte>(message_limits_.max_rows * layout.row_bytes(), exec_.device());
+      messages.rows_back = AlignedBuffer<std::byte>(message_limits_.max_entries * layout.row_bytes(), exec_.device());
+    }
     return messages;
   }
 
@@ -271,6 +290,7 @@ class RemoteExperts::Impl {
     leg.member = member;
     leg.messages = &messages;
     leg.num_entries = entries.size();
+    leg.by_link = member->link_is_ready;
     leg.sent = Clock::now();
     leg.id = {.coordinator_id = coordinator_id_,
               .step = num_exchanges_,
@@ -280,25 +300,40 @@ class RemoteExperts::Impl {
               .layer = layer.layer,
               .micro_batch = slot_index,
               .attempt = attempt_,
-              .flags = limits_.checksums ? kFlagChecksum : 0};
+              .flags = (limits_.checksums ? kFlagChecksum : 0) | (leg.by_link ? kFlagRowsApart : 0)};
     RequestWriter request = layout.write_request(messages.request.span(), leg.id, rows.size(), entries.size());
-    for (std::size_t r = 0; r < rows.size(); ++r)
-      std::memcpy(request.row(r), slot.wire_rows.data() + rows[r] * row_bytes, row_bytes);
+    for (std::size_t r = 0; r < rows.size() && !leg.by_link; ++r)
+      std::memcpy(request.row(r), wire_rows(slot) + rows[r] * row_bytes, row_bytes);
     std::byte const* answer_row = messages.answer.data() + layout.answer_rows_offset();
     for (std::size_t i = 0; i < entries.size(); ++i, answer_row += row_bytes) {
       request.entries[i] = {.row = entries[i].row, .local_expert = entries[i].local_expert};
       slot.answer_rows[entries[i].slot] = answer_row;
+      slot.device_rows[entries[i].slot] = leg.by_link ? messages.rows_back.data() + i * row_bytes : nullptr;
       slot.leg_of[entries[i].slot] = leg_index;
+    }
+    if (leg.by_link) {
+      slot.any_on_device = true;
+      leg.link_bytes_out = rows.size() * row_bytes;
+      gather_to_wire(exec_, slot.x, rows, wire_, messages.rows_out.data());
+      member->turns.push_back({.slot = slot_index, .leg = leg_index});
+      take_turns(*member);
     }
 
     seal(messages.request.span().first(request.bytes));
-    leg.recv = transport_.post_recv(member->peer.peer, MessageTag(leg.id.attempt),
-                                    messages.answer.span().first(layout.answer_bytes(entries.size())));
+    leg.recv =
+        transport_.post_recv(member->peer.peer, MessageTag(leg.id.attempt),
+                             messages.answer.span().first(layout.answer_bytes(leg.by_link ? 0 : entries.size())));
     leg.send = transport_.post_send(member->peer.peer, MessageTag(kRequestTag),
                                     std::span<std::byte const>(messages.request.span()).first(request.bytes));
     member->open_ops += 2;
     traffic_.bytes_sent += request.bytes;
     traffic_.rows_sent[slot.layer_index] += rows.size();
+  }
+
+  // As they leave, where the host can read them.
+  std::byte const* wire_rows(ExchangeSlot& slot) {
+    if (!std::exchange(slot.has_wire_rows, true)) to_wire(exec_, slot.x, wire_, slot.wire_rows.data());
+    return slot.wire_rows.data();
   }
 
   // The plan's entries without a holder among the workers.
@@ -310,8 +345,9 @@ class RemoteExperts::Impl {
     for (PlanEntry const& entry : plan_->entries(members_.size())) {
       std::byte* const out = slot.own_rows.data() + entry.slot * row_bytes;
       own_calls_.push_back(
-          {.expert = entry.local_expert, .in = slot.wire_rows.data() + rows[entry.row] * row_bytes, .out = out});
+          {.expert = entry.local_expert, .in = wire_rows(slot) + rows[entry.row] * row_bytes, .out = out});
       slot.answer_rows[entry.slot] = out;
+      slot.device_rows[entry.slot] = nullptr;
       slot.leg_of[entry.slot] = kNoLeg;
     }
     try {
@@ -334,7 +370,7 @@ class RemoteExperts::Impl {
     }
     std::shared_ptr<Member> const member_kept = *place;  // a former one goes with its last message
     Member& member = *member_kept;
-    if (--member.open_ops == 0) std::erase(former_, member_kept);
+    --member.open_ops;
     if (member.lost()) return;
     if (completion.status != OpStatus::ok) return lose(member, "the transport lost it");
     for (std::size_t s = 0; s < kNumSlots; ++s)
@@ -342,8 +378,11 @@ class RemoteExperts::Impl {
         if (leg.state != Leg::State::waiting || (completion.op != leg.send && completion.op != leg.recv)) continue;
         (completion.op == leg.send ? leg.send_done : leg.recv_done) = true;
         if (completion.op == leg.recv && !accept(s, leg, completion.bytes)) return;
-        if (completion.op == leg.recv) paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
-        if (leg.send_done && leg.recv_done) leg.state = Leg::State::answered;
+        if (leg.by_link)
+          take_turns(member);
+        else if (completion.op == leg.recv)
+          paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
+        if (leg.done()) leg.state = Leg::State::answered;
         return;
       }
   }
@@ -359,6 +398,7 @@ class RemoteExperts::Impl {
       return false;
     }
     auto const& answer = std::get<Answer>(parsed);
+    if (leg.by_link) return true;  // they are looked at on the device
     if (all_finite(wire_, answer.rows, leg.num_entries * layout.hidden()) || is_what_we_get(slot_index, leg))
       return true;
     lose(*leg.member, "bad answer: infinities or NaN that its experts do not give");
@@ -376,7 +416,7 @@ class RemoteExperts::Impl {
     for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
       if (slot.leg_of[s] == leg_index)
         own_calls_.push_back({.expert = slot.routing.experts[s],
-                              .in = slot.wire_rows.data() + s / limits_.experts_per_token * row_bytes,
+                              .in = wire_rows(slot) + s / limits_.experts_per_token * row_bytes,
                               .out = slot.own_rows.data() + s * row_bytes});
     try {
       own_.run(slot.layer_index, own_calls_);
@@ -394,6 +434,67 @@ class RemoteExperts::Impl {
     return true;
   }
 
+  // ---- past the messages
+
+  Leg& leg_at(LegPlace place) { return slots_[place.slot].legs[place.leg]; }
+
+  // Sends the rows of whose turn it is, and asks for its answers once its worker has promised them.
+  void take_turns(Member& member) {
+    while (!member.turns.empty()) {
+      Leg& leg = leg_at(member.turns.front());
+      if (!std::exchange(leg.rows_sent, true)) {
+        member.link->send(leg.messages->rows_out.span().first(leg.link_bytes_out));
+        traffic_.link_bytes_sent += leg.link_bytes_out;
+      }
+      if (!leg.recv_done) return;
+      std::size_t const hidden = layers_[slots_[member.turns.front().slot].layer_index].hidden;
+      std::size_t const bytes = leg.num_entries * DispatchLayout(hidden, wire_).row_bytes();
+      leg.rows_back = member.link->recv(leg.messages->rows_back.span().first(bytes), wire_);
+      traffic_.link_bytes_received += bytes;
+      member.turns.pop_front();
+    }
+  }
+
+  void progress_link(Member& member) {
+    member.link->poll(Clock::now());
+    if (member.link->state() == RowLink::State::failed) return take_failure(member);
+    if (member.link->state() == RowLink::State::ready && !std::exchange(member.link_is_ready, true)) {
+      spdlog::info("worker {}: rows go by NCCL", member.peer.worker.value());
+      group_->set_row_transport(member.peer, "nccl");
+    }
+    for (std::size_t s = 0; s < kNumSlots; ++s)
+      for (Leg& leg : slots_[s].legs) {
+        if (leg.member.get() != &member || leg.state != Leg::State::waiting || !leg.rows_back || leg.rows_done)
+          continue;
+        if (!member.link->done(*leg.rows_back)) continue;
+        if (member.link->found_infinities(*leg.rows_back)) {
+          fetch(s, leg);
+          if (!is_what_we_get(s, leg))
+            return lose(member, "bad answer: infinities or NaN that its experts do not give");
+        }
+        leg.rows_done = true;
+        paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
+        if (leg.done()) leg.state = Leg::State::answered;
+      }
+  }
+
+  // A link that never was ready leaves its worker as good as any other's.
+  void take_failure(Member& member) {
+    std::string const why = member.link->failure();
+    if (member.link_is_ready || limits_.links_required) return lose(member, "its rows' link failed: " + why);
+    spdlog::warn("worker {}: rows go by the host, there is no link: {}", member.peer.worker.value(), why);
+    group_->set_row_transport(member.peer, "mpi (" + why + ")");
+    member.link->abort(why, nullptr);
+    given_up_.push_back(std::exchange(member.link, nullptr));
+  }
+
+  // The leg's rows to where they would lie without a link.
+  void fetch(std::size_t slot_index, Leg& leg) {
+    DispatchLayout const layout(layers_[slots_[slot_index].layer_index].hidden, wire_);
+    exec_.device()->download(leg.messages->answer.data() + layout.answer_rows_offset(), leg.messages->rows_back.data(),
+                             leg.num_entries * layout.row_bytes());
+  }
+
   // ---- deaths
 
   void notice_deaths() {
@@ -408,6 +509,9 @@ class RemoteExperts::Impl {
     member.lost_reason = why.empty() ? "no reason known" : why;
     any_lost_ = true;
     transport_.fence(member.peer.peer);
+    if (member.link) member.link->abort(member.lost_reason, nullptr);
+    member.link_is_ready = false;
+    member.turns.clear();
     group_->declare_dead(member.peer, member.lost_reason);
     for (auto& slot : slots_)
       for (Leg& leg : slot.legs) {
@@ -468,8 +572,9 @@ class RemoteExperts::Impl {
   std::vector<std::shared_ptr<Member>> former_;  // dead or left, with messages that the transport has not given back
   std::vector<PeerId> lost_peers_;               // of them those that the group still counts among its members
   std::uint64_t seen_version_ = 0;
-  bool any_lost_ = false;      // since the last adopt()
-  std::vector<Layer> layers_;  // as in ExpertModelSpec
+  std::vector<std::shared_ptr<RowLink>> given_up_;  // links of members that live
+  bool any_lost_ = false;                           // since the last adopt()
+  std::vector<Layer> layers_;                       // as in ExpertModelSpec
   std::optional<DispatchPlan> plan_;
   std::array<ExchangeSlot, kNumSlots> slots_;
   std::vector<OwnExperts::Row> own_calls_;
@@ -487,6 +592,11 @@ RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& s
                              Exec const& exec, std::shared_ptr<WorkerGroup> group)
     : impl_(std::make_unique<Impl>(model, source, limits, exec, std::move(group))) {}
 RemoteExperts::~RemoteExperts() = default;
+std::size_t RemoteExperts::link_buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
+                                             std::size_t experts_per_token) {
+  DispatchLimits const limits = dispatch_limits(model, max_tokens, experts_per_token);
+  return kNumSlots * (limits.max_rows + limits.max_entries) * max_hidden(model) * size_of(model.wire);
+}
 Experts::Exchange RemoteExperts::dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
   return impl_->dispatch(layer, x, routing);
 }

@@ -13,6 +13,7 @@
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
 #include "common/kernels/exec.h"
+#include "common/transport/row_link.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/experts/experts.h"
@@ -28,6 +29,10 @@ struct RemoteExpertsLimits {
   std::size_t own_cache_bytes = 0;    // of experts this process keeps for workers that died; see OwnExpertsLimits
   Device* expert_device = nullptr;    // that the workers' kind of kernels runs on; null: a processor
   bool mixed_numerics = false;        // workers may give other bits than this process for the same rows
+  // Rows of a member with a link_id, from device to device past the host; empty: none has one. Until the link is ready
+  // its rows go with the messages; so they do if it never is, unless links are required: then the member is lost.
+  std::function<std::shared_ptr<RowLink>(WorkerPeer const&)> make_link{};
+  bool links_required = false;
 };
 
 class RemoteExperts final : public Experts {
@@ -40,6 +45,10 @@ class RemoteExperts final : public Experts {
                 std::shared_ptr<WorkerGroup> group);
   ~RemoteExperts() override;
 
+  // Of the coordinator's device, for one worker with a link.
+  static std::size_t link_buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
+                                       std::size_t experts_per_token);
+
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   void progress() override;
   void wake() override;
@@ -47,6 +56,8 @@ class RemoteExperts final : public Experts {
   struct Traffic {
     std::size_t bytes_sent = 0;
     std::size_t bytes_received = 0;
+    std::size_t link_bytes_sent = 0;  // of rows past the messages; not in the two above
+    std::size_t link_bytes_received = 0;
     std::vector<std::size_t> rows_sent;  // per MoE layer: a token counts once per worker it goes to
   };
   [[nodiscard]] Traffic const& traffic() const;  // since start; engine thread

@@ -24,18 +24,10 @@ ResidentExperts::ResidentExperts(ExpertModelSpec const& model, WeightSource cons
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     std::vector<DeviceExpert> table;
     for (std::size_t e = 0; e < model.layers[i].experts.size(); ++e) table.push_back(on_device(store_.expert(i, e)));
-    FfnWeights const& first = store_.expert(i, 0);
     Layer& layer = layers_.emplace_back();
     layer.layer = model.layers[i].layer;
     layer.table = AlignedBuffer<DeviceExpert>(std::span<DeviceExpert const>(table), &device_);
-    layer.experts = {.experts = layer.table.span(),
-                     .storage = first.gate_up.w.format().storage,
-                     .activation_rule = first.gate_up.w.format().activation,
-                     .hidden = first.down.w.n(),
-                     .intermediate = first.down.w.k(),
-                     .gated = first.gated(),
-                     .activation = first.activation,
-                     .wire = wire_};
+    layer.experts = layer_on_device(store_.expert(i, 0), layer.table.span(), wire_);
   }
   device_.reserve(exec_limits(model, max_tokens, experts_per_token));
   for (Slot& slot : slots_)

@@ -132,7 +132,7 @@ struct KernelCall {
   std::size_t arguments_bytes;
   std::function<void()> thread;  // what one thread does
 };
-// At once, or when the recording that is under way is launched.
+// When it is its turn on the stream, or when the recording that is under way is launched.
 void run_kernel(Stream& stream, KernelCall call);
 
 template <class Grid, class Arguments>

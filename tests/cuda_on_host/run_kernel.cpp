@@ -324,9 +324,11 @@ class AccessFaults {
 void run_kernel(Stream& stream, KernelCall call) {
   if (call.grid_x == 0 || call.grid_y == 0 || call.grid_z == 0) return;
   if (stream.recording) return stream.recording->push_back(std::move(call));
-  DeviceArena::Access const access(stream.memory);
-  AccessFaults const faults;
-  machine().run(stream, call);
+  stream.run([&stream, call = std::move(call)] {
+    DeviceArena::Access const access(stream.memory);
+    AccessFaults const faults;
+    machine().run(stream, call);
+  });
 }
 
 void wait_for_block(Place place) {

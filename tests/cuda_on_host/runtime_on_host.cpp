@@ -1,11 +1,15 @@
 // The functions of runtime.h.
 #include <chrono>
 #include <cstring>
+#include <future>
+#include <memory>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/error.h"
 #include "common/kernels/cuda/runtime.h"
 #include "stream_on_host.h"
+#include "thread_queue.h"
 
 namespace expertmesh::cuda_on_host {
 
@@ -23,6 +27,14 @@ StreamPointer open_stream(std::size_t device_index) {
                       "there is no such device: " + std::to_string(kNumDevices) + " here, counted from 0",
                       "cuda:" + std::to_string(device_index));
   return StreamPointer(new Stream{.device_index = device_index});
+}
+StreamPointer open_side_stream(Stream& stream) {
+  StreamPointer side(new Stream{.device_index = stream.device_index, .arena = stream.arena});
+  side->queue = make_thread_queue(side->memory);
+  return side;
+}
+void* handle_of(Stream& stream) {
+  return stream.queue.get();
 }
 void CloseStream::operator()(Stream* stream) const {
   delete stream;
@@ -53,6 +65,7 @@ void release_bytes(Stream& stream, void* memory) noexcept {
 }
 
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  EM_CHECK(!stream.queue, "an upload on a stream beside the first");
   EM_CHECK(stream.memory.is_allocated(to, bytes), bytes << " bytes to " << to);
   check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(from), "from the device's own memory");
@@ -60,6 +73,7 @@ void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
   std::memcpy(to, from, bytes);
 }
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
+  EM_CHECK(!stream.queue, "a download on a stream beside the first");
   EM_CHECK(stream.memory.is_allocated(from, bytes), bytes << " bytes from " << from);
   check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(to), "to the device's own memory");
@@ -68,6 +82,7 @@ void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
 }
 void wait(Stream& stream) {
   check_not_recording(stream, "a wait");
+  if (stream.queue) stream.queue->finish();
 }
 void hold_back(Stream& /*stream*/, double /*seconds*/) {}  // nothing could be called for in the meantime
 
@@ -96,7 +111,17 @@ void launch_recording(Stream& stream, Recording& recording) {
 }
 
 struct Event {
-  std::chrono::steady_clock::time_point time{};
+  // Of its last record().
+  struct Moment {
+    std::promise<std::chrono::steady_clock::time_point> told;
+    std::shared_future<std::chrono::steady_clock::time_point> time = told.get_future().share();
+  };
+  std::shared_ptr<Moment> moment{};
+
+  [[nodiscard]] std::shared_future<std::chrono::steady_clock::time_point> time() const {
+    EM_CHECK(moment != nullptr, "a moment that was not recorded");
+    return moment->time;
+  }
 };
 void CloseEvent::operator()(Event* event) const {
   delete event;
@@ -106,11 +131,38 @@ EventPointer make_event(Stream& /*stream*/) {
 }
 void record(Stream& stream, Event& event) {
   check_not_recording(stream, "a mark");
-  event.time = std::chrono::steady_clock::now();
+  event.moment = std::make_shared<Event::Moment>();
+  stream.run([moment = event.moment] { moment->told.set_value(std::chrono::steady_clock::now()); });
+}
+void wait_for(Stream& later, Event const& event) {
+  later.run([time = event.time()] { time.wait(); });
+}
+bool is_past(Stream& /*stream*/, Event const& event) {
+  return event.time().wait_for(std::chrono::seconds(0)) == std::future_status::ready;
 }
 double seconds_between(Stream& /*stream*/, Event const& from, Event const& to) {
-  EM_CHECK(from.time != Event().time && to.time != Event().time, "a moment that was not recorded");
-  return std::chrono::duration<double>(to.time - from.time).count();
+  return std::chrono::duration<double>(to.time().get() - from.time().get()).count();
+}
+
+void FreeWords::operator()(std::uint32_t* words) const {
+  delete[] words;
+}
+HostWords make_host_words(Stream& stream, std::size_t count) {
+  return HostWords(new std::uint32_t[count](), FreeWords{&stream});
+}
+void copy_word_out(Stream& stream, std::uint32_t* to, std::uint32_t const* from) {
+  EM_CHECK(stream.memory.is_allocated(from, sizeof *from), "a word at " << from);
+  stream.run([&memory = stream.memory, to, from] {
+    DeviceArena::Access const access(memory);
+    *to = *from;
+  });
+}
+void clear_word(Stream& stream, std::uint32_t* word) {
+  EM_CHECK(stream.memory.is_allocated(word, sizeof *word), "a word at " << word);
+  stream.run([&memory = stream.memory, word] {
+    DeviceArena::Access const access(memory);
+    *word = 0;
+  });
 }
 
 void check_launch(Stream& /*stream*/, char const* /*op*/) {}

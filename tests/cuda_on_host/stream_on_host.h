@@ -1,11 +1,16 @@
-// What a Stream is on the host: the device's memory. Kernels and copies are done when their call returns.
+// What a Stream is on the host: the device's memory. Kernels and copies of the first are done when their call returns,
+// those of another when its thread has come to them.
 #pragma once
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cuda_on_host.h"
 #include "device_arena.h"
+#include "queue_on_host.h"
 
 namespace expertmesh::cuda_on_host {
 
@@ -14,8 +19,18 @@ constexpr std::size_t kMostStaticSharedBytes = 48 << 10;  // of them what is not
 
 struct Stream {
   std::size_t device_index = 0;
-  DeviceArena memory{};
+  std::shared_ptr<DeviceArena> arena = std::make_shared<DeviceArena>();
+  DeviceArena& memory = *arena;
+  std::unique_ptr<QueueOnHost> queue{};                // null: the first
   std::optional<std::vector<KernelCall>> recording{};  // under way
+
+  // At once, or when it is its turn.
+  void run(std::function<void()> work) const {
+    if (queue)
+      queue->push(std::move(work));
+    else
+      work();
+  }
 };
 
 }  // namespace expertmesh::cuda_on_host

@@ -116,10 +116,25 @@ struct CopyHeadColumns {
   }
 };
 
+// The rows of the slots, one behind the other, but of those that have no expert.
 template <class Wire>
-struct Combine {
+struct RowsOfSlots {
   Rows<Wire const> rows;
   std::uint32_t const* experts;
+  __device__ Wire const* of(std::size_t slot) const {
+    return experts[slot] == kNoExpertSlot ? nullptr : rows.at(slot, 0);
+  }
+};
+// Or wherever they are.
+template <class Wire>
+struct RowsAnywhere {
+  std::byte const* const* rows;
+  __device__ Wire const* of(std::size_t slot) const { return reinterpret_cast<Wire const*>(rows[slot]); }
+};
+
+template <class Slots>
+struct Combine {
+  Slots slots;
   float const* weights;
   unsigned experts_per_token;
   Rows<float> out;
@@ -128,8 +143,9 @@ struct Combine {
     Floats<N> sum{};
     for (unsigned k = 0; k < experts_per_token; ++k) {
       std::size_t const slot = static_cast<std::size_t>(t) * experts_per_token + k;
-      if (experts[slot] == kNoExpertSlot) continue;
-      Floats<N> const row = load<N>(rows.at(slot, i));
+      auto const* const from = slots.of(slot);
+      if (from == nullptr) continue;
+      Floats<N> const row = load<N>(from + i);
       for (unsigned j = 0; j < N; ++j) sum.v[j] = fmaf(weights[slot], row.v[j], sum.v[j]);
     }
     store(out.at(t, i), sum);
@@ -254,6 +270,24 @@ void CudaDevice::to_wire(MatrixView<float const> x, DType wire, std::byte* out) 
   });
 }
 
+void CudaDevice::gather_to_wire(MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
+                                std::byte* out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Rows<Stored> const to{reinterpret_cast<Stored*>(out), x.cols};
+    copy_rows(*stream_, "gather_to_wire", rows_of(x), rows, to, rows.size(), x.cols);
+  });
+}
+
+void CudaDevice::gather_from_wire(DType wire, std::byte const* rows, std::span<std::uint32_t const> index,
+                                  MatrixView<float> out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Rows<Stored const> const from{reinterpret_cast<Stored const*>(rows), out.cols};
+    copy_rows(*stream_, "gather_from_wire", from, index, rows_of(out), index.size(), out.cols);
+  });
+}
+
 void CudaDevice::from_wire(DType wire, std::byte const* rows, MatrixView<float> out) {
   with_wire(wire, [&](auto stored) {
     using Stored = decltype(stored);
@@ -266,12 +300,22 @@ void CudaDevice::combine(DType wire, std::byte const* rows, std::span<std::uint3
                          std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) {
   with_wire(wire, [&](auto stored) {
     using Stored = decltype(stored);
-    Combine<Stored> const f{{reinterpret_cast<Stored const*>(rows), out.cols},
-                            experts.data(),
-                            weights.data(),
-                            static_cast<unsigned>(experts_per_token),
-                            rows_of(out)};
-    for_each_element(*stream_, "combine", out.rows, out.cols, is_aligned(f.rows) && is_aligned(f.out), f);
+    Combine<RowsOfSlots<Stored>> const f{{{reinterpret_cast<Stored const*>(rows), out.cols}, experts.data()},
+                                         weights.data(),
+                                         static_cast<unsigned>(experts_per_token),
+                                         rows_of(out)};
+    for_each_element(*stream_, "combine", out.rows, out.cols, is_aligned(f.slots.rows) && is_aligned(f.out), f);
+  });
+}
+
+void CudaDevice::combine_scattered(DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
+                                   std::size_t experts_per_token, MatrixView<float> out) {
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Combine<RowsAnywhere<Stored>> const f{
+        {rows.data()}, weights.data(), static_cast<unsigned>(experts_per_token), rows_of(out)};
+    // Rows lie in buffers that begin at 256 bytes: aligned for four if whole rows are.
+    for_each_element(*stream_, "combine_scattered", out.rows, out.cols, out.cols % 4 == 0 && is_aligned(f.out), f);
   });
 }
 

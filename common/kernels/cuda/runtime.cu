@@ -120,6 +120,20 @@ StreamPointer open_stream(std::size_t device_index) {
   return stream;
 }
 
+StreamPointer open_side_stream(Stream& stream) {
+  StreamPointer side(new Stream{.device = stream.device,
+                                .name = stream.name,
+                                .multiprocessors = stream.multiprocessors,
+                                .most_shared_bytes = stream.most_shared_bytes});
+  make_current(*side);
+  check(cudaStreamCreateWithFlags(&side->queue, cudaStreamNonBlocking), "cudaStreamCreate", *side);
+  return side;
+}
+
+void* handle_of(Stream& stream) {
+  return stream.queue;
+}
+
 void CloseStream::operator()(Stream* stream) const {
   if (stream->queue && cudaSetDevice(stream->device) == cudaSuccess) {
     cudaStreamSynchronize(stream->queue);  // then nothing reads what follows
@@ -278,12 +292,45 @@ void record(Stream& stream, Event& event) {
   make_current(stream);
   check(cudaEventRecord(event.event, stream.queue), "cudaEventRecord", stream);
 }
+void wait_for(Stream& later, Event const& event) {
+  make_current(later);
+  check(cudaStreamWaitEvent(later.queue, event.event, 0), "cudaStreamWaitEvent", later);
+}
+bool is_past(Stream& stream, Event const& event) {
+  make_current(stream);
+  cudaError_t const code = cudaEventQuery(event.event);
+  if (code == cudaErrorNotReady) {
+    static_cast<void>(cudaGetLastError());  // no error
+    return false;
+  }
+  check(code, "cudaEventQuery", stream);
+  return true;
+}
 double seconds_between(Stream& stream, Event const& from, Event const& to) {
   make_current(stream);
   check(cudaEventSynchronize(to.event), "cudaEventSynchronize", stream);
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, from.event, to.event), "cudaEventElapsedTime", stream);
   return static_cast<double>(milliseconds) * 1e-3;
+}
+
+void FreeWords::operator()(std::uint32_t* words) const {
+  if (cudaSetDevice(stream->device) == cudaSuccess) static_cast<void>(cudaFreeHost(words));
+}
+HostWords make_host_words(Stream& stream, std::size_t count) {
+  make_current(stream);
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, count * sizeof(std::uint32_t)), "cudaMallocHost", stream);
+  std::memset(memory, 0, count * sizeof(std::uint32_t));
+  return HostWords(static_cast<std::uint32_t*>(memory), FreeWords{&stream});
+}
+void copy_word_out(Stream& stream, std::uint32_t* to, std::uint32_t const* from) {
+  make_current(stream);
+  check(cudaMemcpyAsync(to, from, sizeof *to, cudaMemcpyDeviceToHost, stream.queue), "cudaMemcpyAsync", stream);
+}
+void clear_word(Stream& stream, std::uint32_t* word) {
+  make_current(stream);
+  check(cudaMemsetAsync(word, 0, sizeof *word, stream.queue), "cudaMemsetAsync", stream);
 }
 
 void check_launch(Stream& stream, char const* op) {

@@ -2,6 +2,7 @@
 // and the device. tests/cuda_on_host has the same functions over plain memory.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -15,6 +16,9 @@ struct CloseStream {
 using StreamPointer = std::unique_ptr<Stream, CloseStream>;
 
 StreamPointer open_stream(std::size_t device_index);
+// Another of the same device, which runs beside it; it has no uploads. The first must outlive it.
+StreamPointer open_side_stream(Stream& stream);
+void* handle_of(Stream& stream);                // for libraries: cudaStream_t
 std::string device_name(Stream const& stream);  // "NVIDIA H200"
 std::size_t free_bytes(Stream const& stream);
 std::size_t num_multiprocessors(Stream const& stream);
@@ -49,7 +53,20 @@ struct CloseEvent {
 using EventPointer = std::unique_ptr<Event, CloseEvent>;
 EventPointer make_event(Stream& stream);
 void record(Stream& stream, Event& event);
+// What is called for on `later` from now on begins when `event` is past, which was recorded on another stream.
+void wait_for(Stream& later, Event const& event);
+bool is_past(Stream& stream, Event const& event);                            // waits for nothing
 double seconds_between(Stream& stream, Event const& from, Event const& to);  // waits for `to`
+
+// Words of the host's memory that a device can write to in the order of a stream's work.
+struct FreeWords {
+  Stream* stream = nullptr;
+  void operator()(std::uint32_t* words) const;
+};
+using HostWords = std::unique_ptr<std::uint32_t[], FreeWords>;
+HostWords make_host_words(Stream& stream, std::size_t count);                      // zeros
+void copy_word_out(Stream& stream, std::uint32_t* to, std::uint32_t const* from);  // to: of the above; does not wait
+void clear_word(Stream& stream, std::uint32_t* word);                              // of the device
 
 // After a launch: throws if it was refused. op: its name.
 void check_launch(Stream& stream, char const* op);

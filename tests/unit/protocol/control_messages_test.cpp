@@ -38,6 +38,7 @@ Assign sample_assign() {
   m.limits = {.max_rows = 16, .max_entries = 32};
   m.max_requests = 2;
   m.heartbeat_ms = 25;
+  m.link_id = "ab01";
   return m;
 }
 
@@ -54,7 +55,8 @@ Hello sample_hello() {
           .isas = {"avx2"},
           .dtypes = {"float32", "bfloat16"},
           .memory_bytes = 1ULL << 40,
-          .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51"}};
+          .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51"},
+          .nccl = 22809};
 }
 
 std::string error_of(std::string const& text) {
@@ -78,12 +80,14 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   auto const hello = std::get<Hello>(decode(encode(sample_hello())));
   EXPECT_EQ(encode(hello), encode(sample_hello()));
   EXPECT_EQ(hello.worker, WorkerId(2));
+  EXPECT_EQ(hello.nccl, 22809U);
   EXPECT_EQ(hello.dtypes, (std::vector<std::string>{"float32", "bfloat16"}));
 
   auto const assign = std::get<Assign>(decode(encode(sample_assign())));
   EXPECT_EQ(encode(assign), encode(sample_assign()));
   EXPECT_EQ(assign.model_dir, "/models/a \"b\"");
   EXPECT_EQ(assign.load_format, LoadFormat::dummy);
+  EXPECT_EQ(assign.link_id, "ab01");
   EXPECT_EQ(assign.dummy_seed, 0xffffffffffffffffU);
   EXPECT_EQ(assign.model.layers[1].layer, 3U);
   EXPECT_EQ(assign.model.layers[1].experts[2].down.name, "down3.2");

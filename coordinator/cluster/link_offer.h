@@ -1,0 +1,17 @@
+// Whether the rows of a worker can go by NCCL.
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace expertmesh {
+
+class NcclApi;
+
+struct LinkOffer {
+  std::string id;   // of a new communicator, to be told to the worker; empty: none
+  std::string how;  // one line: what its rows go by until it is connected, and why
+};
+// theirs: control::Hello::nccl of the worker.
+LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs);
+
+}  // namespace expertmesh

@@ -9,9 +9,9 @@
 // Speed, with few rows: the weights' bytes once through memory. An H200 delivers 4.8 TB/s some 700 ns after being
 // asked, so that 3.4 MB have to be on their way at any time: 26 KB in each of 132 multiprocessors. A warp has asked for
 // its next kLoadsAhead units of 512 bytes before it works on those it has. That keeps 32 to 64 KB on their way in the 8
-// warps of a block; Thin has two of them. Wide multiplies up to 8 rows with every weight (16 multiply-
-// adds for each 128 bits of x from shared memory, so that arithmetic stays behind memory), for which a warp takes four
-// rows of the weight at once and a block nearly all of a multiprocessor's registers and shared memory.
+// warps of a block; Thin has two of them. Wide multiplies up to 8 rows with every weight (16 multiply-adds for each 128
+// bits of x from shared memory, so that arithmetic stays behind memory), for which a warp takes four rows of the weight
+// at once and a block nearly all of a multiprocessor's registers and shared memory.
 #pragma once
 #include <algorithm>
 

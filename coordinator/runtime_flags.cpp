@@ -65,8 +65,9 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "Gigabytes of weights that a worker of this host reads a second: its share of the experts goes by that "
           "[measured]")
       ->check(CLI::Range(0.001, 1e6));
-  .add_option("--row-transport", options.row_transport,
-              "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
+  command
+      .add_option("--row-transport", options.row_transport,
+                  "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
       ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
           {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,

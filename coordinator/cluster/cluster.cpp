@@ -206,7 +206,7 @@ class Cluster::Impl {
                          .peer = link.peer,
                          .epoch = share.epoch,
                          .held = share.held,
-                         .link_id = link.id});
+                         .link_id = link.rows.id});
     }
     return members;
   }
@@ -232,7 +232,7 @@ class Cluster::Impl {
   void set_row_transport(WorkerPeer const& member, std::string const& how) {
     std::lock_guard lock(mutex_);
     Link& link = links_[member.worker.value() - 1];
-    if (link.peer == member.peer) link.row_transport = how;
+    if (link.peer == member.peer) link.rows.how = how;
   }
 
   std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
@@ -242,8 +242,7 @@ class Cluster::Impl {
   struct Link {
     PeerId peer;
     std::optional<MpiComm> comm;  // until the transport has it
-    std::string id{};             // of its RowLink; empty: none
-    std::string row_transport{};  // see WorkerStatus; empty: "mpi"
+    LinkOffer rows{};
   };
 
   // ---- to the membership, and what it wants done
@@ -548,8 +547,7 @@ class Cluster::Impl {
     if (offer.id.empty() && options_.nccl_required)
       throw ClusterError("worker " + std::to_string(worker.value()) + ": its rows cannot go by NCCL: " + offer.how);
     std::lock_guard lock(mutex_);
-    links_[worker.value() - 1].id = offer.id;
-    links_[worker.value() - 1].row_transport = offer.how;
+    links_[worker.value() - 1].rows = offer;
     return offer.id;
   }
 
@@ -579,8 +577,7 @@ class Cluster::Impl {
   void complete(WorkerStatus& status) const {
     Membership::Place const& place = membership_.place(status.id);
     status.transport = "mpi";
-    std::string const& rows = links_[status.id.value() - 1].row_transport;
-    status.row_transport = rows.empty() ? "mpi" : rows;
+    status.row_transport = links_[status.id.value() - 1].rows.how;
     status.speed = place.speed;
     if (place.capacity) {
       status.bytes_per_second = place.capacity->rate;

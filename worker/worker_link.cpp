@@ -11,7 +11,7 @@ namespace expertmesh {
 
 WorkerLink::WorkerLink(std::shared_ptr<RowLink> link, Device& device, std::size_t most_row_bytes,
                        std::size_t most_answer_bytes)
-    : link_(std::move(link)), rows_(most_row_bytes, &device), answer_(most_answer_bytes, &device) {}
+    : rows_(most_row_bytes, &device), answer_(most_answer_bytes, &device), link_(std::move(link)) {}
 
 void WorkerLink::poll() {
   RowLink::State const before = link_->state();

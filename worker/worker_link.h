@@ -25,10 +25,10 @@ class WorkerLink final : public RowPort {
  private:
   void poll_until_enqueued();
 
-  std::shared_ptr<RowLink> const link_;
   // One of each: an answer leaves before the next rows come, whatever of it the host has seen.
   AlignedBuffer<std::byte> rows_;
   AlignedBuffer<std::byte> answer_;
+  std::shared_ptr<RowLink> const link_;  // goes first: until then it may touch the two
   bool was_ready_ = false;
 };
 

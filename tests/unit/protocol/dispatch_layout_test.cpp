@@ -204,6 +204,34 @@ TEST_F(Fixture, AnswerRoundTripAndItsFaults) {
   EXPECT_EQ(fault(buffer.span().first(refusal.bytes), id, 4), WireFault::bad_status);
 }
 
+TEST_F(Fixture, RowsMayBeApart) {
+  id.flags = kFlagRowsApart;
+  RequestWriter request = layout.write_request(buffer.span(), id, 3, 4);
+  EXPECT_EQ(request.rows, nullptr);
+  EXPECT_EQ(request.bytes, layout.request_rows_offset(4));
+  DispatchEntry const entries[] = {{0, 4}, {1, 0}, {2, 1}, {2, 3}};
+  std::ranges::copy(entries, request.entries.begin());
+  auto const message = buffer.span().first(request.bytes);
+  EXPECT_EQ(fault_of(message), WireFault::unknown_flags) << "who has no link";
+  expected.rows_apart = true;
+  auto const parsed = std::get<Request>(parse_request(message, expected));
+  EXPECT_EQ(parsed.rows, nullptr);
+  EXPECT_EQ(parsed.header.num_rows, 3U);
+  EXPECT_EQ(parsed.row_bytes, layout.row_bytes());
+  EXPECT_EQ(fault_of(buffer.span().first(request.bytes + 3 * layout.row_bytes())), WireFault::bad_size);
+  EXPECT_EQ(fault_of(buffer.span().first(layout.write_request(buffer.span(), id, 0, 0).bytes)), WireFault::bad_size)
+      << "nothing to receive";
+
+  AlignedBuffer<std::byte> answer(layout.answer_bytes(4));
+  AnswerWriter const written = layout.write_answer(answer.span(), id, WireFault::none, 4);
+  EXPECT_EQ(written.bytes, layout.answer_rows_offset());
+  auto const good = parse_answer(answer.span().first(written.bytes), layout, id, 4);
+  ASSERT_TRUE(std::holds_alternative<Answer>(good));
+  EXPECT_EQ(std::get<Answer>(good).rows, nullptr);
+  EXPECT_TRUE(std::holds_alternative<WireError>(parse_answer(answer.span(), layout, id, 4))) << "rows as well";
+  EXPECT_TRUE(std::holds_alternative<WireError>(parse_answer(answer.span().first(written.bytes), layout, id, 5)));
+}
+
 TEST(WireFaults, EachHasItsName) {
   for (std::uint32_t i = 0; i <= static_cast<std::uint32_t>(WireFault::bad_status); ++i)
     EXPECT_STRNE(name_of(static_cast<WireFault>(i)), "unknown fault");

@@ -4,6 +4,8 @@
 #   unit_device        the ops, against the processor's
 #   unit_device_model  the reference checkpoints
 #   e2e                the server's greedy tokens, against the same server's on the processor
+#   workers            the same tokens with the experts in 1, 2 and 3 workers on this one GPU (rows by NCCL where it is
+#                      found), with one of them on the processor, and with one killed in the middle of an answer
 #   memcheck           unit_device under compute-sanitizer, where there is one
 #   bench              the engine's benchmark of EM_GPU_BENCH (configurations in launch/bench/configs, qwen3moe-703m)
 # A stage's programs get EM_GPU_STAGE_SECONDS (1200) each. Ends with `N passed, N failed`, and writes results.json.
@@ -12,7 +14,7 @@ set -uo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 usage() {
-  sed -n '2,10s/^# //p' "${BASH_SOURCE[0]}"
+  sed -n '2,12s/^# //p' "${BASH_SOURCE[0]}"
   exit 2
 }
 
@@ -21,12 +23,12 @@ while (($#)); do
   case "$1" in
     --bin) bin="${2:-}"; shift ;;
     --results) results="${2:-}"; shift ;;
-    unit_device | unit_device_model | e2e | memcheck | bench) stages+=("$1") ;;
+    unit_device | unit_device_model | e2e | workers | memcheck | bench) stages+=("$1") ;;
     *) usage ;;
   esac
   shift
 done
-((${#stages[@]})) || stages=(unit_device unit_device_model e2e memcheck bench)
+((${#stages[@]})) || stages=(unit_device unit_device_model e2e workers memcheck bench)
 limit="${EM_GPU_STAGE_SECONDS:-1200}"
 
 if [[ -f "$here/COMMIT" ]]; then  # a bundle
@@ -40,7 +42,7 @@ else
   share="$root/launch"
   commit="$(git -C "$root" describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)"
 fi
-for program in unit_device unit_device_model expertmesh-coordinator expertmesh-bench; do
+for program in unit_device unit_device_model expertmesh expertmesh-coordinator expertmesh-worker expertmesh-bench; do
   [[ -x "$bin/$program" ]] || { echo "run.sh: $bin/$program is not there: build it first" >&2; exit 1; }
 done
 
@@ -167,17 +169,18 @@ memcheck() {
 }
 
 # ---- the server
-# serve DEVICE: the demo model in float32 on a free port; sets server_pid and port.
+# serve NAME OPTIONS...: the demo model in float32 on a free port; sets server_pid and port.
 serve() {
-  local ready=""
-  mkfifo "$scratch/words.$1"
-  "$bin/expertmesh-coordinator" serve "$share/demo-model" --workers 0 --dtype float32 --device "$1" --port 0 \
-    >"$scratch/words.$1" 2>"$scratch/server.$1" &
+  local name="$1" ready=""
+  shift
+  mkfifo "$scratch/words.$name"
+  "$bin/expertmesh" serve "$share/demo-model" --dtype float32 --port 0 "$@" \
+    >"$scratch/words.$name" 2>"$scratch/server.$name" &
   server_pid=$!
-  read -r -t "$limit" ready <"$scratch/words.$1"
+  read -r -t "$limit" ready <"$scratch/words.$name"
   port="${ready##*:}"
   [[ "$port" =~ ^[0-9]+$ ]] && return 0
-  cat "$scratch/server.$1"
+  cat "$scratch/server.$name"
   return 1
 }
 stop_server() {
@@ -187,14 +190,35 @@ stop_server() {
   server_pid=""
   return "$status"
 }
-# greedy_tokens PROMPT, a JSON string: the ids of the answer.
-greedy_tokens() {
-  local body="{\"prompt\": $1, \"max_tokens\": 64, \"temperature\": 0, \"ignore_eos\": true, \"return_token_ids\": true}"
-  local LC_ALL=C connection
+# complete FIELDS: asks for a completion; sets connection, from which the answer comes.
+complete() {
+  local body="{$1, \"temperature\": 0, \"ignore_eos\": true}" LC_ALL=C
   exec {connection}<>"/dev/tcp/127.0.0.1/$port" || return 1
   printf 'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' \
     "${#body}" "$body" >&"$connection"
+}
+# greedy_tokens PROMPT, a JSON string: the ids of the answer.
+greedy_tokens() {
+  local connection
+  complete "\"prompt\": $1, \"max_tokens\": 64, \"return_token_ids\": true" || return 1
   timeout "$limit" cat <&"$connection" | grep -oE '"token_ids": ?\[[^]]*\]'
+  exec {connection}>&-
+}
+# streamed_text PROMPT [PID]: the pieces of a long answer; PID is killed when the first of them has come.
+streamed_text() {
+  local connection line
+  complete "\"prompt\": $1, \"max_tokens\": 200, \"stream\": true" || return 1
+  while read -r -t "$limit" line <&"$connection" && [[ "$line" != data:* ]]; do :; done
+  [[ -z "${2:-}" ]] || kill -KILL "$2"
+  { echo "$line"; timeout "$limit" cat <&"$connection"; } | sed -nE 's/^data:.*"text": ?"(([^"\\]|\\.)*)".*/\1/p' | tr -d '\n'
+  exec {connection}>&-
+}
+# cluster_field NAME: its values in /v1/cluster, a line each.
+cluster_field() {
+  local connection
+  exec {connection}<>"/dev/tcp/127.0.0.1/$port" || return 1
+  printf 'GET /v1/cluster HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&"$connection"
+  timeout "$limit" cat <&"$connection" | grep -oE "\"$1\": ?(\"[^\"]*\"|[0-9]+)" | sed -E 's/^"[^"]*": ?"?//; s/"$//'
   exec {connection}>&-
 }
 
@@ -204,7 +228,7 @@ e2e() {
   mapfile -t prompts < <(sed -nE 's/^ *"prompt": (".*"),$/\1/p' "$share/demo-model/golden.json")
   ((${#prompts[@]})) || broken+=("e2e: golden.json has no prompts")
   for device in cpu cuda; do
-    if ! serve "$device"; then
+    if ! serve "$device" --workers 0 --device "$device"; then
       broken+=("e2e: no server on $device")
       break
     fi
@@ -230,6 +254,40 @@ e2e() {
   ((${#broken[@]} == 0)) || cat "$scratch"/server.*
   failures+=("${broken[@]}")
   record e2e "$ok" "${#broken[@]}" 0 $((SECONDS - start)) "$note${#prompts[@]} prompts, alone and together"
+}
+
+# Several processes of one communicator on one GPU: NCCL refuses that unless told, and may take one block of it each.
+export NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_MAX_CTAS=1 EXPERTMESH_NCCL_ONE_GPU=1
+
+# Each of the servers below is a test, and the one that loses a worker.
+workers() {
+  local start=$SECONDS prompt ok=0 broken=() rows="" name expected long pid
+  prompt="$(sed -nE 's/^ *"prompt": (".*"),$/\1/p' "$share/demo-model/golden.json" | head -n 1)"
+  printf '{"coordinator": {"host": "here", "device": "cuda:0"}, "workers": [{"host": "here", "devices": ["cuda:0", "cpu"]}]}\n' \
+    >"$scratch/mixed.json"
+  serve workers.cpu --workers 0 || broken+=("workers: no server on the processor")
+  expected="$(greedy_tokens "$prompt")"
+  long="$(streamed_text "$prompt")"
+  stop_server
+  [[ -n "$expected" && -n "$long" ]] || broken+=("workers: no answer on the processor")
+  for name in 1 2 3 mixed; do
+    case "$name" in
+      mixed) serve "workers.$name" --cluster "$scratch/mixed.json" --allow-mixed-numerics ;;
+      *) serve "workers.$name" --device cuda --workers "$name" --worker-device cuda ;;
+    esac || { broken+=("workers: no server with $name"); continue; }
+    timeout "$limit" bash -c "$(declare -f cluster_field); port=$port limit=$limit
+      while cluster_field row_transport | grep -q 'not connected yet'; do :; done"
+    rows+="$name: $(cluster_field row_transport | paste -sd,); "
+    if [[ "$(greedy_tokens "$prompt")" == "$expected" ]]; then ok=$((ok + 1)); else broken+=("workers: other tokens with $name"); fi
+    if [[ "$name" == 2 ]]; then
+      pid="$(cluster_field pid | tail -n 1)"
+      if [[ "$(streamed_text "$prompt" "$pid")" == "$long" ]]; then ok=$((ok + 1)); else broken+=("workers: other text after a worker's death"); fi
+    fi
+    stop_server || broken+=("workers: the server with $name did not end well")
+  done
+  ((${#broken[@]} == 0)) || cat "$scratch"/server.workers.*
+  failures+=("${broken[@]}")
+  record workers "$ok" "${#broken[@]}" 0 $((SECONDS - start)) "rows by: ${rows%; }"
 }
 
 # ---- the benchmark

@@ -28,7 +28,7 @@ constexpr std::size_t kExperts = 6;
 constexpr std::size_t kPerToken = 3;
 constexpr std::size_t kMaxTokens = 40;
 constexpr std::uint64_t kSeed = 11;
-constexpr RemoteExpertsLimits kLimits{.experts_per_token = kPerToken, .max_tokens = kMaxTokens};
+RemoteExpertsLimits const kLimits{.experts_per_token = kPerToken, .max_tokens = kMaxTokens};
 
 ClusterOptions options(ExpertModelSpec const& model, std::size_t num_workers) {
   ClusterOptions out;

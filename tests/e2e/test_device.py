@@ -132,6 +132,30 @@ class DeviceTest(unittest.TestCase):
                 self.assertEqual(server.metric("worker_deaths_total"), 1)
                 self.assertEqual(server.metric("requests_failed_total"), 0)
 
+    @unittest.skipUnless("EXPERTMESH_NCCL" in os.environ, "several processes on one GPU need a library that takes them")
+    def test_rows_go_by_nccl(self):
+        golden = Golden(CASE)
+        with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", "--row-transport", "nccl") as server:
+            def all_by_nccl():
+                workers = server.get("/v1/cluster")[1]["workers"]
+                return all(w["state"] == "serving" and w["row_transport"].startswith("nccl") for w in workers) and workers
+            victim = wait_until(all_by_nccl, 60, "both are linked")[1]
+            self.check_tokens(server)
+            tokens = []
+            with server.stream("/v1/completions", body_of(golden.prompts[1], MANY_TOKENS)) as events:
+                for event in events:
+                    if not tokens:
+                        os.kill(victim["pid"], signal.SIGKILL)
+                    tokens += event["choices"][0].get("token_ids") or []
+            self.assertEqual(tokens, golden.greedy[1])
+
+            def its_successor_too():
+                workers = all_by_nccl()
+                return workers and workers[1]["pid"] != victim["pid"]
+            wait_until(its_successor_too, 60, "the new worker is linked")
+            self.check_tokens(server)
+            self.assertEqual(server.metric("requests_failed_total"), 0)
+
     def test_what_it_cannot_do_is_refused(self):
         code, line = serve("--device", "cuda:99")
         self.assertEqual(code, 2, line)
@@ -173,6 +197,13 @@ class OptionsTest(unittest.TestCase):
         code, line = serve("--workers", "1", "--worker-device", "cuda")
         self.assertEqual(code, 2, line)
         self.assertIn("--allow-mixed-numerics", line)
+
+    def test_rows_go_by_nccl_between_gpus_only(self):
+        code, line = serve("--row-transport", "nccl", "--workers", "1")
+        self.assertEqual(code, 2, line)
+        self.assertIn("--row-transport", line)
+        code, line = serve("--row-transport", "infiniband")
+        self.assertEqual(code, 2, line)
 
     def test_what_would_have_no_effect_is_refused(self):
         code, line = serve("--worker-device", "cuda")

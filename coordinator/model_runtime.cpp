@@ -185,6 +185,7 @@ void check_memory(ModelRuntimeOptions const& options, ModelPlan const& plan, Run
 // A model without experts asks nothing of anyone.
 class NoExperts final : public Experts {
  public:
+  [[nodiscard]] bool wants_routing_on_host() const override { return false; }
   Exchange dispatch(std::uint32_t layer, MatrixView<float const>, RoutingView) override {
     EM_CHECK(false, "layer " << layer << " has no experts");
   }

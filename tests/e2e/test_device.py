@@ -137,6 +137,7 @@ class DeviceTest(unittest.TestCase):
         golden = Golden(CASE)
         with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", "--row-transport", "nccl") as server:
             def all_by_nccl():
+                server.complete(**body_of(golden.prompts[0], 1))  # links come up while there are steps
                 workers = server.get("/v1/cluster")[1]["workers"]
                 return all(w["state"] == "serving" and w["row_transport"].startswith("nccl") for w in workers) and workers
             victim = wait_until(all_by_nccl, 60, "both are linked")[1]

@@ -17,6 +17,7 @@ namespace expertmesh::test {
 
 class NoExperts final : public Experts {
  public:
+  [[nodiscard]] bool wants_routing_on_host() const override { return false; }
   Exchange dispatch(std::uint32_t, MatrixView<float const>, RoutingView) override { return {}; }
   void progress() override {}
   void wake() override {}

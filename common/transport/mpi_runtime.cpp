@@ -123,6 +123,7 @@ MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::stri
   std::string const path = std::filesystem::absolute(program).string();
   auto const spawn = [path, words = std::vector<std::string>(arguments)](MPI_Comm* spawned) mutable {
     std::vector<char*> argv;
+    argv.reserve(words.size() + 1);
     for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     int process_code = MPI_SUCCESS;

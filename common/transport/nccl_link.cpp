@@ -16,7 +16,8 @@ namespace {
 
 // Between two looks, that counts as waiting: who was busy elsewhere for longer has missed nothing yet.
 constexpr std::chrono::seconds kMostBetweenLooks{1};
-constexpr std::size_t kGreetingBytes = 256;  // NCCL makes its connections when something passes for the first time
+constexpr std::chrono::seconds kRevokeTime{1};  // for a library's thread that waits for nobody
+constexpr std::size_t kGreetingBytes = 256;     // NCCL makes its connections when something passes for the first time
 
 class NcclLink final : public RowLink {
  public:
@@ -77,8 +78,8 @@ class NcclLink final : public RowLink {
     if (std::exchange(told_to_abort_, true)) return;
     aborter_ = std::thread([this, keep = std::move(keep)]() mutable {
       if (comm_) {
-        static_cast<void>(api_->comm_revoke(comm_));  // nobody is left to be told what comes of the two
-        static_cast<void>(api_->comm_abort(comm_));
+        if (api_->comm_revoke(comm_) == NcclResult::in_progress) finish_revoking();
+        static_cast<void>(api_->comm_abort(comm_));  // nobody is left to be told what comes of it
       }
       keep.reset();
       aborted_.store(true, std::memory_order_release);
@@ -93,6 +94,16 @@ class NcclLink final : public RowLink {
     std::span<std::byte> rows;
     std::optional<DType> type;
   };
+
+  // Its last act takes back what tells the library's threads to stop: it must not come after what the abort tells them.
+  void finish_revoking() {
+    auto const deadline = std::chrono::steady_clock::now() + kRevokeTime;
+    NcclResult state = NcclResult::in_progress;
+    while (state == NcclResult::in_progress && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+      if (api_->comm_get_async_error(comm_, &state) != NcclResult::success) return;
+    }
+  }
 
   void fail(std::string const& why) { failure_ = why + " [" + options_.peer + "]"; }
 

@@ -32,7 +32,8 @@ class StepGraphs {
 
   struct Seen {
     Shape shape;
-    std::unique_ptr<DeviceGraph> graph;  // null: seen once
+    std::unique_ptr<DeviceGraph> graph{};  // null: seen once, or it could not be had
+    bool refused = false;                  // by the device, which has no room for more
   };
   void record(Seen& seen, std::function<void()> const& ops);
 

@@ -43,18 +43,18 @@ done
 ((status == 0)) || printf '[  FAILED  ] 2 tests, listed below:\n[  FAILED  ] Unit.Faulty\n'
 exit "$status"
 SCRIPT
-cat >"$there/bin/expertmesh-coordinator" <<SCRIPT
+cat >"$there/bin/expertmesh" <<SCRIPT
 #!/usr/bin/env bash
 arguments=("\$@")
 for i in "\${!arguments[@]}"; do
   [[ "\${arguments[\$i]}" != cuda ]] || arguments[\$i]=cpu other="\${EM_OTHER_TOKENS:-}"
 done
-exec "$bin/expertmesh-coordinator" "\${arguments[@]}" \${other:+--load-format dummy}
+exec "$bin/expertmesh" "\${arguments[@]}" \${other:+--load-format dummy}
 SCRIPT
 printf '#!/bin/sh\nexit 1\n' >"$there/bin/nvidia-smi"
 chmod +x "$there/bin/"*
 ln -s unit_device "$there/bin/unit_device_model"
-ln -s "$bin/expertmesh-bench" "$there/bin/expertmesh-bench"
+for program in coordinator worker bench; do ln -s "$bin/expertmesh-$program" "$there/bin/"; done
 
 run() { # EXIT_CODE ARGUMENTS...
   local expected="$1" status=0

@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/error.h"
@@ -31,6 +34,7 @@ struct Stream {
   std::size_t multiprocessors = 0;
   std::size_t most_shared_bytes = 0;
   cudaStream_t queue = nullptr;
+  bool pools = false;  // memory comes and goes in the queue's order
   UploadRoom uploads{};
   bool recording = false;
 };
@@ -98,6 +102,13 @@ void check_kernels_run(Stream const& stream, cudaDeviceProp const& properties) {
 
 StreamPointer open_stream(std::size_t device_index) {
   std::string const place = place_of(device_index);
+  // Kernels are loaded at once: a first launch later on might wait for others that wait for a peer. And queues that do
+  // not wait for each other need connections of their own. The environment may say otherwise; read at the first call.
+  static std::once_flag once;
+  std::call_once(once, [] {
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  });
   std::size_t const count = num_devices(place);
   if (device_index >= count)
     fail("open_cuda_device", cudaErrorInvalidDevice, place,
@@ -110,6 +121,7 @@ StreamPointer open_stream(std::size_t device_index) {
   stream->name = properties.name;
   stream->multiprocessors = static_cast<std::size_t>(properties.multiProcessorCount);
   stream->most_shared_bytes = properties.sharedMemPerBlockOptin;
+  stream->pools = properties.memoryPoolsSupported != 0;
   check_kernels_run(*stream, properties);
   check(cudaStreamCreateWithFlags(&stream->queue, cudaStreamNonBlocking), "cudaStreamCreate", *stream);
   void* memory = nullptr;
@@ -166,7 +178,8 @@ void* allocate_bytes(Stream& stream, std::size_t bytes) {
   check_not_recording(stream, "an allocation");
   make_current(stream);
   void* memory = nullptr;
-  cudaError_t const code = cudaMalloc(&memory, bytes);
+  // cudaFree waits for all of the device's queues, and what a link sends for its peer: nothing may wait for that here.
+  cudaError_t const code = stream.pools ? cudaMallocAsync(&memory, bytes, stream.queue) : cudaMalloc(&memory, bytes);
   if (code == cudaErrorMemoryAllocation) {
     static_cast<void>(cudaGetLastError());  // nothing is broken by it
     fail("cudaMalloc", code, place_of(stream),
@@ -179,7 +192,9 @@ void* allocate_bytes(Stream& stream, std::size_t bytes) {
 
 void release_bytes(Stream& stream, void* memory) noexcept {
   // Errors of earlier work come back from here too; wait() has told them or will.
-  if (memory && cudaSetDevice(stream.device) == cudaSuccess) static_cast<void>(cudaFree(memory));
+  check_not_recording(stream, "a release");
+  if (!memory || cudaSetDevice(stream.device) != cudaSuccess) return;
+  static_cast<void>(stream.pools ? cudaFreeAsync(memory, stream.queue) : cudaFree(memory));
 }
 
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
@@ -259,6 +274,7 @@ RecordingPointer end_recording(Stream& stream) {
   RecordingPointer recording(new Recording{.device = stream.device});
   cudaError_t const code = cudaGraphInstantiate(&recording->graph, graph, 0);
   cudaGraphDestroy(graph);
+  if (code != cudaSuccess) static_cast<void>(cudaGetLastError());  // nothing is broken by it
   check(code, "cudaGraphInstantiate", stream);
   return recording;
 }
@@ -289,10 +305,12 @@ EventPointer make_event(Stream& stream) {
   return event;
 }
 void record(Stream& stream, Event& event) {
+  check_not_recording(stream, "a mark");
   make_current(stream);
   check(cudaEventRecord(event.event, stream.queue), "cudaEventRecord", stream);
 }
 void wait_for(Stream& later, Event const& event) {
+  check_not_recording(later, "a wait");
   make_current(later);
   check(cudaStreamWaitEvent(later.queue, event.event, 0), "cudaStreamWaitEvent", later);
 }
@@ -339,9 +357,17 @@ void check_launch(Stream& stream, char const* op) {
 
 cudaStream_t ready_for_launch(Stream& stream, void const* kernel, std::size_t shared_bytes) {
   make_current(stream);
-  if (shared_bytes > kSharedBytesUnasked)
+  if (shared_bytes <= kSharedBytesUnasked) return stream.queue;
+  // Only ever more: graphs and other threads rely on what was asked for before.
+  static std::mutex mutex;
+  static std::map<std::pair<int, void const*>, std::size_t> asked;
+  std::lock_guard const lock(mutex);
+  std::size_t& most = asked[{stream.device, kernel}];
+  if (shared_bytes > most) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           "cudaFuncSetAttribute", stream);
+    most = shared_bytes;
+  }
   return stream.queue;
 }
 

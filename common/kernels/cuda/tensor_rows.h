@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "common/base/check.h"
 #include "common/kernels/cuda/dot_rows.h"
 #include "common/kernels/cuda/tensor_core.h"
 
@@ -340,9 +341,12 @@ void launch_tensor_rows(Stream& stream, char const* op, std::size_t most_parts, 
     unsigned const x_rows = std::bit_ceil(pass_rows);
     std::size_t const chunk_bytes =
         std::size_t{kChunkSpans} * terms * x_rows * kSpanUnits * sizeof(Words4) + kSumsBytes;
-    std::size_t const fitting = ((max_shared_bytes(stream) + kReserved) / Few::kBlocks - kReserved) / chunk_bytes;
+    std::size_t fitting = ((max_shared_bytes(stream) + kReserved) / Few::kBlocks - kReserved) / chunk_bytes;
+    // GPUs of compute capability 8.6, 8.9 and 12 have 99 KiB: one block then.
+    if (fitting < kTensorWarps) fitting = max_shared_bytes(stream) / chunk_bytes;
     std::size_t const all = (job.k + kChunkSpans * kSpan - 1) / (kChunkSpans * kSpan);
     std::size_t const chunks = all <= fitting ? all : fitting / kTensorWarps * kTensorWarps;
+    EM_CHECK(chunks > 0, op << ": " << max_shared_bytes(stream) << " bytes of shared memory are too few");
     Streamed<Job> const streamed{
         .job = job, .terms = terms, .chunks_at_once = static_cast<unsigned>(chunks), .x_rows = x_rows};
     launch(&stream_chunks<Job>, grid, kTensorThreads, chunks * chunk_bytes, stream, streamed);

@@ -36,7 +36,6 @@ struct ModelRuntimeOptions {
   std::size_t max_num_seqs = 64;
   std::size_t max_num_batched_tokens = 512;
   std::optional<std::size_t> kv_cache_bytes;
-  bool return_routed_experts = false;
   std::optional<std::uint64_t> router_noise_seed;
   std::optional<Isa> isa;      // none: the best this processor runs
   std::string device = "cpu";  // or cuda, cuda:N: of the coordinator, and of the experts without workers
@@ -45,6 +44,7 @@ struct ModelRuntimeOptions {
   // The workers of this host one by one, where they are not all the same; 0 threads: their share of the cores.
   std::vector<LocalWorker> local_workers;
   RowTransport row_transport = RowTransport::automatic;
+  bool return_routed_experts = false;
   bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what
   bool device_graphs = true;         // decode steps of a device are CUDA graphs
   double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
@@ -52,9 +52,8 @@ struct ModelRuntimeOptions {
   std::size_t redundant_experts = 0;
   bool checksum_messages = false;
   bool verify_weights = false;
-  // Workers of other hosts; see ClusterOptions::Remote.
+  std::uint16_t control_port = 7070;  // for workers of other hosts, like the next; see ClusterOptions::Remote
   std::string interface;
-  std::uint16_t control_port = 7070;
   std::size_t remote_workers = 0;
   std::filesystem::path secret_file;
   std::size_t weights_per_second = std::size_t{1} << 30;

@@ -110,18 +110,22 @@ class DeviceTest(unittest.TestCase):
                     worker.terminate()
                     self.assertEqual(worker.wait(60), 0)
 
-    def test_a_worker_is_killed_in_the_middle_of_a_stream(self):
+    def check_a_stream_without(self, server, victim):
+        """The worker is killed when the first token has come."""
         golden = Golden(CASE)
+        tokens = []
+        with server.stream("/v1/completions", body_of(golden.prompts[1], MANY_TOKENS)) as events:
+            for event in events:
+                if not tokens:
+                    os.kill(victim["pid"], signal.SIGKILL)
+                tokens += event["choices"][0].get("token_ids") or []
+        self.assertEqual(tokens, golden.greedy[1])
+
+    def test_a_worker_is_killed_in_the_middle_of_a_stream(self):
         for options in (("--worker-device", "cuda"), ()):
             with self.subTest(options), self.serve("--device", "cuda", "--workers", 2, *options) as server:
                 victim = server.get("/v1/cluster")[1]["workers"][0]
-                tokens = []
-                with server.stream("/v1/completions", body_of(golden.prompts[1], MANY_TOKENS)) as events:
-                    for event in events:
-                        if not tokens:
-                            os.kill(victim["pid"], signal.SIGKILL)
-                        tokens += event["choices"][0].get("token_ids") or []
-                self.assertEqual(tokens, golden.greedy[1])
+                self.check_a_stream_without(server, victim)
 
                 def successor():
                     worker = server.get("/v1/cluster")[1]["workers"][0]
@@ -142,13 +146,7 @@ class DeviceTest(unittest.TestCase):
                 return all(w["state"] == "serving" and w["row_transport"].startswith("nccl") for w in workers) and workers
             victim = wait_until(all_by_nccl, 60, "both are linked")[1]
             self.check_tokens(server)
-            tokens = []
-            with server.stream("/v1/completions", body_of(golden.prompts[1], MANY_TOKENS)) as events:
-                for event in events:
-                    if not tokens:
-                        os.kill(victim["pid"], signal.SIGKILL)
-                    tokens += event["choices"][0].get("token_ids") or []
-            self.assertEqual(tokens, golden.greedy[1])
+            self.check_a_stream_without(server, victim)
 
             def its_successor_too():
                 workers = all_by_nccl()

@@ -9,6 +9,7 @@ namespace expertmesh {
 namespace {
 
 constexpr double kMemory = 0.99;           // what an answer leaves of those before it in its class
+constexpr double kLookMemory = 0.8;        // what a look leaves of those before it
 constexpr double kEnough = 20;             // answers of a class, to judge by; kMemory lets at most 100 count
 constexpr double kSlow = 1.0 / 3;          // of the others' speed: slow
 constexpr double kRecovered = 2.0 / 3;     // of it: slow no longer
@@ -64,6 +65,11 @@ std::vector<PaceMonitor::Verdict> PaceMonitor::judge(std::vector<Life> const& li
     pace = Pace{.life = pace.life, .speed = speed};  // with another share: what was seen counts no more
     changes.push_back({.life = pace.life, .speed = speed});
   }
+  for (Pace& pace : paces_)
+    for (Answers& like : pace.answers) {
+      like.count *= kLookMemory;
+      like.seconds *= kLookMemory;
+    }
   return changes;
 }
 

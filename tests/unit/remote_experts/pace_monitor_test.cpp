@@ -56,6 +56,15 @@ TEST_F(PaceMonitorTest, ASlowOneThatRecoversIsAsGoodAsTheOthers) {
   EXPECT_EQ(changes[0].speed, 1);
 }
 
+TEST_F(PaceMonitorTest, AnswersOfASizeThatNoLongerComesDoNotKeepItSlow) {
+  for (int i = 0; i < 3; ++i) second({100, 100, 1000});
+  for (std::size_t rows : {3, 10, 30}) second({100, 100, 1000}, rows);
+  std::vector<PaceMonitor::Verdict> changes;
+  for (int i = 0; i < 20 && changes.empty(); ++i) changes = second({100, 100, 100}, 100);
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].speed, 1);
+}
+
 TEST_F(PaceMonitorTest, ASlowOneThatGetsNothingIsTriedAgain) {
   for (int i = 0; i < 3; ++i) second({100, 100, 1000});
   int seconds = 0;

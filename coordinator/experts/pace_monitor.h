@@ -25,8 +25,8 @@ class PaceMonitor {
 
  private:
   // Answers of about as many rows: those of twice as many are another class, since a short answer is mostly the way
-  // there and back. Older ones count less, and in a few looks not at all: what is left of sizes that no longer come says
-  // nothing of today.
+  // there and back. Older ones count less, and in a few looks not at all: what is left of sizes that no longer come
+  // says nothing of today.
   struct Answers {
     double count = 0;
     double seconds = 0;

@@ -113,9 +113,9 @@ if $long; then
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all
-EM_SIMULATION_SEEDS=200 build_and_test asan unit_tests -L unit
+EM_SIMULATION_SEEDS=200 build_and_test asan unit_tests -L unit -j "$(nproc)"
 if $long; then
-  build_and_test tsan unit_tests -L unit
+  build_and_test tsan unit_tests -L unit -j "$(nproc)"
   check clang-tidy tidy
   check fuzz fuzz
   check clients clients

@@ -38,8 +38,8 @@ class PaceMonitor {
     std::array<Answers, kSizeClasses> answers{};
     std::size_t num_answers = 0;
     double speed = 1;
-    std::size_t looks_alike = 0;    // in a row that would change the speed
-    std::size_t looks_unknown = 0;  // in a row, of a slow one that nothing is known of by now
+    std::size_t looks_alike = 0;   // in a row that would change the speed
+    std::size_t looks_unsure = 0;  // in a row, of a slow one that does not look slow now
   };
   [[nodiscard]] std::optional<double> relative_speed(Pace const& pace) const;
 

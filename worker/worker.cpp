@@ -67,10 +67,13 @@ control::Hello make_hello(WorkerOptions const& options, NcclApi const* nccl) {
   std::array<char, 256> host{};
   gethostname(host.data(), host.size() - 1);
   std::vector<std::string> isas;
-  if (options.device == "cpu")
+  std::vector<std::string> dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))};
+  if (options.device == "cpu") {
     for (Isa const isa : runnable_isas()) isas.emplace_back(name_of(isa));
-  else
+    dtypes.emplace_back(name_of(DType::i8));
+  } else {
     isas.emplace_back(control::kCudaKernels);
+  }
   return {.protocol = control::kProtocolVersion,
           .build = control::build_version(),
           .nonce = {},
@@ -81,7 +84,7 @@ control::Hello make_hello(WorkerOptions const& options, NcclApi const* nccl) {
           .host = host.data(),
           .device = options.device,
           .isas = std::move(isas),
-          .dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))},
+          .dtypes = std::move(dtypes),
           .memory_bytes =
               static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)),
           .checkpoint = options.model_dir.empty() ? Fingerprint{} : fingerprint_of(options.model_dir),

@@ -62,7 +62,8 @@ std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source, DeviceMemory* device) {
   WeightReader reader(source);
-  return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation, device);
+  return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation,
+                  {.device = device});
 }
 
 std::uint64_t checksum_of(FfnWeights const& expert) {

@@ -10,8 +10,8 @@
 
 namespace expertmesh {
 
-// Implementations of every op. Part of the numerics profile: fp32 results agree bitwise between them, bf16 ones need
-// not.
+// Implementations of every op. Part of the numerics profile: fp32 and int8 results agree bitwise between them, bf16
+// ones need not.
 enum class Isa : std::uint8_t { scalar, avx2, avx512_bf16 };
 
 std::string_view name_of(Isa isa);  // "scalar", "avx2", "avx512_bf16"

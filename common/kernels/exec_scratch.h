@@ -1,5 +1,7 @@
 // Scratch of the ops, allocated once from ExecLimits. Private to common/kernels.
 #pragma once
+#include <algorithm>
+
 #include "common/base/aligned_buffer.h"
 #include "common/base/check.h"
 #include "common/kernels/device.h"
@@ -10,7 +12,8 @@ namespace expertmesh {
 
 struct Exec::Scratch {
   explicit Scratch(ExecLimits const& limits, std::size_t num_threads)
-      : row_bytes((limits.max_columns + 15) / 16 * 16 * sizeof(float)),
+      : row_bytes(std::max((limits.max_columns + 15) / 16 * 16 * sizeof(float),
+                           (quantised_row_bytes(limits.max_columns) + 63) / 64 * 64)),
         input(limits.max_rows * row_bytes),
         hidden(limits.max_rows * row_bytes),
         output(limits.max_rows * row_bytes),
@@ -61,7 +64,7 @@ struct Exec::Scratch {
   static constexpr std::size_t kStagedAlignment = 256;
 
   std::size_t row_bytes;              // of one row of the next three
-  AlignedBuffer<std::byte> input;     // [max_rows] inputs in the weight's activation type; the activated FFN rows
+  AlignedBuffer<std::byte> input;     // [max_rows] inputs as they meet the weight; the activated FFN rows
   AlignedBuffer<std::byte> hidden;    // [max_rows] fp32 gate and up
   AlignedBuffer<std::byte> output;    // [max_rows] fp32 FFN outputs before rounding
   AlignedBuffer<void const*> x_rows;  // [max_rows]

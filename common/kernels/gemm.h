@@ -1,24 +1,20 @@
-// The GEMMs of weights over rows that are already in their activation type, shared out among the threads. Private to
-// common/kernels.
+// The GEMMs of weights over rows that are already what meets them (activation_rows.h), shared out among the threads.
+// Private to common/kernels.
 #pragma once
 #include <algorithm>
 
+#include "common/kernels/activation_rows.h"
 #include "common/kernels/exec.h"
 #include "common/kernels/kernel_table.h"
 #include "common/kernels/packed_matrix.h"
 
 namespace expertmesh {
 
-// Element type of the rows that meet this weight.
-inline DType activation_type(WeightFormat const& format) {
-  return format.activation == ActivationRule::round_to_bf16 ? DType::bf16 : DType::f32;
-}
-
 // y = x W^T + bias for m rows.
 struct GemmJob {
   PackedMatrix const& w;  // [N,K]
   float const* bias;      // [N], added to the finished sum; none: 0
-  void const* const* x;   // [m] rows of K elements of activation_type(w)
+  void const* const* x;   // [m] rows of K numbers that are ready for w
   float* const* y;        // [m] rows of N
   std::size_t m;
 };
@@ -45,7 +41,7 @@ inline void gemm_tile(Exec const& exec, GemmJob const& job, std::size_t tile) {
                       .panels = job.w.data(),
                       .panel_begin = panel,
                       .panel_end = std::min(panel + kTilePanels, panels)};
-  (activation_type(job.w.format()) == DType::bf16 ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+  gemm_of(exec, job.w.format(), part);
   if (job.bias == nullptr) return;
   std::size_t const column = panel * kPanelColumns;
   std::size_t const columns = std::min(kTilePanels * kPanelColumns, part.n - column);

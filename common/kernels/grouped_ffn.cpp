@@ -55,15 +55,20 @@ void check(Exec const& exec, GroupedRows const& rows) {
   }
 }
 
-// Row `in` of n elements of `from` as `to` (f32 or bf16), at `out`.
-void convert_row(Exec const& exec, DType from, void const* in, std::size_t n, DType to, void* out) {
-  if (from == to) {
-    std::memcpy(out, in, n * size_of(from));
-  } else if (to == DType::bf16) {
-    exec.table().round_bf16(static_cast<float const*>(in), n, static_cast<std::uint16_t*>(out));
-  } else {
-    exec.table().widen_bf16(static_cast<std::uint16_t const*>(in), n, static_cast<float*>(out));
-  }
+// Row `in` of n numbers of the wire type as it meets a weight of this format, at `out`. wide: room for it in fp32.
+void prepare_wire_row(Exec const& exec, WeightFormat const& format, DType wire, void const* in, std::size_t n,
+                      float* wide, void* out) {
+  if (wire == DType::f32) return prepare_row(exec, format, static_cast<float const*>(in), n, out);
+  exec.table().widen_bf16(static_cast<std::uint16_t const*>(in), n, wide);
+  prepare_row(exec, format, wide, n, out);
+}
+
+// Row `in` of n numbers as one of the wire type.
+void to_wire_row(Exec const& exec, float const* in, std::size_t n, DType wire, std::byte* out) {
+  if (wire == DType::f32)
+    std::memcpy(out, in, n * sizeof(float));
+  else
+    exec.table().round_bf16(in, n, reinterpret_cast<std::uint16_t*>(out));
 }
 
 // The rows go there and come back one behind the other; every group of one shape is a call.
@@ -148,24 +153,26 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   if (exec.device()) return grouped_ffn_on_device(exec, rows);
   auto& scratch = exec.scratch();
 
-  // gate and up: [R,H] -> hidden [R,2F]. Rows that have the weight's activation type already are read in place.
+  // gate and up: [R,H] -> hidden [R,2F]. Rows that meet the weight as they are, are read in place.
   each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
-    DType const type = activation_type(ffn.gate_up.w.format());
-    bool const in_place = rows.wire == type;
-    if (!in_place) convert_row(exec, rows.wire, rows.in[r], ffn.gate_up.w.k(), type, scratch.input_row(r));
+    WeightFormat const& format = ffn.gate_up.w.format();
+    bool const in_place = meets_as_is(format, rows.wire);
+    if (!in_place)  // the row of outputs is free until `down`
+      prepare_wire_row(exec, format, rows.wire, rows.in[r], ffn.gate_up.w.k(), scratch.output_row(r),
+                       scratch.input_row(r));
     scratch.x_rows[r] = in_place ? rows.in[r] : scratch.input_row(r);
     scratch.y_rows[r] = scratch.hidden_row(r);
   });
   grouped_gemm(exec, rows, &FfnWeights::gate_up);
 
-  // activation: hidden [R,2F] -> input [R,F] in the type that meets `down`
+  // activation: hidden [R,2F] -> input [R,F] as it meets `down`
   each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
     std::size_t const intermediate = ffn.down.w.k();
     float const* gate = scratch.hidden_row(r);
     float* activated = scratch.output_row(r);  // free until `down`
     exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
                           intermediate, activated);
-    convert_row(exec, DType::f32, activated, intermediate, activation_type(ffn.down.w.format()), scratch.input_row(r));
+    prepare_row(exec, ffn.down.w.format(), activated, intermediate, scratch.input_row(r));
     scratch.x_rows[r] = scratch.input_row(r);
     scratch.y_rows[r] = scratch.output_row(r);
   });
@@ -173,7 +180,7 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   // down: [R,F] -> output [R,H], rounded to the wire type at this one point
   grouped_gemm(exec, rows, &FfnWeights::down);
   each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
-    convert_row(exec, DType::f32, scratch.output_row(r), ffn.down.w.n(), rows.wire, rows.out[r]);
+    to_wire_row(exec, scratch.output_row(r), ffn.down.w.n(), rows.wire, rows.out[r]);
   });
 }
 

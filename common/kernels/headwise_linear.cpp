@@ -23,19 +23,21 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
     for (PackedMatrix const& head : w) weights.push_back(head.on_device());
     return device->headwise_linear(x, weights, columns, y);
   }
-  bool const rounds = activation_type(w.front().format()) == DType::bf16;
-  // Rows of a tile: those that fit a thread's scratch once they are rounded.
-  std::size_t const fitting = exec.scratch().attention_row * sizeof(float) / (k * sizeof(std::uint16_t));
-  EM_CHECK(!rounds || fitting > 0, "K " << k);
-  std::size_t const tile_rows = rounds ? std::min(kTileRowsMax, fitting) : kTileRowsMax;
+  WeightFormat const& format = w.front().format();
+  bool const as_is = meets_as_is(format, DType::f32);
+  // Rows of a tile: those that fit a thread's scratch once they are ready for the weight.
+  std::size_t const row_bytes = activation_row_bytes(format, k);
+  std::size_t const fitting = exec.scratch().attention_row * sizeof(float) / row_bytes;
+  EM_CHECK(as_is || fitting > 0, "K " << k);
+  std::size_t const tile_rows = as_is ? kTileRowsMax : std::min(kTileRowsMax, fitting);
   std::size_t const panels = divided_up(n, kPanelColumns);
   std::size_t const row_blocks = divided_up(x.rows, tile_rows);
-  // All panels of a head meet the rows once they are rounded, unless threads would have nothing to do.
+  // All panels of a head meet the rows once they are ready, unless threads would have nothing to do.
   bool const enough = w.size() * row_blocks >= 2 * exec.pool().num_threads();
   std::size_t const tile_panels = enough ? panels : kTilePanels;
   std::size_t const head_tiles = divided_up(panels, tile_panels) * row_blocks;
   exec.pool().parallel_for(w.size() * head_tiles, [&](std::size_t begin, std::size_t end, std::size_t thread) {
-    auto* const rounded = reinterpret_cast<std::uint16_t*>(exec.scratch().attention_of(thread));
+    auto* const ready = reinterpret_cast<std::byte*>(exec.scratch().attention_of(thread));
     void const* x_rows[kTileRowsMax];
     float* y_rows[kTileRowsMax];
     for (std::size_t i = begin; i < end; ++i) {
@@ -46,8 +48,8 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
       std::size_t const m = std::min(tile_rows, x.rows - row);
       for (std::size_t r = 0; r < m; ++r) {
         float const* const in = x.row(row + r) + head * columns.x_stride;
-        if (rounds) exec.table().round_bf16(in, k, rounded + r * k);
-        x_rows[r] = rounds ? static_cast<void const*>(rounded + r * k) : in;
+        if (!as_is) prepare_row(exec, format, in, k, ready + r * row_bytes);
+        x_rows[r] = as_is ? static_cast<void const*>(in) : ready + r * row_bytes;
         y_rows[r] = y.row(row + r) + head * columns.y_stride;
       }
       for (std::size_t panel = first_panel; panel < last_panel; panel += kTilePanels) {
@@ -59,7 +61,7 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
                             .panels = w[head].data(),
                             .panel_begin = panel,
                             .panel_end = std::min(panel + kTilePanels, last_panel)};
-        (rounds ? exec.table().gemm_bf16 : exec.table().gemm_f32)(part);
+        gemm_of(exec, format, part);
       }
     }
   });

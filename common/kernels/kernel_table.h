@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/config/activation.h"
+#include "common/config/weight_format.h"
 
 namespace expertmesh {
 
@@ -15,7 +16,7 @@ constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
 struct GemmPart {
-  void const* const* x;  // [M] rows of K elements: float, or bfloat16 bits
+  void const* const* x;  // [M] rows of K elements: float, bfloat16 bits, or what quantise_int8 made
   float* const* y;       // [M] rows of N floats
   std::size_t m, n, k;
   std::byte const* panels;  // PackedMatrix::data()
@@ -48,13 +49,21 @@ constexpr std::size_t attend_scratch_floats(std::size_t value_dim) {
   return (kHeadsPerPart + kPanelColumns) * ((value_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
 }
 
+// Room for a row of n numbers in int8, whatever the ISA makes of it: 4-byte aligned.
+constexpr std::size_t quantised_row_bytes(std::size_t n) {
+  constexpr std::size_t kGroup = kInt8Weights.group_size;
+  return (n + kGroup - 1) / kGroup * (2 * sizeof(float) + kGroup * sizeof(std::int16_t));
+}
+
 struct KernelTable {
   void (*gemm_f32)(GemmPart const&);
   void (*gemm_bf16)(GemmPart const&);
+  void (*gemm_int8)(GemmPart const&);
   void (*attend_f32)(AttendPart const&);
   void (*attend_bf16)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
+  void (*quantise_int8)(float const* x, std::size_t n, std::byte* out);  // out: quantised_row_bytes(n), for gemm_int8
   // Norms: out may be x; no weight or bias: null.
   void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);
   void (*layer_norm)(float const* x, float const* weight, float const* bias, std::size_t n, float epsilon, float* out);
@@ -68,7 +77,8 @@ struct KernelTable {
   float (*read_stream)(float const* x, std::size_t n);  // n: a multiple of kStreamFloats
   float (*peak_f32)(std::size_t rounds);
   float (*peak_bf16)(std::size_t rounds);
-  std::size_t peak_multiply_adds;  // vector instructions of one round; 16 multiply-adds each, 32 in bf16
+  float (*peak_int8)(std::size_t rounds);
+  std::size_t peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8
 };
 
 KernelTable const& scalar_kernels();

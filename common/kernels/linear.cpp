@@ -14,14 +14,13 @@ void linear(Exec const& exec, MatrixView<float const> x, PackedMatrix const& w, 
   EM_CHECK(x.rows <= exec.limits().max_rows && x.cols <= exec.limits().max_columns, "M " << x.rows << ", K " << x.cols);
   if (Device* device = exec.device()) return device->linear(x, w.on_device(), bias, y);
   auto& scratch = exec.scratch();
-  bool const rounds = activation_type(w.format()) == DType::bf16;
-  if (rounds)
+  bool const as_is = meets_as_is(w.format(), DType::f32);
+  if (!as_is)
     exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t m = begin; m < end; ++m)
-        exec.table().round_bf16(x.row(m), x.cols, reinterpret_cast<std::uint16_t*>(scratch.input_row(m)));
+      for (std::size_t m = begin; m < end; ++m) prepare_row(exec, w.format(), x.row(m), x.cols, scratch.input_row(m));
     });
   for (std::size_t m = 0; m < x.rows; ++m) {
-    scratch.x_rows[m] = rounds ? static_cast<void const*>(scratch.input_row(m)) : x.row(m);
+    scratch.x_rows[m] = as_is ? x.row(m) : static_cast<void const*>(scratch.input_row(m));
     scratch.y_rows[m] = y.row(m);
   }
   run_gemms(exec, 1, [&](std::size_t) {

@@ -66,11 +66,15 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
 }
 
 double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes) {
-  EM_CHECK(activations == DType::f32 || activations == DType::bf16, "activations of " << name_of(activations));
-  bool const bf16 = activations == DType::bf16;
-  auto const peak = bf16 ? exec.table().peak_bf16 : exec.table().peak_f32;
+  EM_CHECK(activations == DType::f32 || activations == DType::bf16 || activations == DType::i8,
+           "activations of " << name_of(activations));
+  KernelTable const& table = exec.table();
+  auto const peak = activations == DType::f32    ? table.peak_f32
+                    : activations == DType::bf16 ? table.peak_bf16
+                                                 : table.peak_int8;
   double const seconds = best_seconds(exec, passes, [&](std::size_t) { return peak(kPeakRounds); });
-  std::size_t const operations = kPeakRounds * exec.table().peak_multiply_adds * kPanelColumns * (bf16 ? 4 : 2);
+  std::size_t const multiply_adds = kPanelColumns * sizeof(float) / size_of(activations);  // of a vector
+  std::size_t const operations = 2 * kPeakRounds * table.peak_multiply_adds * multiply_adds;
   return static_cast<double>(operations * exec.pool().num_threads()) / seconds;
 }
 

@@ -7,6 +7,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/int8_panels.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -14,8 +15,10 @@ namespace {
 
 constexpr std::size_t kUploadBytes = std::size_t{1} << 20;
 
-std::size_t padded_k(WeightFormat const& format, std::size_t k) {
-  return format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
+std::size_t panel_bytes(WeightFormat const& format, std::size_t k) {
+  if (format.storage == DType::i8) return int8_panel_bytes(k);
+  std::size_t const padded_k = format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
+  return kPanelColumns * padded_k * size_of(format.storage);
 }
 
 template <class From>
@@ -26,21 +29,39 @@ float float_of(From x) {
     return to_float(x);
 }
 
+// Column `lane` of a panel. number(i): i of the row's k numbers.
+template <class Number>
+void pack_int8_row(Number number, std::size_t lane, std::size_t k, std::byte* panel) {
+  for (std::size_t begin = 0; begin < k; begin += kInt8Group, panel += kInt8BlockBytes) {
+    std::size_t const count = std::min(kInt8Group, k - begin);
+    float numbers[kInt8Group];
+    for (std::size_t i = 0; i < count; ++i) numbers[i] = number(begin + i);
+    std::int32_t whole[kInt8Group];
+    reinterpret_cast<float*>(panel)[lane] = quantise_group(numbers, count, whole).scale;
+    std::byte* const out = panel + kInt8ScaleBytes + lane * kInt8StepK;
+    for (std::size_t i = 0; i < count; i += kInt8StepK)
+      for (std::size_t j = 0; j < kInt8StepK; ++j)
+        out[i / kInt8StepK * kInt8StepBytes + j] = static_cast<std::byte>(whole[i + j] + kInt8Bias);
+  }
+}
+
 // One row n of `k` numbers into its panel. Rows of a mapped file need not be aligned.
 template <class From>
 void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, std::size_t k, std::byte* data) {
-  std::size_t const panel = n / kPanelColumns * kPanelColumns * padded_k(format, k);  // elements before this panel
+  std::byte* const panel = data + n / kPanelColumns * panel_bytes(format, k);
   std::size_t const lane = n % kPanelColumns;
   auto const number = [&](std::size_t i) {
     From x;
     std::memcpy(&x, row + i * sizeof(From), sizeof(From));
     return x;
   };
-  if (format.storage == DType::f32) {
-    float* out = reinterpret_cast<float*>(data) + panel + lane;
+  if (format.storage == DType::i8) {
+    pack_int8_row([&](std::size_t i) { return float_of(number(i)); }, lane, k, panel);
+  } else if (format.storage == DType::f32) {
+    float* out = reinterpret_cast<float*>(panel) + lane;
     for (std::size_t i = 0; i < k; ++i) out[i * kPanelColumns] = float_of(number(i));
   } else {
-    bf16* out = reinterpret_cast<bf16*>(data) + panel + 2 * lane;
+    bf16* out = reinterpret_cast<bf16*>(panel) + 2 * lane;
     for (std::size_t i = 0; i < k; ++i) {
       bf16& element = out[i / 2 * 2 * kPanelColumns + i % 2];
       if constexpr (std::is_same_v<From, bf16>)
@@ -83,7 +104,7 @@ void pack_rows(WeightFormat const& format, std::byte const* rows, std::size_t fi
 }  // namespace
 
 std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
-  return (n + kPanelColumns - 1) / kPanelColumns * kPanelColumns * padded_k(format, k) * size_of(format.storage);
+  return (n + kPanelColumns - 1) / kPanelColumns * panel_bytes(format, k);
 }
 
 std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
@@ -96,7 +117,7 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, De
       k_(k),
       device_(device),
       data_(device ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device) {
-  EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights),
+  EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights || (format == kInt8Weights && device == nullptr)),
            "weight format with storage " << name_of(format.storage) << " has no kernel");
 }
 

@@ -1,5 +1,6 @@
 // A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
 //   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
+//   int8: see int8_panels.h (feeds vpdpbusd); not on a device
 // On a device: rows of weight_stride(K) elements (see device.h).
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once
@@ -18,7 +19,8 @@ class PackedMatrix {
   PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device = nullptr);
 
   // Fills rows [first_row, first_row + num_rows) from row-major [num_rows,K] numbers of `type` (f32, bf16 or f16),
-  // rounding to nearest even where the format is narrower. Any first_row: q, k, v or gate, up fuse into one matrix.
+  // rounding to nearest even where the format is narrower, by groups with scales where it has them. Any first_row: q,
+  // k, v or gate, up fuse into one matrix.
   void set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows);
 
   [[nodiscard]] WeightFormat const& format() const { return format_; }

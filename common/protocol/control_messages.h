@@ -42,7 +42,7 @@ struct Hello {
   std::string host;
   std::string device;               // "cpu", "cuda:0"
   std::vector<std::string> isas;    // that it can run, the best one last
-  std::vector<std::string> dtypes;  // of weights it can run, e.g. "float32"
+  std::vector<std::string> dtypes;  // of packed weights it can run, e.g. "float32"
   std::uint64_t memory_bytes = 0;   // of the host
   Fingerprint checkpoint;           // of the one it has; empty: none that it knows of
   std::uint32_t nccl = 0;           // version of the library that its device can use, such as 22809; 0: none

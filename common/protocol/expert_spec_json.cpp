@@ -23,8 +23,10 @@ constexpr Names<Activation, 5> kActivations{{{"silu", Activation::silu},
                                              {"clamped_silu", Activation::clamped_silu}}};
 constexpr Names<WeightStorage, 3> kStorages{
     {{"numbers", WeightStorage::numbers}, {"fp8_blocks", WeightStorage::fp8_blocks}, {"mxfp4", WeightStorage::mxfp4}}};
-constexpr Names<ActivationRule, 2> kRules{
-    {{"none", ActivationRule::none}, {"round_to_bf16", ActivationRule::round_to_bf16}}};
+constexpr Names<ActivationRule, 3> kRules{{{"none", ActivationRule::none},
+                                           {"round_to_bf16", ActivationRule::round_to_bf16},
+                                           {"quantise_to_int8", ActivationRule::quantise_to_int8}}};
+constexpr Names<DType, 3> kPackedTypes{{{"float32", DType::f32}, {"bfloat16", DType::bf16}, {"int8", DType::i8}}};
 constexpr Names<DType, 2> kDTypes{{{"float32", DType::f32}, {"bfloat16", DType::bf16}}};
 
 template <class Enum, std::size_t N>
@@ -167,7 +169,7 @@ ExpertLayerSpec layer_spec(json const& object, std::string const& where) {
 }
 
 json to_json(WeightFormat const& format) {
-  return {{"storage", name_in(kDTypes, format.storage)},
+  return {{"storage", name_in(kPackedTypes, format.storage)},
           {"group_size", format.group_size},
           {"scale_type", name_in(kDTypes, format.scale_type)},
           {"has_zero_point", format.has_zero_point},
@@ -177,7 +179,7 @@ json to_json(WeightFormat const& format) {
 WeightFormat weight_format(json const& object, std::string const& where) {
   JsonReader in(object, where);
   WeightFormat out;
-  out.storage = in.choice("storage", kDTypes);
+  out.storage = in.choice("storage", kPackedTypes);
   out.group_size = in.number("group_size", kMaxDimension);
   out.scale_type = in.choice("scale_type", kDTypes);
   out.has_zero_point = in.boolean("has_zero_point");

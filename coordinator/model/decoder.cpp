@@ -8,7 +8,10 @@
 namespace expertmesh {
 
 Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
-    : Decoder(spec, WeightLoader(source, options.weights, options.on_bytes_loaded, options.device), options) {}
+    : Decoder(spec,
+              WeightLoader(source, options.weights, options.on_bytes_loaded,
+                           {.device = options.device, .pool = options.pool}),
+              options) {}
 
 Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
     : hidden_(spec.hidden),

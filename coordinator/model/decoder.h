@@ -19,6 +19,7 @@ struct DecoderOptions {
   WeightFormat weights = kFloat32Weights;            // of every GEMM but the routers'
   std::function<void(std::size_t)> on_bytes_loaded;  // hears the bytes read since the last call
   Device* device = nullptr;                          // that runs it; null: this host
+  ThreadPool* pool = nullptr;                        // that packs the weights; null: the caller alone
 };
 
 class Decoder {

@@ -14,20 +14,20 @@ auto WeightLoader::counted(Read read) const {
 }
 
 PackedLinear WeightLoader::linear(std::initializer_list<LinearPart> parts, std::size_t k) const {
-  return counted([&](WeightReader& reader) { return load_linear(reader, format_, parts, k, device_); });
+  return counted([&](WeightReader& reader) { return load_linear(reader, format_, parts, k, place_); });
 }
 
 PackedLinear WeightLoader::linear_float32(LinearPart const& part, std::size_t k) const {
-  return counted([&](WeightReader& reader) { return load_linear(reader, kFloat32Weights, {&part, 1}, k, device_); });
+  return counted([&](WeightReader& reader) { return load_linear(reader, kFloat32Weights, {&part, 1}, k, place_); });
 }
 
 FfnWeights WeightLoader::ffn(FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation) const {
-  return counted([&](WeightReader& reader) { return load_ffn(reader, format_, tensors, shape, activation, device_); });
+  return counted([&](WeightReader& reader) { return load_ffn(reader, format_, tensors, shape, activation, place_); });
 }
 
 AlignedBuffer<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
   std::vector<float> const numbers = counted([&](WeightReader& reader) { return reader.read(slice, n); });
-  return AlignedBuffer<float>(std::span(numbers), device_);
+  return AlignedBuffer<float>(std::span(numbers), place_.device);
 }
 
 Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const {
@@ -47,7 +47,7 @@ Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std
 }
 
 PackedMatrix WeightLoader::packed(MatrixView<float const> numbers) const {
-  PackedMatrix out(format_, numbers.rows, numbers.cols, device_);
+  PackedMatrix out(format_, numbers.rows, numbers.cols, place_.device);
   bool const adjoin = numbers.stride == numbers.cols;  // then at once: a copy to a device has its price
   std::size_t const at_once = adjoin ? std::max<std::size_t>(numbers.rows, 1) : 1;
   for (std::size_t row = 0; row < numbers.rows; row += at_once)

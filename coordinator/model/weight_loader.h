@@ -12,12 +12,12 @@ namespace expertmesh {
 
 class WeightLoader {
  public:
-  // on_bytes hears the checkpoint bytes read since the last call. device: where the tensors go; null: this host.
+  // on_bytes hears the checkpoint bytes read since the last call.
   WeightLoader(WeightSource const& source, WeightFormat format, std::function<void(std::size_t)> on_bytes,
-               DeviceMemory* device = nullptr)
-      : source_(source), format_(format), on_bytes_(std::move(on_bytes)), device_(device) {}
+               PackingPlace const& place = {})
+      : source_(source), format_(format), on_bytes_(std::move(on_bytes)), place_(place) {}
 
-  [[nodiscard]] DeviceMemory* device() const { return device_; }
+  [[nodiscard]] DeviceMemory* device() const { return place_.device; }
 
   [[nodiscard]] bool holds(std::string_view name) const { return source_.holds(name); }
   // The parts one below the other, [sum of rows, K], in the profile's format.
@@ -45,7 +45,7 @@ class WeightLoader {
   WeightSource const& source_;
   WeightFormat format_;
   std::function<void(std::size_t)> on_bytes_;
-  DeviceMemory* device_;
+  PackingPlace place_;
 };
 
 }  // namespace expertmesh

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/kernels/isa/attend_impl.h"
+#include "common/kernels/isa/gemm_int8_impl.h"
 #include "common/kernels/isa/vec_math.h"
 #include "common/kernels/kernel_table.h"
 
@@ -69,9 +70,9 @@ struct GemmBf16 {
 };
 
 // MR rows against all panels of the part: as many panels at once as there are registers for, up to 4 (at M = 1 they are
-// the independent sums that hide the latency of a multiply-add).
-template <class Kernel, std::size_t MR>
-void gemm_rows(GemmPart const& g, std::size_t row) {
+// the independent sums that hide the latency of a multiply-add). Part: GemmPart, or what has its m and panels.
+template <class Kernel, std::size_t MR, class Part>
+void gemm_rows(Part const& g, std::size_t row) {
   constexpr std::size_t kPanels = kAccumulators / MR < 4 ? kAccumulators / MR : 4;
   std::size_t panel = g.panel_begin;
   for (; panel + kPanels <= g.panel_end; panel += kPanels) Kernel::template tile<MR, kPanels>(g, row, panel);
@@ -79,17 +80,23 @@ void gemm_rows(GemmPart const& g, std::size_t row) {
 }
 
 // The last, at most MR, rows.
-template <class Kernel, std::size_t MR>
-void gemm_last_rows(GemmPart const& g, std::size_t row) {
+template <class Kernel, std::size_t MR, class Part>
+void gemm_last_rows(Part const& g, std::size_t row) {
   if (g.m - row == MR) return gemm_rows<Kernel, MR>(g, row);
   if constexpr (MR > 1) gemm_last_rows<Kernel, MR - 1>(g, row);
 }
 
-template <class Kernel>
-void gemm(GemmPart const& g) {
+template <class Kernel, class Part>
+void gemm(Part const& g) {
   std::size_t row = 0;
   for (; row + kTileRows <= g.m; row += kTileRows) gemm_rows<Kernel, kTileRows>(g, row);
   gemm_last_rows<Kernel, kTileRows>(g, row);
+}
+
+void gemm_int8(GemmPart const& g) {
+  for (std::size_t group = 0; group < int8_groups(g.k); ++group)
+    gemm<GemmInt8>(
+        GemmGroup{.whole = g, .group = group, .m = g.m, .panel_begin = g.panel_begin, .panel_end = g.panel_end});
 }
 
 // ---- rows
@@ -241,35 +248,54 @@ float read_stream(float const* x, std::size_t n) {
   return sum_lanes(sums[0]);
 }
 
-// Independent sums on registers alone, as many as a GEMM's register tile has: what no GEMM can exceed.
-template <class MultiplyAdd>
+// Independent sums on registers alone, as many as a GEMM's register tile has: what no GEMM can exceed. T: of a sum's
+// lanes, float or int32.
+template <class T, class MultiplyAdd>
 float peak(std::size_t rounds, MultiplyAdd multiply_add) {
-  Vec sums[kAccumulators];
-  for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = broadcast(static_cast<float>(i));  // all different
+  decltype(broadcast(T{})) sums[kAccumulators];
+  for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = broadcast(static_cast<T>(i));  // all different
   for (std::size_t round = 0; round < rounds; ++round)
-    for (Vec& sum : sums) sum = multiply_add(sum);
-  for (Vec const& sum : sums) sums[0] = sums[0] + sum;
-  return sum_lanes(sums[0]);
+    for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = multiply_add(sums[i], round, i);
+  Vec total = zero();
+  for (auto const& sum : sums) total = total + to_floats(sum);
+  return sum_lanes(total);
 }
 
 float peak_f32(std::size_t rounds) {
   Vec const x = broadcast(1.0F / static_cast<float>(rounds));
-  return peak(rounds, [&](Vec const& sum) { return fma(x, x, sum); });
+  return peak<float>(rounds, [&](Vec const& sum, std::size_t, std::size_t) { return fma(x, x, sum); });
 }
 
 float peak_bf16(std::size_t rounds) {
   std::uint16_t w[2 * kLanes];
   for (std::size_t i = 0; i < 2 * kLanes; ++i) w[i] = static_cast<std::uint16_t>(rounds + i);
-  return peak(rounds, [&](Vec const& sum) { return dot_bf16(sum, w, static_cast<std::uint32_t>(rounds)); });
+  return peak<float>(rounds, [&](Vec const& sum, std::size_t, std::size_t) {
+    return dot_bf16(sum, w, static_cast<std::uint32_t>(rounds));
+  });
+}
+
+float peak_int8(std::size_t rounds) {
+  std::byte w[kInt8StepBytes];
+  for (std::size_t i = 0; i < kInt8StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
+  // As in a GEMM each sum has numbers of its own, that change: else there are ISAs where the products could be kept.
+  constexpr std::size_t kChanges = 8;
+  Int8Element x[(kChanges + kAccumulators) * kInt8StepK];
+  for (std::size_t i = 0; i < sizeof x / sizeof *x; ++i) x[i] = static_cast<Int8Element>((rounds + i) % kInt8Group);
+  Int8Weights const weights = load_int8(w);
+  return peak<std::int32_t>(rounds, [&](Ints const& sum, std::size_t round, std::size_t i) {
+    return dot_int8(sum, weights, broadcast_int8(x + (round % kChanges + i) * kInt8StepK));
+  });
 }
 
 constexpr KernelTable kTable = {
     .gemm_f32 = gemm<GemmF32>,
     .gemm_bf16 = gemm<GemmBf16>,
+    .gemm_int8 = gemm_int8,
     .attend_f32 = attend<float>,
     .attend_bf16 = attend<std::uint16_t>,
     .round_bf16 = round_bf16,
     .widen_bf16 = widen_bf16,
+    .quantise_int8 = quantise_int8,
     .rms_norm = rms_norm_row,
     .layer_norm = layer_norm_row,
     .activate = activate,
@@ -279,6 +305,7 @@ constexpr KernelTable kTable = {
     .read_stream = read_stream,
     .peak_f32 = peak_f32,
     .peak_bf16 = peak_bf16,
+    .peak_int8 = peak_int8,
     .peak_multiply_adds = kAccumulators,
 };
 

@@ -1,4 +1,5 @@
-// 16 floats in one AVX-512 register. Included by one .cpp only, compiled with the flags of AVX-512 F, BW, VL, DQ, BF16.
+// 16 floats in one AVX-512 register. Included by one .cpp only, compiled with the flags of AVX-512 F, BW, VL, DQ, BF16
+// and VNNI, which every processor with BF16 has.
 #pragma once
 #include <immintrin.h>
 
@@ -95,6 +96,47 @@ inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m512i const pairs = _mm512_loadu_si512(w);
   __m512i const both = _mm512_set1_epi32(static_cast<int>(x));
   return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh const&>(pairs), reinterpret_cast<__m512bh const&>(both))};
+}
+
+// ---- int8: see vec_scalar.h
+// gcc copies an accumulator before and after vpdpbusd unless its type says that it holds int32.
+using Int32x16 = std::int32_t __attribute__((vector_size(64)));
+struct Ints {
+  Int32x16 v;
+};
+using Int8Element = std::int8_t;
+struct Int8Weights {
+  __m512i v;
+};
+struct Int8Row {
+  __m512i v;
+};
+
+inline Ints broadcast(std::int32_t x) {
+  return {reinterpret_cast<Int32x16>(_mm512_set1_epi32(x))};
+}
+inline Vec to_floats(Ints a) {
+  return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a.v))};
+}
+inline Vec to_floats(Vec a) {
+  return a;
+}
+inline Int8Weights load_int8(std::byte const* p) {
+  return {_mm512_loadu_si512(p)};
+}
+inline Int8Row broadcast_int8(Int8Element const* x) {
+  std::int32_t four;
+  __builtin_memcpy(&four, x, sizeof four);
+  return {_mm512_set1_epi32(four)};
+}
+inline Ints dot_int8(Ints acc, Int8Weights w, Int8Row row) {
+  return {reinterpret_cast<Int32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), w.v, row.v))};
+}
+template <std::size_t N>
+void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
+  static_assert(N % 16 == 0);
+  for (std::size_t i = 0; i < N; i += 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(_mm512_loadu_si512(whole + i)));
 }
 
 }  // namespace

@@ -98,5 +98,49 @@ inline Vec dot_bf16(Vec const& acc, std::uint16_t const* w, std::uint32_t x) {
   });
 }
 
+// ---- int8: 16 sums, the weights [16][4] of a step of four k, and a row's four numbers
+struct Ints {
+  std::int32_t lane[16];
+};
+using Int8Element = std::int8_t;
+struct Int8Weights {
+  std::uint8_t byte[64];
+};
+struct Int8Row {
+  std::int8_t x[4];
+};
+
+inline Ints broadcast(std::int32_t x) {
+  Ints v;
+  for (std::int32_t& lane : v.lane) lane = x;
+  return v;
+}
+inline Vec to_floats(Ints const& a) {
+  return Vec::make([&](int i) { return static_cast<float>(a.lane[i]); });
+}
+inline Vec const& to_floats(Vec const& a) {
+  return a;
+}
+inline Int8Weights load_int8(std::byte const* p) {
+  Int8Weights w;
+  std::memcpy(w.byte, p, sizeof w.byte);
+  return w;
+}
+inline Int8Row broadcast_int8(Int8Element const* x) {
+  return {{x[0], x[1], x[2], x[3]}};
+}
+// acc[n] += w[n][0] x[0] + … + w[n][3] x[3]
+inline Ints dot_int8(Ints const& acc, Int8Weights const& w, Int8Row const& row) {
+  Ints sum = acc;
+  for (std::size_t i = 0; i < 16; ++i)
+    for (std::size_t j = 0; j < 4; ++j) sum.lane[i] += w.byte[4 * i + j] * row.x[j];
+  return sum;
+}
+// A group's whole numbers as broadcast_int8 reads them.
+template <std::size_t N>
+void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
+  for (std::size_t i = 0; i < N; ++i) out[i] = static_cast<Int8Element>(whole[i]);
+}
+
 }  // namespace
 }  // namespace expertmesh

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/experts/expert_store.h"
@@ -57,12 +58,28 @@ TEST(PackedWeights, PartsAndTheirBiasesLieOneBelowTheOther) {
   EXPECT_TRUE(load_linear(reader, kFloat32Weights, parts, 5).bias.empty());
 }
 
+// Rows that lie in the file as they are, and such that are gathered first.
+TEST(PackedWeights, ThreadsThatShareTheRowsLeaveTheSameBytes) {
+  MemoryWeights source;
+  (void)add_numbers(source, "w", {101, 137}, 1);
+  std::vector<LinearPart> const parts = {{WeightSlice{"w"}, 101, {}},
+                                         {{.name = "w", .stored_rows = 101, .row_step = 2}, 51, {}}};
+  ThreadPool pool(3);
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+    WeightReader reader(source);
+    PackedLinear const alone = load_linear(reader, format, parts, 137);
+    PackedLinear const shared = load_linear(reader, format, parts, 137, {.pool = &pool});
+    EXPECT_TRUE(std::ranges::equal(std::span(alone.w.data(), alone.w.size_bytes()),
+                                   std::span(shared.w.data(), shared.w.size_bytes())));
+  }
+}
+
 // One bias more or less at a time, with and without a gate.
 TEST(PackedWeights, WhatAnFfnWillTakeIsWhatItTakes) {
   MadeUpWeights const source;
   FfnShape const shape{.hidden = 20, .intermediate = 12};
   for (unsigned mask = 0; mask < 16; ++mask)
-    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights}) {
+    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
       FfnTensors tensors{.up = {"up"}, .down = {"down"}};
       if ((mask & 1U) != 0) tensors.gate = WeightSlice{"gate"};
       if ((mask & 2U) != 0) tensors.up_bias = VectorSlice{"up.bias"};

@@ -113,12 +113,14 @@ class GroupedFfnTest : public testing::TestWithParam<std::tuple<Isa, DType, DTyp
  protected:
   [[nodiscard]] Isa isa() const { return std::get<0>(GetParam()); }
   [[nodiscard]] WeightFormat format() const {
-    return std::get<1>(GetParam()) == DType::bf16 ? kBfloat16Weights : kFloat32Weights;
+    DType const type = std::get<1>(GetParam());
+    return type == DType::i8 ? kInt8Weights : type == DType::bf16 ? kBfloat16Weights : kFloat32Weights;
   }
   [[nodiscard]] DType wire() const { return std::get<2>(GetParam()); }
 };
 INSTANTIATE_TEST_SUITE_P(IsaWeightsWire, GroupedFfnTest,
-                         testing::Combine(testing::ValuesIn(runnable_isas()), testing::Values(DType::f32, DType::bf16),
+                         testing::Combine(testing::ValuesIn(runnable_isas()),
+                                          testing::Values(DType::f32, DType::bf16, DType::i8),
                                           testing::Values(DType::f32, DType::bf16)),
                          [](auto const& test) {
                            return std::string(name_of(std::get<0>(test.param))) + "_" +
@@ -208,8 +210,8 @@ TEST_P(GroupedFfnTest, ARowMayServeSeveralExperts) {
   EXPECT_NE(reference::num_wrong(y.view(), {expected[1], expected[0]}), 0U);
 }
 
-TEST_P(GroupedFfnTest, Float32WeightsHaveTheBitsOfScalar) {
-  if (format() != kFloat32Weights) return;
+TEST_P(GroupedFfnTest, Float32AndInt8WeightsHaveTheBitsOfScalar) {
+  if (format() == kBfloat16Weights) return;
   Rig scalar(Isa::scalar);
   Rig rig(isa());
   auto const x = random_matrix(5, 72, 2);
@@ -222,7 +224,7 @@ TEST_P(GroupedFfnTest, Float32WeightsHaveTheBitsOfScalar) {
 
 // The order that the header promises, step by step: sum, bias, activation; sum, bias, rounding.
 TEST_P(GroupedFfnTest, ABiasIsAddedToTheFinishedSum) {
-  if (format() != kFloat32Weights) return;
+  if (format() == kBfloat16Weights) return;
   Rig rig(isa());
   Expert const expert(72, 33, format(), 1, {.gate_bias = true, .up_bias = true, .down_bias = true});
   FfnWeights const& w = expert.weights;

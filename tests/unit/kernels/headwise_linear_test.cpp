@@ -26,7 +26,7 @@ TEST_P(HeadwiseLinearTest, EachHeadHasTheBitsOfItsOwnLinear) {
                                        {5, 7, 129, 3},
                                        {3, 0, 8, 8},
                                        {2, 70, 5, 240}})
-    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights})
+    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights})
       for (std::size_t threads : {1, 3}) {
         Rig rig(GetParam(), threads);
         std::size_t const x_stride = k + 2;
@@ -51,15 +51,16 @@ TEST_P(HeadwiseLinearTest, EachHeadHasTheBitsOfItsOwnLinear) {
 TEST_P(HeadwiseLinearTest, ARowHasTheSameBitsAlone) {
   Rig rig(GetParam(), 2);
   auto const x = random_matrix(67, 3 * 24, 1);
-  std::vector<PackedMatrix> w;
-  for (std::size_t h = 0; h < 3; ++h)
-    w.push_back(reference::packed(kBfloat16Weights, random_matrix(40, 24, 10 + h).view()));
-  Matrix<float> whole(67, 3 * 40), one(1, 3 * 40);
-  HeadColumns const columns{.x_stride = 24, .y_stride = 40};
-  headwise_linear(rig.exec, x.view(), w, columns, whole.view());
-  for (std::size_t m : {0, 3, 63, 64, 66}) {
-    headwise_linear(rig.exec, x.view().row_range(m, 1), w, columns, one.view());
-    EXPECT_TRUE(same_bits(one.view(), whole.view().row_range(m, 1))) << m;
+  for (WeightFormat const& format : {kBfloat16Weights, kInt8Weights}) {
+    std::vector<PackedMatrix> w;
+    for (std::size_t h = 0; h < 3; ++h) w.push_back(reference::packed(format, random_matrix(40, 24, 10 + h).view()));
+    Matrix<float> whole(67, 3 * 40), one(1, 3 * 40);
+    HeadColumns const columns{.x_stride = 24, .y_stride = 40};
+    headwise_linear(rig.exec, x.view(), w, columns, whole.view());
+    for (std::size_t m : {0, 3, 63, 64, 66}) {
+      headwise_linear(rig.exec, x.view().row_range(m, 1), w, columns, one.view());
+      EXPECT_TRUE(same_bits(one.view(), whole.view().row_range(m, 1))) << m;
+    }
   }
 }
 

@@ -64,8 +64,35 @@ inline PackedMatrix packed(WeightFormat const& format, MatrixView<float const> w
   return out;
 }
 
+// The same sum where both operands become int8 group by group: each number may move by half a step of its group.
+inline Bounded dot_int8(std::vector<Bounded> const& x, float const* w) {
+  constexpr double kHalfSteps = 2 * 127 / (1 + 127 * 4 * kEpsilonF32);
+  Bounded sum;
+  double magnitude = 0;
+  std::size_t const groups = x.size() / kInt8Weights.group_size + 1;
+  for (std::size_t begin = 0; begin < x.size(); begin += kInt8Weights.group_size) {
+    std::size_t const end = std::min(x.size(), begin + kInt8Weights.group_size);
+    double x_step = 0;
+    double w_step = 0;
+    for (std::size_t k = begin; k < end; ++k) {
+      x_step = std::max(x_step, (std::abs(x[k].value) + x[k].bound) / kHalfSteps);
+      w_step = std::max(w_step, std::abs(static_cast<double>(w[k])) / kHalfSteps);
+    }
+    for (std::size_t k = begin; k < end; ++k) {
+      double const weight = static_cast<double>(w[k]);
+      sum.value += x[k].value * weight;
+      double const moved = x[k].bound + x_step;
+      sum.bound += moved * std::abs(weight) + (std::abs(x[k].value) + moved) * w_step;
+      magnitude += (std::abs(x[k].value) + moved) * (std::abs(weight) + w_step);
+    }
+  }
+  sum.bound += static_cast<double>(groups + 4) * kEpsilonF32 * magnitude;
+  return sum;
+}
+
 // One sum over K of exact or bounded x with exact w: every partial sum may be rounded.
 inline Bounded dot(std::vector<Bounded> const& x, float const* w, DType storage) {
+  if (storage == DType::i8) return dot_int8(x, w);
   double value = 0;
   double magnitude = 0;
   double carried = 0;

@@ -1,0 +1,73 @@
+// The int8 GEMM over Vec and Ints (16 int32 sums), of whichever ISA was included before. A sum of a group is exact,
+// whatever computes it; scaled, the groups are added in the order of K. So all ISAs have the same bits.
+#pragma once
+#include "common/kernels/int8_panels.h"
+#include "common/kernels/isa/vec_math.h"
+#include "common/kernels/kernel_table.h"
+
+namespace expertmesh {
+namespace {
+
+// A row's group as the ISA's dot_int8 reads it.
+struct QuantisedGroup {
+  float scale;
+  std::int32_t start;         // -128 times the sum of the whole numbers: what unsigned weights add too much
+  Int8Element x[kInt8Group];  // as arrange() has them; zeros behind the row's end
+};
+static_assert(sizeof(QuantisedGroup) <= quantised_row_bytes(1) && alignof(QuantisedGroup) <= sizeof(float));
+
+void quantise_int8(float const* x, std::size_t n, std::byte* out) {
+  auto* group = reinterpret_cast<QuantisedGroup*>(out);
+  for (std::size_t i = 0; i < n; i += kInt8Group, ++group) {
+    std::int32_t whole[kInt8Group];
+    group->scale = quantise_group(x + i, n - i < kInt8Group ? n - i : kInt8Group, whole).scale;
+    std::int32_t sum = 0;
+    for (std::int32_t const q : whole) sum += q;
+    group->start = -kInt8Bias * sum;
+    arrange(whole, group->x);
+  }
+}
+
+// One group of K of a GemmPart.
+struct GemmGroup {
+  GemmPart const& whole;
+  std::size_t group;
+  std::size_t m, panel_begin, panel_end;
+};
+
+// The sums lie in y from group to group: so a group's weights stay in the nearest cache for all rows.
+struct GemmInt8 {
+  template <std::size_t MR, std::size_t NP>
+  static void tile(GemmGroup const& part, std::size_t row, std::size_t panel) {
+    GemmPart const& g = part.whole;
+    std::size_t const k = part.group * kInt8Group;
+    std::size_t const steps = ((g.k - k < kInt8Group ? g.k - k : kInt8Group) + kInt8StepK - 1) / kInt8StepK;
+    std::byte const* block[NP];
+    for (std::size_t j = 0; j < NP; ++j)
+      block[j] = g.panels + (panel + j) * int8_panel_bytes(g.k) + part.group * kInt8BlockBytes;
+    QuantisedGroup const* x[MR];
+    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<QuantisedGroup const*>(g.x[row + i]) + part.group;
+    Ints acc[MR][NP];
+    for (std::size_t i = 0; i < MR; ++i)
+      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = broadcast(x[i]->start);
+    for (std::size_t step = 0; step < steps; ++step) {
+      Int8Weights w[NP];
+      for (std::size_t j = 0; j < NP; ++j) w[j] = load_int8(block[j] + kInt8ScaleBytes + step * kInt8StepBytes);
+      for (std::size_t i = 0; i < MR; ++i) {
+        Int8Row const xi = broadcast_int8(x[i]->x + step * kInt8StepK);
+        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int8(acc[i][j], w[j], xi);
+      }
+    }
+    for (std::size_t i = 0; i < MR; ++i)
+      for (std::size_t j = 0; j < NP; ++j) {
+        std::size_t const column = (panel + j) * kLanes;
+        float* const y = g.y[row + i] + column;
+        Vec const scale = broadcast(x[i]->scale) * load(reinterpret_cast<float const*>(block[j]));
+        Vec const before = part.group == 0 ? zero() : load_some(y, g.n - column);
+        store_some(y, fma(to_floats(acc[i][j]), scale, before), g.n - column);
+      }
+  }
+};
+
+}  // namespace
+}  // namespace expertmesh

@@ -62,6 +62,7 @@ std::string to_json(ClusterView const& view) {
             {"not_ready_reason", view.not_ready.empty() ? Json(nullptr) : Json(view.not_ready)},
             {"profile",
              {{"dtype", p.dtype},
+              {"quantization", p.quantization},
               {"wire_dtype", p.wire_dtype},
               {"kv_dtype", p.kv_dtype},
               {"isa", p.isa},
@@ -97,15 +98,17 @@ std::string to_json(ClusterView const& view) {
 std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {
   std::string groups;
   for (auto const& g : l.kv_groups) groups += (groups.empty() ? "" : ", ") + describe(g);
-  return {fmt::format("numerics profile: dtype {}, wire {}, KV cache {}, kernels {}, of experts {}, K-order {}{}",
-                      p.dtype, p.wire_dtype, p.kv_dtype, p.isa, p.expert_isa, p.k_order,
-                      p.bitwise ? "" : "; mixed numerics: bits depend on who runs what"),
-          fmt::format(
-              "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
-              l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
-          fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
-          fmt::format("memory: KV cache {}; blocks of {} tokens, {}; activations {}", groups, l.kv_block_tokens,
-                      human_bytes(l.kv_cache_bytes), human_bytes(l.activation_bytes))};
+  return {
+      fmt::format(
+          "numerics profile: dtype {}, quantization {}, wire {}, KV cache {}, kernels {}, of experts {}, K-order {}{}",
+          p.dtype, p.quantization, p.wire_dtype, p.kv_dtype, p.isa, p.expert_isa, p.k_order,
+          p.bitwise ? "" : "; mixed numerics: bits depend on who runs what"),
+      fmt::format(
+          "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
+          l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
+      fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
+      fmt::format("memory: KV cache {}; blocks of {} tokens, {}; activations {}", groups, l.kv_block_tokens,
+                  human_bytes(l.kv_cache_bytes), human_bytes(l.activation_bytes))};
 }
 
 }  // namespace expertmesh

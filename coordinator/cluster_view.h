@@ -11,8 +11,10 @@ namespace expertmesh {
 
 // Fixed at start-up and printed there: the bits of an answer depend on these alone.
 struct NumericsProfile {
-  std::string dtype;       // of weights and activations at the GEMMs: "float32", "bfloat16"
-  std::string wire_dtype;  // rows between coordinator and workers
+  std::string dtype;  // of weights and activations at the GEMMs: "float32", "bfloat16"; where they are quantised,
+                      // of what they were before
+  std::string quantization;  // "none", "int8"
+  std::string wire_dtype;    // rows between coordinator and workers
   std::string kv_dtype;
   std::string isa;                     // of the coordinator; "cuda" on a GPU
   std::string expert_isa;              // of the workers

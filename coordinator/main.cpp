@@ -48,7 +48,7 @@ int run_render(RenderOptions const& options) {
 }
 
 int run_info(InfoOptions const& options) {
-  InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype);
+  InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype, options.quantization);
   std::cout << report.text;
   return report.servable ? 0 : 2;
 }

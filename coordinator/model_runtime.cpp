@@ -103,6 +103,18 @@ std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, M
   return source;
 }
 
+WeightFormat pick_weight_format(ModelRuntimeOptions const& options, DType dtype) {
+  auto const refuse_on = [&](std::string const& device) {
+    if (options.quantization != Quantization::none && device != "cpu")
+      throw ModelError("--quantization " + std::string(name_of(options.quantization)) +
+                       ": its kernels run on processors only, not on '" + device + "' (--device, --worker-device)");
+  };
+  refuse_on(options.device);
+  refuse_on(options.worker_device);
+  for (LocalWorker const& worker : options.local_workers) refuse_on(worker.device);
+  return weight_format_of(dtype, options.quantization);
+}
+
 // What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
 std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
   if (options.worker_capacity > 0 && options.workers == 0)
@@ -284,12 +296,13 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
     : options_(options),
       spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
       dtype_(numerics_dtype(spec_, options.dtype)),
+      weight_format_(pick_weight_format(options, dtype_)),
       isa_(pick_isa(options)),
       device_(open_device(options, spec_)),
       nccl_(load_row_library(options, device_.get())),
-      experts_spec_(expert_model_spec(spec_, weight_format_of(dtype_), dtype_)),
+      experts_spec_(expert_model_spec(spec_, weight_format_, dtype_)),
       weights_(open_weights(options, spec_)),
-      plan_(plan_model(spec_, weight_format_of(dtype_), dtype_,
+      plan_(plan_model(spec_, weight_format_, dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1))),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
       sizes_(size_up(options, spec_, kv_groups_, device_.get(), nccl_ != nullptr, experts_spec_, plan_)) {
@@ -310,9 +323,10 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
   decoder_.emplace(spec_, *weights_,
                    DecoderOptions{.max_tokens = tokens,
                                   .max_input = sizes_.max_model_len,
-                                  .weights = weight_format_of(dtype_),
+                                  .weights = weight_format_,
                                   .on_bytes_loaded = [&](std::size_t bytes) { progress.add(bytes); },
-                                  .device = device_.get()});
+                                  .device = device_.get(),
+                                  .pool = &*pool_});
   progress.finish();
   kv_.emplace(spec_, kv_groups_, sizes_.kv_blocks, device_.get());
   runner_.emplace(spec_,

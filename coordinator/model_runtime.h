@@ -30,6 +30,7 @@ struct ModelRuntimeOptions {
   std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
   double worker_capacity = 0;      // of the workers of this host, gigabytes of weights a second; 0: measured
   std::optional<DType> dtype;      // none: auto
+  Quantization quantization = Quantization::none;
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   std::optional<std::size_t> max_model_len;  // none: the checkpoint's
@@ -87,7 +88,8 @@ class ModelRuntime {
 
   [[nodiscard]] ModelSpec const& spec() const { return spec_; }
   [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
-  [[nodiscard]] DType dtype() const { return dtype_; }
+  [[nodiscard]] DType dtype() const { return dtype_; }  // of rows, KV cache, and weights that are not quantised
+  [[nodiscard]] WeightFormat const& weight_format() const { return weight_format_; }
   [[nodiscard]] Isa isa() const { return isa_; }
   [[nodiscard]] NcclApi const* nccl() const { return nccl_.get(); }  // null: rows go by the host
   [[nodiscard]] Device* device() const { return device_.get(); }     // null: this processor
@@ -112,6 +114,7 @@ class ModelRuntime {
   ModelRuntimeOptions const options_;
   ModelSpec const spec_;
   DType const dtype_;
+  WeightFormat const weight_format_;
   Isa const isa_;
   std::unique_ptr<Device> const device_;
   std::shared_ptr<NcclApi> const nccl_;  // by which rows go to workers that have it, too; null: to none

@@ -208,6 +208,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
+  add_quantization_flag(*i, info.quantization);
 
   TokenizeOptions tokenizing;
   auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");

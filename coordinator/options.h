@@ -39,6 +39,7 @@ struct InfoOptions {
   std::filesystem::path model_dir;
   std::size_t workers = 1;
   std::optional<DType> dtype;
+  Quantization quantization = Quantization::none;
 };
 
 struct ExitNow {

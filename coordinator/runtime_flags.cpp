@@ -29,6 +29,15 @@ void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
       ->default_str(text_of(dtype));
 }
 
+void add_quantization_flag(CLI::App& command, Quantization& quantization) {
+  command
+      .add_option("--quantization", quantization,
+                  "int8: weights of linears and experts become int8 while they are loaded, activations at each of them "
+                  "[none]")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Quantization>{{"none", Quantization::none}, {"int8", Quantization::int8}}));
+}
+
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option("--workers", options.workers,
@@ -44,6 +53,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   add_dtype_flag(command, options.dtype);
+  add_quantization_flag(command, options.quantization);
   command.add_option("--seed", options.dummy_seed, "Seed of dummy weights")->capture_default_str();
   command
       .add_option_function<std::string>(

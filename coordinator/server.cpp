@@ -133,6 +133,7 @@ class Server {
     std::string const isa(name_of(runtime_.isa()));
     std::string const here = runtime_.device() ? std::string(control::kCudaKernels) : isa;
     profile_ = {.dtype = dtype,
+                .quantization = std::string(name_of(options.quantization)),
                 .wire_dtype = dtype,
                 .kv_dtype = dtype,
                 .isa = here,
@@ -383,7 +384,7 @@ class Server {
     c.host = host_name();
     c.device = runtime_.device() ? runtime_.device()->name() : "cpu";
     c.isa = profile_.isa;
-    c.dtype = profile_.dtype;
+    c.dtype = name_of(runtime_.weight_format().storage);
     c.transport = c.row_transport = options_.clustered() ? "mpi" : "in-process";
     if (runtime_.nccl()) c.row_transport = "nccl";
     if (!started_) return view;  // the rest is being made

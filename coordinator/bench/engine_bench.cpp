@@ -84,6 +84,7 @@ class Batch {
       for (Sequence& sequence : sequences_) {
         add_token(sequence);
         figures.kv_bytes += static_cast<double>(cost_.kv_bytes(sequence.tokens.size()));
+        figures.step_flops += cost_.decode_flops(sequence.tokens.size());
       }
       auto const begin = Clock::now();
       std::size_t const tokens = step();
@@ -96,6 +97,7 @@ class Batch {
     }
     auto const steps = static_cast<double>(num_steps);
     figures.kv_bytes /= steps;
+    figures.step_flops /= steps;
     figures.weight_bytes /= steps;
     figures.experts_hit = experts_hit_.empty() ? 0 : hits / steps / static_cast<double>(experts_hit_.size());
     figures.stage_seconds = divided(stages, steps);
@@ -226,7 +228,7 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
   ThreadPool pool(figures.ceiling_threads);
   Exec const exec(figures.isa, pool, {.max_rows = 1, .max_columns = 1});
   figures.memory_bytes_per_second = measure_read_bandwidth(exec, options.read_bytes, kCeilingPasses);
-  figures.flops_per_second = measure_peak_flops(exec, figures.dtype, kCeilingPasses);
+  figures.flops_per_second = measure_peak_flops(exec, figures.weights, kCeilingPasses);
 }
 
 }  // namespace
@@ -234,9 +236,10 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
 EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   ConfigDirectory const model(options.runtime.model_dir);
   ModelRuntime runtime(sized(options, model.path()));
-  StepCost const cost(runtime.spec(), runtime.dtype());
+  StepCost const cost(runtime.spec(), runtime.weight_format(), runtime.dtype());
   EngineFigures figures{.plan = cost.plan(),
                         .dtype = runtime.dtype(),
+                        .weights = runtime.weight_format().storage,
                         .isa = runtime.isa(),
                         .num_experts = layer_maxima(runtime.spec()).num_experts,
                         .batches = {}};

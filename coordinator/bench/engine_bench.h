@@ -30,6 +30,7 @@ struct BatchFigures {
   double step_seconds = 0;                         // of a decode step, median; each makes B tokens
   double weight_bytes = 0;                         // read in a decode step, mean
   double kv_bytes = 0;                             // read in a decode step, mean
+  double step_flops = 0;                           // operations a decode step takes, mean
   double experts_hit = 0;                          // distinct experts of a MoE layer in a decode step, mean
   std::array<double, kNumStages> stage_seconds{};  // of a decode step, mean
   double mean_step_seconds = 0;                    // what the stages are parts of
@@ -44,13 +45,14 @@ struct BatchFigures {
 };
 
 struct EngineFigures {
-  ModelPlan plan;  // with all experts in one place
-  DType dtype = DType::bf16;
+  ModelPlan plan;               // with all experts in one place
+  DType dtype = DType::bf16;    // of rows and KV cache
+  DType weights = DType::bf16;  // of packed weights
   Isa isa = Isa::scalar;
   std::size_t num_experts = 0;          // of a MoE layer
   std::size_t ceiling_threads = 0;      // that measured the next two: those of all processes, at most the cores
   double memory_bytes_per_second = 0;   // read, at best
-  double flops_per_second = 0;          // at best, with activations of dtype; of a device in fp32, as its kernels work
+  double flops_per_second = 0;          // at best, at the weights' type; of a device in fp32, as its kernels work
   std::optional<std::string> device{};  // its name; the figures above are its own then, of no threads
   std::optional<double> tensor_flops_per_second{};  // of its tensor cores, bf16, at best
   std::vector<BatchFigures> batches;                // as EngineBenchOptions::batch_sizes

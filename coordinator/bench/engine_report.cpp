@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -34,7 +35,7 @@ std::string machine_text(EngineFigures const& figures) {
   if (!figures.device)
     return fmt::format("machine    {} threads, {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s ({})\n",
                        figures.ceiling_threads, name_of(figures.isa), figures.memory_bytes_per_second / 1e9,
-                       figures.flops_per_second / 1e9, name_of(figures.dtype));
+                       figures.flops_per_second / 1e9, name_of(figures.weights));
   std::string const tensor = figures.tensor_flops_per_second
                                  ? fmt::format("{:.0f} GFLOP/s", *figures.tensor_flops_per_second / 1e9)
                                  : "not measured";
@@ -47,6 +48,12 @@ std::string machine_text(EngineFigures const& figures) {
 // Stages that a step of this kind has.
 bool is_shown(Stage stage, EngineFigures const& figures) {
   return stage != Stage::fetch || figures.device;
+}
+
+// Of the least time a decode step can take: what it has to read, or to compute, whichever is longer.
+double share_of_floor(BatchFigures const& b, EngineFigures const& figures) {
+  double const flops = figures.tensor_flops_per_second.value_or(figures.flops_per_second);
+  return std::max(b.bytes() / figures.memory_bytes_per_second, b.step_flops / flops) / b.step_seconds;
 }
 
 double share_of_memory(double bytes, double seconds, EngineFigures const& figures) {
@@ -70,10 +77,10 @@ std::string gaps_table(EngineFigures const& figures) {
 }  // namespace
 
 std::string to_table(EngineBenchOptions const& options, EngineFigures const& figures) {
-  std::string out = fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, experts {}\n",
+  std::string out = fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, weights {}, experts {}\n",
                                 options.runtime.model_dir.string(), static_cast<double>(figures.plan.parameters) / 1e6,
                                 static_cast<double>(figures.plan.active_parameters) / 1e6, name_of(figures.dtype),
-                                experts_text(options.runtime, figures));
+                                name_of(figures.weights), experts_text(options.runtime, figures));
   out += machine_text(figures);
 
   out += fmt::format("\nprefill    {} tokens a prompt, {} a step\n{:>5}{:>10}{:>10}{:>10}{:>8}\n", options.input_len,
@@ -83,14 +90,16 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
                        prefill_tokens_per_second(b), prefill_flops_per_second(b) / 1e9,
                        100 * prefill_flops_per_second(b) / figures.flops_per_second);
 
-  out += fmt::format("\ndecode     {} steps\n{:>5}{:>10}{:>10}{:>14}{:>12}{:>9}{:>8}{:>8}\n", options.output_len, "B",
-                     "step ms", "tok/s", "experts hit", "weights MB", "KV MB", "GB/s", "share");
+  out += fmt::format(
+      "\ndecode     {} steps; floor: share of the least time, to read or to compute what it has to\n"
+      "{:>5}{:>10}{:>10}{:>14}{:>12}{:>9}{:>8}{:>8}{:>8}\n",
+      options.output_len, "B", "step ms", "tok/s", "experts hit", "weights MB", "KV MB", "GB/s", "share", "floor");
   for (BatchFigures const& b : figures.batches)
-    out += fmt::format("{:>5}{:>10.2f}{:>10.1f}{:>14}{:>12.1f}{:>9.2f}{:>8.1f}{:>7.1f}%\n", b.batch_size,
+    out += fmt::format("{:>5}{:>10.2f}{:>10.1f}{:>14}{:>12.1f}{:>9.2f}{:>8.1f}{:>7.1f}%{:>7.1f}%\n", b.batch_size,
                        b.step_seconds * 1e3, decode_tokens_per_second(b),
                        fmt::format("{:.1f} of {}", b.experts_hit, figures.num_experts), b.weight_bytes / 1e6,
                        b.kv_bytes / 1e6, decode_bytes_per_second(b) / 1e9,
-                       100 * share_of_memory(b.bytes(), b.step_seconds, figures));
+                       100 * share_of_memory(b.bytes(), b.step_seconds, figures), 100 * share_of_floor(b, figures));
   if (figures.device) out += gaps_table(figures);
 
   out += fmt::format("\nms a step\n{:>5}", "B");
@@ -133,6 +142,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                          {"kv_bytes_per_step", b.kv_bytes},
                          {"gb_per_second", decode_bytes_per_second(b) / 1e9},
                          {"share_of_memory_ceiling", share_of_memory(b.bytes(), b.step_seconds, figures)},
+                         {"share_of_floor", share_of_floor(b, figures)},
                          {"stage_ms", std::move(stages)}}}});
     if (!figures.device) continue;
     auto& prefill = results.back()["prefill"];
@@ -156,6 +166,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                                 {"active_parameters", figures.plan.active_parameters},
                                 {"num_experts", figures.num_experts},
                                 {"dtype", name_of(figures.dtype)},
+                                {"weights", name_of(figures.weights)},
                                 {"isa", name_of(figures.isa)},
                                 {"device", figures.device.value_or("cpu")},
                                 {"workers", r.workers},

@@ -59,8 +59,8 @@ std::size_t pair_cost(AttentionSpec const& a) {
 
 }  // namespace
 
-StepCost::StepCost(ModelSpec const& spec, DType dtype)
-    : spec_(spec), dtype_(dtype), plan_(plan_model(spec, weight_format_of(dtype), dtype, 1)) {}
+StepCost::StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype)
+    : spec_(spec), dtype_(dtype), plan_(plan_model(spec, weights, dtype, 1)) {}
 
 std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t const> experts_hit) const {
   EM_CHECK(experts_hit.size() == plan_.expert_bytes.size(),
@@ -86,6 +86,14 @@ double StepCost::prompt_flops(std::size_t tokens) const {
     for (std::size_t context = 1; context <= tokens; ++context) pairs += tokens_seen(layer.attention.span, context);
     flops += 2.0 * static_cast<double>(pairs * pair_cost(layer.attention));
   }
+  return flops;
+}
+
+double StepCost::decode_flops(std::size_t context) const {
+  double flops = 2.0 * static_cast<double>(spec_.hidden * spec_.vocab);
+  for (auto const& layer : spec_.decoder().layers)
+    flops += 2.0 * static_cast<double>(active_weights(layer, spec_.hidden) +
+                                       tokens_seen(layer.attention.span, context) * pair_cost(layer.attention));
   return flops;
 }
 

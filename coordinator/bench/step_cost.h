@@ -11,8 +11,8 @@ namespace expertmesh {
 
 class StepCost {
  public:
-  // dtype: of weights, rows and KV cache.
-  StepCost(ModelSpec const& spec, DType dtype);
+  // dtype: of rows and KV cache.
+  StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype);
 
   // Bytes of weights one step reads: all that are not routed experts once (of the embedding a row for each token), and
   // each expert that was hit once. experts_hit: [MoE layers] distinct experts.
@@ -23,6 +23,8 @@ class StepCost {
 
   // Operations (a multiply-add is two) to compute a prompt of `tokens` tokens, with logits of the last.
   [[nodiscard]] double prompt_flops(std::size_t tokens) const;
+  // To compute one token with its logits, the last of `context` tokens.
+  [[nodiscard]] double decode_flops(std::size_t context) const;
 
   [[nodiscard]] std::size_t num_moe_layers() const { return plan_.expert_bytes.size(); }
   [[nodiscard]] ModelPlan const& plan() const { return plan_; }  // with all experts in one place

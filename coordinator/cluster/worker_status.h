@@ -22,7 +22,7 @@ struct WorkerStatus {
   bool remote = false;          // came by itself
   std::string device;           // "cpu"
   std::string isa;              // as the worker reported it
-  std::string dtype;            // weights: "float32", "bfloat16"
+  std::string dtype;            // weights: "float32", "bfloat16", "int8"
   std::string transport;        // "mpi": of messages
   std::string row_transport;    // of the rows: "mpi", "nccl", or "mpi" and why not the other
   std::size_t num_experts = 0;  // held, all layers together

@@ -83,7 +83,12 @@ DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted) {
   return wanted.value_or(spec.stored_dtype == DType::f32 ? DType::f32 : DType::bf16);
 }
 
-WeightFormat weight_format_of(DType dtype) {
+std::string_view name_of(Quantization quantization) {
+  return quantization == Quantization::int8 ? "int8" : "none";
+}
+
+WeightFormat weight_format_of(DType dtype, Quantization quantization) {
+  if (quantization == Quantization::int8) return kInt8Weights;
   return dtype == DType::f32 ? kFloat32Weights : kBfloat16Weights;
 }
 
@@ -181,9 +186,10 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
   if (std::string const spans = spans_text(layers); !spans.empty()) lines.add("attention span", spans);
 }
 
-void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted, Lines& lines) {
+void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted,
+                   Quantization quantization, Lines& lines) {
   DType const dtype = numerics_dtype(spec, wanted);
-  ModelPlan const plan = plan_model(spec, weight_format_of(dtype), dtype, num_workers);
+  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers);
   lines.add("family", spec.family);
   describe_layers(spec, lines);
   lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
@@ -192,7 +198,9 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("parameters", fmt::format("{} in all, {} active", parameters_text(plan.parameters),
                                       parameters_text(plan.active_parameters)));
   lines.add("stored as", std::string(name_of(spec.stored_dtype)));
-  lines.add("served as", std::string(name_of(dtype)));
+  lines.add("served as",
+            std::string(name_of(dtype)) +
+                (quantization == Quantization::none ? "" : fmt::format(", weights {}", name_of(quantization))));
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
@@ -231,8 +239,8 @@ void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<M
 
 }  // namespace
 
-InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers,
-                          std::optional<DType> wanted) {
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> wanted,
+                          Quantization quantization) {
   Lines lines;
   std::vector<std::string> problems;
   auto const collect = [&problems](auto const& step) {
@@ -245,7 +253,7 @@ InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t nu
   lines.add("model", model_dir.string());
   std::optional<ModelSpec> spec;
   collect([&] { spec = read_model_spec(model_dir, {}); });
-  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, lines); });
+  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, lines); });
   std::error_code error;
   if (std::filesystem::is_directory(model_dir, error))
     collect([&] { describe_checkpoint(model_dir, spec, lines, problems); });

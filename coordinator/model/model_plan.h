@@ -10,6 +10,11 @@
 
 namespace expertmesh {
 
+// What becomes of the weights of linears and experts and of the LM head while they are loaded. Embeddings, norms and
+// routers stay.
+enum class Quantization : std::uint8_t { none, int8 };
+std::string_view name_of(Quantization quantization);  // "none", "int8": as --quantization has it
+
 struct ModelPlan {
   std::size_t parameters = 0;
   std::size_t routed_parameters = 0;      // of all routed experts
@@ -30,10 +35,12 @@ struct InfoReport {
   std::string text;
   bool servable = false;  // nothing would be refused
 };
-InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype);
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype,
+                          Quantization quantization = Quantization::none);
 
 // --dtype auto: float32 for a float32 checkpoint, else bfloat16.
 DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted);
-WeightFormat weight_format_of(DType dtype);
+// dtype: of the numbers where there is none.
+WeightFormat weight_format_of(DType dtype, Quantization quantization = Quantization::none);
 
 }  // namespace expertmesh

@@ -203,7 +203,7 @@ class ApiTest(unittest.TestCase):
         self.assertEqual(cluster["coordinator"]["pid"], self.server.pid)
         for name in ("id", "host", "state", "incarnation", "device", "isa", "dtype", "transport", "experts", "resident_bytes"):
             self.assertIn(name, cluster["coordinator"])
-        for name in ("dtype", "wire_dtype", "kv_dtype", "isa", "k_order"):
+        for name in ("dtype", "quantization", "wire_dtype", "kv_dtype", "isa", "k_order"):
             self.assertTrue(cluster["profile"][name], name)
         self.assertEqual(cluster["limits"]["max_body_bytes"], MAX_BODY)
         self.assertEqual(cluster["limits"]["max_model_len"], 512)

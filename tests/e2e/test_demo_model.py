@@ -1,15 +1,17 @@
-"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16, and streams that say the same
-as whole answers."""
+"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16 and with int8 weights, and streams
+that say the same as whole answers."""
 import json
 import math
+import subprocess
 import unittest
 
 from byte_level_bpe import ByteLevelBpe
-from harness import DEMO_MODEL, Server
+from harness import DEMO_MODEL, EXPERTMESH, Server
 
 GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())
 WINDOW = 256
 PERPLEXITY_TOLERANCE = 0.003
+INT8_PERPLEXITY_TOLERANCE = 0.005
 
 
 class GreedyTest(unittest.TestCase):
@@ -44,20 +46,55 @@ class GreedyTest(unittest.TestCase):
             self.assertEqual("".join(pieces), whole)
 
 
+class Int8Test(unittest.TestCase):
+    """The same tokens wherever the experts are and whichever kernels compute them, in every wire type."""
+
+    CASES = GOLDEN["cases"][:3]
+
+    def texts(self, *options):
+        with Server(DEMO_MODEL, "--quantization", "int8", *options) as server:
+            _, cluster = server.get("/v1/cluster")
+            self.assertEqual(cluster["profile"]["quantization"], "int8")
+            self.assertEqual({process["dtype"] for process in [cluster["coordinator"], *cluster["workers"]]}, {"int8"})
+            return [server.complete(prompt=case["prompt"], return_token_ids=True, temperature=0, max_tokens=60,
+                                    ignore_eos=True, logprobs=0)["choices"][0] for case in self.CASES]
+
+    def test_greedy_texts_do_not_depend_on_who_computes_them(self):
+        for dtype in ("bfloat16", "float32"):
+            alone = self.texts("--dtype", dtype)
+            for options in (("--workers", 1), ("--workers", 2, "--threads", 1), ("--isa", "scalar")):
+                with self.subTest(dtype=dtype, options=options):
+                    self.assertEqual(self.texts("--dtype", dtype, *options), alone)
+
+    def test_a_gpu_is_refused_in_one_line(self):
+        for options in (("--device", "cuda"), ("--workers", "1", "--worker-device", "cuda", "--allow-mixed-numerics")):
+            with self.subTest(options):
+                ended = subprocess.run([EXPERTMESH, "serve", DEMO_MODEL, "--quantization", "int8", *options],
+                                       capture_output=True, text=True, timeout=60)
+                self.assertEqual((ended.returncode, ended.stdout, ended.stderr.count("\n")), (2, "", 1), ended.stderr)
+                self.assertIn("--quantization int8", ended.stderr)
+
+
 class PerplexityTest(unittest.TestCase):
-    def test_perplexity_in_bfloat16(self):
+    def test_in_bfloat16(self):
+        self.check("--dtype", "bfloat16", tolerance=PERPLEXITY_TOLERANCE)
+
+    def test_with_int8_weights(self):
+        self.check("--dtype", "bfloat16", "--quantization", "int8", tolerance=INT8_PERPLEXITY_TOLERANCE)
+
+    def check(self, *options, tolerance):
         golden = GOLDEN["perplexity"]
         ids = ByteLevelBpe(DEMO_MODEL / "tokenizer.json").encode((DEMO_MODEL / golden["file"]).read_text())
         self.assertEqual(len(ids), golden["tokens"])
         windows = [ids[i:i + WINDOW] for i in range(0, len(ids) - WINDOW + 1, WINDOW)]
-        with Server(DEMO_MODEL, "--dtype", "bfloat16") as server:
+        with Server(DEMO_MODEL, *options) as server:
             bodies = [{"prompt": window, "max_tokens": 0, "echo": True, "logprobs": 0} for window in windows]
             answers = [answer for i in range(0, len(bodies), 8) for answer in server.complete_together(bodies[i:i + 8])]
         scored = [x for answer in answers for x in answer["choices"][0]["logprobs"]["token_logprobs"][1:]]
         self.assertEqual(len(scored), golden["scored_tokens"])
         perplexity = math.exp(-sum(scored) / len(scored))
         print(f"perplexity {perplexity:.4f}, reference {golden['perplexity']}")
-        self.assertLess(abs(perplexity / golden["perplexity"] - 1), PERPLEXITY_TOLERANCE)
+        self.assertLess(abs(perplexity / golden["perplexity"] - 1), tolerance)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ TEST(ModelPlan, SplitsTheExpertsEqually) {
   auto const more_than_experts = plan_model(spec, kBfloat16Weights, DType::bf16, 200).worker_bytes;
   EXPECT_EQ(std::ranges::count(more_than_experts, std::size_t{0}), 72);
   EXPECT_TRUE(plan_model(spec, kBfloat16Weights, DType::bf16, 0).worker_bytes.empty());
+  // A byte a number and a scale for 128 of them.
+  EXPECT_EQ(plan_model(spec, kInt8Weights, DType::bf16, 1).worker_bytes.at(0), all / 2 / 32 * 33);
 }
 
 TEST(ModelPlan, CoordinatorHoldsEverythingElse) {
@@ -89,6 +91,7 @@ TEST(ModelPlan, NumericsFollowTheCheckpointUnlessAskedFor) {
   }
   EXPECT_EQ(weight_format_of(DType::f32), kFloat32Weights);
   EXPECT_EQ(weight_format_of(DType::bf16), kBfloat16Weights);
+  for (DType type : {DType::f32, DType::bf16}) EXPECT_EQ(weight_format_of(type, Quantization::int8), kInt8Weights);
 }
 
 std::size_t refusals(InfoReport const& report) {
@@ -105,6 +108,12 @@ TEST(DescribeModel, ASoundDirectory) {
                              "64, 256", "512 tokens", "bfloat16", "float32", "worker 1", "worker 2",
                              "768 bytes a token", "3 files, 0.37 MB", "would be refused  nothing"});
   EXPECT_EQ(report.text.find("worker 3"), std::string::npos);
+}
+
+TEST(DescribeModel, QuantisedWeightsAreSmaller) {
+  InfoReport const report = describe_model(BareModel("mixtral-8x7b").path(), 4, DType::bf16, Quantization::int8);
+  expect_words(report.text,
+               {"bfloat16, weights int8", "worker 4          11.63 GB of experts", "131072 bytes a token"});
 }
 
 TEST(DescribeModel, ADenseModelHasNoWorkers) {

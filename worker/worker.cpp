@@ -27,6 +27,7 @@
 #include "common/kernels/exec.h"
 #include "common/protocol/cluster_file.h"
 #include "common/protocol/secret_proof.h"
+#include "common/protocol/step_layout.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
 #include "common/transport/nccl_link.h"
@@ -147,14 +148,14 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   std::size_t hidden = 0;
   for (auto const& layer : assign.model.layers) hidden = std::max(hidden, layer.hidden);
   std::size_t const row_bytes = DispatchLayout(hidden, assign.model.wire).row_bytes();
+  std::size_t const in_bytes = most_step_out_bytes(assign.limits, hidden, assign.model.wire);
   return std::make_unique<WorkerLink>(make_nccl_link(nccl, *id, *device,
                                                      {.end = LinkEnd::worker,
                                                       .peer = "the coordinator",
                                                       .connect_time = kLinkConnectTime,
                                                       .transfer_time = kLinkTransferTime},
                                                      std::chrono::steady_clock::now()),
-                                      *device, assign.limits.max_rows * row_bytes,
-                                      assign.limits.max_entries * row_bytes);
+                                      *device, in_bytes, assign.limits.max_entries * row_bytes);
 }
 
 // From its place in MPI to the end of the process; throws only before the first request.

@@ -44,6 +44,7 @@ struct ModelRuntimeOptions {
   // The workers of this host one by one, where they are not all the same; 0 threads: their share of the cores.
   std::vector<LocalWorker> local_workers;
   RowTransport row_transport = RowTransport::automatic;
+  std::size_t static_exchange_bytes = 0;  // RemoteExpertsLimits::static_bytes
   bool return_routed_experts = false;
   bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what
   bool device_graphs = true;         // decode steps of a device are CUDA graphs

@@ -70,6 +70,13 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
                   "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
       ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
           {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
+  command
+      .add_option("--static-exchange-bytes", options.static_exchange_bytes,
+                  "Decode steps whose rows by NCCL are at most so many bytes a layer, all workers and both ways "
+                  "together, do without the host on their way; 0: none")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1} << 40))
+      ->needs(device)
+      ->capture_default_str();
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

@@ -177,7 +177,7 @@ class Server {
                  : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
                                             " workers, transport mpi, rows by " +
                                             (runtime_.nccl() ? "NCCL " + nccl_version_text(runtime_.nccl()->version()) +
-                                                                   " where a worker has it, else by mpi"
+                                                                   " where a worker has it, else by mpi" + static_form()
                                                              : "mpi")
                                       : "in this process, transport in-process");
     engine_->start();
@@ -339,6 +339,12 @@ class Server {
     }
   }
 
+  // Of the exchange, for people.
+  [[nodiscard]] std::string static_form() const {
+    std::size_t const bytes = options_.static_exchange_bytes;
+    return bytes == 0 ? "" : "; decode steps of up to " + human_bytes(bytes) + " a layer in the static form";
+  }
+
   void count_traffic() {
     auto const& traffic = runtime_.remote_experts()->traffic();
     metrics_.count_transport_bytes("mpi", traffic.bytes_sent - counted_sent_,
@@ -350,6 +356,8 @@ class Server {
                                      traffic.link_bytes_received - counted_link_received_);
     counted_link_sent_ = traffic.link_bytes_sent;
     counted_link_received_ = traffic.link_bytes_received;
+    auto const steps = runtime_.remote_experts()->static_steps();
+    metrics_.set_static_steps(steps.good, steps.lost);
     auto const r = runtime_.remote_experts()->recoveries();
     metrics_.set_recoveries({.exchanges = r.exchanges,
                              .rows = r.rows,

@@ -68,7 +68,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option(
           "--transport", options.transport,
-          "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [auto]")
+          "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]")
       ->transform(CLI::CheckedTransformer(std::map<std::string, MessageTransport>{
           {"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}}));
   command

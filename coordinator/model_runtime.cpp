@@ -263,6 +263,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .mixed_isas = options.mixed_numerics,
                          .nccl = nccl,
                          .nccl_required = options.row_transport == RowTransport::nccl,
+                         .transport = options.transport,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,

@@ -66,8 +66,15 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "[measured]")
       ->check(CLI::Range(0.001, 1e6));
   command
+      .add_option(
+          "--transport", options.transport,
+          "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, MessageTransport>{
+          {"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}}));
+  command
       .add_option("--row-transport", options.row_transport,
-                  "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
+                  "Rows between GPUs: auto: by NCCL where both ends have it; host: with the messages; nccl: or refuse "
+                  "[auto]")
       ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
           {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
   command

@@ -54,7 +54,8 @@ void WorkerLoop::run(ServingGate& gate) {
         break;
       case ServingGate::Mode::loading:
       case ServingGate::Mode::serving:
-        if (!busy) pause_polling(pause_);
+        if (!busy && link_) pause_polling(pause_);  // it wants to be polled
+        if (!busy && !link_) transport_.wait(pause_);
         break;
     }
   }

@@ -92,7 +92,7 @@ StepRunner::Encoded StepRunner::encode(EncoderBatch const& batch) {
                               }});
   while (encoder_run_->busy()) {
     experts_.progress();
-    if (encoder_run_->busy()) pause_polling(limits_.pause);
+    if (encoder_run_->busy()) experts_.pause(limits_.pause);
   }
   bool const all = encoder_run_->end();
   return {.all = all, .tokens = encoder_run_->tokens_done()};
@@ -120,7 +120,7 @@ void StepRunner::run_layers(StepContext const& step) {
   task.start();
   while (!task.done()) {
     experts_.progress();
-    if (!task.done()) pause_polling(limits_.pause);
+    if (!task.done()) experts_.pause(limits_.pause);
   }
   task.rethrow();
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/moe/routing.h"
 #include "common/tensor/tensor.h"
@@ -80,6 +81,8 @@ class Experts {
   // Moves messages and resumes every waiter whose exchange became complete. Never waits for anyone; the engine calls it
   // until its micro-batches are done.
   virtual void progress() = 0;
+  // Between two calls of progress(): a moment, that a message may cut short.
+  virtual void pause(PollPause pause) { pause_polling(pause); }
 
   // Before the first step after a pause / when there is nothing to do: workers wake from or go to sleep on their
   // control socket.

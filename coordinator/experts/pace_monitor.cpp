@@ -8,13 +8,14 @@
 namespace expertmesh {
 namespace {
 
-constexpr double kMemory = 0.99;           // what an answer leaves of those before it in its class
-constexpr double kEnough = 20;             // answers of a class, to judge by; kMemory lets at most 100 count
-constexpr double kSlow = 1.0 / 3;          // of the others' speed: slow
-constexpr double kRecovered = 2.0 / 3;     // of it: slow no longer
-constexpr double kSlowest = 1.0 / 16;      // share that even the slowest gets
-constexpr std::size_t kLooksToJudge = 3;   // in a row
-constexpr std::size_t kLooksUnknown = 20;  // after which a slow one is tried again
+constexpr double kMemory = 0.99;          // what an answer leaves of those before it in its class
+constexpr double kLookMemory = 0.8;       // what a look leaves of those before it
+constexpr double kEnough = 20;            // answers of a class, to judge by; kMemory lets at most 100 count
+constexpr double kSlow = 1.0 / 3;         // of the others' speed: slow
+constexpr double kRecovered = 2.0 / 3;    // of it: slow no longer
+constexpr double kSlowest = 1.0 / 16;     // share that even the slowest gets
+constexpr std::size_t kLooksToJudge = 3;  // in a row
+constexpr std::size_t kLooksUnsure = 20;  // in a row without a slow answer: a slow one is tried again
 
 }  // namespace
 
@@ -53,17 +54,22 @@ std::vector<PaceMonitor::Verdict> PaceMonitor::judge(std::vector<Life> const& li
   for (Pace& pace : paces_) {
     bool const idle = std::exchange(pace.num_answers, 0) == 0;
     auto const seen = idle ? std::nullopt : relative_speed(pace);
-    pace.looks_unknown = pace.speed < 1 && !seen ? pace.looks_unknown + 1 : 0;
+    pace.looks_unsure = pace.speed < 1 && seen.value_or(kSlow) >= kSlow ? pace.looks_unsure + 1 : 0;
     double speed = pace.speed;
     if (seen && pace.speed == 1 && *seen < kSlow) speed = std::max(kSlowest, std::exp2(std::floor(std::log2(*seen))));
     if (pace.speed < 1 && seen.value_or(0) > kRecovered) speed = 1;
     pace.looks_alike = speed == pace.speed ? 0 : pace.looks_alike + 1;
-    bool const try_again = pace.looks_unknown >= kLooksUnknown;
+    bool const try_again = pace.looks_unsure >= kLooksUnsure;
     if (pace.looks_alike < kLooksToJudge && !try_again) continue;
     if (try_again) speed = 1;
     pace = Pace{.life = pace.life, .speed = speed};  // with another share: what was seen counts no more
     changes.push_back({.life = pace.life, .speed = speed});
   }
+  for (Pace& pace : paces_)
+    for (Answers& like : pace.answers) {
+      like.count *= kLookMemory;
+      like.seconds *= kLookMemory;
+    }
   return changes;
 }
 

@@ -25,7 +25,8 @@ class PaceMonitor {
 
  private:
   // Answers of about as many rows: those of twice as many are another class, since a short answer is mostly the way
-  // there and back. Older ones count less.
+  // there and back. Older ones count less, and in a few looks not at all: what is left of sizes that no longer come
+  // says nothing of today.
   struct Answers {
     double count = 0;
     double seconds = 0;
@@ -37,8 +38,8 @@ class PaceMonitor {
     std::array<Answers, kSizeClasses> answers{};
     std::size_t num_answers = 0;
     double speed = 1;
-    std::size_t looks_alike = 0;    // in a row that would change the speed
-    std::size_t looks_unknown = 0;  // in a row, of a slow one that nothing is known of by now
+    std::size_t looks_alike = 0;   // in a row that would change the speed
+    std::size_t looks_unsure = 0;  // in a row, of a slow one that does not look slow now
   };
   [[nodiscard]] std::optional<double> relative_speed(Pace const& pace) const;
 

@@ -153,6 +153,14 @@ class RemoteExperts::Impl {
     if (static_) static_->progress();
   }
 
+  void pause(PollPause pause) {
+    bool const links = std::ranges::any_of(members_, [](auto const& member) { return member->link != nullptr; });
+    if (links)  // they want to be polled
+      pause_polling(pause);
+    else
+      transport_.wait(pause);
+  }
+
   bool complete(Exchange exchange) const {
     return std::ranges::none_of(slots_[exchange.slot].legs, [](Leg const& leg) {
       return leg.state == Leg::State::waiting || leg.state == Leg::State::lost;
@@ -348,6 +356,7 @@ class RemoteExperts::Impl {
                                     std::span<std::byte const>(messages.request.span()).first(request.bytes));
     member->open_ops += 2;
     traffic_.bytes_sent += request.bytes;
+    if (member->peer.by_shm) traffic_.shm_bytes_sent += request.bytes;
     traffic_.rows_sent[slot.layer_index] += rows.size();
   }
 
@@ -415,6 +424,7 @@ class RemoteExperts::Impl {
     auto const parsed = parse_answer(std::span<std::byte const>(leg.messages->answer.span()).first(bytes), layout,
                                      leg.id, leg.num_entries);
     traffic_.bytes_received += bytes;
+    if (leg.member->peer.by_shm) traffic_.shm_bytes_received += bytes;
     if (auto const* error = std::get_if<WireError>(&parsed)) {
       lose(*leg.member, "bad answer: " + describe(*error));
       return false;
@@ -505,7 +515,7 @@ class RemoteExperts::Impl {
     std::string const why = member.link->failure();
     if (member.link_is_ready || limits_.links_required) return lose(member, "its rows' link failed: " + why);
     spdlog::warn("worker {}: rows go by the host, there is no link: {}", member.peer.worker.value(), why);
-    group_->set_row_transport(member.peer, "mpi (" + why + ")");
+    group_->set_row_transport(member.peer, "host (" + why + ")");
     member.link->abort(why, nullptr);
     given_up_.push_back(std::exchange(member.link, nullptr));
   }
@@ -628,6 +638,9 @@ StepExperts* RemoteExperts::begin_step(StepShape const& shape) {
 }
 void RemoteExperts::progress() {
   impl_->progress();
+}
+void RemoteExperts::pause(PollPause pause) {
+  impl_->pause(pause);
 }
 void RemoteExperts::wake() {
   impl_->group().wake();

@@ -53,11 +53,14 @@ class RemoteExperts final : public Experts {
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   StepExperts* begin_step(StepShape const& shape) override;
   void progress() override;
+  void pause(PollPause pause) override;
   void wake() override;
   void idle() override;
   struct Traffic {
     std::size_t bytes_sent = 0;
     std::size_t bytes_received = 0;
+    std::size_t shm_bytes_sent = 0;  // of them, through shared memory
+    std::size_t shm_bytes_received = 0;
     std::size_t link_bytes_sent = 0;  // of rows past the messages; not in the two above
     std::size_t link_bytes_received = 0;
     std::vector<std::size_t> rows_sent;  // per MoE layer: a token counts once per worker it goes to

@@ -18,6 +18,7 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kMax = std::numeric_limits<float>::max();
+constexpr std::size_t kCasesOf = test::kFewCases ? 10 : 1;  // one of so many is run
 
 // A row and what is asked of it; owns what its task points to.
 struct Row {
@@ -166,7 +167,7 @@ TEST_P(SamplingDeviceTest, GivesTheHostsTokensAndLogprobs) {
   std::pair<std::size_t, std::size_t> const sizes[] = {{1, 100},   {2, 200},    {31, 300},  {32, 300},  {33, 300},
                                                        {301, 300}, {1000, 300}, {1025, 60}, {32000, 24}};
   for (auto const& [vocab, count] : sizes) {
-    for (std::size_t done = 0; done < count;) {
+    for (std::size_t done = 0; done < count / kCasesOf;) {
       std::vector<Row> rows;
       for (std::size_t n = 1 + below(12); rows.size() < n;) rows.push_back(some_row(vocab));
       done += rows.size();
@@ -179,7 +180,7 @@ TEST_P(SamplingDeviceTest, GivesTheHostsTokensAndLogprobs) {
 TEST_P(SamplingDeviceTest, CutsAtExactBordersOfTopP) {
   for (std::size_t vocab : {10, 40, 1500}) {
     std::vector<Row> rows;
-    for (int round = 0; round < 12; ++round) {
+    for (std::size_t round = 0; round < 20 / kCasesOf; ++round) {
       Row row{.logits = std::vector<float>(vocab)};
       for (float& x : row.logits) x = round % 2 == 0 ? 0.5F : std::round(2 * normal_(rng_));
       TokenWeights const weights{.largest = *std::ranges::max_element(row.logits)};
@@ -207,7 +208,7 @@ TEST_P(SamplingDeviceTest, DrawsWhatTheHostDrawsForManySeeds) {
   Row row{.logits = some_logits(2500)};
   for (float& x : row.logits) x = 2 * normal_(rng_);
   for (auto const& params : {SamplingParams{}, SamplingParams{.top_k = 50}, SamplingParams{.top_p = 0.8F}}) {
-    std::vector<Row> rows(60, row);
+    std::vector<Row> rows(60 / kCasesOf, row);
     for (Row& r : rows) {
       r.params = params;
       r.params.seed = rng_();

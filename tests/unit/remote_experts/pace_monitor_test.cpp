@@ -56,6 +56,27 @@ TEST_F(PaceMonitorTest, ASlowOneThatRecoversIsAsGoodAsTheOthers) {
   EXPECT_EQ(changes[0].speed, 1);
 }
 
+TEST_F(PaceMonitorTest, AnswersOfASizeThatNoLongerComesDoNotKeepItSlow) {
+  for (int i = 0; i < 3; ++i) second({100, 100, 1000});
+  for (std::size_t rows : {3, 10, 30}) second({100, 100, 1000}, rows);
+  std::vector<PaceMonitor::Verdict> changes;
+  for (int i = 0; i < 20 && changes.empty(); ++i) changes = second({100, 100, 100}, 100);
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].speed, 1);
+}
+
+// With a small share its few rows leave with many of others', which they wait for where processes share cores.
+TEST_F(PaceMonitorTest, ASlowOneThatNoLongerLooksSlowIsTriedAgain) {
+  for (int i = 0; i < 3; ++i) second({100, 100, 1000});
+  std::vector<PaceMonitor::Verdict> changes;
+  int seconds = 0;
+  for (; seconds < 60 && changes.empty(); ++seconds) changes = second({100, 100, 200});
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].speed, 1);
+  EXPECT_GE(seconds, 20);
+  for (int i = 0; i < 60; ++i) EXPECT_TRUE(second({100, 100, 200}).empty()) << "and stays";
+}
+
 TEST_F(PaceMonitorTest, ASlowOneThatGetsNothingIsTriedAgain) {
   for (int i = 0; i < 3; ++i) second({100, 100, 1000});
   int seconds = 0;

@@ -47,7 +47,11 @@ class ThreadTransport final : public Transport {
     return OpId(num_ops_);
   }
   std::size_t poll(std::span<Completion> completions) override {
-    std::erase_if(receives_, [this](Receive const& receive) { return match(receive); });
+    for (std::size_t peer = 0; peer < wires_.size(); ++peer) {
+      // For all receives at once: a message that comes in between must not pass an earlier receive by.
+      std::lock_guard const lock(wires_[peer]->mutex);
+      std::erase_if(receives_, [&](Receive const& receive) { return receive.peer.value() == peer && match(receive); });
+    }
     std::size_t const count = std::min(completions.size(), done_.size());
     std::copy_n(done_.begin(), count, completions.begin());
     done_.erase(done_.begin(), done_.begin() + static_cast<std::ptrdiff_t>(count));
@@ -71,7 +75,6 @@ class ThreadTransport final : public Transport {
   };
   bool match(Receive const& receive) {
     ThreadWire& wire = *wires_[receive.peer.value()];
-    std::lock_guard const lock(wire.mutex);
     auto& inbox = side_ == Side::worker ? wire.to_worker : wire.to_coordinator;
     auto const found = std::ranges::find(inbox, receive.tag, &ThreadMessage::tag);
     if (found == inbox.end()) return false;

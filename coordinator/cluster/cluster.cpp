@@ -580,7 +580,10 @@ class Cluster::Impl {
       status.room = place.capacity->room;
     }
     status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
-    if (place.draining && status.state == WorkerState::serving) status.state = WorkerState::draining;
+    if (status.state != WorkerState::serving) return;
+    if (place.draining) status.state = WorkerState::draining;
+    // Said and not yet heard by who places: rows do not go to it yet.
+    if (place.incarnation == status.incarnation && place.alive && !place.serving) status.state = WorkerState::loading;
   }
 
   // MPI counts bytes in an int; it is the way that every worker can go.

@@ -468,21 +468,20 @@ TEST_P(AttentionDeviceTest, RowsTakeLatentsOfManyHeads) {
 TEST_P(AttentionDeviceTest, APromptHasTheSameBitsInChunksOfAnySize) {
   constexpr std::uint32_t kLength = 290;
   for (AttentionSpan const& span : {AttentionSpan{}, window(23), window(270), chunked(50)}) {
-    Shape shape = rows_shape(4, 1, 48, 16);
+    if (test::kFewCases && span.kind != SpanKind::window) continue;
+    Shape shape = rows_shape(4, 1, 16, 16);
     shape.span = span;
     shape.sinks = true;
     Case const c(shape, {kLength}, prompt(0, 0, kLength));
     expect_like_the_host(c);
     Attention gpu(gpu_, c);
     Matrix<float> const together = gpu.run();
-    std::vector<std::size_t> const chunks =
-        span.kind == SpanKind::full ? std::vector<std::size_t>{17, 255} : std::vector<std::size_t>{100};
-    for (std::size_t const chunk : chunks)
-      for (std::size_t t = 0; t < kLength; t += chunk) {
-        std::size_t const count = std::min(chunk, kLength - t);
-        ASSERT_TRUE(same_bits(gpu.run(t, count).view(), together.view().row_range(t, count)))
-            << shape << ", tokens from " << t << " on, " << count;
-      }
+    std::size_t const chunk = span.kind == SpanKind::full ? 17 : 100;
+    for (std::size_t t = 0; t < kLength; t += chunk) {
+      std::size_t const count = std::min(chunk, kLength - t);
+      ASSERT_TRUE(same_bits(gpu.run(t, count).view(), together.view().row_range(t, count)))
+          << shape << ", tokens from " << t << " on, " << count;
+    }
     for (std::size_t t : {0, 15, 16, 50, 255, 256, 270, 289})
       EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
   }
@@ -508,6 +507,7 @@ TEST_P(AttentionDeviceTest, APromptsBitsAreTheSameBesideSequencesThatDecode) {
 // Two stripes of tiles: where there are many blocks, each walks one; else each has a tile, and they are folded later.
 TEST_P(AttentionDeviceTest, RowsOfManyTilesHaveTheSameBitsHoweverTheyAreFolded) {
   for (AttentionSpan const& span : {AttentionSpan{}, window(600), chunked(700)}) {
+    if (test::kFewCases && span.kind != SpanKind::window) continue;
     Shape shape = rows_shape(16, 2, 16, 16);
     shape.span = span;
     Case const c(shape, {2500}, prompt(0, 2040, 2060));
@@ -516,8 +516,7 @@ TEST_P(AttentionDeviceTest, RowsOfManyTilesHaveTheSameBitsHoweverTheyAreFolded) 
     Matrix<float> const together = gpu.run();
     for (std::size_t t : {0, 7, 8, 19})
       EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
-    for (std::size_t const most : {2064, 4096})  // in more launches, of fewer tokens
-      EXPECT_TRUE(same_bits(gpu.run_among(most).view(), together.view())) << shape << ", among " << most;
+    EXPECT_TRUE(same_bits(gpu.run_among(4096).view(), together.view())) << shape;  // in launches of fewer tokens
   }
 }
 

@@ -14,9 +14,8 @@ daemons=()  # tests start their own: the system's are not to start
 for argument in "$@"; do
   case "$argument" in
     --tests)
-      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2)
-      daemons+=(openssh-server)
-      packages+=("${daemons[@]}")
+      daemons+=(openssh-server munge slurmctld slurmd)
+      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client "${daemons[@]}")
       ;;
     --long) packages+=(clang clang-tidy python3-venv xz-utils) ;;
     *)

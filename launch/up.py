@@ -24,8 +24,8 @@ BAD_COMMAND = 2  # the exit code of whatever will not work the second time eithe
 STOP_SECONDS = 30
 AGAIN_SECONDS = 5
 SSH = "ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-SRUN = "srun --quiet --nodes=1 --ntasks=1 --overlap --cpu-bind=none --nodelist"
-# Who the coordinator is gone from is told so by its standard input: how long it looks for one does not matter.
+SRUN = "srun --quiet --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --cpu-bind=none --nodelist"
+# Workers are told by their standard input when the coordinator is gone: how long they look for one does not matter.
 REJOIN_SECONDS = 86400
 
 
@@ -58,12 +58,13 @@ def hosts_in(path):
 
 
 def hosts_of_job():
-    """-> {node: 1} of the Slurm job's nodes but for this one"""
+    """-> {node: number of workers}, as many as sbatch's --ntasks-per-node, of the Slurm job's nodes but for this one"""
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise CommandError("--slurm: this is no Slurm job: sbatch launch/slurm/expertmesh.sbatch MODEL")
     nodes = output_of("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
     here = os.environ.get("SLURMD_NODENAME", nodes[0])
-    others = {node: 1 for node in nodes if node != here}
+    count = int(os.environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    others = {node: count for node in nodes if node != here}
     if not others:
         raise CommandError("the Slurm job has one node: sbatch --nodes=N with one more than there are to be workers, or "
                            "expertmesh serve --workers N for workers on this node")
@@ -258,7 +259,7 @@ def main(program, arguments):
         description="Starts the coordinator here and the workers on the other hosts, and ends them together.")
     parser.add_argument("--cluster", metavar="FILE", help="cluster file; the names of its hosts are those that ssh or Slurm know")
     parser.add_argument("--hosts", metavar="FILE", help="a host a line, `slots=N` behind it for N workers there [1]; localhost: workers here")
-    parser.add_argument("--slurm", action="store_true", help="srun in place of ssh; without --cluster a worker on each other node of the job")
+    parser.add_argument("--slurm", action="store_true", help="srun in place of ssh; without --cluster as many workers on each other node of the job as --ntasks-per-node says")
     parser.add_argument("--interface", help="with --hosts and --slurm: network interface of the workers' traffic [the one to the first host]")
     parser.add_argument("--ssh", metavar="COMMAND", default=SSH, help=f"what runs a command on a host [{SSH}]")
     parser.add_argument("--program", metavar="PATH", default=program, help=f"this program on the other hosts [{program}]")

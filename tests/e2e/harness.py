@@ -179,6 +179,12 @@ def wait_until(condition, seconds, what):
         time.sleep(0.02)
 
 
+def has_failed(test):
+    """Whether this test case has failed; for its tearDown and cleanups."""
+    result = test._outcome.result
+    return any(case is test for case, _ in result.failures + result.errors)
+
+
 def is_alive(pid):
     """Whether the process exists and is no zombie."""
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from crowd import DEMO_MODEL, Crowd, Server, books_are_closed, quiet_answers, wait_until, workers_of
 import namespaces
-from harness import EXPERTMESH, is_alive
+from harness import EXPERTMESH, has_failed, is_alive
 from namespaces import BRIDGE, run
 
 CONTROL = f"{namespaces.ADDRESS}:7070"
@@ -55,10 +55,9 @@ class OtherHostsTest(unittest.TestCase):
         self.hosts = []
 
     def tearDown(self):
-        outcome = getattr(self._outcome, "success", True)
         for host in self.hosts:
             host.close()
-        if not outcome:
+        if has_failed(self):
             for log in Path(self.folder.name).glob("*.log"):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
         namespaces.remove_bridge()

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import namespaces  # noqa: E402
-from harness import ANSWER_SECONDS, DEMO_MODEL, EXPERTMESH, REPOSITORY, is_alive, wait_until  # noqa: E402
+from harness import ANSWER_SECONDS, DEMO_MODEL, EXPERTMESH, REPOSITORY, has_failed, is_alive, wait_until  # noqa: E402
 from namespaces import run  # noqa: E402
 
 GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())["cases"][0]
@@ -96,7 +96,7 @@ class SlurmTest(unittest.TestCase):
         cls.addClassCleanup(end)
 
     def tearDown(self):
-        if not getattr(self._outcome, "success", True):
+        if has_failed(self):
             print((self.folder / "daemons.log").read_text(errors="replace")[-4000:], file=sys.stderr)
 
     def submit(self, *arguments, nodes=NODES, options=()):

@@ -15,7 +15,7 @@ for argument in "$@"; do
   case "$argument" in
     --tests)
       daemons+=(openssh-server munge slurmctld slurmd)
-      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client "${daemons[@]}")
+      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client python3-kubernetes python3-yaml "${daemons[@]}")
       ;;
     --long) packages+=(clang clang-tidy python3-venv xz-utils) ;;
     *)

@@ -202,7 +202,7 @@ class SlurmTest(unittest.TestCase):
 
     def test_tasks_that_would_each_be_a_server_are_refused(self):
         for options in (["serve", str(DEMO_MODEL), "--port", "0"], ["up", "--slurm", str(DEMO_MODEL)]):
-            done = run("srun", "--nodes=2", "--ntasks=4", "--overcommit", "--mpi=none", EXPERTMESH, *options, check=False)
+            done = run("timeout", "60", "srun", "--nodes=2", "--ntasks=4", "--overcommit", "--mpi=none", EXPERTMESH, *options, check=False)
             self.assertNotEqual(done.returncode, 0)
             said = [line for line in done.stderr.splitlines() if line.startswith("expertmesh: ")]
             self.assertEqual(len(said), 4, done.stderr)

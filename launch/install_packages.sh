@@ -17,7 +17,7 @@ for argument in "$@"; do
       daemons+=(openssh-server munge slurmctld slurmd)
       packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client python3-kubernetes python3-yaml "${daemons[@]}")
       ;;
-    --long) packages+=(clang clang-tidy python3-venv xz-utils) ;;
+    --long) packages+=(clang clang-tidy debootstrap python3-venv xz-utils) ;;
     *)
       echo "usage: install_packages.sh [--tests] [--long]" >&2
       exit 2

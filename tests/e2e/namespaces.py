@@ -1,6 +1,8 @@
 """Network namespaces as hosts: each has a name, one link to a bridge, and a view of the file system of its own. What a test
 does to them ends with it: it runs in namespaces itself."""
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import unittest
@@ -64,7 +66,21 @@ class Host:
         self.log.seek(0)
         return self.log.read()
 
+    def processes(self):
+        """-> pids of all that runs in it, but for the namespace's own"""
+        network = os.stat(f"/proc/{self.holder.pid}/ns/net").st_ino
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != self.holder.pid:
+                with contextlib.suppress(OSError):
+                    if os.stat(entry / "ns" / "net").st_ino == network:
+                        found.append(int(entry.name))
+        return found
+
     def close(self):
+        for pid in self.processes():  # of a test that failed
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.holder.kill()
         self.holder.wait()
         self.holder.stdout.close()

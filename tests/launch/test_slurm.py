@@ -131,16 +131,8 @@ class SlurmTest(unittest.TestCase):
                        30, f"nothing is left on {host.name}")
 
     def ours(self, host):
-        network = os.stat(f"/proc/{host.holder.pid}/ns/net").st_ino
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if os.stat(entry / "ns/net").st_ino == network and (entry / "comm").read_text().startswith(("expertmesh", "orted", "ompi-server")):
-                        found.append(int(entry.name))
-                except OSError:
-                    pass
-        return [pid for pid in found if is_alive(pid)]
+        names = ("expertmesh", "orted", "ompi-server")
+        return [pid for pid in host.processes() if is_alive(pid) and Path(f"/proc/{pid}/comm").read_text().startswith(names)]
 
     def request(self, method, path, body=None):
         connection = http.client.HTTPConnection(self.hosts[0].address, PORT, timeout=ANSWER_SECONDS)

@@ -39,7 +39,7 @@ class SshHost(namespaces.Host):
         self.sshd = self.start(SSHD, "-D", "-e", "-f", str(config))
         wait_until(lambda: "Server listening" in self.text() or self.sshd.poll() is not None, 20, "sshd listens")
 
-    def processes(self):
+    def sessions(self):
         """-> pids of what ssh's sessions run here"""
         return [pid for pid in descendants(self.sshd.pid) if is_alive(pid) and Path(f"/proc/{pid}/comm").read_text().strip() != "sshd"]
 
@@ -47,9 +47,7 @@ class SshHost(namespaces.Host):
         return self.run("ls", "-A", "/var/tmp").stdout.split()
 
     def close(self):
-        for pid in [self.sshd.pid, *descendants(self.sshd.pid)]:
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
+        self.sshd.kill()
         self.sshd.wait()
         super().close()
 
@@ -86,7 +84,7 @@ class SshTest(unittest.TestCase):
 
     def check_nothing_is_left(self):
         for host in self.hosts:
-            wait_until(lambda host=host: not host.processes(), 20, f"nothing runs on {host.name}")
+            wait_until(lambda host=host: not host.sessions(), 20, f"nothing runs on {host.name}")
             wait_until(lambda host=host: not host.temporary(), 20, f"nothing is left on {host.name}")
 
     def up(self, *options):

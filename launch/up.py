@@ -285,7 +285,10 @@ def main(program, arguments):
         stdin = ""
         if others:
             secret_file = cluster.get("secret_file", "")
-            stdin = f"{Path(secret_file).read_text().split()[0]}\n{json.dumps({**cluster, 'secret_file': 'secret'})}\n"
+            secret = Path(secret_file).read_text().split()
+            if not secret:
+                raise CommandError(f"{secret_file}: there is no secret in it")
+            stdin = f"{secret[0]}\n{json.dumps({**cluster, 'secret_file': 'secret'})}\n"
         version = output_of(program, "--version").strip()
         events = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -297,6 +300,9 @@ def main(program, arguments):
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1], sys.argv[2:]))
-    except (CommandError, OSError, IndexError) as error:
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}")
+        sys.exit(BAD_COMMAND)
+    except CommandError as error:
         say(error)
         sys.exit(BAD_COMMAND)

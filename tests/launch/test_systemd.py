@@ -73,7 +73,10 @@ class SystemdTest(unittest.TestCase):
         secret.write_text(secrets.token_hex(16))
         cgroups = self.folder / "cgroups"
         cgroups.mkdir()
-        run("mount", "-t", "cgroup2", "cgroup2", str(cgroups))
+        mounted = run("mount", "-t", "cgroup2", "cgroup2", str(cgroups), check=False)
+        if mounted.returncode:
+            print(f"SKIPPED: no cgroups here: {mounted.stderr.strip()}", flush=True)
+            self.skipTest("no cgroups")
         self.addCleanup(run, "umount", str(cgroups))
         self.cgroup = cgroups / f"expertmesh-test-{os.getpid()}"
         self.cgroup.mkdir()

@@ -83,7 +83,7 @@ class SlurmTest(unittest.TestCase):
     @classmethod
     def start_daemon(cls, *command):
         log = cls.enterClassContext(open(cls.folder / "daemons.log", "a", encoding="utf-8"))
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
         def end():
             process.terminate()

@@ -86,7 +86,7 @@ class SystemdTest(unittest.TestCase):
         shutil.copyfile(secret, root / "secret")
         self.log = self.enterContext(open(self.folder / "systemd.log", "w+", encoding="utf-8", errors="replace"))
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--ipc", "--cgroup", "--mount-proc"]
-        self.process = subprocess.Popen(["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self.cgroup), *unshare, "sh", "-c", SETUP, "sh", str(root)],
+        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self.cgroup), *unshare, "sh", "-c", SETUP, "sh", str(root)],
                                         stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         self.addCleanup(self.stop)
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")

@@ -8,6 +8,11 @@ em_mpi_default() { # NAME VALUE
   export "${1?}"
 }
 
+# ---- jobs of others
+# A Slurm job around these processes is not theirs: Open MPI's daemon would start workers on the job's nodes by itself, and
+# a process in a step would look for the step's PMI.
+unset "${!SLURM@}" "${!PMIX_SERVER@}" PMIX_NAMESPACE PMIX_RANK PMI_RANK PMI_SIZE PMI_FD PMI_JOBID
+
 # ---- which fabric carries the rows
 # UCX over TCP: a peer killed in the middle of a message harms nobody else. Open MPI's own TCP livelocks or aborts then,
 # and shared memory between spawned processes leaves the coordinator stuck inside MPI.

@@ -43,6 +43,7 @@ struct ServeLimits {
   std::size_t kv_block_tokens = 0;
   std::size_t kv_cache_bytes = 0;
   std::size_t activation_bytes = 0;
+  std::size_t shared_bytes = 0;  // most that messages of one worker of this host take
 };
 
 struct ClusterView {

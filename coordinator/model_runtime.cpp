@@ -12,6 +12,7 @@
 #include "common/transport/nccl_link.h"
 #include "coordinator/engine/step_memory.h"
 #include "coordinator/experts/resident_experts.h"
+#include "coordinator/experts/static_exchange.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/scheduler/kv_sizing.h"
 
@@ -55,12 +56,14 @@ std::size_t kv_bytes_on(Device const& device, double share, ModelSpec const& spe
   return usable - weights - buffers;
 }
 
-// Buffers of the device for the rows of all workers.
+// Buffers of the device for the rows of all workers, and those that go to all of them.
 std::size_t link_bytes(ModelRuntimeOptions const& options, ModelSpec const& spec, ExpertModelSpec const& experts,
                        RuntimeSizes const& sizes) {
   ExchangeShape const shape = exchange_shape(spec, sizes.max_num_batched_tokens);
   return (options.workers + options.remote_workers) *
-         RemoteExperts::link_buffer_bytes(experts, shape.rows, shape.experts_per_row);
+             RemoteExperts::link_buffer_bytes(experts, shape.rows, shape.experts_per_row) +
+         (options.static_exchange_bytes > 0 ? StaticExchange::buffer_bytes(experts, shape.rows, shape.experts_per_row)
+                                            : 0);
 }
 
 RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
@@ -272,6 +275,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .mixed_isas = options.mixed_numerics,
                          .nccl = nccl,
                          .nccl_required = options.row_transport == RowTransport::nccl,
+                         .transport = options.transport,
                          .verify_weights = options.verify_weights,
                          .remote = {.num_workers = options.remote_workers,
                                     .interface = options.interface,
@@ -353,6 +357,7 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
                                .mixed_numerics = options_.mixed_numerics};
   if (nccl_) {
     exchange.links_required = options_.row_transport == RowTransport::nccl;
+    exchange.static_bytes = options_.static_exchange_bytes;
     exchange.make_link = [this](WorkerPeer const& peer) -> std::shared_ptr<RowLink> {
       return make_nccl_link(nccl_, nccl_id_of(peer.link_id).value(), *device_,
                             {.end = LinkEnd::coordinator,

@@ -90,8 +90,8 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "worker, bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: bench --help, and "
-      "README.md");
+      "worker, up, bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: "
+      "bench --help, and README.md");
 
   ServeOptions serve;
   std::string load_format = "auto";

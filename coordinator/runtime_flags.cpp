@@ -76,10 +76,24 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "[measured]")
       ->check(CLI::Range(0.001, 1e6));
   command
+      .add_option(
+          "--transport", options.transport,
+          "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, MessageTransport>{
+          {"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}}));
+  command
       .add_option("--row-transport", options.row_transport,
-                  "Rows between GPUs: auto: by NCCL where both ends have it; host: by MPI; nccl: or refuse [auto]")
+                  "Rows between GPUs: auto: by NCCL where both ends have it; host: with the messages; nccl: or refuse "
+                  "[auto]")
       ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
           {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
+  command
+      .add_option("--static-exchange-bytes", options.static_exchange_bytes,
+                  "Decode steps whose rows by NCCL are at most so many bytes a layer, all workers and both ways "
+                  "together, do without the host on their way; 0: none")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1} << 40))
+      ->needs(device)
+      ->capture_default_str();
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

@@ -175,12 +175,13 @@ class Server {
     spdlog::info("experts: {}",
                  !runtime_.remote_experts()
                      ? runtime_.experts_spec().layers.empty() ? "none" : "all on " + runtime_.device()->name()
-                 : runtime_.cluster() ? std::to_string(options_.workers + options_.remote_workers) +
-                                            " workers, transport mpi, rows by " +
-                                            (runtime_.nccl() ? "NCCL " + nccl_version_text(runtime_.nccl()->version()) +
-                                                                   " where a worker has it, else by mpi"
-                                                             : "mpi")
-                                      : "in this process, transport in-process");
+                 : runtime_.cluster()
+                     ? std::to_string(options_.workers + options_.remote_workers) + " workers, transport " +
+                           transports() +
+                           (runtime_.nccl() ? ", rows by NCCL " + nccl_version_text(runtime_.nccl()->version()) +
+                                                  " where a worker has it, else with the messages" + static_form()
+                                            : "")
+                     : "in this process, transport in-process");
     engine_->start();
     gate_.open(*engine_);
     started_ = true;
@@ -260,8 +261,8 @@ class Server {
     std::size_t const place = worker.id.value() - 1;
     if (place >= serving_.size()) serving_.resize(place + 1);
     if (serving)
-      spdlog::info("worker {} (pid {}, incarnation {}) serves {} experts", worker.id.value(), worker.pid,
-                   worker.incarnation.value(), worker.num_experts);
+      spdlog::info("worker {} (pid {}, incarnation {}) serves {} experts, transport {}", worker.id.value(), worker.pid,
+                   worker.incarnation.value(), worker.num_experts, worker.transport);
     else if (worker.state == WorkerState::left)
       spdlog::info("worker {} (pid {}, incarnation {}) has left", worker.id.value(), worker.pid,
                    worker.incarnation.value());
@@ -340,17 +341,30 @@ class Server {
     }
   }
 
+  // Of the exchange, for people.
+  [[nodiscard]] std::string static_form() const {
+    std::size_t const bytes = options_.static_exchange_bytes;
+    return bytes == 0 ? "" : "; decode steps of up to " + human_bytes(bytes) + " a layer in the static form";
+  }
+
+  // Bytes of a transport that the metrics have.
+  struct Counted {
+    std::size_t sent = 0;
+    std::size_t received = 0;
+  };
+  void count(char const* transport, std::size_t sent, std::size_t received, Counted& counted) {
+    metrics_.count_transport_bytes(transport, sent - counted.sent, received - counted.received);
+    counted = {.sent = sent, .received = received};
+  }
+
   void count_traffic() {
     auto const& traffic = runtime_.remote_experts()->traffic();
-    metrics_.count_transport_bytes("mpi", traffic.bytes_sent - counted_sent_,
-                                   traffic.bytes_received - counted_received_);
-    counted_sent_ = traffic.bytes_sent;
-    counted_received_ = traffic.bytes_received;
-    if (runtime_.nccl())
-      metrics_.count_transport_bytes("nccl", traffic.link_bytes_sent - counted_link_sent_,
-                                     traffic.link_bytes_received - counted_link_received_);
-    counted_link_sent_ = traffic.link_bytes_sent;
-    counted_link_received_ = traffic.link_bytes_received;
+    count("mpi", traffic.bytes_sent - traffic.shm_bytes_sent, traffic.bytes_received - traffic.shm_bytes_received,
+          counted_by_mpi_);
+    count("shm", traffic.shm_bytes_sent, traffic.shm_bytes_received, counted_by_shm_);
+    if (runtime_.nccl()) count("nccl", traffic.link_bytes_sent, traffic.link_bytes_received, counted_by_nccl_);
+    auto const steps = runtime_.remote_experts()->static_steps();
+    metrics_.set_static_steps(steps.good, steps.lost);
     auto const r = runtime_.remote_experts()->recoveries();
     metrics_.set_recoveries({.exchanges = r.exchanges,
                              .rows = r.rows,
@@ -361,9 +375,23 @@ class Server {
                              .quarantined_bytes = r.quarantined_bytes});
   }
 
+  // What the messages of this cluster may go by.
+  [[nodiscard]] std::string transports() const {
+    switch (options_.transport) {
+      case MessageTransport::automatic:
+        return options_.interface.empty() ? "shm, or mpi where that cannot be" : "shm on this host, else mpi";
+      case MessageTransport::shm:
+        return "shm";
+      case MessageTransport::mpi:
+        break;
+    }
+    return "mpi";
+  }
+
   [[nodiscard]] ServeLimits limits() const {
     ServeLimits limits = limits_;
     limits.activation_bytes = activation_bytes_;
+    if (runtime_.cluster()) limits.shared_bytes = runtime_.cluster()->shared_bytes();
     return limits;
   }
 
@@ -385,7 +413,7 @@ class Server {
     c.device = runtime_.device() ? runtime_.device()->name() : "cpu";
     c.isa = profile_.isa;
     c.dtype = name_of(runtime_.weight_format().storage);
-    c.transport = c.row_transport = options_.clustered() ? "mpi" : "in-process";
+    c.transport = c.row_transport = options_.clustered() ? transports() : "in-process";
     if (runtime_.nccl()) c.row_transport = "nccl";
     if (!started_) return view;  // the rest is being made
     view.limits = limits();
@@ -426,10 +454,9 @@ class Server {
   std::size_t judged_own_rows_ = 0;
   double step_seconds_ = 0;
   std::vector<std::vector<double>> load_before_;  // [MoE layers][E]
-  std::size_t counted_sent_ = 0;
-  std::size_t counted_received_ = 0;
-  std::size_t counted_link_sent_ = 0;
-  std::size_t counted_link_received_ = 0;
+  Counted counted_by_mpi_;
+  Counted counted_by_shm_;
+  Counted counted_by_nccl_;
 };
 
 }  // namespace

@@ -10,10 +10,14 @@ packages=(
   libboost-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libpcre2-dev libutf8proc-dev prometheus-cpp-dev libssl-dev
   python3 python3-jinja2
 )
+daemons=()  # tests start their own: the system's are not to start
 for argument in "$@"; do
   case "$argument" in
-    --tests) packages+=(libgtest-dev libbenchmark-dev clang-format iproute2) ;;
-    --long) packages+=(clang clang-tidy python3-venv xz-utils) ;;
+    --tests)
+      daemons+=(openssh-server munge slurmctld slurmd)
+      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client python3-kubernetes python3-yaml "${daemons[@]}")
+      ;;
+    --long) packages+=(clang clang-tidy debootstrap python3-venv xz-utils) ;;
     *)
       echo "usage: install_packages.sh [--tests] [--long]" >&2
       exit 2
@@ -41,7 +45,24 @@ if [[ "$(id -u)" != 0 ]]; then
   as_root=(sudo)
 fi
 
+# Debian starts what it installs unless this file says no, and at the next start of the machine unless it is disabled.
+policy=/usr/sbin/policy-rc.d
+new_daemons=()
+for package in "${daemons[@]}"; do
+  [[ " ${missing[*]} " != *" $package "* ]] || new_daemons+=("$package")
+done
+if ((${#new_daemons[@]})) && [[ ! -e "$policy" ]]; then
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+  trap '"${as_root[@]}" rm -f "$policy"' EXIT
+fi
+
 echo "install_packages: installing ${missing[*]}" >&2
 "${as_root[@]}" apt-get update -qq
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null \
   || by_hand "apt-get could not install ${missing[*]}"
+for package in "${new_daemons[@]}"; do
+  for unit in $(dpkg-query -L "$package" | sed -nE 's|.*/systemd/system/([^/@]+\.(service\|socket))$|\1|p'); do
+    "${as_root[@]}" systemctl --quiet disable "$unit" 2>/dev/null || true
+  done
+done

@@ -8,6 +8,11 @@ em_mpi_default() { # NAME VALUE
   export "${1?}"
 }
 
+# ---- jobs of others
+# A Slurm job around these processes is not theirs: Open MPI's daemon would start workers on the job's nodes by itself, and
+# a process in a step would look for the step's PMI.
+unset "${!SLURM@}" "${!PMIX_SERVER@}" PMIX_NAMESPACE PMIX_RANK PMI_RANK PMI_SIZE PMI_FD PMI_JOBID
+
 # ---- which fabric carries the rows
 # UCX over TCP: a peer killed in the middle of a message harms nobody else. Open MPI's own TCP livelocks or aborts then,
 # and shared memory between spawned processes leaves the coordinator stuck inside MPI.
@@ -55,9 +60,9 @@ em_mpi_default OMPI_MCA_oob_tcp_if_include "$em_mpi_interfaces"
 # em_mpi_end_daemons BASE: the daemons of a run that is over. They end by themselves, but for one in a great many, which
 # loses its way and keeps a core busy.
 em_mpi_end_daemons() {
-  local process
+  local process name
   for process in /proc/[0-9]*; do
-    [[ -O "$process" && "$(cat "$process/comm" 2>/dev/null)" == orted ]] || continue
+    [[ -O "$process" ]] && read -r name 2>/dev/null <"$process/comm" && [[ "$name" == orted ]] || continue
     grep -qzxF -- "OMPI_MCA_orte_tmpdir_base=$1" "$process/environ" 2>/dev/null && kill -9 "${process##*/}" 2>/dev/null
   done
   return 0

@@ -3,8 +3,9 @@
 # tests under AddressSanitizer and UndefinedBehaviorSanitizer. The last line counts the tests of all stages; skipped ones
 # (without a GPU, what needs one) are neither passed nor failed.
 #   --long  also the crowd of test_load.py for a minute, the fault tests at their full length, the unit tests under
-#           ThreadSanitizer, clang-tidy over all sources, each fuzz target for a minute, and the clients people use
-#           (openai, lm-eval; from PyPI, into build/clients), and the bundle for machines with a GPU, where there is nvcc
+#           ThreadSanitizer, clang-tidy over all sources, each fuzz target for a minute, the clients people use (openai,
+#           lm-eval; from PyPI, into build/clients), the bundle for machines with a GPU, where there is nvcc, and the steps
+#           of the Dockerfile, in roots that debootstrap makes
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
@@ -13,7 +14,7 @@ case "${1:-}" in
   "") ;;
   --long) long=true ;;
   *)
-    sed -n '2,7s/^# //p' tests/run.sh
+    sed -n '2,8s/^# //p' tests/run.sh
     exit 2
     ;;
 esac
@@ -109,7 +110,7 @@ packages=(--tests)
 if $long; then
   packages+=(--long)
   export EM_LOAD_SECONDS=60 EM_FAULT_KILLS=1000 EM_FAULT_STORM=200 EM_FAULT_MESSAGES=10000 EM_FAULT_ROUNDS=20
-  export EM_SIMULATION_SEEDS=100000 EM_PUBLISHED_GB=8 EM_GPU_BUNDLE=1 EM_DEVICE_ALL=1
+  export EM_SIMULATION_SEEDS=100000 EM_PUBLISHED_GB=8 EM_GPU_BUNDLE=1 EM_DEVICE_ALL=1 EM_IMAGE=all
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
 build_and_test release all

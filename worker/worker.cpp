@@ -27,8 +27,8 @@
 #include "common/kernels/exec.h"
 #include "common/protocol/cluster_file.h"
 #include "common/protocol/secret_proof.h"
+#include "common/protocol/step_layout.h"
 #include "common/transport/mpi_runtime.h"
-#include "common/transport/mpi_transport.h"
 #include "common/transport/nccl_link.h"
 #include "worker/capacity.h"
 #include "worker/control_client.h"
@@ -36,6 +36,7 @@
 #include "worker/served_placement.h"
 #include "worker/worker_link.h"
 #include "worker/worker_loop.h"
+#include "worker/worker_transport.h"
 
 namespace expertmesh {
 namespace {
@@ -150,14 +151,14 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   std::size_t hidden = 0;
   for (auto const& layer : assign.model.layers) hidden = std::max(hidden, layer.hidden);
   std::size_t const row_bytes = DispatchLayout(hidden, assign.model.wire).row_bytes();
+  std::size_t const in_bytes = most_step_out_bytes(assign.limits, hidden, assign.model.wire);
   return std::make_unique<WorkerLink>(make_nccl_link(nccl, *id, *device,
                                                      {.end = LinkEnd::worker,
                                                       .peer = "the coordinator",
                                                       .connect_time = kLinkConnectTime,
                                                       .transfer_time = kLinkTransferTime},
                                                      std::chrono::steady_clock::now()),
-                                      *device, assign.limits.max_rows * row_bytes,
-                                      assign.limits.max_entries * row_bytes);
+                                      *device, in_bytes, assign.limits.max_entries * row_bytes);
 }
 
 // From its place in MPI to the end of the process; throws only before the first request.
@@ -174,8 +175,8 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
                capacity.measured ? "measured" : "as it was told");
   control.send(capacity);
-  control::Assign const assign = control.wait_for_assign();
-  if (hooks.assigned) hooks.assigned();
+  control::Assign assign = control.wait_for_assign();
+  if (hooks.assigned) hooks.assigned(assign);
   auto const isa = gpu ? best_isa() : isa_from_name(assign.isa);
   EM_CHECK(isa.has_value() && gpu.has_value() == (assign.isa == control::kCudaKernels),
            "assigned to run '" << assign.isa << "'");
@@ -194,10 +195,10 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   std::size_t const resident_bytes = store.resident_bytes();
   auto checksums = store.checksums(pool);
   auto latest = std::make_shared<ServedPlacement>(std::move(store), exec, service);
-  MpiTransport transport({.max_ops = 2 * std::size_t{assign.max_requests}});
-  transport.add_peer(kCoordinator, coordinator);
-  std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(transport) : nullptr;
-  WorkerLoop loop(wrapped ? *wrapped : transport, kCoordinator, latest, assign.max_requests,
+  WorkerTransport const messages =
+      make_worker_transport(assign.shm, kCoordinator, coordinator, 2 * std::size_t{assign.max_requests});
+  std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(*messages.transport) : nullptr;
+  WorkerLoop loop(wrapped ? *wrapped : *messages.transport, kCoordinator, latest, assign.max_requests,
                   options.shared_cores ? PollPause::sleep : PollPause::yield, link.get());
   // One at a time: the coordinator waits for the one before.
   control.on_hold([&](control::Hold hold) {
@@ -212,8 +213,11 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
         service.epoch = hold.epoch;
         latest = std::make_shared<ServedPlacement>(std::move(loaded), exec, service);
         loop.offer(latest);
-        control.send(control::Loaded{
-            .epoch = hold.epoch, .resident_bytes = bytes, .held = latest->store.held(), .checksums = std::move(sums)});
+        control.send(control::Loaded{.epoch = hold.epoch,
+                                     .resident_bytes = bytes,
+                                     .held = latest->store.held(),
+                                     .checksums = std::move(sums),
+                                     .transport = messages.how});
       } catch (std::exception const& error) {
         control.fail(control::FailureKind::other, error.what(), kExitOther);
       }
@@ -223,7 +227,8 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   control.send(control::Loaded{.epoch = assign.epoch,
                                .resident_bytes = resident_bytes,
                                .held = latest->store.held(),
-                               .checksums = std::move(checksums)});
+                               .checksums = std::move(checksums),
+                               .transport = messages.how});
   spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
                assign.isa);
   try {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/protocol/control_messages.h"
 #include "common/transport/transport.h"
 
 namespace expertmesh {
@@ -26,9 +27,9 @@ struct WorkerOptions {
 
 // Called at points of that life, where there is something to call: by tests, to end it there.
 struct WorkerHooks {
-  std::function<void()> started;    // nothing done yet
-  std::function<void()> connected;  // control connection up, MPI not yet
-  std::function<void()> assigned;   // about to load
+  std::function<void()> started;                   // nothing done yet
+  std::function<void()> connected;                 // control connection up, MPI not yet
+  std::function<void(control::Assign&)> assigned;  // about to load
   // What the rows go through in place of the transport, which outlives it.
   std::function<std::unique_ptr<Transport>(Transport&)> wrap;
 };

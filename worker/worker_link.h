@@ -11,7 +11,8 @@ namespace expertmesh {
 
 class WorkerLink final : public RowPort {
  public:
-  // Room for the rows of the largest request and answer. The device must outlive it.
+  // Room for the rows of the largest request or layer of a step, and for the largest answer. The device must outlive
+  // it.
   WorkerLink(std::shared_ptr<RowLink> link, Device& device, std::size_t most_row_bytes, std::size_t most_answer_bytes);
 
   // Moves it along. Throws WorkerLoopError when it has failed after it was ready; before that nobody has used it.
@@ -21,6 +22,7 @@ class WorkerLink final : public RowPort {
   std::byte const* receive(std::size_t bytes) override;
   std::byte* room() override;
   void send(std::size_t bytes) override;
+  [[nodiscard]] std::size_t under_way() const override { return link_->under_way(); }
 
  private:
   void poll_until_enqueued();

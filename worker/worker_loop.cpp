@@ -4,6 +4,7 @@
 #include <array>
 
 #include "common/base/log.h"
+#include "common/protocol/step_layout.h"
 
 namespace expertmesh {
 
@@ -42,17 +43,19 @@ void WorkerLoop::run(ServingGate& gate) {
   for (;;) {
     bool const busy = poll();
     if (link_) link_->poll();
-    serve_ready();
+    if (step_ && !step_->advance()) step_ = nullptr;
+    if (!step_) serve_ready();
     switch (gate.mode()) {
       case ServingGate::Mode::stopped:
         return;
       case ServingGate::Mode::idle:
         // An answer still on its way needs our polling to leave.
-        if (all_receiving()) gate.sleep_while_idle();
+        if (all_receiving() && !step_) gate.sleep_while_idle();
         break;
       case ServingGate::Mode::loading:
       case ServingGate::Mode::serving:
-        if (!busy) pause_polling(pause_);
+        if (!busy && link_) pause_polling(pause_);  // it wants to be polled
+        if (!busy && !link_) transport_.wait(pause_);
         break;
     }
   }
@@ -83,7 +86,7 @@ void WorkerLoop::serve_ready() {
     offered_.clear();
   }
   serve_present();
-  for (;;) {
+  while (!step_) {
     auto const next = std::ranges::find_if(coming_, [&](auto const& placement) {
       return std::ranges::any_of(slots_, [&](Slot const& slot) { return is_of(slot, *placement); });
     });
@@ -117,7 +120,7 @@ void WorkerLoop::serve_present() {
   std::ranges::sort(called_, {}, &Slot::posted);
   // With a link one by one: what an answer promises may be asked for before the next rows come.
   std::size_t const at_once = link_ ? 1 : called_.size();
-  for (std::size_t first = 0; first < called_.size(); first += at_once)
+  for (std::size_t first = 0; first < called_.size() && !step_; first += at_once)
     serve_and_answer(std::span(called_).subspan(first, at_once));
 }
 
@@ -129,7 +132,7 @@ void WorkerLoop::serve_and_answer(std::span<Slot* const> slots) {
     call.answer = slot->answer.span();
     calls_.push_back(call);
   }
-  present_->service.serve(calls_);
+  serve(calls_);
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     ServiceCall const& call = calls_[i];
     if (call.error.fault != WireFault::none) spdlog::error("request refused: {}", describe(call.error));
@@ -141,6 +144,11 @@ void WorkerLoop::serve_and_answer(std::span<Slot* const> slots) {
     if (link_ && call.error.fault != WireFault::none)
       throw WorkerLoopError("refused a request on a link: " + describe(call.error));
   }
+}
+
+void WorkerLoop::serve(std::span<ServiceCall> calls) {
+  if (!link_ || !is_step(calls.front().request)) return present_->service.serve(calls);
+  if (present_->step->begin(calls.front())) step_ = &*present_->step;
 }
 
 bool WorkerLoop::all_receiving() const {

@@ -50,6 +50,7 @@ class WorkerLoop {
   void serve_ready();
   void serve_present();  // the ready requests that are not of a coming placement
   void serve_and_answer(std::span<Slot* const> slots);
+  void serve(std::span<ServiceCall> calls);
   [[nodiscard]] bool is_ready(Slot const& slot) const;
   [[nodiscard]] bool is_of(Slot const& slot, ServedPlacement const& placement) const;
   [[nodiscard]] bool all_receiving() const;
@@ -66,6 +67,7 @@ class WorkerLoop {
   std::vector<Slot> slots_;
   std::vector<ServiceCall> calls_;
   std::vector<Slot*> called_;
+  StaticStep* step_ = nullptr;  // of present_, while it is under way: nothing else is served until it is over
 };
 
 }  // namespace expertmesh

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/protocol/step_layout.h"
 
 namespace expertmesh {
 namespace {
@@ -47,12 +48,19 @@ ExpertService::ExpertService(ExpertStore const& store, Exec const& exec, ExpertS
 }
 
 std::size_t ExpertService::max_request_bytes() const {
-  return DispatchLayout(max_hidden(store_), options_.wire)
-      .request_bytes(options_.limits.max_rows, options_.limits.max_entries);
+  return std::max(DispatchLayout(max_hidden(store_), options_.wire)
+                      .request_bytes(options_.limits.max_rows, options_.limits.max_entries),
+                  step_message_bytes(store_.layers().size()));
 }
 
 std::size_t ExpertService::max_answer_bytes() const {
   return DispatchLayout(max_hidden(store_), options_.wire).answer_bytes(options_.limits.max_entries);
+}
+
+void refuse(ServiceCall& call, WireError const& error, DispatchLayout const& layout) {
+  call.error = error;
+  call.attempt = error.id.attempt;
+  call.answer_bytes = error.id_known ? layout.write_answer(call.answer, error.id, error.fault, 0).bytes : 0;
 }
 
 void ExpertService::serve(std::span<ServiceCall> calls) {
@@ -69,12 +77,7 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
   for (ServiceCall& call : calls) {
     auto const parsed = parse_request(call.request, expected);
     if (auto const* error = std::get_if<WireError>(&parsed)) {
-      call.error = *error;
-      call.attempt = error->id.attempt;
-      call.answer_bytes = error->id_known ? DispatchLayout(max_hidden(store_), options_.wire)
-                                                .write_answer(call.answer, error->id, error->fault, 0)
-                                                .bytes
-                                          : 0;
+      refuse(call, *error, DispatchLayout(max_hidden(store_), options_.wire));
       continue;
     }
     Request const& request = std::get<Request>(parsed);

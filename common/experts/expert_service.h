@@ -32,6 +32,8 @@ struct ServiceCall {
   std::uint32_t attempt = 0;     // tag of the answer
   WireError error;               // fault none: served; else the answer (if any) carries the fault
 };
+// Answers with the fault, if there is somebody to answer. layout: any of the model's.
+void refuse(ServiceCall& call, WireError const& error, DispatchLayout const& layout);
 
 class ExpertService {
  public:
@@ -40,7 +42,7 @@ class ExpertService {
 
   [[nodiscard]] PlacementEpoch epoch() const { return options_.epoch; }
 
-  // Of any one message, whatever its layer.
+  // Of any one message, whatever its layer; of a step (step_layout.h), too.
   [[nodiscard]] std::size_t max_request_bytes() const;
   [[nodiscard]] std::size_t max_answer_bytes() const;
 

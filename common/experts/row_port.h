@@ -14,6 +14,8 @@ class RowPort {
   // Room in the device's memory for the answer to it, and off it goes when the device has done what it has been given.
   virtual std::byte* room() = 0;
   virtual void send(std::size_t bytes) = 0;
+  // Receives and sends that are not done.
+  [[nodiscard]] virtual std::size_t under_way() const = 0;
 };
 
 }  // namespace expertmesh

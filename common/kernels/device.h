@@ -142,6 +142,9 @@ class Device : public DeviceMemory {
                                  HeadRange to, MatrixView<float> out) = 0;
   // Rows rounded to `wire` one behind the other: out [T * H * size_of(wire)] bytes. And back.
   virtual void to_wire(MatrixView<float const> x, DType wire, std::byte* out) = 0;
+  // The same, and numbers along with them: numbers_out = numbers.
+  virtual void to_wire_with(MatrixView<float const> x, DType wire, std::span<std::uint32_t const> numbers,
+                            std::byte* out, std::uint32_t* numbers_out) = 0;
   // Only the rows named, in this order.
   virtual void gather_to_wire(MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
                               std::byte* out) = 0;
@@ -156,6 +159,16 @@ class Device : public DeviceMemory {
   // The same of rows that lie anywhere in the device's memory; a null row adds nothing.
   virtual void combine_scattered(DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
                                  std::size_t experts_per_token, MatrixView<float> out) = 0;
+  // The same of rows that lie with the holders of their experts, with all slots at each: the row of slot s at
+  // of_holder[holder_of[experts[s]]] + s * H * size_of(wire). A slot with an expert that is not in the table adds
+  // nothing. Everything is in the device's memory.
+  struct HeldRows {
+    std::span<std::byte const* const> of_holder;  // [W] at 256 bytes each
+    std::span<std::uint32_t const> holder_of;     // [E] below W
+    std::uint32_t* not_finite = nullptr;  // [1] not 0 from then on if a row that is added has an infinity or NaN
+  };
+  virtual void combine_held(DType wire, HeldRows const& rows, std::span<std::uint32_t const> experts,
+                            std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) = 0;
 
   // common/moe/router.h. noise: eps and scale logits [T,E], or no rows; selection_bias [E] or empty; experts, weights
   // [T*K].
@@ -169,8 +182,8 @@ class Device : public DeviceMemory {
                      std::span<float> weights) = 0;
 
   // The experts of a layer over the rows of its tokens: slot s = t*K + k of x [T,H] through expert experts[s], rounded
-  // to the wire dtype before and after, to out + s * H * size_of(wire). Slots with kNoExpert are left alone. experts:
-  // [T*K] in device memory, all held.
+  // to the wire dtype before and after, to out + s * H * size_of(wire). Slots with kNoExpert, or with an expert that is
+  // not held, are left alone. experts: [T*K] in device memory.
   virtual void run_experts(DeviceExperts const& layer, MatrixView<float const> x,
                            std::span<std::uint32_t const> experts, std::size_t experts_per_token, std::byte* out) = 0;
 

@@ -146,6 +146,26 @@ void experts_on_device(Exec const& exec, DeviceExperts const& layer, std::span<s
   }
 }
 
+void slots_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std::uint32_t const> experts,
+                     std::size_t experts_per_token, std::byte const* in, std::byte* out) {
+  Device& device = *exec.device();
+  auto& scratch = exec.scratch();
+  std::size_t const tokens = experts.size() / experts_per_token;
+  std::size_t const at_once = exec.limits().max_rows / experts_per_token;
+  std::size_t const row_bytes = layer.hidden * size_of(layer.wire);
+  EM_CHECK(at_once > 0, experts_per_token << " experts a token, at most " << exec.limits().max_rows << " rows");
+  for (std::size_t begin = 0; begin < tokens;) {
+    std::size_t const count = std::min(tokens - begin, at_once);
+    EM_CHECK(count * layer.hidden * sizeof(float) <= scratch.wide_rows.size(), count << " rows of " << layer.hidden);
+    MatrixView<float> const x(reinterpret_cast<float*>(scratch.wide_rows.data()), count, layer.hidden);
+    std::size_t const slot = begin * experts_per_token;
+    device.from_wire(layer.wire, in + begin * row_bytes, x);
+    device.run_experts(layer, x, experts.subspan(slot, count * experts_per_token), experts_per_token,
+                       out + slot * row_bytes);
+    begin += count;
+  }
+}
+
 void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   std::size_t const total = rows.in.size();
   if (total == 0) return;

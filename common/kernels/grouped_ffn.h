@@ -45,4 +45,10 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows);
 void experts_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std::uint32_t const> rows,
                        std::span<std::uint32_t const> experts, std::byte const* in, std::byte* out);
 
+// The same where the host knows who goes where no more than the device tells it: slot s = t*K + k of row t of `in`
+// goes through expert experts[s] of the layer to row s of `out`. experts: [T*K] in the device's memory. Slots whose
+// expert is not in the layer's table, or null there, are left alone.
+void slots_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std::uint32_t const> experts,
+                     std::size_t experts_per_token, std::byte const* in, std::byte* out);
+
 }  // namespace expertmesh

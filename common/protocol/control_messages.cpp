@@ -162,7 +162,8 @@ json fields(Assign const& m) {
           {"max_entries", m.limits.max_entries},
           {"max_requests", m.max_requests},
           {"heartbeat_ms", m.heartbeat_ms},
-          {"link_id", m.link_id}};
+          {"link_id", m.link_id},
+          {"shm", m.shm}};
 }
 void read(JsonReader& in, Assign& m) {
   m.isa = in.text("isa");
@@ -189,6 +190,7 @@ void read(JsonReader& in, Assign& m) {
   m.heartbeat_ms = in.number<std::uint32_t>("heartbeat_ms", 60000);
   if (m.heartbeat_ms == 0) in.fail("heartbeat_ms", "is 0");
   m.link_id = in.text("link_id");
+  m.shm = in.text("shm");
 }
 
 json fields(Progress const& m) {
@@ -200,8 +202,11 @@ void read(JsonReader& in, Progress& m) {
 }
 
 json fields(Loaded const& m) {
-  return {
-      {"epoch", m.epoch.value()}, {"resident_bytes", m.resident_bytes}, {"held", m.held}, {"checksums", m.checksums}};
+  return {{"epoch", m.epoch.value()},
+          {"resident_bytes", m.resident_bytes},
+          {"held", m.held},
+          {"checksums", m.checksums},
+          {"transport", m.transport}};
 }
 void read(JsonReader& in, Loaded& m) {
   m.epoch = in.id<PlacementEpoch>("epoch");
@@ -219,6 +224,7 @@ void read(JsonReader& in, Loaded& m) {
       m.held, m.checksums, {}, [](auto const& ids) { return ids.size(); },
       [](auto const& sums) { return sums.size(); });
   if (!fits) in.fail("checksums", "not one for each expert held");
+  m.transport = in.text("transport");
 }
 
 json fields(Hold const& m) {

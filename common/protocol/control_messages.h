@@ -17,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 6;
+constexpr std::uint32_t kProtocolVersion = 7;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -94,6 +94,7 @@ struct Assign {
   std::uint32_t max_requests = 1;  // of this coordinator at once
   std::uint32_t heartbeat_ms = 25;
   std::string link_id{};  // see make_nccl_id(): rows may come past the messages; empty: they do not
+  std::string shm{};      // see ShmArea::offer(): messages may come by this memory; empty: by MPI
 };
 
 struct Progress {  // worker -> coordinator while loading, packed bytes
@@ -105,6 +106,7 @@ struct Loaded {  // worker -> coordinator: requests of this placement are served
   std::uint64_t resident_bytes = 0;
   std::vector<std::vector<std::uint32_t>> held{};       // as in Assign
   std::vector<std::vector<std::uint64_t>> checksums{};  // of each, as it was packed
+  std::string transport{};                              // of messages: "shm", or "mpi" and why not the other
 };
 
 // coordinator -> worker that serves: load these as well, and say so; requests of the placement before are served until

@@ -1,31 +1,28 @@
 #include "common/protocol/dispatch_layout.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstring>
 #include <type_traits>
 
 #include "common/base/check.h"
 #include "common/base/checksum.h"
+#include "common/protocol/wire_check.h"
 
 namespace expertmesh {
 namespace {
 
-// The structs are the wire: no padding, same on every machine we build for.
-static_assert(std::endian::native == std::endian::little);
+using wire_check::aligned;
+using wire_check::check_buffer;
+using wire_check::check_header;
+
 static_assert(sizeof(ExchangeId) == 48 && sizeof(DispatchHeader) == 80 && sizeof(AnswerHeader) == 80);
 static_assert(sizeof(DispatchEntry) == 8);
 static_assert(std::has_unique_object_representations_v<DispatchHeader> &&
               std::has_unique_object_representations_v<AnswerHeader>);
 
-constexpr std::size_t kRowAlignment = 64;
 constexpr std::uint32_t kWireFloat32 = 1;
 constexpr std::uint32_t kWireBfloat16 = 2;
-
-std::size_t align(std::size_t offset) {
-  return (offset + kRowAlignment - 1) / kRowAlignment * kRowAlignment;
-}
 
 bool are_apart(ExchangeId const& id) {
   return (id.flags & kFlagRowsApart) != 0;
@@ -38,29 +35,6 @@ std::size_t rows_inside(ExchangeId const& id, std::size_t count) {
 std::uint32_t code_of(DType wire) {
   EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire dtype " << name_of(wire));
   return wire == DType::f32 ? kWireFloat32 : kWireBfloat16;
-}
-
-void check_buffer(std::byte const* data, std::size_t size, std::size_t needed) {
-  EM_CHECK(reinterpret_cast<std::uintptr_t>(data) % kRowAlignment == 0, "message buffer at " << data);
-  EM_CHECK(size >= needed, "message of " << needed << " bytes in a buffer of " << size);
-}
-
-// The part of the checks that requests and answers share; `header` is filled whenever there are enough bytes for it.
-template <class Header>
-WireError check_header(std::span<std::byte const> message, std::uint32_t magic, Header& header) {
-  if (message.size() < sizeof(Header)) return {WireFault::truncated, message.size(), sizeof(Header), false, {}};
-  std::memcpy(&header, message.data(), sizeof(Header));
-  if (header.magic != magic) return {WireFault::bad_magic, header.magic, magic, false, {}};
-  if (header.version != kDispatchVersion) return {WireFault::bad_version, header.version, kDispatchVersion, false, {}};
-  auto const refuse = [&](WireFault fault, std::uint64_t seen, std::uint64_t wanted) {
-    return WireError{fault, seen, wanted, true, header.id};
-  };
-  if ((header.id.flags & ~kImplementedFlags) != 0)
-    return refuse(WireFault::unknown_flags, header.id.flags, kImplementedFlags);
-  std::uint64_t const sum = (header.id.flags & kFlagChecksum) != 0 ? checksum(message.subspan(sizeof(Header))) : 0;
-  if (header.checksum != sum) return refuse(WireFault::bad_checksum, header.checksum, sum);
-  if (header.id.stack != kDecoderStack) return refuse(WireFault::bad_stack, header.id.stack, kDecoderStack);
-  return refuse(WireFault::none, 0, 0);
 }
 
 }  // namespace
@@ -105,6 +79,8 @@ char const* name_of(WireFault fault) {
       return "answer to another request";
     case WireFault::bad_status:
       return "unknown status";
+    case WireFault::bad_order:
+      return "layers out of order";
   }
   return "unknown fault";
 }
@@ -125,13 +101,13 @@ std::size_t DispatchLayout::entries_offset() const {
   return sizeof(DispatchHeader);
 }
 std::size_t DispatchLayout::request_rows_offset(std::size_t num_entries) const {
-  return align(entries_offset() + num_entries * sizeof(DispatchEntry));
+  return aligned(entries_offset() + num_entries * sizeof(DispatchEntry));
 }
 std::size_t DispatchLayout::request_bytes(std::size_t num_rows, std::size_t num_entries) const {
   return request_rows_offset(num_entries) + num_rows * row_bytes_;
 }
 std::size_t DispatchLayout::answer_rows_offset() const {
-  return align(sizeof(AnswerHeader));
+  return aligned(sizeof(AnswerHeader));
 }
 std::size_t DispatchLayout::answer_bytes(std::size_t num_entries) const {
   return answer_rows_offset() + num_entries * row_bytes_;
@@ -201,15 +177,10 @@ std::variant<Request, WireError> parse_request(std::span<std::byte const> messag
   if (WireError const error = check_header(message, kDispatchMagic, out.header); error.fault != WireFault::none)
     return error;
   auto const& h = out.header;
+  if (WireError const error = wire_check::check_receiver(h, expected); error.fault != WireFault::none) return error;
   auto const refuse = [&](WireFault fault, std::uint64_t seen, std::uint64_t wanted) {
     return WireError{fault, seen, wanted, true, h.id};
   };
-  if (h.id.worker_incarnation != expected.worker_incarnation.value())
-    return refuse(WireFault::stale_incarnation, h.id.worker_incarnation, expected.worker_incarnation.value());
-  if (h.id.placement_epoch != expected.epoch.value())
-    return refuse(WireFault::stale_epoch, h.id.placement_epoch, expected.epoch.value());
-  if (are_apart(h.id) && !expected.rows_apart)
-    return refuse(WireFault::unknown_flags, h.id.flags, kImplementedFlags & ~kFlagRowsApart);
   auto const held = std::ranges::find(expected.layers, h.id.layer, &HeldLayer::layer);
   if (held == expected.layers.end()) return refuse(WireFault::unknown_layer, h.id.layer, expected.layers.size());
   DispatchLayout const layout(held->hidden, expected.wire);
@@ -247,7 +218,7 @@ std::variant<Answer, WireError> parse_answer(std::span<std::byte const> message,
     return WireError{fault, seen, wanted, true, h.id};
   };
   if (h.id != id) return refuse(WireFault::wrong_exchange, h.id.attempt, id.attempt);
-  if (h.status > static_cast<std::uint32_t>(WireFault::bad_status)) return refuse(WireFault::bad_status, h.status, 0);
+  if (h.status > static_cast<std::uint32_t>(kLastWireFault)) return refuse(WireFault::bad_status, h.status, 0);
   if (h.status != 0) return refuse(static_cast<WireFault>(h.status), h.status, 0);
   if (h.wire != layout.wire_code()) return refuse(WireFault::bad_wire_dtype, h.wire, layout.wire_code());
   if (h.hidden != layout.hidden()) return refuse(WireFault::bad_hidden, h.hidden, layout.hidden());

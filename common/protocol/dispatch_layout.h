@@ -5,7 +5,7 @@
 //   answer:  AnswerHeader   | pad to 64 | rows [entries,H] of the wire dtype, in entry order
 //
 // With kFlagRowsApart there are no rows in either: they go from device to device past the messages (RowLink), those of
-// the requests and of the answers each in the order of the requests.
+// the requests and of the answers each in the order of the requests. step_layout.h has another form of the exchange.
 //
 // An entry is one (token, slot) pair whose expert the worker holds; a token whose experts live on one worker travels as
 // one row with several entries. Buffers are 64-byte aligned; numbers little-endian. Every offset is computed here and
@@ -25,9 +25,10 @@ namespace expertmesh {
 
 constexpr std::uint32_t kDispatchMagic = 0x51444d45;  // "EMDQ"
 constexpr std::uint32_t kAnswerMagic = 0x52444d45;    // "EMDR"
-constexpr std::uint32_t kDispatchVersion = 1;
+constexpr std::uint32_t kDispatchVersion = 2;
 constexpr std::uint32_t kDecoderStack = 0;  // the only one: layers are numbered through all stacks of a model
-constexpr std::uint32_t kRequestTag = 0;    // transport tag of every request; answers have their attempt's, never 0
+constexpr std::uint32_t kRequestTag =
+    0;  // transport tag of all that goes to workers; answers have their attempt's, never 0
 
 // Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
@@ -87,7 +88,9 @@ enum class WireFault : std::uint32_t {
   bad_expert_index = 16,
   wrong_exchange = 17,  // an answer to another request
   bad_status = 18,      // an answer with an unknown status
+  bad_order = 19,       // layers of a step that do not come in the order of the model
 };
+constexpr WireFault kLastWireFault = WireFault::bad_order;
 char const* name_of(WireFault fault);
 
 struct AnswerHeader {

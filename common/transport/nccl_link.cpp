@@ -67,6 +67,7 @@ class NcclLink final : public RowLink {
     if (failure_.empty()) queue_->hold_device();
   }
 
+  [[nodiscard]] std::size_t under_way() const override { return asked_ - done_; }
   [[nodiscard]] bool done(LinkMark mark) const override { return mark.value() <= done_; }
   [[nodiscard]] bool found_infinities(LinkMark mark) const override {
     EM_CHECK(done(mark) && asked_ - mark.value() < LinkQueue::kMarks, "mark " << mark << " of " << asked_);
@@ -151,7 +152,8 @@ class NcclLink final : public RowLink {
 
   LinkMark ask(Transfer const& transfer) {
     EM_CHECK(phase_ == Phase::ready || !failure_.empty(), "the link is not ready");
-    EM_CHECK(!transfer.rows.empty() && asked_ - done_ < LinkQueue::kMarks - 1,
+    static_assert(kMostUnderWay < LinkQueue::kMarks);
+    EM_CHECK(!transfer.rows.empty() && asked_ - done_ < kMostUnderWay,
              transfer.rows.size() << " bytes, " << asked_ - done_ << " transfers under way");
     if (!failure_.empty()) return LinkMark(asked_ + 1);
     transfers_[++asked_ % LinkQueue::kMarks] = transfer;

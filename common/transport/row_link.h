@@ -44,6 +44,8 @@ class RowLink {
   // What the device is given from now on begins when all that was asked for so far is done.
   virtual void hold_device() = 0;
 
+  static constexpr std::size_t kMostUnderWay = 15;          // transfers; asking for more is a broken invariant
+  [[nodiscard]] virtual std::size_t under_way() const = 0;  // asked for and not done; of a link that has failed: any
   [[nodiscard]] virtual bool done(LinkMark mark) const = 0;
   // Of a receive that is done and had a type.
   [[nodiscard]] virtual bool found_infinities(LinkMark mark) const = 0;

@@ -1,11 +1,12 @@
-// Moves bytes between this process and its peers. One interface, several implementations (in-process, MPI; later shared
-// memory and NCCL), one contract test. Nothing here blocks: completions are polled.
+// Moves bytes between this process and its peers. One interface, several implementations (in-process, MPI, shared
+// memory), one contract test. Nothing here blocks: completions are polled.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
 
+#include "common/base/cores.h"
 #include "common/base/strong_id.h"
 
 namespace expertmesh {
@@ -33,7 +34,7 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
-  [[nodiscard]] virtual std::string_view name() const = 0;  // "in-process", "mpi"
+  [[nodiscard]] virtual std::string_view name() const = 0;  // "in-process", "mpi", "shm"
 
   // Makes memory known before it is used in a post (pinned or mapped where that helps). It must outlive the transport.
   virtual void register_buffer(std::span<std::byte> buffer) = 0;
@@ -44,6 +45,9 @@ class Transport {
 
   // Moves things along and reports finished ops, at most completions.size(); returns how many. Never blocks.
   virtual std::size_t poll(std::span<Completion> completions) = 0;
+
+  // Between two polls that found nothing: a moment, that a message may cut short; at most a millisecond or so.
+  virtual void wait(PollPause pause) { pause_polling(pause); }
 
   // Cuts the peer off: its unfinished ops end as cancelled (reported by the next polls), later posts to it are a broken
   // invariant. An op whose buffer the library cannot give back (a send, or a receive that was half done) is held in

@@ -18,8 +18,9 @@
 #include "common/checkpoint/fingerprint.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
-#include "common/transport/mpi_transport.h"
 #include "coordinator/cluster/capacity_book.h"
+#include "coordinator/cluster/checksum_book.h"
+#include "coordinator/cluster/cluster_transport.h"
 #include "coordinator/cluster/control_server.h"
 #include "coordinator/cluster/link_offer.h"
 #include "coordinator/cluster/membership.h"
@@ -53,16 +54,29 @@ std::size_t expert_bytes(ExpertModelSpec const& experts) {
   return bytes;
 }
 
+// Room for the largest messages, and for as many as may be on their way.
+ShmShape message_shape(ClusterOptions const& options) {
+  auto const limits = dispatch_limits(options.experts, options.max_tokens_per_step, options.experts_per_token);
+  ShmShape shape{.to_worker = {.num_slots = 2 * kMaxRequests}, .to_coordinator = {.num_slots = 2 * kMaxRequests}};
+  for (auto const& layer : options.experts.layers) {
+    DispatchLayout const layout(layer.hidden, options.experts.wire);
+    for (auto [ring, bytes] : {std::pair(&shape.to_worker, layout.request_bytes(limits.max_rows, limits.max_entries)),
+                               std::pair(&shape.to_coordinator, layout.answer_bytes(limits.max_entries))})
+      ring->slot_bytes = std::max(ring->slot_bytes, bytes);
+  }
+  return shape;
+}
+
 }  // namespace
 
 class Cluster::Impl {
  public:
   Impl(ClusterOptions options, WeightSource const& source, OnChange on_change)
       : options_(std::move(options)),
-        source_(source),
         on_change_(std::move(on_change)),
         checkpoint_(options_.load_format == LoadFormat::dummy ? Fingerprint{} : fingerprint_of(options_.model_dir)),
         name_server_(takes_remote() ? read_name_server() : ""),
+        checksums_(options_.experts, source, options_.verify_weights),
         membership_({.num_experts = num_experts_of(options_.experts),
                      .num_local = options_.num_workers,
                      .num_remote = options_.remote.num_workers,
@@ -71,7 +85,9 @@ class Cluster::Impl {
                      .return_time = options_.remote.return_time}),
         capacities_(expert_bytes(options_.experts)),
         links_(kMaxWorkers),
-        transport_({.max_ops = kOpsPerWorker * kMaxWorkers + kMaxQuarantinedOps}),
+        transport_({.choice = options_.transport,
+                    .shape = message_shape(options_),
+                    .max_mpi_ops = kOpsPerWorker * kMaxWorkers + kMaxQuarantinedOps}),
         control_({.max_workers = kMaxWorkers,
                   .address = listen_address(),
                   // Local workers are told the port; several servers may run on one host.
@@ -85,7 +101,8 @@ class Cluster::Impl {
                   .heartbeat_interval = options_.heartbeat_interval,
                   .death_timeout = options_.death_timeout,
                   .on_change = [this](WorkerStatus const& status) { take_change(status); },
-                  .check_loaded = [this](control::Loaded const& loaded) { return check_loaded(loaded); },
+                  .check_loaded = [this](WorkerId worker,
+                                         control::Loaded const& loaded) { return check_loaded(worker, loaded); },
                   .on_moved =
                       [this](WorkerId worker, Incarnation incarnation, PlacementEpoch epoch) {
                         tell([&] { membership_.moved({worker, incarnation}, epoch); });
@@ -96,14 +113,6 @@ class Cluster::Impl {
                       },
                   .on_join = takes_remote() ? [this] { return take_in(); } : std::function<std::optional<Life>()>()}) {
     check_message_size();
-    for (auto const& layer : options_.experts.layers) checksums_.emplace_back(layer.experts.size());
-    if (options_.verify_weights) {
-      ThreadPool pool(usable_cores());
-      for (std::size_t i = 0; i < checksums_.size(); ++i)
-        pool.parallel_for(checksums_[i].size(), [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t e = begin; e < end; ++e) checksums_[i][e] = own_checksum(i, static_cast<std::uint32_t>(e));
-        });
-    }
     if (takes_remote() && options_.remote.weights_per_second > 0)
       weight_server_.emplace(source, WeightServer::Options{.address = listen_address(),
                                                            .secret = control_.secret().secret(),
@@ -200,13 +209,14 @@ class Cluster::Impl {
     std::vector<WorkerPeer> members;
     for (auto const& [life, share] : membership_.members()) {
       Link& link = links_[life.worker.value() - 1];
-      if (link.comm) transport_.add_peer(link.peer, *std::exchange(link.comm, std::nullopt));
+      if (link.comm) link.by_shm = transport_.add_peer(link.peer, life.worker, *std::exchange(link.comm, std::nullopt));
       members.push_back({.worker = life.worker,
                          .incarnation = life.incarnation,
                          .peer = link.peer,
                          .epoch = share.epoch,
                          .held = share.held,
-                         .link_id = link.rows.id});
+                         .link_id = link.rows.id,
+                         .by_shm = link.by_shm});
     }
     return members;
   }
@@ -242,6 +252,7 @@ class Cluster::Impl {
   struct Link {
     PeerId peer;
     std::optional<MpiComm> comm;  // until the transport has it
+    bool by_shm = false;          // its messages, from then on
     LinkOffer rows{};
   };
 
@@ -337,29 +348,10 @@ class Cluster::Impl {
     return uri;
   }
 
-  [[nodiscard]] std::uint64_t own_checksum(std::size_t layer_index, std::uint32_t expert) const {
-    return checksum_of(load_expert(options_.experts.layers[layer_index], expert, options_.experts.weights, source_));
-  }
-
-  // Monitor thread. Whoever loads an expert that somebody has loaded before has the same bytes, or one of the two has a
-  // bad disk or memory: what this process reads decides.
-  std::string check_loaded(control::Loaded const& loaded) {
-    if (loaded.held.size() != checksums_.size()) return "loaded another number of layers than the model has";
-    for (std::size_t i = 0; i < loaded.held.size(); ++i)
-      for (std::size_t k = 0; k < loaded.held[i].size(); ++k) {
-        std::uint32_t const expert = loaded.held[i][k];
-        if (expert >= checksums_[i].size()) return "loaded an expert that the model does not have";
-        std::uint64_t& known = checksums_[i][expert];
-        std::uint64_t const seen = loaded.checksums[i][k];
-        if (known == 0) known = seen;
-        if (known == seen) continue;
-        std::string const name =
-            "expert " + std::to_string(expert) + " of layer " + std::to_string(options_.experts.layers[i].layer);
-        known = own_checksum(i, expert);
-        if (known != seen) return "loaded other bytes for " + name + " than the checkpoint has here";
-        spdlog::error("{}: a worker before this one has loaded other bytes than the checkpoint has here", name);
-      }
-    return "";
+  // Monitor thread.
+  std::string check_loaded(WorkerId worker, control::Loaded const& loaded) {
+    std::string const objection = transport_.objection(worker, loaded.transport);
+    return objection.empty() ? checksums_.enter(loaded) : objection;
   }
 
   // Monitor thread.
@@ -538,7 +530,11 @@ class Cluster::Impl {
   }
 
   // To one that has joined.
-  void assign(Life life) { control_.assign(life, assignment(life, begin_link(life.worker))); }
+  void assign(Life life) {
+    control::Assign message = assignment(life, begin_link(life.worker));
+    message.shm = transport_.offer(life.worker, control_.records()[life.worker.value() - 1].status.host);
+    control_.assign(life, message);
+  }
 
   // The id of a link to it, where both ends can have one. Throws ClusterError.
   std::string begin_link(WorkerId worker) {
@@ -576,37 +572,35 @@ class Cluster::Impl {
   // Fills in what the control plane does not know of a worker. With mutex_ held.
   void complete(WorkerStatus& status) const {
     Membership::Place const& place = membership_.place(status.id);
-    status.transport = "mpi";
-    status.row_transport = links_[status.id.value() - 1].rows.how;
+    std::string const& rows = links_[status.id.value() - 1].rows.how;
+    status.row_transport = rows.empty() ? status.transport : rows;
     status.speed = place.speed;
     if (place.capacity) {
       status.bytes_per_second = place.capacity->rate;
       status.room = place.capacity->room;
     }
     status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
-    if (place.draining && status.state == WorkerState::serving) status.state = WorkerState::draining;
+    if (status.state != WorkerState::serving) return;
+    if (place.draining) status.state = WorkerState::draining;
+    // Said and not yet heard by who places: rows do not go to it yet.
+    if (place.incarnation == status.incarnation && place.alive && !place.serving) status.state = WorkerState::loading;
   }
 
-  // MPI counts bytes in an int.
+  // MPI counts bytes in an int; it is the way that every worker can go.
   void check_message_size() const {
-    auto const limits = dispatch_limits(options_.experts, options_.max_tokens_per_step, options_.experts_per_token);
-    for (auto const& layer : options_.experts.layers) {
-      DispatchLayout const layout(layer.hidden, options_.experts.wire);
-      std::size_t const bytes =
-          std::max(layout.request_bytes(limits.max_rows, limits.max_entries), layout.answer_bytes(limits.max_entries));
-      if (bytes > INT_MAX)
-        throw ClusterError("a step of " + std::to_string(options_.max_tokens_per_step) + " tokens needs messages of " +
-                           std::to_string(bytes) + " bytes, MPI sends at most " + std::to_string(INT_MAX) +
-                           ": lower --max-num-batched-tokens");
-    }
+    ShmShape const shape = message_shape(options_);
+    std::size_t const bytes = std::max(shape.to_worker.slot_bytes, shape.to_coordinator.slot_bytes);
+    if (bytes > INT_MAX)
+      throw ClusterError("a step of " + std::to_string(options_.max_tokens_per_step) + " tokens needs messages of " +
+                         std::to_string(bytes) + " bytes, MPI sends at most " + std::to_string(INT_MAX) +
+                         ": lower --max-num-batched-tokens");
   }
 
   ClusterOptions const options_;
-  WeightSource const& source_;
   OnChange const on_change_;
   Fingerprint const checkpoint_;
   std::string const name_server_;
-  std::vector<std::vector<std::uint64_t>> checksums_;  // [layers][E] monitor thread; 0: not known yet
+  ChecksumBook checksums_;  // monitor thread
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Membership membership_;  // guarded by mutex_, like the next four
@@ -622,7 +616,7 @@ class Cluster::Impl {
 
  public:
   std::vector<std::shared_ptr<void const>> kept_;  // before the transport, which goes first
-  MpiTransport transport_;
+  ClusterTransport transport_;
   ControlServer control_;  // calls take_change() as long as it is there
   std::optional<WeightServer> weight_server_;
 };
@@ -664,7 +658,7 @@ std::vector<WorkerStatus> Cluster::status() const {
   return impl_->status();
 }
 Transport& Cluster::transport() {
-  return impl_->transport_;
+  return impl_->transport_.transport();
 }
 std::vector<WorkerPeer> Cluster::members() {
   return impl_->members();
@@ -686,6 +680,9 @@ void Cluster::declare_dead(WorkerPeer const& member, std::string const& reason) 
 }
 void Cluster::set_row_transport(WorkerPeer const& member, std::string const& how) {
   impl_->set_row_transport(member, how);
+}
+std::size_t Cluster::shared_bytes() const {
+  return impl_->transport_.shared_bytes();
 }
 std::size_t Cluster::resident_bytes() const {
   return impl_->resident_bytes();

@@ -14,6 +14,7 @@
 #include "common/config/expert_spec.h"
 #include "common/transport/nccl_api.h"
 #include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/row_transport.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/cluster/worker_status.h"
 
@@ -47,8 +48,9 @@ struct ClusterOptions {
   // be mixed, runs the best that it can.
   std::string isa;
   bool mixed_isas = false;
-  std::shared_ptr<NcclApi> nccl{};  // by which rows go to workers that have it, too; null: to none
-  bool nccl_required = false;       // who has not is refused
+  std::shared_ptr<NcclApi> nccl{};                     // by which rows go to workers that have it, too; null: to none
+  bool nccl_required = false;                          // who has not is refused
+  MessageTransport transport = MessageTransport::mpi;  // who cannot is refused
 
   bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
 
@@ -113,6 +115,7 @@ class Cluster final : public WorkerGroup {
   void set_speed(Life life, double speed);
   // [layers][E] tokens that each expert got lately: experts move if that balances them clearly better.
   void consider_load(std::vector<std::vector<double>> load);
+  [[nodiscard]] std::size_t shared_bytes() const;  // that a worker's messages may take if they go by shared memory
   using Balance = Membership::Balance;
   [[nodiscard]] Balance balance() const;
 

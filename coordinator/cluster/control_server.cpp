@@ -356,7 +356,9 @@ class ControlServer::Impl {
 
   void serve(LifeOf life, control::Loaded const& loaded) {
     if (options_.check_loaded)
-      if (std::string const wrong = options_.check_loaded(loaded); !wrong.empty()) return bury(life, wrong);
+      if (std::string const wrong = options_.check_loaded(WorkerId(static_cast<std::uint32_t>(life.index + 1)), loaded);
+          !wrong.empty())
+        return bury(life, wrong);
     WorkerStatus status;
     bool moved = false;
     {
@@ -365,6 +367,7 @@ class ControlServer::Impl {
       moved = worker.record.status.state == WorkerState::serving;
       worker.record.status.state = WorkerState::serving;
       worker.record.status.resident_bytes = loaded.resident_bytes;
+      worker.record.status.transport = loaded.transport;
       if (!moved) monitor_.watch(life.index, timeout(WorkerState::serving), Clock::now());
       if (idle_ && !moved) worker.connection->send(control::Idle{});
       status = worker.record.status;

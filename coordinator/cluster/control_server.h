@@ -33,7 +33,7 @@ class ControlServer {
     std::chrono::milliseconds death_timeout{200};
     std::function<void(WorkerStatus const&)> on_change;  // one serves, is dead, or has left while others stay
     // What is wrong with what a worker says it has loaded; empty: nothing. On the monitor thread.
-    std::function<std::string(control::Loaded const&)> check_loaded{};
+    std::function<std::string(WorkerId, control::Loaded const&)> check_loaded{};
     // A worker that serves has loaded another placement. On the monitor thread.
     std::function<void(WorkerId, Incarnation, PlacementEpoch)> on_moved{};
     std::function<void(WorkerId, Incarnation)> on_leaving{};  // it was asked to end; on the monitor thread

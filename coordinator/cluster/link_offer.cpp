@@ -6,15 +6,15 @@ namespace expertmesh {
 
 LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs) {
   auto const ours = static_cast<std::uint32_t>(nccl.version());
-  if (theirs == 0) return {.id = {}, .how = "mpi (the worker has no NCCL for a GPU of its own)"};
+  if (theirs == 0) return {.id = {}, .how = "host (the worker has no NCCL for a GPU of its own)"};
   if (theirs != ours)
     return {.id = {},
-            .how = "mpi (the worker has NCCL " + nccl_version_text(static_cast<int>(theirs)) + ", the coordinator " +
+            .how = "host (the worker has NCCL " + nccl_version_text(static_cast<int>(theirs)) + ", the coordinator " +
                    nccl_version_text(static_cast<int>(ours)) + ")"};
   try {
-    return {.id = make_nccl_id(nccl), .how = "mpi (nccl is not connected yet)"};
+    return {.id = make_nccl_id(nccl), .how = "host (nccl is not connected yet)"};
   } catch (NcclError const& error) {
-    return {.id = {}, .how = std::string("mpi (") + error.what() + ")"};
+    return {.id = {}, .how = std::string("host (") + error.what() + ")"};
   }
 }
 

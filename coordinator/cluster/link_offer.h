@@ -8,8 +8,8 @@ namespace expertmesh {
 class NcclApi;
 
 struct LinkOffer {
-  std::string id{};        // of a new communicator, to be told to the worker; empty: none
-  std::string how{"mpi"};  // one line: what its rows go by until it is connected, and why
+  std::string id{};   // of a new communicator, to be told to the worker; empty: none
+  std::string how{};  // one line: what its rows go by until it is connected, and why; empty: by its messages
 };
 // theirs: control::Hello::nccl of the worker.
 LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs);

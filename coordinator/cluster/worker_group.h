@@ -21,6 +21,7 @@ struct WorkerPeer {
   PlacementEpoch epoch;  // in which it was given its experts
   std::shared_ptr<HeldExperts const> held;
   std::string link_id{};  // that its end of a RowLink is made of; empty: its rows go with the messages
+  bool by_shm = false;    // its messages go through shared memory
 };
 
 class WorkerGroup {
@@ -43,7 +44,7 @@ class WorkerGroup {
   [[nodiscard]] virtual std::string death_reason(WorkerPeer const& member) const = 0;
   // The step path met something that only a broken worker does: it is dead from now on, for this reason.
   virtual void declare_dead(WorkerPeer const& member, std::string const& reason) = 0;
-  // How this member's rows go, for people: "nccl", or why not.
+  // How this member's rows go, for people: "nccl", or "host" and why.
   virtual void set_row_transport(WorkerPeer const& /*member*/, std::string const& /*how*/) {}
   [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together
 

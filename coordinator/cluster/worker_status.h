@@ -23,8 +23,8 @@ struct WorkerStatus {
   std::string device;           // "cpu"
   std::string isa;              // as the worker reported it
   std::string dtype;            // weights: "float32", "bfloat16", "int8"
-  std::string transport;        // "mpi": of messages
-  std::string row_transport;    // of the rows: "mpi", "nccl", or "mpi" and why not the other
+  std::string transport;        // of messages: "shm", "mpi", or "mpi" and why not the other
+  std::string row_transport;    // of the rows: as their messages, "nccl", or "host" and why not that
   std::size_t num_experts = 0;  // held, all layers together
   std::size_t resident_bytes = 0;
   std::optional<double> bytes_per_second;                  // that it reads weights with; none: not known yet

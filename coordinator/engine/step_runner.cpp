@@ -41,17 +41,19 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       moe_layers_(moe_layers_of(spec)),
       first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
+      layers_need_host_(needs_host(spec)),
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
       sampler_(spec.vocab, limits.max_logit_rows, exec.device()),
       eos_ids_(spec.eos_ids),
-      routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0) {
+      routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0),
+      row_exchange_(exchange_shape(spec, 1)) {
   head_rows_.reserve(limits.max_logit_rows);
   tasks_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
   if (exec.device()) inputs_.emplace(*exec.device());
-  if (exec.device() && limits.graphs && !experts.wants_routing_on_host() && !needs_host(spec))
+  if (exec.device() && limits.graphs && !experts.wants_routing_on_host() && !layers_need_host_)
     graphs_.emplace(*exec.device());
   for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
@@ -63,10 +65,10 @@ std::size_t StepRunner::activation_bytes() const {
   return activations_.size_bytes() + (encoder ? encoder->activation_bytes() : 0);
 }
 
-StepContext StepRunner::context() {
+StepContext StepRunner::context(Experts& experts) {
   return {.exec = exec_,
           .act = activations_,
-          .experts = experts_,
+          .experts = experts,
           .balance = balance_,
           .stages = stages_,
           .tokens = 0,
@@ -83,14 +85,14 @@ StepContext StepRunner::context() {
 
 StepRunner::Encoded StepRunner::encode(EncoderBatch const& batch) {
   stages_.begin();
-  encoder_run_->begin(batch, {.context = context(),
+  encoder_run_->begin(batch, {.context = context(experts_),
                               .cache = kv_.encoder_layer(),
                               .consumer = [this](MatrixView<float const> encoded, TokenPlaces const& places) {
                                 decoder_.write_cross(exec_, encoded, places, kv_, activations_);
                               }});
   while (encoder_run_->busy()) {
     experts_.progress();
-    if (encoder_run_->busy()) pause_polling(limits_.pause);
+    if (encoder_run_->busy()) experts_.pause(limits_.pause);
   }
   bool const all = encoder_run_->end();
   return {.all = all, .tokens = encoder_run_->tokens_done()};
@@ -118,14 +120,13 @@ void StepRunner::run_layers(StepContext const& step) {
   task.start();
   while (!task.done()) {
     experts_.progress();
-    if (!task.done()) pause_polling(limits_.pause);
+    if (!task.done()) experts_.pause(limits_.pause);
   }
   task.rethrow();
 }
 
-void StepRunner::forward(StepBatch const& batch) {
-  stages_.begin();
-  StepContext step = context();
+StepContext StepRunner::context_of(StepBatch const& batch, Experts& experts) {
+  StepContext step = context(experts);
   step.tokens = batch.num_tokens();
   step.ids = batch.ids();
   step.positions = batch.positions();
@@ -135,14 +136,47 @@ void StepRunner::forward(StepBatch const& batch) {
   step.places = batch.places();
   step.routed = routed_.empty() ? nullptr : routed_.data();
   step.first_routed = first_routed_;
-  auto const most_positions = positions_of_graph(batch);
   if (inputs_) {
-    inputs_->put(batch.ids(), batch.places(), most_positions.value_or(0));
     step.ids_on_device = inputs_->ids();
     step.places = inputs_->places();
   }
+  return step;
+}
+
+// For steps in which nothing waits for the device: those of which a device could make a graph.
+StepExperts* StepRunner::begin_step(StepBatch const& batch) {
+  std::size_t const tokens = batch.num_tokens();
+  if (!exec_.device() || layers_need_host_ || tap_ || moe_layers_.empty() || tokens == 0 ||
+      tokens != batch.num_decodes())
+    return nullptr;
+  return experts_.begin_step({.tokens = tokens * row_exchange_.rows,
+                              .experts_per_token = row_exchange_.experts_per_row,
+                              .layers = moe_layers_});
+}
+
+bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts) {
   decoder_.prepare(step);
-  if (most_positions) {
+  run_layers(step);
+  auto outcome = experts.outcome();
+  while (outcome == StepExperts::Outcome::under_way) {
+    experts_.progress();
+    pause_polling(limits_.pause);
+    outcome = experts.outcome();
+  }
+  return outcome == StepExperts::Outcome::good;
+}
+
+void StepRunner::forward(StepBatch const& batch) {
+  stages_.begin();
+  auto const most_positions = positions_of_graph(batch);
+  if (inputs_) inputs_->put(batch.ids(), batch.places(), most_positions.value_or(0));
+  StepExperts* const ahead = begin_step(batch);
+  bool const done = ahead && run_ahead(context_of(batch, *ahead), *ahead);
+  StepContext const step = context_of(batch, experts_);
+  if (!done) decoder_.prepare(step);
+  if (done) {
+    stages_.end(Stage::experts);
+  } else if (most_positions) {
     kv_.check(step.places);
     graphs_->run({.tokens = step.tokens,
                   .sequences = batch.sequences().size(),
@@ -152,7 +186,7 @@ void StepRunner::forward(StepBatch const& batch) {
   } else {
     run_layers(step);
   }
-  if (exec_.device() && !experts_.wants_routing_on_host()) {
+  if (exec_.device() && (done || !experts_.wants_routing_on_host())) {
     fetch_routing(batch.num_tokens());
     stages_.end(Stage::fetch);
   }

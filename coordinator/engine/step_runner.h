@@ -70,8 +70,11 @@ class StepRunner {
   [[nodiscard]] std::size_t activation_bytes() const;
 
  private:
-  [[nodiscard]] StepContext context();
+  [[nodiscard]] StepContext context(Experts& experts);
+  [[nodiscard]] StepContext context_of(StepBatch const& batch, Experts& experts);
   void forward(StepBatch const& batch);
+  [[nodiscard]] StepExperts* begin_step(StepBatch const& batch);
+  bool run_ahead(StepContext const& step, StepExperts& experts);  // whether it counts
   void run_layers(StepContext const& step);
   [[nodiscard]] std::optional<std::size_t> positions_of_graph(StepBatch const& batch) const;
   [[nodiscard]] RowTask task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const;
@@ -85,6 +88,7 @@ class StepRunner {
   std::vector<std::uint32_t> moe_layers_;
   std::uint32_t first_routed_;  // of the decoder's, among them
   std::size_t experts_per_token_;
+  bool const layers_need_host_;
   Activations activations_;
   BalanceStatistics balance_;
   StageTimes stages_;
@@ -97,6 +101,7 @@ class StepRunner {
   std::size_t last_tokens_ = 0;
   std::vector<std::uint32_t> head_rows_;       // [R]
   std::vector<std::size_t> experts_of_layer_;  // [MoE layers] K
+  ExchangeShape row_exchange_;                 // of one token
   std::optional<StepInputs> inputs_;           // with a device
   std::optional<StepGraphs> graphs_;           // where steps can be recorded
   bool stages_on_device_ = false;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/base/aligned_buffer.h"
+#include "common/moe/placement.h"
 #include "common/moe/routing.h"
 #include "common/protocol/dispatch_layout.h"
 #include "common/tensor/tensor.h"
@@ -51,11 +52,20 @@ struct Member {
   // the others wait for it: were they sent as well, its answers would queue behind them at this end, and they behind
   // its answers at the other.
   std::deque<LegPlace> turns{};
+  std::shared_ptr<void const> shared_rows{};  // of the static form, that its link may read
 
   // Nothing touches its buffers any more.
   [[nodiscard]] bool at_rest() const { return open_ops == 0 && (!link || link->aborted()); }
 
   [[nodiscard]] bool lost() const { return !lost_reason.empty(); }
+};
+
+// A layer with experts, and who holds them.
+struct PlacedLayer {
+  std::uint32_t layer = 0;  // through all stacks
+  std::size_t hidden = 0;
+  std::size_t num_experts = 0;
+  std::optional<LayerPlacement> placement;  // over the members, and this process after them
 };
 
 // What one worker has to do for an exchange.

@@ -4,9 +4,11 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/moe/routing.h"
 #include "common/tensor/tensor.h"
@@ -19,6 +21,15 @@ class ExpertsLost : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;  // names layer and file
 };
+
+// A step whose exchanges are all known when it begins.
+struct StepShape {
+  std::size_t tokens = 0;                   // rows of every dispatch
+  std::size_t experts_per_token = 0;        // K of them
+  std::span<std::uint32_t const> layers{};  // that dispatch, in this order
+};
+
+class StepExperts;
 
 // Every member runs on the engine thread.
 class Experts {
@@ -62,9 +73,16 @@ class Experts {
   };
   [[nodiscard]] Combine combine(Exchange exchange, MatrixView<float> out) { return {*this, exchange, out}; }
 
+  // The same experts for one step that the host need not follow on its way, to the same bits: its exchanges go by what
+  // is returned, layer by layer, until its outcome is known; progress() is called here all the while. Null: they go by
+  // dispatch() here.
+  virtual StepExperts* begin_step(StepShape const& /*shape*/) { return nullptr; }
+
   // Moves messages and resumes every waiter whose exchange became complete. Never waits for anyone; the engine calls it
   // until its micro-batches are done.
   virtual void progress() = 0;
+  // Between two calls of progress(): a moment, that a message may cut short.
+  virtual void pause(PollPause pause) { pause_polling(pause); }
 
   // Before the first step after a pause / when there is nothing to do: workers wake from or go to sleep on their
   // control socket.
@@ -75,6 +93,19 @@ class Experts {
   virtual bool complete(Exchange exchange) = 0;                              // all rows back, or given up
   virtual void wait(Exchange exchange, std::coroutine_handle<> waiter) = 0;  // at most one waiter an exchange
   virtual void finish(Exchange exchange, MatrixView<float> out) = 0;         // combines, frees the slot
+};
+
+// Of a step under way nothing may be waited for but its exchanges, and its outcome: a device that waits for a worker
+// that has died goes on when this host says so.
+class StepExperts : public Experts {
+ public:
+  enum class Outcome : std::uint8_t {
+    under_way,
+    good,
+    lost,  // a worker died in it, or made something up: what came of it is of no worth, and it has to be run again
+  };
+  // When all its layers are combined. good and lost are said once, and the step is over.
+  virtual Outcome outcome() = 0;
 };
 
 }  // namespace expertmesh

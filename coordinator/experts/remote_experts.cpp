@@ -14,6 +14,7 @@
 #include "common/moe/dispatch_plan.h"
 #include "common/protocol/dispatch_layout.h"
 #include "coordinator/experts/exchange_slot.h"
+#include "coordinator/experts/static_exchange.h"
 
 namespace expertmesh {
 namespace {
@@ -74,6 +75,14 @@ class RemoteExperts::Impl {
     own_calls_.reserve(max_slots);
     missing_.reserve(max_slots);
     traffic_.rows_sent.resize(layers_.size());
+    if (limits_.static_bytes > 0 && exec.device() && limits_.make_link && !limits_.mixed_numerics)
+      static_.emplace(
+          model,
+          StaticExchangeOptions{.max_tokens = limits_.max_tokens,
+                                .experts_per_token = limits_.experts_per_token,
+                                .most_bytes = limits_.static_bytes,
+                                .lose = [this](Member& member, std::string const& why) { lose(member, why); }},
+          exec, transport_, traffic_);
     adopt();
   }
 
@@ -111,6 +120,21 @@ class RemoteExperts::Impl {
     return {.slot = slot_index};
   }
 
+  StepExperts* begin_step(StepShape const& shape) {
+    if (!static_) return nullptr;
+    EM_CHECK(std::ranges::none_of(slots_, &ExchangeSlot::in_use), "a step begins before exchanges have ended");
+    notice_deaths();
+    if (stale()) adopt();
+    ++num_exchanges_;
+    attempt_ = attempt_ % kMaxTag + 1;
+    ExchangeId const id{.coordinator_id = coordinator_id_,
+                        .step = num_exchanges_,
+                        .coordinator_incarnation = 1,
+                        .attempt = attempt_,
+                        .flags = kFlagRowsApart | (limits_.checksums ? kFlagChecksum : 0)};
+    return static_->begin(shape, id, members_, layers_) ? &*static_ : nullptr;
+  }
+
   void progress() {
     notice_deaths();
     std::array<Completion, 32> done;
@@ -126,6 +150,15 @@ class RemoteExperts::Impl {
       if (std::ranges::find(slots_[i].legs, Leg::State::lost, &Leg::state) != slots_[i].legs.end()) ask_others(i);
       if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
     }
+    if (static_) static_->progress();
+  }
+
+  void pause(PollPause pause) {
+    bool const links = std::ranges::any_of(members_, [](auto const& member) { return member->link != nullptr; });
+    if (links)  // they want to be polled
+      pause_polling(pause);
+    else
+      transport_.wait(pause);
   }
 
   bool complete(Exchange exchange) const {
@@ -170,6 +203,7 @@ class RemoteExperts::Impl {
 
   WorkerGroup& group() { return *group_; }
   Traffic const& traffic() const { return traffic_; }
+  StaticSteps static_steps() const { return static_ ? static_->steps() : StaticSteps{}; }
   Recoveries recoveries() const {
     Recoveries out = recoveries_;
     out.own = own_.loads();
@@ -178,13 +212,6 @@ class RemoteExperts::Impl {
   }
 
  private:
-  struct Layer {
-    std::uint32_t layer = 0;
-    std::size_t hidden = 0;
-    std::size_t num_experts = 0;
-    std::optional<LayerPlacement> placement;  // over members_, and this process after them
-  };
-
   // ---- who holds what
 
   bool stale() const { return !plan_ || seen_version_ != group_->version() || any_lost_; }
@@ -213,6 +240,7 @@ class RemoteExperts::Impl {
       members.back()->peer = peer;  // with the experts it holds by now
     }
     members_ = std::move(members);
+    if (static_) static_->forget_placement();
 
     auto const self = static_cast<std::uint32_t>(members_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -243,7 +271,8 @@ class RemoteExperts::Impl {
     DispatchLayout const layout(hidden_, wire_);
     LegMessages& messages = member.messages.emplace_back();
     messages.request =
-        AlignedBuffer<std::byte>(layout.request_bytes(message_limits_.max_rows, message_limits_.max_entries));
+        AlignedBuffer<std::byte>(std::max(layout.request_bytes(message_limits_.max_rows, message_limits_.max_entries),
+                                          step_message_bytes(layers_.size())));
     messages.answer = AlignedBuffer<std::byte>(layout.answer_bytes(message_limits_.max_entries));
     transport_.register_buffer(messages.request.span());
     transport_.register_buffer(messages.answer.span());
@@ -255,7 +284,7 @@ class RemoteExperts::Impl {
   }
 
   std::size_t index_of(std::uint32_t layer) const {
-    auto const found = std::ranges::find(layers_, layer, &Layer::layer);
+    auto const found = std::ranges::find(layers_, layer, &PlacedLayer::layer);
     EM_CHECK(found != layers_.end(), "layer " << layer << " has no routed experts");
     return static_cast<std::size_t>(found - layers_.begin());
   }
@@ -274,7 +303,7 @@ class RemoteExperts::Impl {
   // both messages.
   void send(std::uint32_t slot_index, std::size_t w) {
     ExchangeSlot& slot = slots_[slot_index];
-    Layer const& layer = layers_[slot.layer_index];
+    PlacedLayer const& layer = layers_[slot.layer_index];
     DispatchLayout const layout(layer.hidden, wire_);
     std::size_t const row_bytes = layout.row_bytes();
     auto const rows = plan_->rows(w);
@@ -327,6 +356,7 @@ class RemoteExperts::Impl {
                                     std::span<std::byte const>(messages.request.span()).first(request.bytes));
     member->open_ops += 2;
     traffic_.bytes_sent += request.bytes;
+    if (member->peer.by_shm) traffic_.shm_bytes_sent += request.bytes;
     traffic_.rows_sent[slot.layer_index] += rows.size();
   }
 
@@ -338,7 +368,7 @@ class RemoteExperts::Impl {
 
   // The plan's entries without a holder among the workers.
   void run_own(ExchangeSlot& slot) {
-    Layer const& layer = layers_[slot.layer_index];
+    PlacedLayer const& layer = layers_[slot.layer_index];
     std::size_t const row_bytes = DispatchLayout(layer.hidden, wire_).row_bytes();
     auto const rows = plan_->rows(members_.size());
     own_calls_.clear();
@@ -373,6 +403,7 @@ class RemoteExperts::Impl {
     --member.open_ops;
     if (member.lost()) return;
     if (completion.status != OpStatus::ok) return lose(member, "the transport lost it");
+    if (static_ && static_->take(member, completion)) return;
     for (std::size_t s = 0; s < kNumSlots; ++s)
       for (Leg& leg : slots_[s].legs) {
         if (leg.state != Leg::State::waiting || (completion.op != leg.send && completion.op != leg.recv)) continue;
@@ -393,6 +424,7 @@ class RemoteExperts::Impl {
     auto const parsed = parse_answer(std::span<std::byte const>(leg.messages->answer.span()).first(bytes), layout,
                                      leg.id, leg.num_entries);
     traffic_.bytes_received += bytes;
+    if (leg.member->peer.by_shm) traffic_.shm_bytes_received += bytes;
     if (auto const* error = std::get_if<WireError>(&parsed)) {
       lose(*leg.member, "bad answer: " + describe(*error));
       return false;
@@ -409,7 +441,7 @@ class RemoteExperts::Impl {
   // overflow; a broken worker makes things up.
   bool is_what_we_get(std::size_t slot_index, Leg const& leg) {
     ExchangeSlot& slot = slots_[slot_index];
-    Layer const& layer = layers_[slot.layer_index];
+    PlacedLayer const& layer = layers_[slot.layer_index];
     std::size_t const row_bytes = DispatchLayout(layer.hidden, wire_).row_bytes();
     auto const leg_index = static_cast<std::uint32_t>(&leg - slot.legs.data());
     own_calls_.clear();
@@ -483,7 +515,7 @@ class RemoteExperts::Impl {
     std::string const why = member.link->failure();
     if (member.link_is_ready || limits_.links_required) return lose(member, "its rows' link failed: " + why);
     spdlog::warn("worker {}: rows go by the host, there is no link: {}", member.peer.worker.value(), why);
-    group_->set_row_transport(member.peer, "mpi (" + why + ")");
+    group_->set_row_transport(member.peer, "host (" + why + ")");
     member.link->abort(why, nullptr);
     given_up_.push_back(std::exchange(member.link, nullptr));
   }
@@ -574,7 +606,7 @@ class RemoteExperts::Impl {
   std::uint64_t seen_version_ = 0;
   std::vector<std::shared_ptr<RowLink>> given_up_;  // links of members that live
   bool any_lost_ = false;                           // since the last adopt()
-  std::vector<Layer> layers_;                       // as in ExpertModelSpec
+  std::vector<PlacedLayer> layers_;                 // as in ExpertModelSpec
   std::optional<DispatchPlan> plan_;
   std::array<ExchangeSlot, kNumSlots> slots_;
   std::vector<OwnExperts::Row> own_calls_;
@@ -586,6 +618,7 @@ class RemoteExperts::Impl {
   Traffic traffic_;
   Recoveries recoveries_;
   PaceMonitor paces_;
+  std::optional<StaticExchange> static_;  // if it may ever be used
 };
 
 RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits,
@@ -600,8 +633,14 @@ std::size_t RemoteExperts::link_buffer_bytes(ExpertModelSpec const& model, std::
 Experts::Exchange RemoteExperts::dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
   return impl_->dispatch(layer, x, routing);
 }
+StepExperts* RemoteExperts::begin_step(StepShape const& shape) {
+  return impl_->begin_step(shape);
+}
 void RemoteExperts::progress() {
   impl_->progress();
+}
+void RemoteExperts::pause(PollPause pause) {
+  impl_->pause(pause);
 }
 void RemoteExperts::wake() {
   impl_->group().wake();
@@ -611,6 +650,9 @@ void RemoteExperts::idle() {
 }
 RemoteExperts::Traffic const& RemoteExperts::traffic() const {
   return impl_->traffic();
+}
+RemoteExperts::StaticSteps RemoteExperts::static_steps() const {
+  return impl_->static_steps();
 }
 RemoteExperts::Recoveries RemoteExperts::recoveries() const {
   return impl_->recoveries();

@@ -33,6 +33,7 @@ struct RemoteExpertsLimits {
   // its rows go with the messages; so they do if it never is, unless links are required: then the member is lost.
   std::function<std::shared_ptr<RowLink>(WorkerPeer const&)> make_link{};
   bool links_required = false;
+  std::size_t static_bytes = 0;  // of a layer, up to which steps go by the static form (static_exchange.h); 0: none
 };
 
 class RemoteExperts final : public Experts {
@@ -50,17 +51,27 @@ class RemoteExperts final : public Experts {
                                        std::size_t experts_per_token);
 
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
+  StepExperts* begin_step(StepShape const& shape) override;
   void progress() override;
+  void pause(PollPause pause) override;
   void wake() override;
   void idle() override;
   struct Traffic {
     std::size_t bytes_sent = 0;
     std::size_t bytes_received = 0;
+    std::size_t shm_bytes_sent = 0;  // of them, through shared memory
+    std::size_t shm_bytes_received = 0;
     std::size_t link_bytes_sent = 0;  // of rows past the messages; not in the two above
     std::size_t link_bytes_received = 0;
     std::vector<std::size_t> rows_sent;  // per MoE layer: a token counts once per worker it goes to
   };
   [[nodiscard]] Traffic const& traffic() const;  // since start; engine thread
+  // In the static form, since start; engine thread.
+  struct StaticSteps {
+    std::size_t good = 0;
+    std::size_t lost = 0;  // which have been run again in the exact form
+  };
+  [[nodiscard]] StaticSteps static_steps() const;
   // What workers' deaths cost, since start; engine thread.
   struct Recoveries {
     std::size_t exchanges = 0;          // that met a death

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "common/base/check.h"
 
@@ -85,6 +86,10 @@ struct Metrics::Impl {
       counter("expertmesh:coordinator_expert_rows_total", "Expert rows the coordinator ran for want of a worker");
   Counter& own_loads =
       counter("expertmesh:coordinator_expert_loads_total", "Experts the coordinator loaded for want of a worker");
+  std::uint64_t static_seen = 0, repeated_seen = 0;
+  Counter& static_steps = counter("expertmesh:static_steps_total", "Steps in the static form of the exchange");
+  Counter& repeated_steps =
+      counter("expertmesh:repeated_steps_total", "Steps begun in the static form and run again, for a worker's death");
   Gauge& quarantine = gauge("expertmesh:quarantined_bytes", "Message buffers that dead workers still hold");
   Family<Counter>& http = prometheus::BuildCounter()
                               .Name("expertmesh:http_requests_total")
@@ -222,6 +227,11 @@ void Metrics::set_recoveries(Recoveries const& now) {
   raise(impl_->own_loads, seen.own_loads, now.own_loads);
   impl_->quarantine.Set(static_cast<double>(now.quarantined_bytes));
   seen = now;
+}
+
+void Metrics::set_static_steps(std::uint64_t good, std::uint64_t lost) {
+  impl_->static_steps.Increment(static_cast<double>(good - std::exchange(impl_->static_seen, good)));
+  impl_->repeated_steps.Increment(static_cast<double>(lost - std::exchange(impl_->repeated_seen, lost)));
 }
 
 void Metrics::count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received) {

@@ -16,6 +16,7 @@ import datetime
 import functools
 import json
 import resource
+import secrets
 import signal
 import struct
 import sys
@@ -29,6 +30,7 @@ MEMORY_BYTES = 1 << 30
 MAX_TEXT = 1 << 24  # characters
 MAX_ERROR = 2000
 ROW_FIELDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "now", "chat_template_kwargs")
+FINAL_MARK = f"CONTINUED{secrets.token_hex(16)} "  # nobody's text has it; the blank shows whether the template trims
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -130,16 +132,33 @@ def prepared_for_api(message):
     return message
 
 
-def cut_after_final_message(text, message):
-    """Continues the last message: drops what the template wrote behind its content."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = content[-1].get("text", "") if content else ""
-    place = text.rfind(content.strip())
-    if place < 0:
+def with_final_mark(messages):
+    """(messages, text): the last message's text has FINAL_MARK behind it, to be seen where the template writes it."""
+    message = dict(messages[-1]) if messages else {}
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = list(content)
+        last = next((i for i in reversed(range(len(parts))) if isinstance(parts[i], dict) and isinstance(parts[i].get("text"), str)), None)
+        if last is None:
+            raise RowError("continue_final_message: the final message has no text to continue")
+        text = parts[last]["text"]
+        parts[last] = dict(parts[last], text=text + FINAL_MARK)
+        message["content"] = parts
+    elif isinstance(content, str) and not isinstance(content, NoContent):
+        text = content
+        message["content"] = content + FINAL_MARK
+    else:
+        raise RowError("continue_final_message: the final message has no content to continue")
+    return messages[:-1] + [message], text
+
+
+def cut_at_final_mark(rendered, text):
+    """Continues the last message: drops what the template wrote behind its text, and blanks at its end if the template does."""
+    place = rendered.rfind(FINAL_MARK.strip())
+    if place < 0 or text.strip() not in rendered:
         raise RowError("continue_final_message: the template does not show the final message's content as it is")
-    kept = text[place:]
-    return text[:place] + (content.rstrip() if not kept.startswith(content) else content)
+    kept = rendered[:place]
+    return kept if rendered.startswith(FINAL_MARK, place) else kept.rstrip()
 
 
 def moment(now):
@@ -171,12 +190,18 @@ class Renderer:
         kwargs = row.get("chat_template_kwargs") or {}
         if not isinstance(kwargs, dict):
             raise RowError("chat_template_kwargs: must be an object")
+        for name in ROW_FIELDS:
+            if name in kwargs:
+                raise RowError(f"chat_template_kwargs: {name} is a field of its own")
         Clock.now = moment(row.get("now"))
         variables = dict(self.variables)
         variables.update((name, value) for name, value in row.items() if name not in ROW_FIELDS)
         variables.update(kwargs)
         if self.api:
             messages = [prepared_for_api(message) for message in messages]
+        final_text = None
+        if row.get("continue_final_message"):
+            messages, final_text = with_final_mark(messages)
         variables.update(
             messages=[with_reasoning_aliases(message) for message in messages],
             tools=row.get("tools"),
@@ -184,9 +209,7 @@ class Renderer:
             add_generation_prompt=row.get("add_generation_prompt", False),
         )
         text = "".join(bounded(compiled(self.template_for(row.get("tools"))).generate(variables)))
-        if row.get("continue_final_message") and messages:
-            text = cut_after_final_message(text, messages[-1])
-        return text
+        return text if final_text is None else cut_at_final_mark(text, final_text)
 
 
 def bounded(pieces):
@@ -246,8 +269,9 @@ def row_answer(renderer, data):
 
 def confine():
     """A second wall behind the sandbox: no file can be opened, no process started. What is imported late is loaded before."""
-    import encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.unicode_escape, encodings.utf_16, encodings.utf_32
-    import jinja2.constants, jinja2.debug, linecache, pprint, textwrap, traceback
+    import encodings.ascii, encodings.idna, encodings.latin_1, encodings.punycode, encodings.raw_unicode_escape
+    import encodings.unicode_escape, encodings.utf_16, encodings.utf_32
+    import html, jinja2.constants, jinja2.debug, linecache, pprint, stringprep, textwrap, traceback, unicodedata
 
     Clock.strftime("%c %Z")
     for trial in ("{{ '\\u00e9a'|wordwrap(1) }}{{ nothing.at_all }}", "{{ lipsum(1) }}{{ 'a'|urlize }}{{ 1|pprint }}", "{% if %}"):

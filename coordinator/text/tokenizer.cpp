@@ -41,7 +41,13 @@ std::vector<AddedToken> with_configured(std::vector<AddedToken> tokens, Tokenize
     else
       *same = token;
   }
-  for (auto& token : tokens) token.id = model.id_of(token.content).value_or(token.id);
+  for (auto& token : tokens) {
+    token.id = model.id_of(token.content).value_or(token.id);
+    auto const id = static_cast<std::size_t>(token.id);
+    if (id < model.tokens().size() && model.tokens()[id] && *model.tokens()[id] != token.content)
+      tokenizer_error("added_tokens", "token '" + token.content + "' has id " + std::to_string(token.id) +
+                                          ", which is that of '" + *model.tokens()[id] + "'");
+  }
   return tokens;
 }
 

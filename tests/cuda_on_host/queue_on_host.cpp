@@ -37,6 +37,10 @@ class ThreadQueue final : public QueueOnHost {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return work_.empty(); });
   }
+  [[nodiscard]] bool idle() override {
+    std::lock_guard const lock(mutex_);
+    return work_.empty();
+  }
   void read(void* to, void const* device, std::size_t bytes) override {
     EM_CHECK(memory_.is_allocated(device, bytes), bytes << " bytes from " << device);
     DeviceArena::Access const access(memory_);

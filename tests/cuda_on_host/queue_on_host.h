@@ -10,7 +10,8 @@ class QueueOnHost {
  public:
   virtual ~QueueOnHost() = default;  // when all is done
   virtual void push(std::function<void()> work) = 0;
-  virtual void finish() = 0;  // waits
+  virtual void finish() = 0;              // waits
+  [[nodiscard]] virtual bool idle() = 0;  // nothing is left to do
   // Copies between the host's memory and the device's, for work that was pushed. Memory that is not allocated aborts.
   virtual void read(void* to, void const* device, std::size_t bytes) = 0;
   virtual void write(void* device, void const* from, std::size_t bytes) = 0;

@@ -4,6 +4,7 @@
 #include <future>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "common/base/check.h"
 #include "common/base/error.h"
@@ -61,7 +62,7 @@ void* allocate_bytes(Stream& stream, std::size_t bytes) {
   return memory;
 }
 void release_bytes(Stream& stream, void* memory) noexcept {
-  if (memory) stream.memory.release(memory);
+  if (memory) stream.run([&arena = stream.memory, memory] { arena.release(memory); });
 }
 
 void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
@@ -69,20 +70,26 @@ void copy_in(Stream& stream, void* to, void const* from, std::size_t bytes) {
   EM_CHECK(stream.memory.is_allocated(to, bytes), bytes << " bytes to " << to);
   check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(from), "from the device's own memory");
-  DeviceArena::Access const access(stream.memory);
-  std::memcpy(to, from, bytes);
+  auto const copy = [&arena = stream.memory, to, bytes](void const* source) {
+    DeviceArena::Access const access(arena);
+    std::memcpy(to, source, bytes);
+  };
+  if (stream.runs_at_once()) return copy(from);
+  auto const* const begin = static_cast<std::byte const*>(from);
+  stream.run([copy, kept = std::vector<std::byte>(begin, begin + bytes)] { copy(kept.data()); });
 }
 void copy_out(Stream& stream, void* to, void const* from, std::size_t bytes) {
   EM_CHECK(!stream.queue, "a download on a stream beside the first");
   EM_CHECK(stream.memory.is_allocated(from, bytes), bytes << " bytes from " << from);
   check_not_recording(stream, "a copy");
   EM_CHECK(!stream.memory.contains(to), "to the device's own memory");
+  stream.finish();
   DeviceArena::Access const access(stream.memory);
   std::memcpy(to, from, bytes);
 }
 void wait(Stream& stream) {
   check_not_recording(stream, "a wait");
-  if (stream.queue) stream.queue->finish();
+  stream.finish();
 }
 void hold_back(Stream& /*stream*/, double /*seconds*/) {}  // nothing could be called for in the meantime
 
@@ -135,7 +142,9 @@ void record(Stream& stream, Event& event) {
   stream.run([moment = event.moment] { moment->told.set_value(std::chrono::steady_clock::now()); });
 }
 void wait_for(Stream& later, Event const& event) {
-  later.run([time = event.time()] { time.wait(); });
+  if (!later.queue && is_past(later, event)) return;
+  if (!later.queue && !later.behind) later.behind = make_thread_queue(later.memory);
+  (later.queue ? later.queue : later.behind)->push([time = event.time()] { time.wait(); });
 }
 bool is_past(Stream& /*stream*/, Event const& event) {
   return event.time().wait_for(std::chrono::seconds(0)) == std::future_status::ready;

@@ -1,5 +1,6 @@
 // What a Stream is on the host: the device's memory. Kernels and copies of the first are done when their call returns,
-// those of another when its thread has come to them.
+// but for those that come behind a wait for another stream; those of another when its thread has come to them. So no
+// call waits for what another stream waits for, as none does on a GPU.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -22,14 +23,20 @@ struct Stream {
   std::shared_ptr<DeviceArena> arena = std::make_shared<DeviceArena>();
   DeviceArena& memory = *arena;
   std::unique_ptr<QueueOnHost> queue{};                // null: the first
+  std::unique_ptr<QueueOnHost> behind{};               // of the first: a wait, and what has come behind it
   std::optional<std::vector<KernelCall>> recording{};  // under way
 
+  [[nodiscard]] bool runs_at_once() const { return !queue && (!behind || behind->idle()); }
   // At once, or when it is its turn.
   void run(std::function<void()> work) const {
-    if (queue)
-      queue->push(std::move(work));
-    else
+    if (runs_at_once())
       work();
+    else
+      (queue ? queue : behind)->push(std::move(work));
+  }
+  void finish() const {
+    if (queue) queue->finish();
+    if (behind) behind->finish();
   }
 };
 

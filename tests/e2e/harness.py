@@ -26,9 +26,11 @@ STOP_SECONDS = 20
 class Server:
     """`expertmesh serve` on a free port, in a process group of its own. A context manager; prints its log when the body fails."""
 
+    SUBCOMMAND = ("serve",)
+
     def __init__(self, model_dir, *options):
         port = [] if "--port" in options else ["--port", "0"]
-        self.command = [EXPERTMESH, "serve", str(model_dir), *port, *map(str, options)]
+        self.command = [EXPERTMESH, *self.SUBCOMMAND, str(model_dir), *port, *map(str, options)]
         self._log = tempfile.TemporaryFile("w+b")
         # The command becomes the coordinator (exec), so this is the coordinator's pid.
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log,
@@ -175,6 +177,12 @@ def wait_until(condition, seconds, what):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.02)
+
+
+def has_failed(test):
+    """Whether this test case has failed; for its tearDown and cleanups."""
+    result = test._outcome.result
+    return any(case is test for case, _ in result.failures + result.errors)
 
 
 def is_alive(pid):

@@ -139,21 +139,27 @@ class DeviceTest(unittest.TestCase):
     @unittest.skipUnless("EXPERTMESH_NCCL" in os.environ, "several processes on one GPU need a library that takes them")
     def test_rows_go_by_nccl(self):
         golden = Golden(CASE)
-        with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", "--row-transport", "nccl") as server:
+        with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", "--row-transport", "nccl",
+                        "--static-exchange-bytes", 1 << 20) as server:
             def all_by_nccl():
                 server.complete(**body_of(golden.prompts[0], 1))  # links come up while there are steps
                 workers = server.get("/v1/cluster")[1]["workers"]
                 return all(w["state"] == "serving" and w["row_transport"].startswith("nccl") for w in workers) and workers
             victim = wait_until(all_by_nccl, 60, "both are linked")[1]
             self.check_tokens(server)
+            self.assertGreater(server.metric("static_steps_total"), 0)
+            self.assertEqual(server.metric("repeated_steps_total"), 0)
             self.check_a_stream_without(server, victim)
 
             def its_successor_too():
                 workers = all_by_nccl()
                 return workers and workers[1]["pid"] != victim["pid"]
             wait_until(its_successor_too, 60, "the new worker is linked")
+            before = server.metric("static_steps_total")
             self.check_tokens(server)
+            self.assertGreater(server.metric("static_steps_total"), before)
             self.assertEqual(server.metric("requests_failed_total"), 0)
+            self.assertLessEqual(server.metric("repeated_steps_total"), 1)
 
     def test_what_it_cannot_do_is_refused(self):
         code, line = serve("--device", "cuda:99")

@@ -69,6 +69,36 @@ class WorkersTest(unittest.TestCase):
             self.assertEqual(metrics["expertmesh:worker_deaths_total"], 1)
             self.assertEqual(metrics["expertmesh:workers_serving"], 2)
 
+    def test_messages_go_by_shared_memory_or_by_mpi_to_the_same_tokens(self):
+        seen = {}
+        for option, transport in (("mpi", "mpi"), ("shm", "shm"), ("auto", "shm")):
+            with self.subTest(option=option), Server(DEMO_MODEL, "--workers", 2, "--transport", option) as server:
+                self.assertEqual({worker["transport"] for worker in workers_of(server)}, {transport})
+                seen[option] = server.complete(**LONG)["choices"][0]["text"]
+                victim = workers_of(server)[0]
+                text = ""
+                with server.stream("/v1/completions", LONG) as events:
+                    text += next(events)["choices"][0]["text"]
+                    os.kill(victim["pid"], signal.SIGKILL)
+                    for event in events:
+                        text += event["choices"][0]["text"]
+                self.assertEqual(text, seen[option])
+
+                def replaced(victim=victim, server=server):
+                    worker, = (worker for worker in workers_of(server) if worker["id"] == victim["id"])
+                    return worker["state"] == "serving" and worker["incarnation"] > victim["incarnation"] and worker
+                self.assertEqual(wait_until(replaced, 30, "a new worker serves in its place")["transport"], transport)
+                self.assertEqual(server.complete(**LONG)["choices"][0]["text"], text)
+                metrics = server.metrics()
+                self.assertEqual(metrics["expertmesh:requests_failed_total"], 0)
+                self.assertEqual(metrics["expertmesh:requests_accepted_total"], metrics["expertmesh:requests_finished_total"])
+                other = "shm" if transport == "mpi" else "mpi"
+                for direction in ("sent", "received"):
+                    name = 'expertmesh:transport_bytes_total{direction="%s",transport="%s"}'
+                    self.assertGreater(metrics[name % (direction, transport)], 0)
+                    self.assertEqual(metrics[name % (direction, other)], 0)
+        self.assertEqual(len(set(seen.values())), 1)
+
     def test_interrupt_finishes_what_runs_and_leaves_nothing_behind(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             with self.subTest(signal=number), Server(DEMO_MODEL, "--workers", 2) as server:

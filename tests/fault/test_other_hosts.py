@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,65 +15,30 @@ import unittest
 from pathlib import Path
 
 from crowd import DEMO_MODEL, Crowd, Server, books_are_closed, quiet_answers, wait_until, workers_of
-from harness import EXPERTMESH, is_alive
+import namespaces
+from harness import EXPERTMESH, has_failed, is_alive
+from namespaces import BRIDGE, run
 
-INSIDE = "EM_TEST_INSIDE_NAMESPACE"
-BRIDGE = "em0"
-CONTROL = "10.77.0.1:7070"
-# lo of a new namespace is down, and /sys shows the devices of the namespace it was mounted in.
-SETUP = "mount -t sysfs sysfs /sys && ip link set lo up"
+CONTROL = f"{namespaces.ADDRESS}:7070"
 
 
-def unshare(*flags):
-    return ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--net", "--mount", "--uts", *flags]
-
-
-def run(*command, check=True):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if check and done.returncode:
-        raise AssertionError(f"{' '.join(command)}: {done.stderr}")
-    return done
-
-
-class Host:
-    """A namespace with one link to the bridge, and a worker in it."""
+class Host(namespaces.Host):
+    """A host with a worker in it."""
 
     def __init__(self, number, secret_file, folder, options=()):
-        self.port = f"w{number}"  # the bridge's end of the link
-        self.log = open(Path(folder) / f"host{number}.log", "w+", encoding="utf-8", errors="replace")
-        self.holder = subprocess.Popen(unshare("sh", "-c", f"{SETUP} && hostname host{number} && echo up && exec setpriv --pdeathsig KILL sleep infinity"),
-                                       stdout=subprocess.PIPE)
-        if self.holder.stdout.readline() != b"up\n":
-            raise AssertionError("no namespace")
-        run("ip", "link", "add", "name", self.port, "type", "veth", "peer", "name", "eth0", "netns", str(self.holder.pid))
-        run("ip", "link", "set", self.port, "master", BRIDGE, "up")
-        self.run("ip", "addr", "add", f"10.77.0.{1 + number}/24", "dev", "eth0")
-        self.run("ip", "link", "set", "eth0", "up")
+        super().__init__(number, folder)
         self.command = [EXPERTMESH, "worker", "--join", CONTROL, "--secret-file", str(secret_file), "--threads", "1",
                         "--shared-cores", "--capacity", "1", "--rejoin-for", "60", *options]
         self.worker = None
 
-    def enter(self, *command):
-        return ["nsenter", "--target", str(self.holder.pid), "--net", "--mount", "--uts", *command]
-
-    def run(self, *command, check=True):
-        return run(*self.enter(*command), check=check)
-
     def start(self):
-        self.worker = subprocess.Popen(self.enter(*self.command), stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
-
-    def text(self):
-        self.log.seek(0)
-        return self.log.read()
+        self.worker = super().start(*self.command)
 
     def close(self):
         if self.worker:
             self.worker.terminate()
             self.worker.wait(30)
-        self.holder.kill()
-        self.holder.wait()
-        self.holder.stdout.close()
-        self.log.close()
+        super().close()
 
 
 def remote_workers(server, state="serving"):
@@ -87,19 +51,16 @@ class OtherHostsTest(unittest.TestCase):
         self.secret = Path(self.folder.name) / "secret"
         self.secret.write_text(secrets.token_hex(16))
         self.secret.chmod(0o600)
-        run("ip", "link", "add", "name", BRIDGE, "type", "bridge")
-        run("ip", "addr", "add", "10.77.0.1/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
+        namespaces.make_bridge()
         self.hosts = []
 
     def tearDown(self):
-        outcome = getattr(self._outcome, "success", True)
         for host in self.hosts:
             host.close()
-        if not outcome:
+        if has_failed(self):
             for log in Path(self.folder.name).glob("*.log"):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
-        run("ip", "link", "del", BRIDGE)
+        namespaces.remove_bridge()
         self.folder.cleanup()
 
     def host(self, *options, secret=None):
@@ -296,17 +257,5 @@ class OtherHostsTest(unittest.TestCase):
             self.assertEqual(len(remote_workers(server)), 1)
 
 
-def main():
-    if INSIDE in os.environ:
-        unittest.main()
-    probe = subprocess.run(unshare("sh", "-c", f"{SETUP} && ip link add name {BRIDGE} type bridge && ip link add name probe0 type veth peer name probe1"),
-                           capture_output=True, text=True)
-    if probe.returncode:
-        print(f"SKIPPED: no network namespaces here: {probe.stderr.strip()}", flush=True)
-        return
-    os.environ[INSIDE] = "1"
-    os.execvp("unshare", unshare("sh", "-c", f'{SETUP} && exec "$@"', "sh", sys.executable, "-B", *sys.argv))
-
-
 if __name__ == "__main__":
-    main()
+    namespaces.main()

@@ -30,8 +30,10 @@ constexpr std::size_t kMaxTokens = 40;
 constexpr std::uint64_t kSeed = 11;
 RemoteExpertsLimits const kLimits{.experts_per_token = kPerToken, .max_tokens = kMaxTokens};
 
-ClusterOptions options(ExpertModelSpec const& model, std::size_t num_workers) {
+ClusterOptions options(ExpertModelSpec const& model, std::size_t num_workers,
+                       MessageTransport transport = MessageTransport::automatic) {
   ClusterOptions out;
+  out.transport = transport;
   out.num_workers = num_workers;
   out.worker_program = executable_dir() / "expertmesh-worker";
   out.load_format = LoadFormat::dummy;
@@ -83,6 +85,10 @@ void wait_until_gone(std::int64_t pid) {
   EXPECT_FALSE(running(pid)) << "process " << pid << " is still there";
 }
 
+char const* name_of(MessageTransport transport) {
+  return transport == MessageTransport::mpi ? "mpi" : "shm";
+}
+
 class MpiClusterOf : public ::testing::TestWithParam<DType> {};
 
 TEST_P(MpiClusterOf, AnyNumberOfWorkersGivesTheBitsOfThisProcess) {
@@ -93,17 +99,23 @@ TEST_P(MpiClusterOf, AnyNumberOfWorkersGivesTheBitsOfThisProcess) {
 
   // All are started before the first ends: see the CMakeLists.txt of this folder.
   std::vector<std::unique_ptr<Cluster>> clusters;
-  for (std::size_t const num_workers : {1U, 2U, 3U, 5U}) {
+  std::vector<char const*> transports;
+  for (auto const& [num_workers, transport] :
+       {std::pair(1U, MessageTransport::automatic), std::pair(2U, MessageTransport::mpi),
+        std::pair(2U, MessageTransport::shm), std::pair(3U, MessageTransport::mpi),
+        std::pair(5U, MessageTransport::automatic)}) {
     LoadProgress last;
     auto const on_progress = [&](LoadProgress const& progress) { last = progress; };
-    clusters.push_back(Cluster::start(options(world.model, num_workers), *source, on_progress, nullptr));
+    transports.push_back(name_of(transport));
+    clusters.push_back(Cluster::start(options(world.model, num_workers, transport), *source, on_progress, nullptr));
     clusters.back()->idle();
     EXPECT_EQ(last.loaded_bytes, last.total_bytes);
     EXPECT_EQ(last.total_bytes, clusters.back()->resident_bytes());
     EXPECT_EQ(clusters.back()->resident_bytes(), local->group().resident_bytes());
     EXPECT_EQ(clusters.back()->status().size(), num_workers);
   }
-  for (auto const& cluster : clusters) {
+  for (std::size_t i = 0; i < clusters.size(); ++i) {
+    auto const& cluster = clusters[i];
     auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
     for (int round = 0; round < 10; ++round) {
       experts->wake();
@@ -111,13 +123,20 @@ TEST_P(MpiClusterOf, AnyNumberOfWorkersGivesTheBitsOfThisProcess) {
       if (round % 2 == 1) experts->idle();
       ASSERT_TRUE(test::same_bits(seen, expected)) << cluster->members().size() << " workers";
     }
+    auto const& traffic = experts->traffic();
+    bool const by_shm = transports[i] != std::string("mpi");
+    EXPECT_GT(traffic.bytes_sent, 0U);
+    EXPECT_EQ(traffic.shm_bytes_sent, by_shm ? traffic.bytes_sent : 0U);
+    EXPECT_EQ(traffic.shm_bytes_received, by_shm ? traffic.bytes_received : 0U);
   }
-  for (auto const& cluster : clusters) {
+  for (std::size_t i = 0; i < clusters.size(); ++i) {
+    auto const& cluster = clusters[i];
     auto const status = cluster->status();
     for (auto const& worker : status) {
       EXPECT_EQ(worker.state, WorkerState::serving) << worker.death_reason;
       EXPECT_EQ(worker.isa, "scalar");
-      EXPECT_EQ(worker.transport, "mpi");
+      EXPECT_EQ(worker.transport, transports[i]);
+      EXPECT_EQ(worker.row_transport, transports[i]);
       EXPECT_TRUE(running(worker.pid));
     }
     cluster->shutdown();
@@ -129,11 +148,15 @@ TEST_P(MpiClusterOf, AnyNumberOfWorkersGivesTheBitsOfThisProcess) {
 INSTANTIATE_TEST_SUITE_P(WireDtypes, MpiClusterOf, ::testing::Values(DType::f32, DType::bf16),
                          [](auto const& tested) { return std::string(name_of(tested.param)); });
 
+class MpiClusterBy : public ::testing::TestWithParam<MessageTransport> {};
+INSTANTIATE_TEST_SUITE_P(Transports, MpiClusterBy, ::testing::Values(MessageTransport::mpi, MessageTransport::shm),
+                         [](auto const& tested) { return std::string(name_of(tested.param)); });
+
 // Again and again: something happens to a worker, nothing to the rows, and the worker is there again.
-void replace_ten_times(int signal) {
+void replace_ten_times(int signal, MessageTransport transport) {
   World world;
   auto const source = make_dummy_weights(kSeed);
-  auto const cluster = Cluster::start(options(world.model, 3), *source, nullptr, nullptr);
+  auto const cluster = Cluster::start(options(world.model, 3, transport), *source, nullptr, nullptr);
   auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
   auto const expected = world.run(*experts, 1);
   std::vector<std::int64_t> pids;
@@ -179,21 +202,21 @@ void replace_ten_times(int signal) {
   for (std::int64_t const pid : pids) wait_until_gone(pid);
 }
 
-TEST(MpiCluster, AKilledWorkerIsReplacedAndNobodyNotices) {
-  replace_ten_times(SIGKILL);
+TEST_P(MpiClusterBy, AKilledWorkerIsReplacedAndNobodyNotices) {
+  replace_ten_times(SIGKILL, GetParam());
 }
 
-TEST(MpiCluster, AStoppedWorkerIsReplacedAndNobodyNotices) {
-  replace_ten_times(SIGSTOP);
+TEST_P(MpiClusterBy, AStoppedWorkerIsReplacedAndNobodyNotices) {
+  replace_ten_times(SIGSTOP, GetParam());
 }
 
 // EM_FAULT_ROUNDS: deaths at each point (default 1; the documented long form takes 20).
-TEST(MpiCluster, MortalWorkersMayFailAtAnyPoint) {
+TEST_P(MpiClusterBy, MortalWorkersMayFailAtAnyPoint) {
   char const* const wanted = std::getenv("EM_FAULT_ROUNDS");
   int const rounds = wanted != nullptr ? std::atoi(wanted) : 1;
   World world;
   auto const source = make_dummy_weights(kSeed);
-  ClusterOptions mortal = options(world.model, 3);
+  ClusterOptions mortal = options(world.model, 3, GetParam());
   mortal.worker_program = executable_dir() / "mpi_mortal_worker";
   // A process that dies before it says hello is missed at this deadline only.
   mortal.rejoin_timeout = 2s;
@@ -226,6 +249,29 @@ TEST(MpiCluster, MortalWorkersMayFailAtAnyPoint) {
             << ::testing::PrintToString(start) << "; " << recoveries.exchanges << " exchanges met one, "
             << recoveries.seconds * 1e3 << " ms together\n";
   EXPECT_EQ(recoveries.quarantined_bytes, 0U);
+}
+
+TEST(MpiCluster, AStrangerToTheMemoryIsReachedByMpi) {
+  World world;
+  auto const source = make_dummy_weights(kSeed);
+  ClusterOptions strange = options(world.model, 2);
+  strange.worker_program = executable_dir() / "mpi_stranger_worker";
+  auto const cluster = Cluster::start(strange, *source, nullptr, nullptr);
+  auto const experts = make_cluster_experts(*cluster, world.model, *source, kLimits, world.exec);
+  auto const local = make_local_experts(world.model, *source, kLimits, world.exec, [](std::size_t, std::size_t) {});
+  EXPECT_TRUE(test::same_bits(world.run(*experts, 1), world.run(*local, 1)));
+  EXPECT_EQ(experts->traffic().shm_bytes_sent, 0U);
+  for (auto const& worker : cluster->status())
+    EXPECT_EQ(worker.transport.find("mpi (open: No such file or directory"), 0U) << worker.transport;
+
+  // Where it has to be shared memory, such a worker is none.
+  strange.transport = MessageTransport::shm;
+  try {
+    Cluster::start(strange, *source, nullptr, nullptr);
+    FAIL() << "messages by MPI";
+  } catch (ClusterError const& error) {
+    EXPECT_NE(std::string(error.what()).find("(--transport shm): mpi (open: "), std::string::npos) << error.what();
+  }
 }
 
 TEST(MpiCluster, WhatIsWrongWithTheModelIsSaidByTheWorkerThatFoundIt) {

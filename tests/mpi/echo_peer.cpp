@@ -1,16 +1,21 @@
-// The worker process of the transport tests. First message to the parent, with tag 1: its process id.
+// The worker process of the transport tests: by MPI, or through the memory that its argument offers. First message to
+// the parent, with tag 1: its process id.
+#include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "common/transport/shm_transport.h"
 #include "tests/mpi/echo_protocol.h"
 
 namespace expertmesh {
@@ -20,7 +25,7 @@ constexpr PeerId kParent{0};
 
 class EchoPeer {
  public:
-  EchoPeer() { transport_.add_peer(kParent, parent_comm()); }
+  explicit EchoPeer(std::unique_ptr<Transport> transport) : owned_(std::move(transport)) {}
 
   [[noreturn]] void serve() {
     std::int64_t const pid = ::getpid();
@@ -47,7 +52,7 @@ class EchoPeer {
       }
       if (header.command == echo::Command::answer_and_exit) {
         while (!sending_.empty()) poll();
-        exit_without_finalize(0);
+        _exit(0);
       }
     }
   }
@@ -67,7 +72,9 @@ class EchoPeer {
 
   void poll() {
     std::array<Completion, 4> done;
-    for (Completion const& completion : std::span(done).first(transport_.poll(done))) {
+    std::size_t const count = transport_.poll(done);
+    if (count == 0) transport_.wait(PollPause::yield);
+    for (Completion const& completion : std::span(done).first(count)) {
       EM_CHECK(completion.status == OpStatus::ok, "op " << completion.op << " failed");
       if (completion.op == receive_op_) {
         received_ = true;
@@ -78,7 +85,8 @@ class EchoPeer {
     }
   }
 
-  MpiTransport transport_{{.max_ops = 256}};
+  std::unique_ptr<Transport> const owned_;
+  Transport& transport_ = *owned_;
   std::vector<std::byte> request_ = std::vector<std::byte>(echo::kMaxPayload + sizeof(echo::Header));
   std::size_t request_bytes_ = 0;
   OpId receive_op_;
@@ -90,7 +98,18 @@ class EchoPeer {
 }  // namespace
 }  // namespace expertmesh
 
-int main() {
-  expertmesh::init_mpi();
-  expertmesh::EchoPeer().serve();
+int main(int argc, char** argv) {
+  using namespace expertmesh;
+  if (argc > 1) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // the tests' end is its own
+    ShmArea area = ShmArea::open(argv[1]);
+    area.accept();
+    auto shm = std::make_unique<ShmTransport>(ShmTransportLimits());
+    shm->add_peer(kParent, std::move(area));
+    EchoPeer(std::move(shm)).serve();
+  }
+  init_mpi();
+  auto mpi = std::make_unique<MpiTransport>(MpiTransportLimits{.max_ops = 256});
+  mpi->add_peer(kParent, parent_comm());
+  EchoPeer(std::move(mpi)).serve();
 }

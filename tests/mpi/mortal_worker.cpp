@@ -49,6 +49,7 @@ class MortalTransport final : public Transport {
   MortalTransport(Transport& real, ServingFault fault, int way) : real_(real), fault_(fault), way_(way) {}
   [[nodiscard]] std::string_view name() const override { return real_.name(); }
   void register_buffer(std::span<std::byte> buffer) override { real_.register_buffer(buffer); }
+  void wait(PollPause pause) override { real_.wait(pause); }
   void fence(PeerId peer) override { real_.fence(peer); }
   [[nodiscard]] std::size_t quarantined_bytes() const override { return real_.quarantined_bytes(); }
   OpId post_recv(PeerId peer, MessageTag tag, std::span<std::byte> buffer) override {
@@ -140,7 +141,7 @@ WorkerHooks hooks_for(WorkerOptions const& options) {
     case StartFault::while_loading:
       break;
   }
-  return {.started = {}, .connected = {}, .assigned = end, .wrap = {}};
+  return {.started = {}, .connected = {}, .assigned = [end](control::Assign&) { end(); }, .wrap = {}};
 }
 
 }  // namespace

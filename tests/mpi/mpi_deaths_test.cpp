@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "tests/mpi/transport_under_test.h"
@@ -11,8 +12,22 @@
 namespace expertmesh {
 namespace {
 
-TEST(MpiTransport, AnswersFindTheirReceivesInAnyOrder) {
-  MpiUnderTest under_test;
+// What holds between processes, whatever their messages go by.
+class ProcessTransport : public testing::TestWithParam<bool> {
+ protected:
+  ProcessTransport() {
+    if (GetParam())
+      under_test_ = std::make_unique<ShmUnderTest>();
+    else
+      under_test_ = std::make_unique<MpiUnderTest>();
+  }
+  std::unique_ptr<ProcessesUnderTest> under_test_;
+};
+INSTANTIATE_TEST_SUITE_P(Both, ProcessTransport, testing::Bool(),
+                         [](auto const& instance) { return instance.param ? "Shm" : "Mpi"; });
+
+TEST_P(ProcessTransport, AnswersFindTheirReceivesInAnyOrder) {
+  ProcessesUnderTest& under_test = *under_test_;
   PeerId const peer = under_test.add_peer();
   std::vector<Exchange const*> held;
   for (std::size_t const bytes : {100, 100, 70000, 5}) {
@@ -24,8 +39,8 @@ TEST(MpiTransport, AnswersFindTheirReceivesInAnyOrder) {
   for (Exchange const* exchange : held) under_test.expect_answered(*exchange);
 }
 
-TEST(MpiTransport, AnswerLongerThanItsBufferFailsAlone) {
-  MpiUnderTest under_test;
+TEST_P(ProcessTransport, AnswerLongerThanItsBufferFailsAlone) {
+  ProcessesUnderTest& under_test = *under_test_;
   PeerId const peer = under_test.add_peer();
   Exchange& exchange = under_test.prepare(1000, echo::Command::answer);
   OpId const receive = under_test.transport().post_recv(peer, TransportUnderTest::tag_of(exchange),

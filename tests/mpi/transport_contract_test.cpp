@@ -20,6 +20,8 @@ class TransportContract : public testing::TestWithParam<std::tuple<std::string, 
     auto const& [name, num_peers] = GetParam();
     if (name == "mpi") {
       under_test_ = std::make_unique<MpiUnderTest>();
+    } else if (name == "shm") {
+      under_test_ = std::make_unique<ShmUnderTest>();
     } else {
       under_test_ = std::make_unique<InProcessUnderTest>();
     }
@@ -80,10 +82,11 @@ TEST_P(TransportContract, FenceCancelsThePeersOpsAndNoOthers) {
 }
 
 std::string case_name(testing::TestParamInfo<TransportContract::ParamType> const& instance) {
-  return (std::get<0>(instance.param) == "mpi" ? "Mpi" : "InProcess") + std::to_string(std::get<1>(instance.param));
+  std::string const& name = std::get<0>(instance.param);
+  return (name == "mpi" ? "Mpi" : name == "shm" ? "Shm" : "InProcess") + std::to_string(std::get<1>(instance.param));
 }
 INSTANTIATE_TEST_SUITE_P(Every, TransportContract,
-                         testing::Combine(testing::Values("in-process", "mpi"), testing::Values(1, 2, 3, 5)),
+                         testing::Combine(testing::Values("in-process", "mpi", "shm"), testing::Values(1, 2, 3, 5)),
                          case_name);
 
 }  // namespace

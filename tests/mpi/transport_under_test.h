@@ -19,6 +19,7 @@
 #include "common/transport/in_process_transport.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/mpi_transport.h"
+#include "common/transport/shm_transport.h"
 #include "tests/mpi/echo_protocol.h"
 
 namespace expertmesh {
@@ -101,6 +102,11 @@ class TransportUnderTest {
     exchange.reply.resize(bytes + 3);  // an answer may be shorter than its buffer
     return exchange;
   }
+  // Of what is done: the memory of long tests.
+  void forget() {
+    exchanges_.clear();
+    completions_.clear();
+  }
   static MessageTag tag_of(Exchange const& exchange) {
     return MessageTag(echo::header_of(exchange.request).answer_tag);
   }
@@ -124,6 +130,12 @@ class InProcessUnderTest final : public TransportUnderTest {
   std::uint32_t num_peers_ = 0;
 };
 
+// Its peers are processes.
+class ProcessesUnderTest : public TransportUnderTest {
+ public:
+  virtual void kill_peer(PeerId peer) = 0;
+};
+
 void wait_until_gone(pid_t pid);
 
 inline std::filesystem::path echo_peer_program() {
@@ -131,17 +143,32 @@ inline std::filesystem::path echo_peer_program() {
 }
 
 // Its processes end with it: a death that Open MPI's daemon meets in the middle of a spawn may cost it that spawn.
-class MpiUnderTest final : public TransportUnderTest {
+class MpiUnderTest final : public ProcessesUnderTest {
  public:
   ~MpiUnderTest() override;
   Transport& transport() override { return transport_; }
   PeerId add_peer() override;
   [[nodiscard]] pid_t pid(PeerId peer) const { return pids_.at(peer); }
-  void kill_peer(PeerId peer);
+  void kill_peer(PeerId peer) override;
 
  private:
   MpiTransport transport_{{.max_ops = 256}};
   std::map<PeerId, pid_t> pids_;
+};
+
+// Its processes are children of this one.
+class ShmUnderTest final : public ProcessesUnderTest {
+ public:
+  ~ShmUnderTest() override;
+  Transport& transport() override { return transport_; }
+  PeerId add_peer() override;
+  [[nodiscard]] pid_t pid(PeerId peer) const { return pids_.at(peer); }
+  void kill_peer(PeerId peer) override;  // returns when it is gone
+
+ private:
+  ShmTransport transport_{{.max_ops_per_peer = 64}};
+  std::map<PeerId, pid_t> pids_;
+  std::uint32_t last_peer_ = 0;
 };
 
 }  // namespace expertmesh

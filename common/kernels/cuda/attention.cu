@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "common/base/check.h"
+#include "common/kernels/cuda/attention_rows.h"
 #include "common/kernels/cuda/attention_tiles.h"
 #include "common/kernels/cuda/cuda_device.h"
 #include "common/kernels/exec.h"
@@ -8,13 +9,16 @@
 namespace expertmesh::EM_DEVICE_NAMESPACE {
 namespace {
 
+constexpr std::size_t kBlocksToWalk =
+    2;                                // for each multiprocessor: with so many, a block takes a stripe and not a tile
 constexpr unsigned kBlocksEach = 32;  // of threads for each multiprocessor: the tokens of a launch, more make no sense
 
-// Most tiles in which so many positions of whole blocks lie.
-std::size_t most_tiles(std::size_t positions, SpanKind kind) {
+// Most units of so many tiles in which so many positions of whole blocks lie.
+std::size_t most_units(std::size_t positions, SpanKind kind, std::size_t unit_tiles) {
+  std::size_t const unit_blocks = unit_tiles * kTile / kBlock;
   std::size_t const blocks = (positions + kBlock - 1) / kBlock;
-  std::size_t const before = kind == SpanKind::full ? 0 : kTile / kBlock - 1;  // in the first tile
-  return (before + blocks + kTile / kBlock - 1) / (kTile / kBlock);
+  std::size_t const before = kind == SpanKind::full ? 0 : unit_blocks - 1;  // in the first unit
+  return (before + blocks + unit_blocks - 1) / unit_blocks;
 }
 
 constexpr std::size_t partial_bytes(std::size_t value_dim) {
@@ -31,7 +35,7 @@ void attend(AttendArguments const& a, std::size_t tokens, Stream& stream) {
       sizeof(float) * kHeads * (kTile + std::max<std::size_t>(a.key_dim, std::size_t{V} * kThreads / 2));
   EM_CHECK(shared <= max_shared_bytes(stream), "keys of " << a.key_dim);
   launch(&attend_tile<Load, V, kHeads>,
-         {.x = a.tiles * a.parts, .y = a.num_kv_heads, .z = static_cast<unsigned>(tokens)}, kThreads, shared, stream,
+         {.x = a.units * a.parts, .y = a.num_kv_heads, .z = static_cast<unsigned>(tokens)}, kThreads, shared, stream,
          a);
 }
 template <class Load, unsigned V>
@@ -42,12 +46,42 @@ void attend(AttendArguments const& a, std::size_t tokens, Stream& stream) {
   attend<Load, V, 1>(a, tokens, stream);
 }
 
+// ---- on tensor cores
+// By the model's shape alone: a row's bits must not depend on the batch.
+bool takes_rows(KvLayerShape const& kv, AttentionShape const& shape) {
+  return kv.dtype == DType::bf16 && !shape.bias && kv.key_dim % 8 == 0 && kv.key_dim <= kMostKeyDim &&
+         kv.value_dim % kWarpColumns == 0 && kv.value_dim <= kMostValueDim;
+}
+
+// How a call's rows are cut; no choice of it changes their bits.
+struct RowsLaunch {
+  void (*kernel)(AttendArguments) = nullptr;
+  unsigned threads = 0;
+  unsigned rows = 0;  // of a block
+  std::size_t shared_bytes = 0;
+};
+template <class Shape>
+RowsLaunch rows_launch(std::size_t key_dim) {
+  return {&attend_rows<Shape>, kThreads * Shape::kTeams, Shape::kRows, Shape::shared_bytes(key_dim)};
+}
+RowsLaunch rows_launch(KvLayerShape const& kv, bool many, Stream& stream) {
+  constexpr std::size_t kBesides = 8192;  // of static shared memory, at most
+  std::size_t const groups = (kv.value_dim + kWarps * kWarpColumns - 1) / (kWarps * kWarpColumns);
+  RowsLaunch const of_many = groups > 2   ? rows_launch<RowShape<2, 4, 1>>(kv.key_dim)
+                             : groups > 1 ? rows_launch<RowShape<2, 2, 2>>(kv.key_dim)
+                                          : rows_launch<RowShape<2, 1, 2>>(kv.key_dim);
+  if (many && of_many.shared_bytes + kBesides <= max_shared_bytes(stream)) return of_many;
+  return groups > 2   ? rows_launch<RowShape<1, 4, 1>>(kv.key_dim)
+         : groups > 1 ? rows_launch<RowShape<1, 2, 1>>(kv.key_dim)
+                      : rows_launch<RowShape<1, 1, 1>>(kv.key_dim);
+}
+
 }  // namespace
 
 std::size_t CudaDevice::attention_scratch_bytes(ExecLimits const& limits, std::size_t num_multiprocessors) {
   return std::max(
       launch_bytes(limits.max_value_dim, num_multiprocessors),
-      limits.max_heads * most_tiles(limits.max_positions, SpanKind::window) * partial_bytes(limits.max_value_dim));
+      limits.max_heads * most_units(limits.max_positions, SpanKind::window, 1) * partial_bytes(limits.max_value_dim));
 }
 
 void CudaDevice::paged_attention(MatrixView<float const> q, TokenPlaces const& places, KvLayerShape const& kv,
@@ -56,11 +90,27 @@ void CudaDevice::paged_attention(MatrixView<float const> q, TokenPlaces const& p
   constexpr std::size_t kMostTokens = 65535;  // of a grid
   bool const in_keys = kv.values == KvValues::in_keys;
   std::size_t const heads = shape.num_heads / kv.num_kv_heads;
-  std::size_t const parts = (heads + kMostHeads - 1) / kMostHeads;
-  std::size_t const tiles = most_tiles(most_positions, shape.span.kind);
-  std::size_t const partials = shape.num_heads * tiles;  // of a token
+  std::size_t const multiprocessors = num_multiprocessors(*stream_);
+  std::size_t block_heads = kMostHeads;
+  std::size_t block_tokens = 1;
+  std::size_t unit_tiles = 1;
+  bool const rows = takes_rows(kv, shape);
+  RowsLaunch rows_of_block;
+  if (rows) {
+    bool const decodes = q.rows <= places.table_offsets.size();  // a token of each sequence, or the first of some
+    rows_of_block = rows_launch(kv, heads > kRowTile || !decodes, *stream_);
+    block_heads = rows_of_block.rows;
+    block_tokens = std::max<std::size_t>(block_heads / heads, 1);
+    std::size_t const blocks = (decodes ? q.rows : (q.rows + block_tokens - 1) / block_tokens) * kv.num_kv_heads *
+                               ((heads + block_heads - 1) / block_heads) *
+                               most_units(most_positions, shape.span.kind, kStripeTiles);
+    if (blocks >= kBlocksToWalk * multiprocessors) unit_tiles = kStripeTiles;
+  }
+  std::size_t const parts = (heads + block_heads - 1) / block_heads;
+  std::size_t const units = most_units(most_positions, shape.span.kind, unit_tiles);
+  std::size_t const partials = shape.num_heads * units;  // of a token
   std::size_t const token_bytes = partials * partial_bytes(kv.value_dim);
-  std::size_t const room = launch_bytes(kv.value_dim, num_multiprocessors(*stream_));
+  std::size_t const room = launch_bytes(kv.value_dim, multiprocessors);
   std::size_t const tokens_each = std::min({std::max<std::size_t>(room / token_bytes, 1), q.rows, kMostTokens});
   auto* const scratch = reinterpret_cast<float*>(scratch_.get(tokens_each * token_bytes));
   bool const vectors = kv.key_dim * size_of(kv.dtype) % 16 == 0 && kv.value_dim * size_of(kv.dtype) % 16 == 0;
@@ -91,15 +141,21 @@ void CudaDevice::paged_attention(MatrixView<float const> q, TokenPlaces const& p
         .bias = shape.bias ? shape.bias->at_zero(0) : nullptr,  // counts from the address of its numbers
         .bias_stride = shape.bias ? shape.bias->stride() : 0,
         .bias_reach = shape.bias ? shape.bias->reach() : 0,
-        .tiles = static_cast<unsigned>(tiles),
+        .tokens_each = static_cast<unsigned>(block_tokens),
+        .unit_tiles = static_cast<unsigned>(unit_tiles),
+        .fold_units = static_cast<unsigned>(rows ? kStripeTiles / unit_tiles : 1),
+        .units = static_cast<unsigned>(units),
         .sums = scratch,
         .stats = scratch + tokens * partials * kv.value_dim};
-    if (kv.dtype == DType::f32)
+    if (rows)
+      launch(rows_of_block.kernel, {.x = a.units * a.parts, .y = a.num_kv_heads, .z = static_cast<unsigned>(tokens)},
+             rows_of_block.threads, rows_of_block.shared_bytes, *stream_, a);
+    else if (kv.dtype == DType::f32)
       vectors ? attend<Words4, 4>(a, tokens, *stream_) : attend<float, 1>(a, tokens, *stream_);
     else
       vectors ? attend<Words4, 8>(a, tokens, *stream_) : attend<std::uint16_t, 1>(a, tokens, *stream_);
     check_launch(*stream_, "paged_attention");
-    launch(kv.value_dim % 4 == 0 ? &merge_tiles<4> : &merge_tiles<1>,
+    launch(kv.value_dim % 4 == 0 ? &merge_units<4> : &merge_units<1>,
            {.x = static_cast<unsigned>(shape.num_heads), .y = static_cast<unsigned>(tokens)}, kThreads, 0, *stream_, a);
     check_launch(*stream_, "paged_attention");
   }

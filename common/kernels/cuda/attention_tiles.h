@@ -3,12 +3,12 @@
 // A sequence's positions are cut into tiles of kTile, aligned to absolute positions, so that a token's sums do not
 // depend on the batch. attend_tile: a block of threads takes one tile of one token's span for up to kMostHeads of the
 // query heads that share a KV head, and leaves each head's largest score, sum of e^(score - largest), and values
-// weighted with these. merge_tiles brings a head's tiles to one largest score. A tile's keys and values are read from
-// DRAM once: where more query heads share them, the blocks of the other heads run beside this one and find them in L2.
+// weighted with these. merge_units brings what a head has of its units, which are tiles here, to one largest score. A
+// tile's keys and values are read from DRAM once: where more query heads share them, the blocks of the other heads run
+// beside this one and find them in L2.
 //
-// Tokens of a prefill go the same way one by one: each reads all keys before it, mostly from L2, with two multiply-adds
-// of CUDA cores for each head, position and element. For prompts beyond some thousand tokens that is what prefill
-// costs.
+// attend_tile takes every cache, dimension and bias, with two multiply-adds of CUDA cores for each head, position and
+// element, and reads all keys anew for each token. attention_rows.h has what is taken for bfloat16 caches.
 #pragma once
 #include "common/config/attention_span.h"
 #include "common/kernels/cuda/numbers.h"
@@ -21,7 +21,8 @@ constexpr unsigned kThreads = 256;
 constexpr unsigned kWarps = kThreads / kWarp;
 constexpr unsigned kTile = kThreads;  // positions: a thread finishes the scores of one
 constexpr unsigned kBlock = kKvBlockTokens;
-constexpr unsigned kMostHeads = 8;   // of a block of threads
+constexpr unsigned kStripeTiles = 8;
+constexpr unsigned kMostHeads = 8;   // of a block of threads of attend_tile
 constexpr unsigned kKeysAtOnce = 4;  // whose products with the queries a lane adds up; as many lanes share a key
 static_assert(kTile % kBlock == 0 && kBlock % kKeysAtOnce == 0);
 
@@ -43,7 +44,7 @@ EM_BOTH inline std::uint32_t first_position(Span span, std::uint32_t position) {
   return 0;
 }
 
-// Of both kernels. T: tokens of this launch.
+// Of all kernels. T: tokens of this launch.
 struct AttendArguments {
   float const* q;  // [T,Q*DK]
   std::size_t q_stride;
@@ -63,9 +64,12 @@ struct AttendArguments {
   float const* bias;   // of head 0 and distance 0, or null
   std::size_t bias_stride;
   std::int64_t bias_reach;
-  unsigned tiles;  // room for so many of each head
-  float* sums;     // [T][Q][tiles][DV] values weighted
-  float* stats;    // [T][Q][tiles][2] largest score, sum of weights
+  unsigned tokens_each;  // of a block of attend_rows
+  unsigned unit_tiles;   // of one block of threads: 1, or kStripeTiles
+  unsigned fold_units;   // that merge_units folds to one, as many as lie in so many tiles from an absolute position on
+  unsigned units;        // room for so many of each head
+  float* sums;           // [T][Q][units][DV] values weighted
+  float* stats;          // [T][Q][units][2] largest score, sum of weights
 };
 
 // A token's positions.
@@ -264,7 +268,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
   over_warps<kHeads>(folded, sum_of_warps, Sum{});
 
   // Values. Each thread adds up one column of some of the positions.
-  std::size_t const partial = (t * std::size_t{a.num_kv_heads} * a.heads + first_head) * a.tiles + tile;
+  std::size_t const partial = (t * std::size_t{a.num_kv_heads} * a.heads + first_head) * a.units + tile;
   unsigned const value_loads = a.value_dim / V;
   for (unsigned column = 0; column < value_loads; column += kThreads) {
     Sharing const s = sharing_of(value_loads - column < kThreads ? value_loads - column : kThreads);
@@ -293,19 +297,44 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(AttendArguments a) {
         Floats<V> out;
         for (unsigned i = 0; i < V; ++i) out.x[i] = sum[h * V + i];
         if (h < heads)
-          reinterpret_cast<Floats<V>*>(a.sums)[(partial + h * a.tiles) * value_loads + column + s.column] = out;
+          reinterpret_cast<Floats<V>*>(a.sums)[(partial + h * a.units) * value_loads + column + s.column] = out;
       }
   }
   if (thread < heads) {
-    float* const stats = a.stats + 2 * (partial + thread * a.tiles);
+    float* const stats = a.stats + 2 * (partial + thread * a.units);
     stats[0] = of_block<kHeads>(largest_of_warps, thread, Larger{});
     stats[1] = of_block<kHeads>(sum_of_warps, thread, Sum{});
   }
 }
 
+// ---- bringing together
+// Some of a head's tiles: their largest score, the sum of e^(score - largest).
+struct Folded {
+  float largest = -INFINITY;
+  float sum = 0;
+};
+// How another tile is added to them: what becomes of a sum so far, and of the tile's.
+struct Folding {
+  float kept, added;
+};
+// Of a tile in which nothing is attended to.
+__device__ inline Folding not_folded() {
+  return {-1, 0};
+}
+__device__ inline Folding fold_largest(float& largest, float of_tile) {
+  float const before = largest;
+  largest = fmaxf(before, of_tile);
+  float const shift = shift_of(largest);
+  return {expf(before - shift), expf(of_tile - shift)};
+}
+// The zero that is added makes no difference between the two zeros, whoever has stored one of them in between.
+__device__ inline float fold_number(Folding folding, float so_far, float of_tile) {
+  return fmaf(of_tile + 0.0F, folding.added, so_far * folding.kept);
+}
+
 // Grid: query heads, tokens. V: divides DV.
 template <unsigned V>
-__global__ void merge_tiles(AttendArguments a) {
+__global__ void merge_units(AttendArguments a) {
   EM_SHARED(float, largest_of_warps, kWarps);
   EM_SHARED(float, sum_of_warps, kWarps);
   EM_SHARED(float, buffer, (V * kThreads / 2));
@@ -313,17 +342,36 @@ __global__ void merge_tiles(AttendArguments a) {
   unsigned const head = blockIdx.x;
   unsigned const t = blockIdx.y;
   Reach const reach = reach_of(a, t);
-  unsigned const tiles = reach.last / kTile - reach.first / kTile + 1;
-  std::size_t const partial = (t * std::size_t{gridDim.x} + head) * a.tiles;
+  unsigned const first_unit = reach.first / (kTile * a.unit_tiles);
+  unsigned const units = reach.last / (kTile * a.unit_tiles) - first_unit + 1;
+  unsigned const first_stripe = first_unit / a.fold_units;
+  unsigned const stripes = (first_unit + units - 1) / a.fold_units - first_stripe + 1;
+  std::size_t const partial = (t * std::size_t{gridDim.x} + head) * a.units;
   float const* const stats = a.stats + 2 * partial;
   bool const sink = a.sinks && thread == 0;
+  // for_unit(index, how it is folded) of a stripe's units in order.
+  auto const fold_stripe = [&](unsigned stripe, auto const& for_unit) {
+    unsigned const from = (first_stripe + stripe) * a.fold_units;
+    unsigned const begin = from > first_unit ? from - first_unit : 0;
+    unsigned const end = from + a.fold_units - first_unit < units ? from + a.fold_units - first_unit : units;
+    float largest = -INFINITY;
+    for (unsigned i = begin; i < end; ++i) for_unit(i, fold_largest(largest, stats[2 * i]));
+    return largest;
+  };
 
   float largest = sink ? a.sinks[head] : -INFINITY;
-  for (unsigned i = thread; i < tiles; i += kThreads) largest = fmaxf(largest, stats[2 * i]);
+  for (unsigned i = thread; i < units; i += kThreads) largest = fmaxf(largest, stats[2 * i]);
   over_warps<1>(&largest, largest_of_warps, Larger{});
   float const shift = shift_of(of_block<1>(largest_of_warps, 0, Larger{}));
   float sum = sink ? expf(a.sinks[head] - shift) : 0.0F;
-  for (unsigned i = thread; i < tiles; i += kThreads) sum = fmaf(expf(stats[2 * i] - shift), stats[2 * i + 1], sum);
+  for (unsigned i = thread; i < stripes; i += kThreads) {
+    float of_stripe = 0;
+    float const weight = expf(
+        fold_stripe(i, [&](unsigned unit,
+                           Folding folding) { of_stripe = fold_number(folding, of_stripe, stats[2 * unit + 1]); }) -
+        shift);
+    sum = fmaf(weight, of_stripe, sum);
+  }
   over_warps<1>(&sum, sum_of_warps, Sum{});
   float const divisor = of_block<1>(sum_of_warps, 0, Sum{});
 
@@ -331,10 +379,17 @@ __global__ void merge_tiles(AttendArguments a) {
   for (unsigned column = 0; column < a.value_dim / V; column += kThreads) {
     Sharing const s = sharing_of(a.value_dim / V - column < kThreads ? a.value_dim / V - column : kThreads);
     float total[V] = {};
-    for (unsigned i = s.group; s.group < s.groups && i < tiles; i += s.groups) {
-      float const weight = expf(stats[2 * i] - shift);
-      Floats<V> const values = sums[i * std::size_t{a.value_dim / V} + column + s.column];
-      for (unsigned n = 0; n < V; ++n) total[n] = fmaf(weight, values.x[n], total[n]);
+    for (unsigned i = s.group; s.group < s.groups && i < stripes; i += s.groups) {
+      Floats<V> of_stripe{};
+      float const weight = expf(fold_stripe(i,
+                                            [&](unsigned unit, Folding folding) {
+                                              Floats<V> const values =
+                                                  sums[unit * std::size_t{a.value_dim / V} + column + s.column];
+                                              for (unsigned n = 0; n < V; ++n)
+                                                of_stripe.x[n] = fold_number(folding, of_stripe.x[n], values.x[n]);
+                                            }) -
+                                shift);
+      for (unsigned n = 0; n < V; ++n) total[n] = fmaf(weight, of_stripe.x[n] + 0.0F, total[n]);
     }
     add_groups<V>(s, total, buffer);
     if (s.group == 0) {

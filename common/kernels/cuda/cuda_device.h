@@ -79,6 +79,8 @@ class CudaDevice final : public Device {
   void copy_head_columns(MatrixView<float const> x, HeadRange from, std::size_t num_heads, std::size_t count,
                          HeadRange to, MatrixView<float> out) override;
   void to_wire(MatrixView<float const> x, DType wire, std::byte* out) override;
+  void to_wire_with(MatrixView<float const> x, DType wire, std::span<std::uint32_t const> numbers, std::byte* out,
+                    std::uint32_t* numbers_out) override;
   void gather_to_wire(MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
                       std::byte* out) override;
   void from_wire(DType wire, std::byte const* rows, MatrixView<float> out) override;
@@ -88,6 +90,8 @@ class CudaDevice final : public Device {
                std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) override;
   void combine_scattered(DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
                          std::size_t experts_per_token, MatrixView<float> out) override;
+  void combine_held(DType wire, HeldRows const& rows, std::span<std::uint32_t const> experts,
+                    std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) override;
   // link_queue.cu
   [[nodiscard]] std::unique_ptr<LinkQueue> make_link_queue() override;
   // router.cu

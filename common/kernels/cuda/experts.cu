@@ -10,6 +10,7 @@ namespace {
 
 constexpr unsigned kGroupWarps = 8;
 constexpr unsigned kGroupThreads = kGroupWarps * kWarp;
+constexpr unsigned kNotHeld = 0xffffffffU;  // in place of a count: of an expert that is hit, but not there
 
 // Slots of one expert that meet its weights at once: places [first, first + rows) of the grouped slots.
 struct ExpertPass {
@@ -96,6 +97,10 @@ __global__ void __launch_bounds__(kGroupThreads) group_slots(GroupJob job) {
   for (unsigned e = first_expert; e < last_expert; ++e) {
     unsigned count = 0;
     for (unsigned w = 0; w < kGroupWarps; ++w) count += of_warps[w * job.num_experts + e];
+    if (count > 0 && job.experts[e].gate_up == nullptr) {
+      for (unsigned w = 0; w < kGroupWarps; ++w) of_warps[w * job.num_experts + e] = kNotHeld;
+      count = 0;
+    }
     slots += count;
     passes += (count + job.pass_rows - 1) / job.pass_rows;
   }
@@ -104,7 +109,7 @@ __global__ void __launch_bounds__(kGroupThreads) group_slots(GroupJob job) {
   if (threadIdx.x == kGroupThreads - 1) *job.out.num_passes = pass + passes;
   for (unsigned e = first_expert; e < last_expert; ++e) {
     unsigned const first = place;
-    for (unsigned w = 0; w < kGroupWarps; ++w) {
+    for (unsigned w = 0; w < kGroupWarps && of_warps[e] != kNotHeld; ++w) {
       unsigned& of_warp = of_warps[w * job.num_experts + e];
       unsigned const count = of_warp;
       of_warp = place;
@@ -127,7 +132,8 @@ __global__ void __launch_bounds__(kGroupThreads) group_slots(GroupJob job) {
 
   for (unsigned base = begin; base < end; base += kWarp) {
     unsigned const slot = base + lane;
-    unsigned const expert = slot < end ? job.expert_of[slot] : job.num_experts;
+    unsigned const asked = slot < end ? job.expert_of[slot] : job.num_experts;
+    unsigned const expert = asked < job.num_experts && mine[asked] != kNotHeld ? asked : job.num_experts;
     unsigned before = 0;  // lanes with the same expert
     unsigned behind = 0;
     for (unsigned other = 0; other < kWarp; ++other) {

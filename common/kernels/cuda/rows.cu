@@ -105,6 +105,22 @@ struct CopyRows {
   }
 };
 
+// out[t] = x[t], and each row brings some of the numbers.
+template <class To>
+struct CopyRowsWith {
+  Rows<float const> x;
+  Rows<To> out;
+  std::uint32_t const* numbers;
+  std::uint32_t* numbers_out;
+  unsigned per_row;
+  template <unsigned N>
+  __device__ void at(unsigned t, unsigned /*part*/, unsigned i) const {
+    store(out.at(t, i), load<N>(x.at(t, i)));
+    if (i != 0) return;
+    for (unsigned k = t * per_row; k < (t + 1) * per_row; ++k) numbers_out[k] = numbers[k];
+  }
+};
+
 struct CopyHeadColumns {
   Rows<float const> x;
   HeadRange from;
@@ -119,6 +135,7 @@ struct CopyHeadColumns {
 // The rows of the slots, one behind the other, but of those that have no expert.
 template <class Wire>
 struct RowsOfSlots {
+  static constexpr bool kLooks = false;
   Rows<Wire const> rows;
   std::uint32_t const* experts;
   __device__ Wire const* of(std::size_t slot) const {
@@ -128,8 +145,31 @@ struct RowsOfSlots {
 // Or wherever they are.
 template <class Wire>
 struct RowsAnywhere {
+  static constexpr bool kLooks = false;
   std::byte const* const* rows;
   __device__ Wire const* of(std::size_t slot) const { return reinterpret_cast<Wire const*>(rows[slot]); }
+};
+
+// Or with the holders of their experts, each of which has room for those of all slots.
+template <class Wire>
+struct RowsHeld {
+  static constexpr bool kLooks = true;  // for what is not finite
+  std::byte const* const* of_holder;
+  std::uint32_t const* holder_of;
+  std::uint32_t const* experts;
+  std::size_t row_bytes;
+  unsigned num_experts;
+  std::uint32_t* not_finite;
+  __device__ Wire const* of(std::size_t slot) const {
+    if (experts[slot] >= num_experts) return nullptr;
+    return reinterpret_cast<Wire const*>(of_holder[holder_of[experts[slot]]] + slot * row_bytes);
+  }
+  template <unsigned N>
+  __device__ void look_at(Floats<N> const& row) const {
+    bool finite = true;
+    for (unsigned j = 0; j < N; ++j) finite = finite && (bits_of_float(row.v[j]) & 0x7f800000U) != 0x7f800000U;
+    if (!finite) atomicMax(not_finite, 1U);
+  }
 };
 
 template <class Slots>
@@ -146,6 +186,7 @@ struct Combine {
       auto const* const from = slots.of(slot);
       if (from == nullptr) continue;
       Floats<N> const row = load<N>(from + i);
+      if constexpr (Slots::kLooks) slots.look_at(row);
       for (unsigned j = 0; j < N; ++j) sum.v[j] = fmaf(weights[slot], row.v[j], sum.v[j]);
     }
     store(out.at(t, i), sum);
@@ -270,6 +311,20 @@ void CudaDevice::to_wire(MatrixView<float const> x, DType wire, std::byte* out) 
   });
 }
 
+void CudaDevice::to_wire_with(MatrixView<float const> x, DType wire, std::span<std::uint32_t const> numbers,
+                              std::byte* out, std::uint32_t* numbers_out) {
+  EM_CHECK(x.rows > 0 && numbers.size() % x.rows == 0, numbers.size() << " numbers with " << x.rows << " rows");
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    CopyRowsWith<Stored> const f{rows_of(x),
+                                 {reinterpret_cast<Stored*>(out), x.cols},
+                                 numbers.data(),
+                                 numbers_out,
+                                 static_cast<unsigned>(numbers.size() / x.rows)};
+    for_each_element(*stream_, "to_wire_with", x.rows, x.cols, is_aligned(f.x) && is_aligned(f.out), f);
+  });
+}
+
 void CudaDevice::gather_to_wire(MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
                                 std::byte* out) {
   with_wire(wire, [&](auto stored) {
@@ -316,6 +371,22 @@ void CudaDevice::combine_scattered(DType wire, std::span<std::byte const* const>
         {rows.data()}, weights.data(), static_cast<unsigned>(experts_per_token), rows_of(out)};
     // Rows lie in buffers that begin at 256 bytes: aligned for four if whole rows are.
     for_each_element(*stream_, "combine_scattered", out.rows, out.cols, out.cols % 4 == 0 && is_aligned(f.out), f);
+  });
+}
+
+void CudaDevice::combine_held(DType wire, HeldRows const& rows, std::span<std::uint32_t const> experts,
+                              std::span<float const> weights, std::size_t experts_per_token, MatrixView<float> out) {
+  EM_CHECK(experts.size() == out.rows * experts_per_token && weights.size() == experts.size(),
+           "T " << out.rows << ", K " << experts_per_token << ", " << experts.size() << " slots");
+  with_wire(wire, [&](auto stored) {
+    using Stored = decltype(stored);
+    Combine<RowsHeld<Stored>> const f{
+        {rows.of_holder.data(), rows.holder_of.data(), experts.data(), out.cols * sizeof(Stored),
+         static_cast<unsigned>(rows.holder_of.size()), rows.not_finite},
+        weights.data(),
+        static_cast<unsigned>(experts_per_token),
+        rows_of(out)};
+    for_each_element(*stream_, "combine_held", out.rows, out.cols, out.cols % 4 == 0 && is_aligned(f.out), f);
   });
 }
 

@@ -24,6 +24,18 @@ __device__ inline void mma_16x8x16(float (&d)[4], std::uint32_t a0, std::uint32_
 #endif
 }
 
+// A row of either operand is read 16 bytes at a time: lane 4 g + t has unit t of a span of row g, and gives words 0 and
+// 1 to the first mma of the span and words 2 and 3 to the second. So an mma has elements 8 t, 8 t + 1, 8 t + 2, 8 t + 3
+// (or 4 more) of the span, for t = 0 … 3, in an order of its own, of both operands alike.
+constexpr unsigned kSpan = 32;
+constexpr unsigned kSpanUnits = kSpan / 8;
+
+// Products of a span: d += 16 rows (the lower and the upper eight) with 8 others.
+__device__ inline void multiply_span(Words4 const& low, Words4 const& high, Words4 const& x, float (&d)[4]) {
+  mma_16x8x16(d, low.w[0], high.w[0], low.w[1], high.w[1], x.w[0], x.w[1]);
+  mma_16x8x16(d, low.w[2], high.w[2], low.w[3], high.w[3], x.w[2], x.w[3]);
+}
+
 // 16 bytes into shared memory some time before wait_for_copies: from global memory, or zeros and no access to it.
 __device__ inline void copy_ahead(Words4* shared, void const* global, bool zeros) {
 #if defined(__CUDA_ARCH__)
@@ -87,6 +99,31 @@ __device__ inline void write_terms(float (&x)[8], unsigned terms, Words4* to, un
     }
     to[term * apart] = unit;
   }
+}
+
+// As bf16_of_float, `low` in the lower half.
+__device__ inline std::uint32_t two_bf16(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+#else
+  return bf16_of_float(low) | static_cast<std::uint32_t>(bf16_of_float(high)) << 16;
+#endif
+}
+// x rounded to a first term; x becomes what is left of it, which is exact. What would round to infinity is cut off.
+__device__ inline std::uint32_t take_rounded(float& x) {
+  std::uint32_t const term = bf16_of_float(x);
+  if ((term & 0x7f80U) == 0x7f80U) return take_term(x);
+  x -= float_of_bf16(static_cast<std::uint16_t>(term));
+  return term;
+}
+// The same of two numbers that do not round to infinity.
+__device__ inline std::uint32_t take_two_rounded(float& low, float& high) {
+  std::uint32_t const term = two_bf16(low, high);
+  low -= low_bf16(term);
+  high -= high_bf16(term);
+  return term;
 }
 
 }  // namespace expertmesh::EM_DEVICE_NAMESPACE

@@ -24,11 +24,6 @@
 
 namespace expertmesh::EM_DEVICE_NAMESPACE {
 
-// Lane 4 g + t reads 16 bytes of a row, unit t of its span, and gives words 0 and 1 to the first mma of the span and
-// words 2 and 3 to the second. So an mma has elements 8 t, 8 t + 1, 8 t + 2, 8 t + 3 (or 4 more) of the span, for t = 0
-// … 3, in an order of its own, of the weight and of x alike.
-constexpr unsigned kSpan = 32;
-constexpr unsigned kSpanUnits = kSpan / 8;
 constexpr unsigned kChunkSpans = 4;
 constexpr unsigned kTileRows = 16;  // of the weight, in an mma
 constexpr unsigned kTileX = 8;      // rows of x, in an mma
@@ -44,12 +39,6 @@ __device__ inline DotPlace place_in_tile(std::size_t output, unsigned lane, unsi
           .r = first_row + lane / 4 + index / 2 * 8,
           .lanes = lanes,
           .first = true};
-}
-
-// Products of a span: d += the 16 rows of a weight (the lower and the upper eight) with a term of x.
-__device__ inline void multiply_span(Words4 const& low, Words4 const& high, Words4 const& x, float (&d)[4]) {
-  mma_16x8x16(d, low.w[0], high.w[0], low.w[1], high.w[1], x.w[0], x.w[1]);
-  mma_16x8x16(d, low.w[2], high.w[2], low.w[3], high.w[3], x.w[2], x.w[3]);
 }
 
 // Unit `unit` of a row of x, or zeros.

@@ -226,8 +226,8 @@ class Attention {
 
 class AttentionDeviceTest : public EachDevice {
  protected:
-  // Both add up means of numbers in (-1, 1) in fp32.
-  void expect_like_the_host(Case const& c) {
+  // Both add up means of numbers in (-1, 1) in fp32. Returns how far they are apart.
+  double expect_like_the_host(Case const& c) {
     Matrix<float> const expected = Attention(processor_, c).run();
     Matrix<float> const got = Attention(gpu_, c).run();
     std::size_t wrong = 0;
@@ -239,6 +239,7 @@ class AttentionDeviceTest : public EachDevice {
         furthest = std::max(furthest, off);
       }
     EXPECT_EQ(wrong, 0U) << c.s << ", off by " << furthest;
+    return furthest;
   }
 
   ThreadPool pool_{2};
@@ -415,6 +416,144 @@ TEST_P(AttentionDeviceTest, ASinkOfMinusInfinityIsNoneAndANaNIsNotHidden) {
   EXPECT_TRUE(std::isnan(got.view().row(0)[0]));
   EXPECT_EQ(got.view().row(0)[8], expected.view().row(0)[8]);
   EXPECT_EQ(got.view().row(1)[0], expected.view().row(1)[0]);
+}
+
+// ---- on tensor cores: caches of bfloat16 with dimensions of whole sixteens
+std::vector<Token> prompt(std::uint32_t sequence, std::uint32_t begin, std::uint32_t end) {
+  std::vector<Token> out;
+  for (std::uint32_t p = begin; p < end; ++p) out.push_back({sequence, p});
+  return out;
+}
+Shape rows_shape(std::size_t heads, std::size_t kv_heads, std::size_t key_dim, std::size_t value_dim) {
+  return {.heads = heads, .kv_heads = kv_heads, .key_dim = key_dim, .value_dim = value_dim, .dtype = DType::bf16};
+}
+
+// Queries and weights have 16 bits: 2^-17 of a weighted mean of numbers below 1, which is 7.6e-6, and as much again of
+// each score, whose errors cancel. Both of float32: the processor's.
+TEST_P(AttentionDeviceTest, RowsAreWithinTheirErrorOfTheHost) {
+  double furthest = 0;
+  for (std::size_t const dim : {16, 64, 80, 96, 128, 192, 256})
+    furthest = std::max(furthest, expect_like_the_host({rows_shape(4, 1, dim, dim), {300}, prompt(0, 240, 264)}));
+  RecordProperty("furthest_e9", std::to_string(std::lround(furthest * 1e9)));
+}
+
+TEST_P(AttentionDeviceTest, RowsTakeGroupsOfAnySize) {
+  for (std::size_t const group : {1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 70}) {
+    Shape shape = rows_shape(group, 1, 24, 32);
+    shape.sinks = true;
+    Case const c(shape, {70, 18, 270},
+                 {{0, 0}, {0, 1}, {0, 40}, {0, 69}, {1, 16}, {1, 17}, {2, 255}, {2, 256}, {2, 269}});
+    expect_like_the_host(c);
+    Attention gpu(gpu_, c);
+    Matrix<float> const together = gpu.run();
+    for (std::size_t t = 0; t < c.tokens.size(); ++t)
+      EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
+  }
+}
+
+TEST_P(AttentionDeviceTest, RowsTakeLatentsOfManyHeads) {
+  for (std::size_t const heads : {16, 33, 128}) {
+    Shape shape = rows_shape(heads, 1, 576, 512);
+    shape.values = KvValues::in_keys;
+    Case const c(shape, {20, 260}, {{0, 18}, {0, 19}, {1, 259}});
+    expect_like_the_host(c);
+    Attention gpu(gpu_, c);
+    Matrix<float> const together = gpu.run();
+    for (std::size_t t = 0; t < c.tokens.size(); ++t)
+      EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
+  }
+}
+
+// All of a prompt at once, in chunks, and its tokens one by one, as a sequence decodes.
+TEST_P(AttentionDeviceTest, APromptHasTheSameBitsInChunksOfAnySize) {
+  constexpr std::uint32_t kLength = 290;
+  for (AttentionSpan const& span : {AttentionSpan{}, window(23), window(270), chunked(50)}) {
+    if (test::kFewCases && span.kind != SpanKind::window) continue;
+    Shape shape = rows_shape(4, 1, 16, 16);
+    shape.span = span;
+    shape.sinks = true;
+    Case const c(shape, {kLength}, prompt(0, 0, kLength));
+    expect_like_the_host(c);
+    Attention gpu(gpu_, c);
+    Matrix<float> const together = gpu.run();
+    std::size_t const chunk = span.kind == SpanKind::full ? 17 : 100;
+    for (std::size_t t = 0; t < kLength; t += chunk) {
+      std::size_t const count = std::min(chunk, kLength - t);
+      ASSERT_TRUE(same_bits(gpu.run(t, count).view(), together.view().row_range(t, count)))
+          << shape << ", tokens from " << t << " on, " << count;
+    }
+    for (std::size_t t : {0, 15, 16, 50, 255, 256, 270, 289})
+      EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
+  }
+}
+
+// A chunk of a prompt beside sequences that decode; what is alone in a call is cut into blocks in another way.
+TEST_P(AttentionDeviceTest, APromptsBitsAreTheSameBesideSequencesThatDecode) {
+  std::vector<Token> tokens = {{0, 16}, {1, 299}, {2, 0}};
+  for (Token const& t : prompt(3, 230, 280)) tokens.push_back(t);
+  tokens.push_back({4, 255});
+  for (auto const& [heads, dim] : {std::array<std::size_t, 2>{4, 64}, {3, 160}, {1, 272}}) {
+    Shape const shape = rows_shape(2 * heads, 2, dim, dim);
+    Case const c(shape, {17, 300, 1, 280, 256}, tokens);
+    expect_like_the_host(c);
+    Attention gpu(gpu_, c);
+    Matrix<float> const together = gpu.run();
+    EXPECT_TRUE(same_bits(gpu.run(3, 50).view(), together.view().row_range(3, 50))) << shape;
+    for (std::size_t t : {0U, 1U, 2U, 3U, 28U, 29U, 52U, 53U})
+      EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
+  }
+}
+
+// Two stripes of tiles: where there are many blocks, each walks one; else each has a tile, and they are folded later.
+TEST_P(AttentionDeviceTest, RowsOfManyTilesHaveTheSameBitsHoweverTheyAreFolded) {
+  for (AttentionSpan const& span : {AttentionSpan{}, window(600), chunked(700)}) {
+    if (test::kFewCases && span.kind != SpanKind::window) continue;
+    Shape shape = rows_shape(16, 2, 16, 16);
+    shape.span = span;
+    Case const c(shape, {2500}, prompt(0, 2040, 2060));
+    expect_like_the_host(c);
+    Attention gpu(gpu_, c);
+    Matrix<float> const together = gpu.run();
+    for (std::size_t t : {0, 7, 8, 19})
+      EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << shape << ", token " << t;
+    EXPECT_TRUE(same_bits(gpu.run_among(4096).view(), together.view())) << shape;  // in launches of fewer tokens
+  }
+}
+
+TEST_P(AttentionDeviceTest, RowsLookAheadWhereTokensLookToTheEnd) {
+  Shape shape = rows_shape(6, 3, 16, 32);
+  shape.to_the_end = true;
+  expect_like_the_host({shape, {290, 3}, {{0, 0}, {0, 1}, {0, 17}, {0, 255}, {0, 256}, {0, 289}, {1, 1}}});
+}
+
+// Tokens that do not follow one another, behind each other: what lies between them is nobody's.
+TEST_P(AttentionDeviceTest, RowsOfASequenceNeedNotBeNeighbours) {
+  Shape shape = rows_shape(4, 1, 16, 16);
+  shape.span = window(20);
+  Case const c(shape, {1100}, tokens_of(0, {1099, 30, 700, 25, 699}));
+  expect_like_the_host(c);
+  Attention gpu(gpu_, c);
+  Matrix<float> const together = gpu.run();
+  for (std::size_t t = 0; t < c.tokens.size(); ++t)
+    EXPECT_TRUE(same_bits(gpu.run(t, 1).view(), together.view().row_range(t, 1))) << "token " << t;
+}
+
+// Weights of zero times what is infinite would be NaN.
+TEST_P(AttentionDeviceTest, AnInfiniteValueIsNotSeenByTokensBeforeIt) {
+  for (std::uint32_t const broken : {40U, 258U}) {
+    Shape const shape = rows_shape(4, 2, 32, 32);
+    std::vector<Token> const tokens = prompt(0, broken - 20, broken + 10);
+    Case c(shape, {broken + 10}, tokens);
+    Matrix<float> const expected = Attention(gpu_, c).run();
+    c.v.view().row(broken)[3] = std::numeric_limits<float>::infinity();  // KV head 0
+    c.v.view().row(broken)[4] = std::numeric_limits<float>::quiet_NaN();
+    c.k.view().row(broken)[32] = std::numeric_limits<float>::quiet_NaN();  // KV head 1
+    Matrix<float> const got = Attention(gpu_, c).run();
+    EXPECT_TRUE(same_bits(got.view().row_range(0, 20), expected.view().row_range(0, 20)));
+    for (std::size_t t = 20; t < tokens.size(); ++t)
+      for (std::size_t i = 0; i < 4 * 32; ++i)
+        EXPECT_EQ(std::isfinite(got.view().row(t)[i]), i < 64 && i % 32 != 3 && i % 32 != 4) << t << ", " << i;
+  }
 }
 
 TEST_P(AttentionDeviceTest, WritesKeysAndValuesWhereTheirPositionsLie) {

@@ -152,6 +152,10 @@ class DeviceExpertsTest : public EachDevice {
  protected:
   // The rows of all slots, [S] of the wire dtype, where there had been kUntouched.
   std::vector<std::byte> run(Layer const& layer, MatrixView<float const> x, std::vector<std::uint32_t> const& experts) {
+    return run(layer, layer.view(), x, experts);
+  }
+  std::vector<std::byte> run(Layer const& layer, DeviceExperts const& view, MatrixView<float const> x,
+                             std::vector<std::uint32_t> const& experts) {
     device_->reserve({.max_rows = experts.size(),
                       .max_columns = std::max(layer.shape.hidden, 2 * layer.shape.intermediate),
                       .max_value_dim = 1,
@@ -159,7 +163,7 @@ class DeviceExpertsTest : public EachDevice {
     DeviceMatrix const in(*device_, x, {3, 2});
     OnDevice<std::uint32_t> const slots(*device_, experts);
     OnDevice<std::byte> const out(*device_, std::vector<std::byte>(experts.size() * row_bytes(layer), kUntouched));
-    device_->run_experts(layer.view(), in.view(), slots.span(), experts.size() / x.rows, out.data());
+    device_->run_experts(view, in.view(), slots.span(), experts.size() / x.rows, out.data());
     return out.values();
   }
   static std::size_t row_bytes(Layer const& layer) { return layer.shape.hidden * size_of(layer.format.wire); }
@@ -247,6 +251,32 @@ TEST_P(DeviceExpertsTest, AllRoutingsEqualTheReference) {
                 << routing.name << ", wire " << name_of(format.wire) << ", E " << shape.experts << ", T " << t << ", K "
                 << k;
           }
+    }
+}
+
+// They are with somebody else; those behind the table's end, too.
+TEST_P(DeviceExpertsTest, SlotsOfExpertsThatAreNotHeldAreLeftAlone) {
+  for (Format const& format : {kFormats[0], kFormats[1]})
+    for (std::vector<std::size_t> const& missing :
+         {std::vector<std::size_t>{0, 3, 6}, {1}, {0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5, 6}}) {
+      Layer const layer(*device_, {7, 40, 17}, format);
+      std::vector<DeviceExpert> table(7);
+      device_->download(table.data(), layer.view().experts.data(), layer.view().experts.size_bytes());
+      for (std::size_t const e : missing) table[e] = {};
+      OnDevice<DeviceExpert> const on_device(*device_, table);
+      DeviceExperts view = layer.view();
+      view.experts = on_device.span();
+      for (std::size_t t : {1, 5, 33, 150})
+        for (Routing const& routing : kRoutings) {
+          auto const x = random_matrix(t, 40, 1);
+          auto experts = routed(routing, t, 3, 9);
+          auto const rows = run(layer, view, x.view(), experts);
+          for (std::uint32_t& e : experts)
+            if (e >= 7 || table[e].gate_up == nullptr) e = kNoExpert;
+          EXPECT_EQ(num_wrong_slots(layer, x.view(), experts, rows), 0U)
+              << routing.name << ", wire " << name_of(format.wire) << ", T " << t << ", " << missing.size()
+              << " are missing";
+        }
     }
 }
 

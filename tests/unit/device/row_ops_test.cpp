@@ -281,6 +281,78 @@ TEST_P(DeviceRowOpsTest, Combine) {
   });
 }
 
+TEST_P(DeviceRowOpsTest, ToWireWithNumbers) {
+  for_shapes([&](std::size_t rows, std::size_t cols, Margins margins) {
+    auto const x = random_matrix(rows, cols, 1);
+    DeviceMatrix const on_device_x(*device_, x.view(), margins);
+    for (DType wire : {DType::f32, DType::bf16})
+      for (std::size_t k : {1, 3}) {
+        std::vector<std::byte> of_host(rows * cols * size_of(wire));
+        to_wire(host_.exec, x.view(), wire, of_host.data());
+        std::vector<std::uint32_t> numbers;
+        for (std::size_t s = 0; s < rows * k; ++s) numbers.push_back(static_cast<std::uint32_t>(0xffffffffU - s));
+        OnDevice<std::uint32_t> const on_device_numbers(*device_, numbers);
+        OnDevice<std::byte> const bytes(*device_, std::vector<std::byte>(of_host.size()));
+        OnDevice<std::uint32_t> const copied(*device_, std::vector<std::uint32_t>(numbers.size()));
+        device_->to_wire_with(on_device_x.view(), wire, on_device_numbers.span(), bytes.data(), copied.data());
+        EXPECT_EQ(bytes.values(), of_host) << name_of(wire);
+        EXPECT_EQ(copied.values(), numbers) << name_of(wire);
+      }
+  });
+}
+
+// Three have rows for all slots, of which those are NaN that are not theirs.
+TEST_P(DeviceRowOpsTest, CombineHeld) {
+  std::vector<std::uint32_t> const holder_of{2, 0, 1, 1, 0};
+  OnDevice<std::uint32_t> const on_device_holders(*device_, holder_of);
+  for_shapes([&](std::size_t rows, std::size_t cols, Margins margins) {
+    for (DType wire : {DType::f32, DType::bf16})
+      for (std::size_t k : {1, 3}) {
+        auto const weights = numbers_of(random_matrix(1, rows * k, 4));
+        std::size_t const row_bytes = cols * size_of(wire);
+        std::vector<std::uint32_t> experts;
+        for (std::size_t s = 0; s < rows * k; ++s)
+          experts.push_back(s % 4 == 3 ? 0xffffffffU : static_cast<std::uint32_t>(s * 5 % 6));  // the last: of nobody
+        std::vector<std::vector<std::byte>> bytes;
+        for (std::size_t w = 0; w < 3; ++w) {
+          auto slots = random_matrix(rows * k, cols, 10 + w);
+          for (std::size_t s = 0; s < rows * k; ++s)
+            if (experts[s] >= 5 || holder_of[experts[s]] != w) std::fill_n(slots.view().row(s), cols, kNaN);
+          to_wire(host_.exec, slots.view(), wire, bytes.emplace_back(rows * k * row_bytes).data());
+        }
+        std::vector<std::byte const*> row_pointers;
+        for (std::size_t s = 0; s < rows * k; ++s)
+          row_pointers.push_back(experts[s] >= 5 ? nullptr : bytes[holder_of[experts[s]]].data() + s * row_bytes);
+        Matrix<float> of_host(rows, cols);
+        combine(host_.exec, wire, row_pointers, weights, k, of_host.view());
+
+        OnDevice<std::byte> const a(*device_, bytes[0]);
+        OnDevice<std::byte> const b(*device_, bytes[1]);
+        OnDevice<std::byte> const c(*device_, bytes[2]);
+        OnDevice<std::byte const*> const of_holder(*device_, {a.data(), b.data(), c.data()});
+        OnDevice<std::uint32_t> const on_device_experts(*device_, experts);
+        OnDevice<float> const on_device_weights(*device_, weights);
+        OnDevice<std::uint32_t> const not_finite(*device_, {0});
+        auto const combined = [&] {
+          return result(rows, cols, margins, [&](auto to) {
+            device_->combine_held(
+                wire,
+                {.of_holder = of_holder.span(), .holder_of = on_device_holders.span(), .not_finite = not_finite.data()},
+                on_device_experts.span(), on_device_weights.span(), k, to);
+          });
+        };
+        EXPECT_TRUE(same_bits(combined().view(), of_host.view())) << name_of(wire) << " K " << k;
+        EXPECT_EQ(not_finite.values().front(), 0U) << name_of(wire) << " K " << k;
+
+        // Expert 0 is that of slot 0; the last number of its row is an infinity from now on.
+        std::uint32_t const infinity = wire == DType::f32 ? 0xff800000U : 0xff80U;
+        device_->upload(c.data() + row_bytes - size_of(wire), &infinity, size_of(wire));
+        static_cast<void>(combined());
+        EXPECT_NE(not_finite.values().front(), 0U) << name_of(wire) << " K " << k;
+      }
+  });
+}
+
 // ---- activations
 constexpr ActivationSpec kActivations[] = {{.kind = Activation::silu},
                                            {.kind = Activation::gelu},

@@ -39,6 +39,7 @@ Assign sample_assign() {
   m.max_requests = 2;
   m.heartbeat_ms = 25;
   m.link_id = "ab01";
+  m.shm = "7 /proc/1/fd/3";
   return m;
 }
 
@@ -88,6 +89,7 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_EQ(assign.model_dir, "/models/a \"b\"");
   EXPECT_EQ(assign.load_format, LoadFormat::dummy);
   EXPECT_EQ(assign.link_id, "ab01");
+  EXPECT_EQ(assign.shm, "7 /proc/1/fd/3");
   EXPECT_EQ(assign.dummy_seed, 0xffffffffffffffffU);
   EXPECT_EQ(assign.model.layers[1].layer, 3U);
   EXPECT_EQ(assign.model.layers[1].experts[2].down.name, "down3.2");
@@ -117,10 +119,14 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
 
   EXPECT_EQ(std::get<Progress>(decode(encode(Progress{.loaded_bytes = 3, .total_bytes = 7}))).total_bytes, 7U);
   EXPECT_EQ(std::get<Loaded>(decode(encode(Loaded{.resident_bytes = 9}))).resident_bytes, 9U);
-  auto const loaded = std::get<Loaded>(decode(encode(Loaded{
-      .epoch = PlacementEpoch(4), .resident_bytes = 9, .held = {{1, 5}, {}}, .checksums = {{7, 1ULL << 63}, {}}})));
+  auto const loaded = std::get<Loaded>(decode(encode(Loaded{.epoch = PlacementEpoch(4),
+                                                            .resident_bytes = 9,
+                                                            .held = {{1, 5}, {}},
+                                                            .checksums = {{7, 1ULL << 63}, {}},
+                                                            .transport = "mpi (why)"})));
   EXPECT_EQ(loaded.held, (std::vector<std::vector<std::uint32_t>>{{1, 5}, {}}));
   EXPECT_EQ(loaded.checksums, (std::vector<std::vector<std::uint64_t>>{{7, 1ULL << 63}, {}}));
+  EXPECT_EQ(loaded.transport, "mpi (why)");
   EXPECT_EQ(error_of(encode(Loaded{.held = {{1}}, .checksums = {{}}})),
             "loaded.checksums: not one for each expert held");
   EXPECT_EQ(std::get<Refuse>(decode(encode(Refuse{.reason = "full"}))).reason, "full");

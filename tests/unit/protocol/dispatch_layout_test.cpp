@@ -101,7 +101,7 @@ TEST_F(Fixture, EmptyRequestIsFine) {
 TEST_F(Fixture, EveryHeaderFieldIsChecked) {
   EXPECT_EQ(fault_after([](auto&) {}), WireFault::none);
   EXPECT_EQ(fault_after([](auto& h) { h.magic = kAnswerMagic; }), WireFault::bad_magic);
-  EXPECT_EQ(fault_after([](auto& h) { h.version = 2; }), WireFault::bad_version);
+  EXPECT_EQ(fault_after([](auto& h) { h.version = kDispatchVersion + 1; }), WireFault::bad_version);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagGateOnInput; }), WireFault::unknown_flags);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagChecksum; }), WireFault::bad_checksum);
   EXPECT_EQ(fault_after([](auto& h) { h.checksum = 1; }), WireFault::bad_checksum);
@@ -233,7 +233,7 @@ TEST_F(Fixture, RowsMayBeApart) {
 }
 
 TEST(WireFaults, EachHasItsName) {
-  for (std::uint32_t i = 0; i <= static_cast<std::uint32_t>(WireFault::bad_status); ++i)
+  for (std::uint32_t i = 0; i <= static_cast<std::uint32_t>(kLastWireFault); ++i)
     EXPECT_STRNE(name_of(static_cast<WireFault>(i)), "unknown fault");
 }
 

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 namespace expertmesh {
@@ -148,6 +149,7 @@ TEST(ChatTemplates, RowsThatAreNone) {
         std::string(R"({"messages": {}})"), std::string(R"({"messages": [1]})"),
         std::string(R"({"messages": [], "now": "noon"})"), std::string("\xff\xfe", 2),
         std::string(R"({"messages": [], "chat_template_kwargs": [1]})"),
+        std::string(R"({"messages": [], "chat_template_kwargs": {"messages": []}})"),
         std::string(R"({"messages": [], "x": "\ud800"})"), std::string(100000, '[')}) {
     auto const result = templates.render(row);
     EXPECT_FALSE(result.ok()) << row.substr(0, 50);
@@ -182,6 +184,55 @@ TEST(ChatTemplates, MessagesOfTheApi) {
     auto const result = templates.render(row.dump());
     EXPECT_EQ(result.ok() ? result.value() : result.error().message, expected) << source;
   }
+}
+
+// Expected: what transformers 5.24 gives.
+TEST(ChatTemplates, TheFinalMessageIsContinuedWhereItsTextEnds) {
+  std::string const plain = "{% for m in messages %}<im>{{ m.role }}\n{{ m.content }}</im>\n{% endfor %}";
+  std::string const trims = "{% for m in messages %}<im>{{ m.role }}\n{{ m.content|trim }}</im>\n{% endfor %}";
+  std::string const repeats = "{% for m in messages %}[{{ m.content }}]{% endfor %}END{{ messages[0].content }}";
+  std::string const parts = "{% for part in messages[1].content %}<{{ part.text }}>{% endfor %}";
+  std::string const user = "<im>user\nSure</im>\n<im>assistant\n";
+  Json const two_parts = {{{"type", "text"}, {"text", "one"}}, {{"type", "text"}, {"text", "two "}}};
+  for (auto const& [source, content, expected] :
+       std::vector<std::tuple<std::string, Json, std::string>>{{plain, " Sure \n", user + " Sure \n"},
+                                                               {trims, " Sure \n", user + "Sure"},
+                                                               {plain, "", user},
+                                                               {plain, "  ", user + "  "},
+                                                               {plain, "im", user + "im"},
+                                                               {plain, "</im>", user + "</im>"},
+                                                               {repeats, "Sure", "[Sure][Sure"},
+                                                               {parts, two_parts, "<one><two "}}) {
+    ChatTemplates templates = with_source(source);
+    Json const row = {
+        {"messages", {{{"role", "user"}, {"content", "Sure"}}, {{"role", "assistant"}, {"content", content}}}},
+        {"continue_final_message", true}};
+    auto const result = templates.render(row.dump());
+    EXPECT_EQ(result.ok() ? result.value() : result.error().message, expected) << source << content;
+  }
+  ChatTemplates templates = with_source(plain);
+  ChatTemplates without_text = with_source("{{ messages|length }}");
+  for (char const* messages :
+       {"[]", R"([{"role": "assistant"}])", R"([{"role": "assistant", "content": null}])",
+        R"([{"role": "assistant", "content": []}])", R"([{"role": "assistant", "content": [{"type": "image"}]}])"}) {
+    std::string const row = R"({"continue_final_message": true, "messages": )" + std::string(messages) + "}";
+    for (ChatTemplates* by : {&templates, &without_text}) {
+      auto const result = by->render(row);
+      ASSERT_FALSE(result.ok()) << row << " gave " << result.value();
+      EXPECT_NE(result.error().message.find("continue_final_message"), std::string::npos) << result.error().message;
+    }
+  }
+  Json const row = {{"messages", {{{"role", "assistant"}, {"content", "a"}}}}, {"continue_final_message", true}};
+  EXPECT_FALSE(without_text.render(row.dump()).ok());
+}
+
+// What Python loads for them only when they are first used is there before the child may open nothing.
+TEST(ChatTemplates, WhatTemplatesMayUseIsLoadedBefore) {
+  ChatTemplates templates = with_source(
+      "{{ '<b>x</b>'|striptags }}{{ ('&lt;'|safe).unescape() }}{% set \u00e9 = 1 %}{{ \u00e9 }}{{ '\\N{BULLET}' }}"
+      "{{ 'ab'.encode('idna') }}");
+  auto const result = templates.render(kRow.dump());
+  EXPECT_EQ(result.ok() ? result.value() : result.error().message, "x<1\u2022b'ab'");
 }
 
 TEST(ChatTemplates, SpecialTokensComeFromTheModelsFiles) {

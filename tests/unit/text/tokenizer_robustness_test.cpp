@@ -129,6 +129,7 @@ TEST(TokenizerFile, EveryFaultIsNamed) {
       {"/added_tokens", "x", "added_tokens"},
       {"/added_tokens", Json::array({{{"content", "x"}}}), "'id'"},
       {"/added_tokens", Json::array({{{"content", "x"}, {"id", -1}}}), "'x'"},
+      {"/added_tokens", Json::array({{{"content", "no such token"}, {"id", 7}}}), "'no such token' has id 7"},
       {"/added_tokens", Json::array({{{"content", "x"}, {"id", 7}, {"special", "yes"}}}), "special"},
   };
   Json const sound = fixture_json("qwen");

@@ -1,5 +1,5 @@
 """The published configurations in launch/bench/configs: what `info` says of each, and two layers of real width of each with
-dummy weights, end to end over HTTP. Where that takes more than EM_PUBLISHED_GB (default 0.3; the documented long form takes
+dummy weights, end to end over HTTP. Where that takes more than EM_PUBLISHED_GB (default 0.6; the documented long form takes
 8), the vocabulary is cut first, then experts are left out, down to what routing needs."""
 import json
 import os
@@ -13,7 +13,7 @@ from harness import EXPERTMESH, REPOSITORY, Server
 
 CONFIGS = REPOSITORY / "launch" / "bench" / "configs"
 COUNTS = {row["config"]: row for row in json.loads((CONFIGS / "parameter_counts.json").read_text())}
-MOST_BYTES = float(os.environ.get("EM_PUBLISHED_GB", "0.3")) * 1e9
+MOST_BYTES = float(os.environ.get("EM_PUBLISHED_GB", "0.6")) * 1e9
 SMALL_VOCABULARY = 8192
 EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 LAYERS = 2

@@ -60,9 +60,9 @@ em_mpi_default OMPI_MCA_oob_tcp_if_include "$em_mpi_interfaces"
 # em_mpi_end_daemons BASE: the daemons of a run that is over. They end by themselves, but for one in a great many, which
 # loses its way and keeps a core busy.
 em_mpi_end_daemons() {
-  local process name
+  local process
   for process in /proc/[0-9]*; do
-    [[ -O "$process" ]] && read -r name 2>/dev/null <"$process/comm" && [[ "$name" == orted ]] || continue
+    [[ -O "$process" && "$(cat "$process/comm" 2>/dev/null)" == orted ]] || continue
     grep -qzxF -- "OMPI_MCA_orte_tmpdir_base=$1" "$process/environ" 2>/dev/null && kill -9 "${process##*/}" 2>/dev/null
   done
   return 0

@@ -81,6 +81,7 @@ class Host:
         for pid in self.processes():  # of a test that failed
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        run("ip", "link", "del", self.port, check=False)  # now: the kernel takes its time over namespaces without processes
         self.holder.kill()
         self.holder.wait()
         self.holder.stdout.close()

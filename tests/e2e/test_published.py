@@ -89,15 +89,14 @@ class DummyTest(unittest.TestCase):
             while bytes_in(info(model_directory(folder, config))) > MOST_BYTES and (cut := smaller(config)):
                 config = cut
             model_directory(folder, config)
-            options = ("--load-format", "dummy", "--max-model-len", 256, "--max-num-seqs", 2, "--max-num-batched-tokens", 32)
-            body = {"prompt": list(range(100, 150)), "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": 1,
+            options = ("--load-format", "dummy", "--max-model-len", 256, "--max-num-seqs", 2, "--max-num-batched-tokens", 16)
+            body = {"prompt": list(range(100, 120)), "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": 1,
                     "return_token_ids": True}
             with Server(folder, *options) as server:
                 first = server.complete(**body)["choices"][0]
                 self.assertEqual(len(first["token_ids"]), 6)
                 self.assertTrue(all(-50 < x <= 0 for x in first["logprobs"]["token_logprobs"]), first["logprobs"])
-                self.assertEqual([server.complete(**body)["choices"][0], *(a["choices"][0] for a in server.complete_together([body] * 2))],
-                                 [first] * 3)
+                self.assertEqual([answer["choices"][0] for answer in server.complete_together([body] * 2)], [first] * 2)
 
 
 def _add_tests():

@@ -17,6 +17,22 @@ def workers_of(server):
     return cluster["workers"]
 
 
+def text_of_a_stream_without(server, victim):
+    """-> what a stream says in the middle of which the worker is killed"""
+    with server.stream("/v1/completions", LONG) as events:
+        text = next(events)["choices"][0]["text"]
+        os.kill(victim["pid"], signal.SIGKILL)
+        return text + "".join(event["choices"][0]["text"] for event in events)
+
+
+def successor_of(server, victim):
+    """Waits for it. -> the worker that serves in the dead one's place"""
+    def newcomer():
+        worker, = (worker for worker in workers_of(server) if worker["id"] == victim["id"])
+        return worker if worker["state"] == "serving" and worker["incarnation"] > victim["incarnation"] else None
+    return wait_until(newcomer, 30, "a new worker serves in its place")
+
+
 class WorkersTest(unittest.TestCase):
     def test_each_of_three_workers_holds_a_third_of_the_experts(self):
         with Server(DEMO_MODEL, "--workers", 3) as server:
@@ -47,18 +63,8 @@ class WorkersTest(unittest.TestCase):
         with Server(DEMO_MODEL, "--workers", 2) as server:
             expected = server.complete(**LONG)["choices"][0]["text"]
             victim = workers_of(server)[1]
-            text = ""
-            with server.stream("/v1/completions", LONG) as events:
-                text += next(events)["choices"][0]["text"]
-                os.kill(victim["pid"], signal.SIGKILL)
-                for event in events:
-                    text += event["choices"][0]["text"]
-            self.assertEqual(text, expected)
-
-            def newcomer():
-                worker, = (worker for worker in workers_of(server) if worker["id"] == victim["id"])
-                return worker if worker["state"] == "serving" and worker["incarnation"] > victim["incarnation"] else None
-            worker = wait_until(newcomer, 30, "a new worker serves in its place")
+            self.assertEqual(text_of_a_stream_without(server, victim), expected)
+            worker = successor_of(server, victim)
             self.assertNotEqual(worker["pid"], victim["pid"])
             self.assertEqual(worker["experts"], victim["experts"])
             self.assertTrue(worker["death_reason"])
@@ -76,19 +82,9 @@ class WorkersTest(unittest.TestCase):
                 self.assertEqual({worker["transport"] for worker in workers_of(server)}, {transport})
                 seen[option] = server.complete(**LONG)["choices"][0]["text"]
                 victim = workers_of(server)[0]
-                text = ""
-                with server.stream("/v1/completions", LONG) as events:
-                    text += next(events)["choices"][0]["text"]
-                    os.kill(victim["pid"], signal.SIGKILL)
-                    for event in events:
-                        text += event["choices"][0]["text"]
-                self.assertEqual(text, seen[option])
-
-                def replaced(victim=victim, server=server):
-                    worker, = (worker for worker in workers_of(server) if worker["id"] == victim["id"])
-                    return worker["state"] == "serving" and worker["incarnation"] > victim["incarnation"] and worker
-                self.assertEqual(wait_until(replaced, 30, "a new worker serves in its place")["transport"], transport)
-                self.assertEqual(server.complete(**LONG)["choices"][0]["text"], text)
+                self.assertEqual(text_of_a_stream_without(server, victim), seen[option])
+                self.assertEqual(successor_of(server, victim)["transport"], transport)
+                self.assertEqual(server.complete(**LONG)["choices"][0]["text"], seen[option])
                 metrics = server.metrics()
                 self.assertEqual(metrics["expertmesh:requests_failed_total"], 0)
                 self.assertEqual(metrics["expertmesh:requests_accepted_total"], metrics["expertmesh:requests_finished_total"])

@@ -64,11 +64,7 @@ TEST(MpiTransport, AnswerOfAFencedPeerNeverLandsInANewReceive) {
   EXPECT_EQ(under_test.wait(stale.receive).status, OpStatus::cancelled);
 
   PeerId const next = under_test.add_peer();
-  Exchange& fresh = under_test.prepare(64, echo::Command::answer);
-  fresh.request = echo::make_request({.answer_tag = TransportUnderTest::tag_of(stale).value()}, payload(64, 1));
-  fresh.expected = payload(64, 1);
-  std::ranges::transform(fresh.expected, fresh.expected.begin(), echo::changed);
-  fresh.receive = under_test.transport().post_recv(next, TransportUnderTest::tag_of(stale), fresh.reply);
+  Exchange& fresh = under_test.receive_under_tag_of(stale, next, 64);
   ASSERT_EQ(::kill(slow_pid, SIGCONT), 0);
   wait_until_gone(slow_pid);
   for (int i = 0; i < 100; ++i) under_test.poll();  // what it sent is in this process's socket

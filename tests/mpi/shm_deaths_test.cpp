@@ -80,11 +80,7 @@ TEST(ShmTransport, AFencedPeerThatComesBackWritesToNobody) {
   EXPECT_EQ(under_test.wait(stale.receive).status, OpStatus::cancelled);
 
   PeerId const next = under_test.add_peer();
-  Exchange& fresh = under_test.prepare(64, echo::Command::answer);
-  fresh.request = echo::make_request({.answer_tag = TransportUnderTest::tag_of(stale).value()}, payload(64, 1));
-  fresh.expected = payload(64, 1);
-  std::ranges::transform(fresh.expected, fresh.expected.begin(), echo::changed);
-  fresh.receive = under_test.transport().post_recv(next, TransportUnderTest::tag_of(stale), fresh.reply);
+  Exchange& fresh = under_test.receive_under_tag_of(stale, next, 64);
   ASSERT_EQ(::kill(under_test.pid(slow), SIGCONT), 0);
   under_test.expect_answered(under_test.start(next, 70000));
   EXPECT_FALSE(under_test.done(fresh.receive));

@@ -102,6 +102,15 @@ class TransportUnderTest {
     exchange.reply.resize(bytes + 3);  // an answer may be shorter than its buffer
     return exchange;
   }
+  // Of `peer`, under the tag that an exchange with another one had; its request is made and not sent.
+  Exchange& receive_under_tag_of(Exchange const& other, PeerId peer, std::size_t bytes) {
+    Exchange& exchange = prepare(bytes, echo::Command::answer);
+    exchange.request = echo::make_request({.answer_tag = tag_of(other).value()}, payload(bytes, 1));
+    exchange.expected = payload(bytes, 1);
+    std::ranges::transform(exchange.expected, exchange.expected.begin(), echo::changed);
+    exchange.receive = transport().post_recv(peer, tag_of(other), exchange.reply);
+    return exchange;
+  }
   // Of what is done: the memory of long tests.
   void forget() {
     exchanges_.clear();

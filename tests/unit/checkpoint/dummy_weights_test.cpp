@@ -124,6 +124,19 @@ TEST(DummyWeights, AnEntryIsTheSameAloneAndInItsStack) {
   }
 }
 
+// Machines of one group make them each for itself, with the instructions they have: what one with AVX2 made.
+TEST(DummyWeights, AreTheSameOnEveryMachine) {
+  auto const source = make_dummy_weights(5);
+  auto const hash_of = [&](TensorInfo const& info) {  // FNV-1a
+    std::uint64_t hash = 0xcbf29ce484222325U;
+    for (std::byte b : source->load(info).bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3U;
+    return hash;
+  };
+  EXPECT_EQ(hash_of({"a.weight", {37, 129}}), 2300511745948396712U);
+  EXPECT_EQ(hash_of({"a.weight", {37, 129}, TensorKind::fp8}), 438657634330861993U);
+  EXPECT_EQ(hash_of({"a_scales", {37, 129}, TensorKind::bytes}), 12191851462777835838U);
+}
+
 TEST(DummyWeights, VerifyAcceptsAnything) {
   make_dummy_weights(0)->verify({.required = {{"a", {1}}}, .optional = {}, .skipped_prefixes = {}});
 }

@@ -7,15 +7,9 @@
 #include <string>
 
 #include "device_on_host.h"
+#include "tests/support/few_cases.h"
 
 namespace expertmesh::test {
-
-// Under sanitizers emulated kernels take many times as long: fewer cases of a kind.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kFewCases = true;
-#else
-constexpr bool kFewCases = false;
-#endif
 
 inline bool on_gpu() {
   char const* const wanted = std::getenv("EM_TEST_DEVICE");

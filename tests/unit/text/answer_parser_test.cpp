@@ -7,6 +7,8 @@
 #include <array>
 #include <random>
 
+#include "tests/support/few_cases.h"
+
 namespace expertmesh {
 namespace {
 
@@ -303,7 +305,7 @@ TEST(AnswerParser, FormatsAreFoundByTheirMarks) {
 
 // Long arguments in many pieces take time in proportion, not its square: no byte of them is looked at again.
 TEST(AnswerParser, LongCallsInSmallPieces) {
-  std::string const text(2000000, '}');
+  std::string const text(2 * test::kLongText, '}');
   for (auto const& [format, begin, end] : std::vector<std::array<std::string, 3>>{
            {"hermes", R"(<tool_call>{"name": "now", "arguments": {"a":")", "\"}}</tool_call>"},
            {"qwen3_coder", "<function=now><parameter=a>", "</parameter></function>"}}) {

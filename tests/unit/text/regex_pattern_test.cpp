@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/error.h"
+#include "tests/support/few_cases.h"
 #include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
@@ -46,7 +47,7 @@ TEST(RegexPattern, MatchesLikeTheReference) {
 
 // A backtracking engine takes time quadratic in the text for the first ones, and exponential for the last.
 TEST(RegexPattern, HostileTextsTakeLinearTime) {
-  std::size_t const size = std::size_t{1} << 20;
+  std::size_t const size = test::kLongText;
   struct Case {
     char const* pattern;
     std::string text;

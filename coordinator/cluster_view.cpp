@@ -81,6 +81,7 @@ std::string to_json(ClusterView const& view) {
               {"kv_groups", Json::array()},
               {"kv_block_tokens", l.kv_block_tokens},
               {"kv_cache_bytes", l.kv_cache_bytes},
+              {"prefix_cache", l.prefix_cache},
               {"activation_bytes", l.activation_bytes},
               {"shared_bytes", l.shared_bytes}}},
             {"answers", {{"tool_call_parser", view.answers.tool_calls}, {"reasoning_parser", view.answers.reasoning}}},
@@ -108,8 +109,9 @@ std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l
           "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
           l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
       fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
-      fmt::format("memory: KV cache {}; blocks of {} tokens, {}; activations {}{}", groups, l.kv_block_tokens,
-                  human_bytes(l.kv_cache_bytes), human_bytes(l.activation_bytes),
+      fmt::format("memory: KV cache {}; blocks of {} tokens, {}{}; activations {}{}", groups, l.kv_block_tokens,
+                  human_bytes(l.kv_cache_bytes), l.prefix_cache ? ", kept for requests that begin alike" : "",
+                  human_bytes(l.activation_bytes),
                   l.shared_bytes == 0 ? "" : "; at most " + human_bytes(l.shared_bytes) + " shared with a worker")};
 }
 

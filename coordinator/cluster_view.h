@@ -42,6 +42,7 @@ struct ServeLimits {
   std::vector<KvGroupLimits> kv_groups;
   std::size_t kv_block_tokens = 0;
   std::size_t kv_cache_bytes = 0;
+  bool prefix_cache = false;
   std::size_t activation_bytes = 0;
   std::size_t shared_bytes = 0;  // most that messages of one worker of this host take
 };

@@ -31,7 +31,8 @@ SchedulerLimits scheduler_limits(RuntimeSizes const& sizes, ModelSpec const& spe
   return {.max_num_seqs = sizes.max_num_seqs,
           .max_num_batched_tokens = sizes.max_num_batched_tokens,
           .max_model_len = sizes.max_model_len,
-          .num_expert_counts = num_expert_counts(spec)};
+          .num_expert_counts = num_expert_counts(spec),
+          .prefix_cache = sizes.prefix_cache};
 }
 
 StepSizes step_sizes(RuntimeSizes const& sizes) {
@@ -70,6 +71,7 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
                      std::vector<KvCacheSpec> const& kv_groups, Device const* device, bool links,
                      ExpertModelSpec const& experts, ModelPlan const& plan) {
   RuntimeSizes s;
+  s.prefix_cache = options.prefix_cache && !spec.encoder() && num_expert_counts(spec) == 0;
   s.max_model_len = options.max_model_len.value_or(spec.max_position);
   if (s.max_model_len > spec.max_position && !spec.goes_beyond_max_position)
     throw ModelError("--max-model-len " + std::to_string(s.max_model_len) + " is more than the " +

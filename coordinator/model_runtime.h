@@ -48,6 +48,7 @@ struct ModelRuntimeOptions {
   RowTransport row_transport = RowTransport::automatic;
   std::size_t static_exchange_bytes = 0;  // RemoteExpertsLimits::static_bytes
   bool return_routed_experts = false;
+  bool prefix_cache = true;          // where keys and values depend on the tokens before alone
   bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what
   bool device_graphs = true;         // decode steps of a device are CUDA graphs
   double device_memory_share = 0.9;  // of the device's free memory, that weights, KV cache and buffers may take
@@ -72,6 +73,7 @@ struct RuntimeSizes {
   std::size_t max_num_batched_tokens = 0;
   std::vector<std::size_t> kv_blocks;  // [KV groups]
   std::size_t kv_cache_bytes = 0;
+  bool prefix_cache = false;
   std::size_t own_cache_bytes = 0;  // experts of dead workers that the coordinator keeps
   std::size_t worker_bytes = 0;     // of this host's memory, that workers may take together
 };

@@ -132,6 +132,8 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--kv-cache-memory", kv_bytes,
                 "Bytes of the KV cache, such as 4G [fits max-num-seqs sequences, at most 40% of free memory]")
       ->check(check_bytes);
+  s->add_flag("!--no-prefix-cache", serve.prefix_cache,
+              "Compute every prompt whole, even if an earlier request began like it");
   s->add_option("--served-model-name", serve.served_model_name, "Name of the model in the API [the folder's name]");
   s->add_option("--max-logprobs", serve.max_logprobs, "Most log-probabilities a request may ask for at a position")
       ->check(CLI::Range(0, 1 << 20))

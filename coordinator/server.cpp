@@ -13,6 +13,7 @@
 #include "coordinator/http/api_server.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
+#include "coordinator/model/prefix_kind.h"
 #include "coordinator/model_runtime.h"
 #include "coordinator/shutdown_signal.h"
 
@@ -89,6 +90,7 @@ ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtim
           .kv_groups = kv_group_limits(runtime),
           .kv_block_tokens = kKvBlockTokens,
           .kv_cache_bytes = sizes.kv_cache_bytes,
+          .prefix_cache = sizes.prefix_cache,
           .activation_bytes = 0};
 }
 
@@ -167,6 +169,7 @@ class Server {
                                   .queue_timeout = std::chrono::seconds(options_.queue_timeout_s),
                                   .step_budget = std::chrono::milliseconds(options_.step_budget_ms),
                                   .eos_ids = runtime_.spec().eos_ids,
+                                  .prefix_kind = [this](std::size_t n) { return prefix_kind(runtime_.spec(), n); },
                                   .decoder_start = runtime_.spec().decoder_start},
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);

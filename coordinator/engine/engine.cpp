@@ -91,6 +91,9 @@ std::unique_ptr<RequestState> Engine::make_state(Submission submission) const {
   sequence.tokens = std::move(request.prompt);
   sequence.tokens.reserve(sequence.max_length);
   sequence.prompt_logits = request.prompt_logprobs.has_value();
+  // Where something is wanted of every token, every token has to run.
+  sequence.reuse_prefix = !request.prompt_logprobs && !request.return_routed_experts;
+  if (options_.prefix_kind) sequence.prefix_kind = options_.prefix_kind(sequence.prompt_length);
   if (request.prompt_logprobs) state->prompt_logprobs.resize(sequence.prompt_length);
   state->request = std::move(request);
   state->sink = std::move(submission.sink);
@@ -251,8 +254,11 @@ void Engine::end_late_requests() {
 void Engine::step() {
   end_late_requests();
   std::size_t const preemptions = scheduler_.num_preemptions();
+  Scheduler::PrefixCounts const before = scheduler_.prefix_counts();
   StepBatch const& batch = scheduler_.schedule(prefill_budget_.tokens());
   metrics_.count_preemptions(scheduler_.num_preemptions() - preemptions);
+  Scheduler::PrefixCounts const now = scheduler_.prefix_counts();
+  metrics_.count_prefixes(now.asked - before.asked, now.found - before.found);
   update_ledger();
   EncoderBatch const& inputs = scheduler_.encoder_batch();
   if (batch.num_tokens() == 0 && inputs.empty()) return;
@@ -372,7 +378,8 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   };
   bool const first = request.num_generated == 0;
   if (first) {
-    request.sink(PromptDoneEvent{std::move(request.prompt_logprobs)});
+    request.sink(PromptDoneEvent{.logprobs = std::move(request.prompt_logprobs),
+                                 .cached_tokens = request.sequence.num_cached.value_or(0)});
     request.sequence.prompt_logits = false;  // given out: not needed when it runs again after a preemption
   }
   if (request.request.max_tokens == 0) return finish(FinishReason::length);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,6 +28,7 @@ struct EngineOptions {
   std::chrono::milliseconds queue_timeout{0};    // from submission to the first step; 0: none
   std::chrono::milliseconds step_budget{0};      // prompt chunks are cut to keep a step with decodes within; 0: not cut
   std::vector<TokenId> eos_ids;
+  std::function<std::uint32_t(std::size_t prompt_length)> prefix_kind{};  // as the model's; null: all are alike
   std::optional<DecoderStart> decoder_start{};  // with an encoder: prompts go to it, and answers begin with this
   std::chrono::milliseconds idle_after{20};     // workers are sent to sleep after this long without work
 };

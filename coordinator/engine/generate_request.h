@@ -33,6 +33,7 @@ enum class FinishReason : std::uint8_t { stop, length };  // stop: an end-of-seq
 // The life of a request as its owner sees it: PromptDone?, TokenEvent*, then exactly one FinishEvent or ErrorEvent.
 struct PromptDoneEvent {
   std::vector<std::optional<TokenLogprobs>> logprobs;  // [prompt length], the first null; empty if not asked for
+  std::size_t cached_tokens = 0;  // of the prompt, whose keys and values were there from an earlier request
 };
 struct TokenEvent {
   TokenId token = 0;  // an end-of-sequence token is delivered too, unless it ends the request

@@ -38,11 +38,15 @@ AnswerBuilder::Json AnswerBuilder::head(char const* object) const {
 AnswerBuilder::Json AnswerBuilder::usage() const {
   std::size_t prompt_tokens = 0;
   std::size_t completion_tokens = 0;
+  std::size_t cached_tokens = 0;  // of each prompt's first choice: the others may find what that one has left
   for (auto const& prompt : prompts_) prompt_tokens += prompt.ids.size();
   for (auto const& choice : choices_) completion_tokens += choice->completion_tokens();
+  for (std::size_t c = 0; c < choices_.size(); c += choices_.size() / prompts_.size())
+    cached_tokens += choices_[c]->cached_tokens();
   return {{"prompt_tokens", prompt_tokens},
           {"completion_tokens", completion_tokens},
-          {"total_tokens", prompt_tokens + completion_tokens}};
+          {"total_tokens", prompt_tokens + completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", cached_tokens}}}};
 }
 
 std::string AnswerBuilder::take_events() {

@@ -91,6 +91,7 @@ std::string ChoiceBuilder::raw_bytes(TokenId token) const {
 }
 
 void ChoiceBuilder::prompt_done(PromptDoneEvent const& event) {
+  cached_tokens_ = event.cached_tokens;
   if (!context_.request.echo) return;
   std::optional<StreamDetokenizer> prompt_stream;
   if (context_.tokenizer) prompt_stream.emplace(*context_.tokenizer, context_.request.skip_special_tokens);

@@ -45,6 +45,7 @@ class ChoiceBuilder {
   [[nodiscard]] bool stopped() const { return matcher_.stopped().has_value() || has_its_call(); }
   [[nodiscard]] bool finished() const { return finish_reason_.has_value(); }
   [[nodiscard]] std::size_t completion_tokens() const { return completion_tokens_; }
+  [[nodiscard]] std::size_t cached_tokens() const { return cached_tokens_; }
   // Of the new tokens; the least there is without them.
   [[nodiscard]] double mean_logprob() const;
 
@@ -96,6 +97,7 @@ class ChoiceBuilder {
   std::optional<TokenId> stop_token_;
   bool final_sent_ = false;
   std::size_t completion_tokens_ = 0;
+  std::size_t cached_tokens_ = 0;
   Json routed_experts_;
 };
 

@@ -72,6 +72,10 @@ struct Metrics::Impl {
       seconds("expertmesh:e2e_request_latency_seconds", "Seconds from acceptance to the last token");
   Counter& preemptions =
       counter("expertmesh:num_preemptions_total", "Times a sequence gave its KV blocks back, to be computed again");
+  Counter& prefixes_asked =
+      counter("expertmesh:prefix_cache_queries_total", "Tokens of requests that looked for an earlier one's beginning");
+  Counter& prefixes_found =
+      counter("expertmesh:prefix_cache_hits_total", "Those whose keys and values were there from an earlier request");
   Gauge& kv_usage = gauge("expertmesh:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1");
   Gauge& workers_serving = gauge("expertmesh:workers_serving", "Workers that serve experts");
   Counter& worker_deaths = counter("expertmesh:worker_deaths_total", "Workers that died");
@@ -183,6 +187,11 @@ void Metrics::observe_queue_time(double seconds) {
 void Metrics::observe_request(double seconds) {
   impl_->request_latency.Observe(seconds);
 }
+void Metrics::count_prefixes(std::size_t asked, std::size_t found) {
+  impl_->prefixes_asked.Increment(static_cast<double>(asked));
+  impl_->prefixes_found.Increment(static_cast<double>(found));
+}
+
 void Metrics::count_preemptions(std::size_t count) {
   impl_->preemptions.Increment(static_cast<double>(count));
 }

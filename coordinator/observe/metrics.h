@@ -32,7 +32,8 @@ class Metrics {
   void observe_inter_token(double seconds);
   void observe_request(double seconds);  // from acceptance to the last token, of those that finish
   void count_preemptions(std::size_t count);
-  void set_kv_usage(double share);  // 0..1
+  void count_prefixes(std::size_t asked, std::size_t found);  // tokens
+  void set_kv_usage(double share);                            // 0..1
   void count_http(int status);
   void count_unknown_field(std::string const& field);  // bounded number of label values
   void count_worker_death();

@@ -50,7 +50,15 @@ Scheduler::Scheduler(SchedulerLimits const& limits, std::vector<KvCacheSpec> con
   EM_CHECK(blocks.size() == groups.size(), groups.size() << " KV groups, blocks for " << blocks.size());
   EM_CHECK(limits.max_num_batched_tokens >= limits.max_num_seqs,
            "tokens a step " << limits.max_num_batched_tokens << ", sequences " << limits.max_num_seqs);
-  for (std::size_t g = 0; g < groups.size(); ++g) groups_.push_back({groups[g], KvBlockPool(blocks[g])});
+  for (std::size_t g = 0; g < groups.size(); ++g)
+    groups_.push_back(
+        {groups[g], KvBlockPool(blocks[g], [this, g](std::uint32_t block) { prefix_cache_->drop(g, block); })});
+  if (limits.prefix_cache) {
+    EM_CHECK(!cross_group_ && limits.num_expert_counts == 0, "keys and values depend on more than the tokens before");
+    prefix_cache_.emplace(block_tokens_, blocks);
+    found_.reserve(blocks_for(limits.max_model_len));
+    known_blocks_.resize(groups.size());
+  }
   running_.reserve(limits.max_num_seqs);
   preempted_.reserve(limits.max_num_seqs);  // they ran together
 }
@@ -139,6 +147,68 @@ void Scheduler::grow(Sequence& sequence) {
       sequence.block_tables[g].blocks.push_back(groups_[g].pool.take());
 }
 
+// Fills found_ with the blocks of the longest beginning, and returns how many there are.
+std::size_t Scheduler::find_prefix(Sequence const& sequence) {
+  found_.clear();
+  auto prefix = PrefixCache::empty(sequence.prefix_kind);
+  auto const tokens = std::span(sequence.tokens);
+  for (std::size_t const end = (tokens.size() - 1) / block_tokens_; found_.size() < end;) {
+    auto const entry = prefix_cache_->find(prefix, tokens.subspan(found_.size() * block_tokens_, block_tokens_));
+    bool usable = entry.has_value();
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      usable = usable && (groups_[g].spec.has_span() || entry->blocks[g] != kNoKvBlock);
+    if (!usable) break;
+    found_.push_back(*entry);
+    prefix = entry->prefix;
+  }
+  // Shorter, until in every group with a span all is there that its next token attends to. What is missing there is
+  // missing for every other that goes beyond it.
+  std::size_t count = found_.size();
+  for (bool cut = true; cut;) {
+    cut = false;
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      for (std::size_t b = count; b > groups_[g].spec.first_needed(count * block_tokens_) / block_tokens_; --b)
+        if (found_[b - 1].blocks[g] == kNoKvBlock) {
+          count = b - 1;
+          cut = true;
+          break;
+        }
+  }
+  return count;
+}
+
+void Scheduler::attach_prefix(Sequence& sequence) {
+  std::size_t const count = find_prefix(sequence);
+  if (count == 0) return;
+  sequence.num_computed = count * block_tokens_;
+  sequence.prefix = found_[count - 1].prefix;
+  sequence.num_known = count;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    auto& [blocks, num_freed] = sequence.block_tables[g];
+    num_freed = groups_[g].spec.first_needed(sequence.num_computed) / block_tokens_;
+    blocks.assign(num_freed, kNoKvBlock);
+    for (std::size_t b = num_freed; b < count; ++b) {
+      groups_[g].pool.share(found_[b].blocks[g]);
+      blocks.push_back(found_[b].blocks[g]);
+    }
+  }
+}
+
+// The whole blocks that are computed now.
+void Scheduler::remember(Sequence& sequence) {
+  if (sequence.num_known == 0) sequence.prefix = PrefixCache::empty(sequence.prefix_kind);
+  for (; (sequence.num_known + 1) * block_tokens_ <= sequence.num_computed; ++sequence.num_known) {
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      known_blocks_[g] = sequence.block_tables[g].blocks[sequence.num_known];
+    auto const entry = prefix_cache_->add(
+        sequence.prefix, std::span(sequence.tokens).subspan(sequence.num_known * block_tokens_, block_tokens_),
+        known_blocks_);
+    for (std::size_t g = 0; g < groups_.size(); ++g)
+      if (entry.blocks[g] == known_blocks_[g] && entry.blocks[g] != kNoKvBlock) groups_[g].pool.keep(entry.blocks[g]);
+    sequence.prefix = entry.prefix;
+  }
+}
+
 void Scheduler::free_out_of_reach(Sequence& sequence) {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     BlockTable& table = sequence.block_tables[g];
@@ -148,13 +218,15 @@ void Scheduler::free_out_of_reach(Sequence& sequence) {
   }
 }
 
+// The last first: of kept ones the longest beginnings are given up first.
 void Scheduler::free_blocks(Sequence& sequence) {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     auto& [blocks, num_freed] = sequence.block_tables[g];
-    for (std::size_t b = num_freed; b < blocks.size(); ++b) groups_[g].pool.release(blocks[b]);
+    for (std::size_t b = blocks.size(); b > num_freed; --b) groups_[g].pool.release(blocks[b - 1]);
     blocks.clear();
     num_freed = 0;
   }
+  sequence.num_known = 0;
 }
 
 void Scheduler::preempt_last() {
@@ -184,13 +256,29 @@ Sequence* Scheduler::next_to_admit() const {
   return waiting_.empty() ? nullptr : waiting_.front();
 }
 
-void Scheduler::admit_next() {
-  running_.push_back(next_to_admit());
+// False if there is none, or no room for it.
+bool Scheduler::admit_next() {
+  Sequence* const next = next_to_admit();
+  if (!next) return false;
+  bool const reuses = prefix_cache_ && next->reuse_prefix;
+  if (reuses) attach_prefix(*next);
+  if (!may_start(*next)) {
+    free_blocks(*next);
+    next->num_computed = 0;
+    return false;
+  }
+  if (reuses && !next->num_cached) {
+    prefix_counts_.asked += next->tokens.size();
+    prefix_counts_.found += next->num_computed;
+  }
+  if (!next->num_cached) next->num_cached = next->num_computed;
   if (!preempted_.empty())
     preempted_.pop_back();
   else
     waiting_.pop_front();
-  grow(*running_.back());
+  running_.push_back(next);
+  grow(*next);
+  return true;
 }
 
 StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
@@ -212,13 +300,12 @@ StepBatch const& Scheduler::schedule(std::size_t max_prefill_tokens) {
   std::size_t to_encode = 0;  // tokens of inputs that wait for the encoder
   for (Sequence const* s : running_) to_encode += s->awaits_encoder() ? s->input.size() : 0;
   while (to_encode < budget && running_.size() < limits_.max_num_seqs) {
-    Sequence* const next = next_to_admit();
-    if (!next || !may_start(*next)) break;
-    admit_next();
-    if (next->awaits_encoder())
-      to_encode += next->input.size();
+    if (!admit_next()) break;
+    Sequence& next = *running_.back();
+    if (next.awaits_encoder())
+      to_encode += next.input.size();
     else
-      prefill(*next);
+      prefill(next);
   }
   if (cross_group_) fill_encoder_batch(budget);
   batch_.seal();
@@ -253,6 +340,7 @@ void Scheduler::complete_step() {
     Sequence* const sequence = batch_.sequences()[i];
     if (!sequence) continue;
     sequence->num_computed += batch_.offsets()[i + 1] - batch_.offsets()[i];
+    if (prefix_cache_) remember(*sequence);
     free_out_of_reach(*sequence);
     grow(*sequence);  // while its prompt goes on: at most as many as it has just given back
   }
@@ -281,8 +369,8 @@ void Scheduler::check_integrity() const {
                         << " blocks, " << out_of_reach << " are out of reach of its token " << s->num_computed);
       held += blocks.size() - num_freed;
     }
-    EM_CHECK(held == pool.num_used(),
-             "running sequences hold " << held << " blocks, " << pool.num_used() << " are in use");
+    EM_CHECK(held == pool.num_references(),
+             "running sequences hold " << held << " blocks, " << pool.num_references() << " are counted");
   }
 }
 

@@ -15,6 +15,11 @@
 // decode; all of that counts as prompt tokens do. Blocks of the input's keys and values are held from the start to the
 // end. A sequence that gave its blocks back goes through the encoder again.
 //
+// With the prefix cache every whole block that has been computed is kept after its sequence, until its place is needed.
+// A sequence that wants it starts behind the longest beginning that is still there in every group (in one with a span:
+// as much as its next token attends to), at least one token short of its end. A token's keys and values depend on the
+// tokens before it alone, so it is the same bits.
+//
 // Fairness: none overtakes an earlier one, and the earliest is never preempted, so each ends after at most the work of
 // those before it.
 #pragma once
@@ -27,6 +32,7 @@
 #include "coordinator/scheduler/encoder_batch.h"
 #include "coordinator/scheduler/kv_block_pool.h"
 #include "coordinator/scheduler/kv_cache_spec.h"
+#include "coordinator/scheduler/prefix_cache.h"
 #include "coordinator/scheduler/step_batch.h"
 
 namespace expertmesh {
@@ -36,6 +42,7 @@ struct SchedulerLimits {
   std::size_t max_num_batched_tokens = 0;  // T, at least B
   std::size_t max_model_len = 0;           // tokens of one sequence; of its input, too, where there is an encoder
   std::size_t num_expert_counts = 0;       // that the model keeps of a sequence
+  bool prefix_cache = false;               // not with an encoder, nor with expert counts
 };
 
 class Scheduler {
@@ -69,6 +76,12 @@ class Scheduler {
   [[nodiscard]] std::size_t num_running() const { return running_.size(); }
   [[nodiscard]] bool empty() const { return num_waiting() == 0 && running_.empty(); }
   [[nodiscard]] std::size_t num_preemptions() const { return num_preemptions_; }  // since start
+  // Tokens of sequences that wanted the prefix cache, when they first started, and those that were there; since start.
+  struct PrefixCounts {
+    std::size_t asked = 0;
+    std::size_t found = 0;
+  };
+  [[nodiscard]] PrefixCounts prefix_counts() const { return prefix_counts_; }
   [[nodiscard]] double kv_usage() const;  // share of blocks in use, 0…1, of the fullest group
   // Aborts unless blocks in use are exactly those of running sequences, and none of these is out of reach.
   void check_integrity() const;
@@ -86,12 +99,15 @@ class Scheduler {
   [[nodiscard]] bool has_room(Sequence const& sequence) const;
   [[nodiscard]] bool may_start(Sequence const& sequence) const;
   void grow(Sequence& sequence);
+  [[nodiscard]] std::size_t find_prefix(Sequence const& sequence);
+  void attach_prefix(Sequence& sequence);
+  void remember(Sequence& sequence);
   void free_out_of_reach(Sequence& sequence);
   void free_blocks(Sequence& sequence);
   bool make_room(std::size_t running_index);
   void preempt_last();
   [[nodiscard]] Sequence* next_to_admit() const;
-  void admit_next();
+  bool admit_next();
   void fill_encoder_batch(std::size_t budget);
   void drop_from_encoder(Sequence& sequence);
 
@@ -104,6 +120,10 @@ class Scheduler {
   std::deque<Sequence*> waiting_;     // in order of arrival, never run
   std::size_t num_preemptions_ = 0;
   std::optional<std::size_t> cross_group_;  // with an encoder
+  std::optional<PrefixCache> prefix_cache_;
+  std::vector<PrefixCache::Entry> found_;    // [blocks] of find_prefix
+  std::vector<std::uint32_t> known_blocks_;  // [KV groups] of remember
+  PrefixCounts prefix_counts_;
   StepBatch batch_;
   EncoderBatch encoder_batch_;
 };

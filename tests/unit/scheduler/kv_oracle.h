@@ -1,4 +1,5 @@
-// A KV cache that remembers whose position lies where, and checks that whatever a step's tokens attend to is there.
+// A KV cache that remembers after which tokens a position was computed, and checks that whatever a step's tokens attend
+// to is there.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -6,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/base/counter_rng.h"
 #include "coordinator/scheduler/scheduler.h"
 
 namespace expertmesh::test {
@@ -26,6 +28,12 @@ class KvOracle {
 
   // A step: all its tokens are written, then each looks at what it attends to.
   void run(StepBatch const& batch) {
+    contents_.clear();
+    for (Sequence const* s : batch.sequences()) {
+      auto& contents = contents_.emplace_back();
+      std::uint64_t hash = mix64(s->prefix_kind);
+      for (TokenId token : s->tokens) contents.push_back(hash = mix64(hash ^ static_cast<std::uint32_t>(token)));
+    }
     for (std::size_t g = 0; g < groups_.size(); ++g) {
       TokenPlaces const& places = batch.places()[g];
       for (std::size_t t = 0; t < batch.num_tokens(); ++t)
@@ -40,20 +48,21 @@ class KvOracle {
   }
 
  private:
-  static std::uint64_t content(StepBatch const& batch, std::size_t t, std::uint32_t position) {
-    return batch.sequences()[batch.places()[0].sequences[t]]->id.value() << 32 | position;
+  [[nodiscard]] std::uint64_t content(StepBatch const& batch, std::size_t t, std::uint32_t position) const {
+    return contents_[batch.places()[0].sequences[t]][position];
   }
   std::uint64_t& slot(std::size_t g, TokenPlaces const& places, std::size_t t, std::uint32_t position) {
     std::size_t const block_tokens = groups_[g].block_tokens;
     std::size_t const entry = places.table_offsets[places.sequences[t]] + position / block_tokens;
     std::size_t const block = entry < places.block_tables.size() ? places.block_tables[entry] : kNoKvBlock;
     std::size_t const place = block * block_tokens + position % block_tokens;
-    nowhere_ = 0;  // no sequence has this number
+    nowhere_ = 0;  // nothing is so
     return place < slots_[g].size() ? slots_[g][place] : nowhere_;
   }
 
   std::vector<KvCacheSpec> groups_;
-  std::vector<std::vector<std::uint64_t>> slots_;  // [KV groups][blocks * block tokens]
+  std::vector<std::vector<std::uint64_t>> slots_;     // [KV groups][blocks * block tokens]
+  std::vector<std::vector<std::uint64_t>> contents_;  // [sequences of the step][tokens]: of all up to that one
   std::uint64_t nowhere_ = 0;
 };
 

@@ -228,6 +228,7 @@ class Server {
             .model = {.name = options_.served_model_name,
                       .max_model_len = limits_.max_model_len,
                       .has_encoder = runtime_.spec().encoder() != nullptr,
+                      .prefix_cache = limits_.prefix_cache,
                       .vocab_size = runtime_.spec().vocab,
                       .max_logprobs = limits_.max_logprobs,
                       .max_choices = limits_.max_queued_requests,

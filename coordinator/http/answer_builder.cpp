@@ -38,15 +38,17 @@ AnswerBuilder::Json AnswerBuilder::head(char const* object) const {
 AnswerBuilder::Json AnswerBuilder::usage() const {
   std::size_t prompt_tokens = 0;
   std::size_t completion_tokens = 0;
-  std::size_t cached_tokens = 0;  // of each prompt's first choice: the others may find what that one has left
   for (auto const& prompt : prompts_) prompt_tokens += prompt.ids.size();
   for (auto const& choice : choices_) completion_tokens += choice->completion_tokens();
+  Json usage = {{"prompt_tokens", prompt_tokens},
+                {"completion_tokens", completion_tokens},
+                {"total_tokens", prompt_tokens + completion_tokens}};
+  if (!context_.model.prefix_cache) return usage;
+  std::size_t cached_tokens = 0;  // of each prompt's first choice: prompts are counted once
   for (std::size_t c = 0; c < choices_.size(); c += choices_.size() / prompts_.size())
     cached_tokens += choices_[c]->cached_tokens();
-  return {{"prompt_tokens", prompt_tokens},
-          {"completion_tokens", completion_tokens},
-          {"total_tokens", prompt_tokens + completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", cached_tokens}}}};
+  usage["prompt_tokens_details"] = {{"cached_tokens", cached_tokens}};
+  return usage;
 }
 
 std::string AnswerBuilder::take_events() {

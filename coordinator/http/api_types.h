@@ -16,6 +16,7 @@ struct ApiModel {
   std::string name;               // as served
   std::size_t max_model_len = 0;  // tokens
   bool has_encoder = false;       // prompts go to it: prompt and answer have that length each
+  bool prefix_cache = false;      // the usage says how many tokens of the prompt were there already
   std::size_t vocab_size = 0;     // of the model: token ids must lie below
   std::size_t max_logprobs = 20;
   std::size_t max_choices = 256;       // answers of one request: prompts x best_of

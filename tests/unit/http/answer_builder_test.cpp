@@ -68,6 +68,22 @@ TEST_F(AnswerBuilderTest, WholeCompletionWithoutTokenizer) {
                   {"usage", {{"prompt_tokens", 3}, {"completion_tokens", 2}, {"total_tokens", 5}}}}));
 }
 
+TEST_F(AnswerBuilderTest, CachedTokensAreThoseOfEachPromptsFirstChoice) {
+  request_.n = request_.best_of = 2;
+  AnswerBuilder answer(request_, {.name = "tiny", .prefix_cache = true}, nullptr, "cmpl-1", 77,
+                       {{{1, 2, 3}, ""}, {{4, 5}, ""}});
+  for (std::size_t c = 0; c < 4; ++c) {
+    answer.choice(c).prompt_done({.logprobs = {}, .cached_tokens = 10 + c});
+    answer.choice(c).token(token(12));
+    answer.choice(c).finish(
+        {.reason = FinishReason::length, .prompt_tokens = 3, .completion_tokens = 1, .routed_experts = {}});
+  }
+  EXPECT_EQ(Json::parse(answer.body())["usage"], (Json{{"prompt_tokens", 5},
+                                                       {"completion_tokens", 4},
+                                                       {"total_tokens", 9},
+                                                       {"prompt_tokens_details", {{"cached_tokens", 22}}}}));
+}
+
 TEST_F(AnswerBuilderTest, EndOfSequenceCountsAndShowsNothing) {
   auto answer = make({1});
   answer.choice(0).token(token(12));

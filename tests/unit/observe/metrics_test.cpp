@@ -29,6 +29,7 @@ TEST(Metrics, CountsUnderTheirNames) {
   metrics.count_http(200);
   metrics.count_http(404);
   metrics.count_http(404);
+  metrics.count_prefixes(30, 16);
   metrics.count_worker_death();
   metrics.set_workers_serving(3);
   metrics.count_transport_bytes("mpi", 10, 20);
@@ -46,6 +47,8 @@ TEST(Metrics, CountsUnderTheirNames) {
            {"prompt_tokens_total", 5},
            {"generation_tokens_total", 8},
            {"kv_cache_usage_perc", 0.25},
+           {"prefix_cache_queries_total", 30},
+           {"prefix_cache_hits_total", 16},
            {"http_requests_total{status=\"200\"}", 1},
            {"http_requests_total{status=\"404\"}", 2},
            {"worker_deaths_total", 1},

@@ -166,7 +166,8 @@ class Server {
                                   .queue_timeout = std::chrono::seconds(options_.queue_timeout_s),
                                   .step_budget = std::chrono::milliseconds(options_.step_budget_ms),
                                   .eos_ids = runtime_.spec().eos_ids,
-                                  .decoder_start = runtime_.spec().decoder_start},
+                                  .decoder_start = runtime_.spec().decoder_start,
+                                  .trace = runtime_.trace()},
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("answers of chats: tool calls as {}, reasoning as {}", answer_formats_.tool_calls,

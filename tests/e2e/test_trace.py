@@ -53,13 +53,13 @@ class TraceTest(unittest.TestCase):
     def category(self, events, name):
         return [event for event in events if event.get("cat") == name]
 
-    def check(self, events, killed=False):
-        """Everything lies where it belongs. -> steps by their number"""
+    def check(self, events, killed=False, died=False):
+        """Everything lies where it belongs; killed: the server, died: a worker. -> steps by their number"""
         steps = {event["args"]["step"]: event for event in self.category(events, "step")}
         self.assertGreater(len(steps), 0)
         self.assertEqual(sorted(steps), list(range(1, len(steps) + 1)))
         stages = self.stages(events, steps, killed)
-        windows = self.exchanges(events, steps, stages, killed)
+        windows = self.exchanges(events, steps, stages, killed, died)
         self.computations(events, windows, killed)
         return steps
 
@@ -82,7 +82,7 @@ class TraceTest(unittest.TestCase):
                 self.assertEqual(len(stages[number]), len(STAGES_OF_A_STEP), "a stage of a layer is there twice")
         return found
 
-    def exchanges(self, events, steps, stages, killed):
+    def exchanges(self, events, steps, stages, killed, died):
         """Every layer's rows go out when they are dispatched, and are back before they are combined.
         -> {id: (begin, end, layer, entries, whether it was answered)}"""
         windows = {}
@@ -107,7 +107,8 @@ class TraceTest(unittest.TestCase):
                     around = [place for place in places if place[0] <= begin and end <= place[1]]
                     self.assertEqual(len(around), 1, f"an exchange of layer {layer} in no step's dispatch and wait")
                     used.add(around[0])
-                self.assertEqual(len(used), len(steps), "a step without exchanges")
+                if not died:  # else the coordinator may have run all that a step asked for
+                    self.assertEqual(len(used), len(steps), "a step without exchanges")
         return windows
 
     def computations(self, events, windows, killed):
@@ -174,7 +175,7 @@ class TraceTest(unittest.TestCase):
             successor_of(server, victim)
             server.complete(prompt=PROMPT, max_tokens=4)
         events = json.loads(self.file.read_text())
-        self.check(events)
+        self.check(events, died=True)
         death, = (event for event in self.category(events, "worker") if event["name"] == "worker 2 died")
         self.assertEqual((death["ph"], death["args"]["incarnation"]), ("i", victim["incarnation"]))
         self.assertTrue(death["args"]["reason"])
@@ -193,6 +194,7 @@ class TraceTest(unittest.TestCase):
             os.kill(server.pid, signal.SIGKILL)
         server.process.wait()
         server.process.stdout.close()
+        server._log.close()
         wait_until(lambda: not any(map(is_alive, processes)), 10, "all its processes are gone")
         text = self.file.read_text()
         self.assertFalse(text.rstrip().endswith("]"))

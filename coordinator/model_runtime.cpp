@@ -199,6 +199,34 @@ void check_memory(ModelRuntimeOptions const& options, ModelPlan const& plan, Run
   sizes.worker_bytes = available - weights - kv_cache;
 }
 
+// The lane of the engine thread; null: no trace.
+TraceLane* start_trace(ModelRuntimeOptions const& options, std::optional<Trace>& trace) {
+  if (options.trace_file.empty()) return nullptr;
+  return &trace.emplace(TraceOptions{.file = options.trace_file, .most_bytes = options.trace_bytes}).new_lane();
+}
+
+WorkerTraced traced(WorkerStatus const& worker) {
+  using Change = WorkerTraced::Change;
+  bool const serves = worker.state == WorkerState::serving;
+  bool const left = worker.state == WorkerState::left;
+  WorkerTraced event{.when_ns = trace_ns(std::chrono::steady_clock::now()),
+                     .worker = worker.id.value(),
+                     .incarnation = worker.incarnation.value(),
+                     .change = serves ? Change::serves
+                               : left ? Change::left
+                                      : Change::died};
+  if (event.change == Change::died) event.reason = decltype(event.reason)(worker.death_reason);
+  return event;
+}
+
+// The monitor thread's.
+Cluster::OnChange traced(TraceLane& lane, Cluster::OnChange on_change) {
+  return [&lane, on_change = std::move(on_change)](WorkerStatus const& worker) {
+    lane.put(traced(worker));
+    on_change(worker);
+  };
+}
+
 // A model without experts asks nothing of anyone.
 class NoExperts final : public Experts {
  public:
@@ -300,6 +328,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
 
 ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
     : options_(options),
+      engine_lane_(start_trace(options, trace_)),
       spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
       dtype_(numerics_dtype(spec_, options.dtype)),
       weight_format_(pick_weight_format(options, dtype_)),
@@ -340,7 +369,8 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                    .max_logit_rows = kMaxLogitRows,
                                    .record_routing = options_.return_routed_experts,
                                    .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield,
-                                   .graphs = options_.device_graphs},
+                                   .graphs = options_.device_graphs,
+                                   .trace = engine_lane_},
                   *exec_, *decoder_, *kv_, experts());
   scheduler_.emplace(scheduler_limits(sizes_, spec_), kv_groups_, sizes_.kv_blocks);
 }
@@ -356,7 +386,8 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
                                .checksums = options_.checksum_messages,
                                .own_cache_bytes = sizes_.own_cache_bytes,
                                .expert_device = options_.worker_device == "cpu" ? nullptr : device_.get(),
-                               .mixed_numerics = options_.mixed_numerics};
+                               .mixed_numerics = options_.mixed_numerics,
+                               .trace = engine_lane_};
   if (nccl_) {
     exchange.links_required = options_.row_transport == RowTransport::nccl;
     exchange.static_bytes = options_.static_exchange_bytes;
@@ -371,7 +402,7 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
   }
   if (options_.clustered()) {
     cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, nccl_, sizes_.worker_bytes,
-                             std::move(on_change));
+                             trace_ ? traced(trace_->new_lane(), std::move(on_change)) : std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
   }

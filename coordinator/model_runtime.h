@@ -19,6 +19,7 @@
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/experts/remote_experts.h"
 #include "coordinator/model/model_plan.h"
+#include "coordinator/observe/trace.h"
 #include "coordinator/scheduler/scheduler.h"
 
 namespace expertmesh {
@@ -61,6 +62,8 @@ struct ModelRuntimeOptions {
   std::size_t remote_workers = 0;
   std::filesystem::path secret_file;
   std::size_t weights_per_second = std::size_t{1} << 30;
+  std::filesystem::path trace_file;  // empty: no trace
+  std::size_t trace_bytes = TraceOptions{}.most_bytes;
 
   // Whether experts are in worker processes.
   [[nodiscard]] bool clustered() const { return workers > 0 || !interface.empty(); }
@@ -80,8 +83,8 @@ struct RuntimeSizes {
 
 class ModelRuntime {
  public:
-  // Reads the model's configuration, checks its files and sizes everything. Starts no thread and no process. Throws
-  // ModelError or FileError.
+  // Reads the model's configuration, checks its files and sizes everything. Starts no thread, but for a trace's, and no
+  // process. Throws ModelError or FileError.
   explicit ModelRuntime(ModelRuntimeOptions const& options);
 
   // Brings it all up. on_change: monitor thread of the cluster. Throws ModelError, OutsideError or ClusterError. With
@@ -111,11 +114,15 @@ class ModelRuntime {
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
+  // Of the thread that runs the steps, from the beginning; null: no trace.
+  [[nodiscard]] TraceLane* trace() const { return engine_lane_; }
 
  private:
   void load_experts(Cluster::OnChange on_change);
 
   ModelRuntimeOptions const options_;
+  std::optional<Trace> trace_;
+  TraceLane* const engine_lane_;
   ModelSpec const spec_;
   DType const dtype_;
   WeightFormat const weight_format_;

@@ -107,6 +107,13 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       ->check(CLI::Range(0.05, 1.0))
       ->needs(device)
       ->capture_default_str();
+  auto* const trace = command.add_option(
+      "--trace", options.trace_file,
+      "File for a trace of requests, steps, stages, exchanges and workers, for ui.perfetto.dev [none is written]");
+  command.add_option("--trace-limit", options.trace_bytes, "Bytes of that file, after which no more is written [256M]")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::size_t{1} << 12, std::size_t{1} << 40))
+      ->needs(trace);
 }
 
 }  // namespace expertmesh

@@ -170,7 +170,8 @@ class Server {
                                   .step_budget = std::chrono::milliseconds(options_.step_budget_ms),
                                   .eos_ids = runtime_.spec().eos_ids,
                                   .prefix_kind = [this](std::size_t n) { return prefix_kind(runtime_.spec(), n); },
-                                  .decoder_start = runtime_.spec().decoder_start},
+                                  .decoder_start = runtime_.spec().decoder_start,
+                                  .trace = runtime_.trace()},
                     runtime_.scheduler(), runtime_.runner(), runtime_.experts(), metrics_, [this] { after_step(); });
     for (auto const& line : describe(profile_, limits())) spdlog::info("{}", line);
     spdlog::info("answers of chats: tool calls as {}, reasoning as {}", answer_formats_.tool_calls,

@@ -1,6 +1,7 @@
 #include "common/experts/expert_service.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "common/base/check.h"
 #include "common/protocol/step_layout.h"
@@ -15,6 +16,11 @@ std::size_t max_hidden(ExpertStore const& store) {
   std::size_t hidden = 0;
   for (auto const& layer : store.layers()) hidden = std::max(hidden, layer.hidden);
   return hidden;
+}
+
+std::uint64_t steady_ns() {
+  auto const since_its_start = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(since_its_start).count());
 }
 
 }  // namespace
@@ -64,6 +70,7 @@ void refuse(ServiceCall& call, WireError const& error, DispatchLayout const& lay
 }
 
 void ExpertService::serve(std::span<ServiceCall> calls) {
+  std::uint64_t const begin_ns = steady_ns();
   EM_CHECK(calls.size() <= options_.max_messages, calls.size() << " messages, at most " << options_.max_messages);
   requests_.clear();
   answers_.clear();
@@ -107,8 +114,13 @@ void ExpertService::serve(std::span<ServiceCall> calls) {
   }
   for (std::size_t g = 0; g < groups_.hit().size(); ++g) groups_.set_weights(g, &store_.expert(groups_.hit()[g]));
   groups_.run(exec_, options_.wire, 0, groups_.hit().size());
-  for (ServiceCall& call : calls)
-    if (call.answer_bytes > 0) seal(call.answer.first(call.answer_bytes));
+  std::uint64_t const end_ns = steady_ns();
+  for (ServiceCall& call : calls) {
+    if (call.answer_bytes == 0) continue;
+    std::span<std::byte> const answer = call.answer.first(call.answer_bytes);
+    set_times(answer, begin_ns, end_ns);
+    seal(answer);
+  }
 }
 
 void ExpertService::serve_apart(Request const& request) {

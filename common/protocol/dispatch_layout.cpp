@@ -16,7 +16,7 @@ using wire_check::aligned;
 using wire_check::check_buffer;
 using wire_check::check_header;
 
-static_assert(sizeof(ExchangeId) == 48 && sizeof(DispatchHeader) == 80 && sizeof(AnswerHeader) == 80);
+static_assert(sizeof(ExchangeId) == 48 && sizeof(DispatchHeader) == 80 && sizeof(AnswerHeader) == 96);
 static_assert(sizeof(DispatchEntry) == 8);
 static_assert(std::has_unique_object_representations_v<DispatchHeader> &&
               std::has_unique_object_representations_v<AnswerHeader>);
@@ -153,6 +153,12 @@ AnswerWriter DispatchLayout::write_answer(std::span<std::byte> buffer, ExchangeI
   return out;
 }
 
+void set_times(std::span<std::byte> answer, std::uint64_t begin_ns, std::uint64_t end_ns) {
+  EM_CHECK(answer.size() >= sizeof(AnswerHeader), "answer of " << answer.size() << " bytes");
+  std::memcpy(answer.data() + offsetof(AnswerHeader, begin_ns), &begin_ns, sizeof begin_ns);
+  std::memcpy(answer.data() + offsetof(AnswerHeader, end_ns), &end_ns, sizeof end_ns);
+}
+
 void seal(std::span<std::byte> message) {
   // Requests and answers have flags and checksum in the same places.
   static_assert(offsetof(DispatchHeader, id) == offsetof(AnswerHeader, id) &&
@@ -161,7 +167,7 @@ void seal(std::span<std::byte> message) {
   EM_CHECK(message.size() >= sizeof header, "message of " << message.size() << " bytes");
   std::memcpy(&header, message.data(), sizeof header);
   if ((header.id.flags & kFlagChecksum) == 0) return;
-  std::uint64_t const sum = checksum(message.subspan(sizeof header));
+  std::uint64_t const sum = checksum(message.subspan(wire_check::kChecksumEnd));
   std::memcpy(message.data() + offsetof(DispatchHeader, checksum), &sum, sizeof sum);
 }
 

@@ -25,14 +25,14 @@ namespace expertmesh {
 
 constexpr std::uint32_t kDispatchMagic = 0x51444d45;  // "EMDQ"
 constexpr std::uint32_t kAnswerMagic = 0x52444d45;    // "EMDR"
-constexpr std::uint32_t kDispatchVersion = 2;
+constexpr std::uint32_t kDispatchVersion = 3;
 constexpr std::uint32_t kDecoderStack = 0;  // the only one: layers are numbered through all stacks of a model
 constexpr std::uint32_t kRequestTag =
     0;  // transport tag of all that goes to workers; answers have their attempt's, never 0
 
 // Bits of ExchangeId::flags. A receiver refuses bits it does not implement.
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
-constexpr std::uint32_t kFlagChecksum = 1U << 1;     // `checksum` covers all that follows the header
+constexpr std::uint32_t kFlagChecksum = 1U << 1;     // `checksum` covers all that follows it
 constexpr std::uint32_t kFlagRowsApart = 1U << 2;    // no rows in the message, nor in its answer
 constexpr std::uint32_t kImplementedFlags = kFlagChecksum | kFlagRowsApart;
 
@@ -102,6 +102,10 @@ struct AnswerHeader {
   std::uint32_t hidden = 0;
   std::uint32_t wire = 0;
   std::uint64_t checksum = 0;
+  // Nanoseconds of the worker's steady clock: when it began with the request, and when the rows lay ready; with rows
+  // apart, when all was asked of the device. 0: not said.
+  std::uint64_t begin_ns = 0;
+  std::uint64_t end_ns = 0;
 };
 
 // Largest request and answer of one worker.
@@ -184,6 +188,9 @@ struct RequestExpectation {
   std::span<HeldLayer const> layers;
   bool rows_apart = false;  // may come
 };
+
+// Writes the times of an answer.
+void set_times(std::span<std::byte> answer, std::uint64_t begin_ns, std::uint64_t end_ns);
 
 // Once the message is written: its checksum, if its header says that it has one.
 void seal(std::span<std::byte> message);

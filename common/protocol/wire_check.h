@@ -1,6 +1,7 @@
 // What all messages of the data plane share. Private to common/protocol.
 #pragma once
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -15,6 +16,9 @@ namespace expertmesh::wire_check {
 static_assert(std::endian::native == std::endian::little);
 
 constexpr std::size_t kAlignment = 64;  // of buffers, and of rows in them
+
+// Of every header: what follows is covered by it.
+constexpr std::size_t kChecksumEnd = offsetof(DispatchHeader, checksum) + sizeof DispatchHeader::checksum;
 
 constexpr std::size_t aligned(std::size_t offset) {
   return (offset + kAlignment - 1) / kAlignment * kAlignment;
@@ -37,7 +41,8 @@ WireError check_header(std::span<std::byte const> message, std::uint32_t magic, 
   };
   if ((header.id.flags & ~kImplementedFlags) != 0)
     return refuse(WireFault::unknown_flags, header.id.flags, kImplementedFlags);
-  std::uint64_t const sum = (header.id.flags & kFlagChecksum) != 0 ? checksum(message.subspan(sizeof(Header))) : 0;
+  static_assert(offsetof(Header, checksum) + sizeof header.checksum == kChecksumEnd);
+  std::uint64_t const sum = (header.id.flags & kFlagChecksum) != 0 ? checksum(message.subspan(kChecksumEnd)) : 0;
   if (header.checksum != sum) return refuse(WireFault::bad_checksum, header.checksum, sum);
   if (header.id.stack != kDecoderStack) return refuse(WireFault::bad_stack, header.id.stack, kDecoderStack);
   return refuse(WireFault::none, 0, 0);

@@ -195,6 +195,7 @@ Engine::Inbox Engine::wait_for_work() {
 
 void Engine::take(Inbox inbox) {
   for (auto& request : inbox.submitted) {
+    trace(*request, RequestTraced::Part::queued, request->submitted);
     scheduler_.submit(request->sequence);
     requests_.emplace(request->sequence.id, std::move(request));
   }
@@ -327,6 +328,22 @@ bool Engine::decode(StepBatch const& batch) {
 void Engine::count_start(RequestState& request, Clock::time_point now) {
   if (std::exchange(request.started, true)) return;
   metrics_.observe_queue_time(std::chrono::duration<double>(now - request.submitted).count());
+  trace(request, RequestTraced::Part::prefill, now);
+}
+
+void Engine::trace(RequestState& request, RequestTraced::Part now, Clock::time_point when, bool good) const {
+  if (!options_.trace) return;
+  bool const named = request.traced == RequestTraced::Part::over || now == RequestTraced::Part::over;
+  options_.trace->put(RequestTraced{.when_ns = trace_ns(when),
+                                    .sequence = request.sequence.id.value(),
+                                    .before = std::exchange(request.traced, now),
+                                    .now = now,
+                                    .good = good,
+                                    .prompt_tokens = static_cast<std::uint32_t>(
+                                        std::max(request.sequence.prompt_length, request.sequence.input.size())),
+                                    .answer_tokens = static_cast<std::uint32_t>(request.num_generated),
+                                    .request_id = named ? TraceText<RequestTraced::kMaxName>(request.request.request_id)
+                                                        : TraceText<RequestTraced::kMaxName>()});
 }
 
 void Engine::deliver(StepBatch const& batch, std::span<RowResult const> results) {
@@ -398,10 +415,12 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
   TokenId const token = *result.token;
   ++request.num_generated;
   metrics_.count_generation_tokens(1);
-  if (first)
+  if (first) {
     metrics_.observe_time_to_first_token(std::chrono::duration<double>(now - request.submitted).count());
-  else
+    trace(request, RequestTraced::Part::decode, now);
+  } else {
     metrics_.observe_inter_token(std::chrono::duration<double>(now - request.last_token).count());
+  }
   request.last_token = now;
   if (is_eos(token) && !request.request.ignore_eos) return finish(FinishReason::stop);
   if (std::ranges::find(request.request.sampling.stop_token_ids, token) !=
@@ -413,6 +432,7 @@ void Engine::deliver_row(RequestState& request, LogitRow const& row, RowResult c
 }
 
 void Engine::end(RequestState& request, Counter counter, std::optional<GenerateEvent> event) {
+  trace(request, RequestTraced::Part::over, Clock::now(), counter == &Metrics::Ledger::finished);
   scheduler_.remove(request.sequence);
   auto const node = requests_.extract(request.sequence.id);
   {

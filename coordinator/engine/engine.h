@@ -31,6 +31,7 @@ struct EngineOptions {
   std::function<std::uint32_t(std::size_t prompt_length)> prefix_kind{};  // as the model's; null: all are alike
   std::optional<DecoderStart> decoder_start{};  // with an encoder: prompts go to it, and answers begin with this
   std::chrono::milliseconds idle_after{20};     // workers are sent to sleep after this long without work
+  TraceLane* trace = nullptr;                   // of the engine thread: hears of requests
 };
 
 class Engine final : public Generator {
@@ -72,6 +73,7 @@ class Engine final : public Generator {
   bool decode(StepBatch const& batch);
   void deliver(StepBatch const& batch, std::span<RowResult const> results);
   void count_start(RequestState& request, Clock::time_point now);
+  void trace(RequestState& request, RequestTraced::Part now, Clock::time_point when, bool good = true) const;
   void record_routing(StepBatch const& batch, std::size_t sequence, RequestState& request) const;
   void deliver_row(RequestState& request, LogitRow const& row, RowResult const& result);
   [[nodiscard]] bool is_eos(TokenId token) const;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "coordinator/engine/generate_request.h"
+#include "coordinator/observe/trace_event.h"
 #include "coordinator/scheduler/sequence.h"
 
 namespace expertmesh {
@@ -16,6 +17,8 @@ struct RequestState {
   std::chrono::steady_clock::time_point submitted;
   std::chrono::steady_clock::time_point deadline;        // of the whole answer
   std::chrono::steady_clock::time_point start_deadline;  // of the first step
+
+  RequestTraced::Part traced = RequestTraced::Part::over;  // where the trace has it, if there is one
 
   // Filled step by step.
   bool started = false;

@@ -58,6 +58,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
   for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
+  if (limits.trace) stages_.tell(&trace_.emplace(*limits.trace));
 }
 
 std::size_t StepRunner::activation_bytes() const {
@@ -84,6 +85,9 @@ StepContext StepRunner::context(Experts& experts) {
 }
 
 StepRunner::Encoded StepRunner::encode(EncoderBatch const& batch) {
+  StepTrace::Step const traced(trace(), {.encoder = true,
+                                         .tokens = static_cast<std::uint32_t>(batch.num_tokens()),
+                                         .sequences = static_cast<std::uint32_t>(batch.sequences().size())});
   stages_.begin();
   encoder_run_->begin(batch, {.context = context(experts_),
                               .cache = kv_.encoder_layer(),
@@ -229,6 +233,9 @@ RowTask StepRunner::task_of(StepBatch const& batch, LogitRow const& row, RowWish
 }
 
 std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<RowWish const> wishes) {
+  StepTrace::Step const traced(trace(), {.tokens = static_cast<std::uint32_t>(batch.num_tokens()),
+                                         .decodes = static_cast<std::uint32_t>(batch.num_decodes()),
+                                         .sequences = static_cast<std::uint32_t>(batch.sequences().size())});
   forward(batch);
   auto const rows = batch.logit_rows();
   results_.assign(rows.size(), {});

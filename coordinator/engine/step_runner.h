@@ -10,6 +10,7 @@
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/engine/step_graphs.h"
+#include "coordinator/engine/step_trace.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/step_inputs.h"
 #include "coordinator/sampling/row_sampler.h"
@@ -23,6 +24,7 @@ struct StepRunnerLimits {
   bool record_routing = false;         // keep every token's experts for return_routed_experts
   PollPause pause = PollPause::yield;  // while workers compute
   bool graphs = true;                  // of a device, for decode steps that do not need the host on their way
+  TraceLane* trace = nullptr;          // of the thread that runs steps: hears of them and of their stages
 };
 
 // What the engine wants of one logit row.
@@ -70,6 +72,7 @@ class StepRunner {
   [[nodiscard]] std::size_t activation_bytes() const;
 
  private:
+  [[nodiscard]] StepTrace* trace() { return trace_ ? &*trace_ : nullptr; }
   [[nodiscard]] StepContext context(Experts& experts);
   [[nodiscard]] StepContext context_of(StepBatch const& batch, Experts& experts);
   void forward(StepBatch const& batch);
@@ -92,6 +95,7 @@ class StepRunner {
   Activations activations_;
   BalanceStatistics balance_;
   StageTimes stages_;
+  std::optional<StepTrace> trace_;
   FrameArena frames_;
   std::optional<EncoderRun> encoder_run_;
   RowSampler sampler_;

@@ -20,6 +20,7 @@
 #include "common/transport/row_link.h"
 #include "common/transport/transport.h"
 #include "coordinator/cluster/worker_group.h"
+#include "coordinator/observe/worker_clock.h"
 
 namespace expertmesh {
 
@@ -53,6 +54,7 @@ struct Member {
   // its answers at the other.
   std::deque<LegPlace> turns{};
   std::shared_ptr<void const> shared_rows{};  // of the static form, that its link may read
+  WorkerClock clock{};                        // of its times in a trace
 
   // Nothing touches its buffers any more.
   [[nodiscard]] bool at_rest() const { return open_ops == 0 && (!link || link->aborted()); }

@@ -14,6 +14,7 @@
 #include "common/moe/dispatch_plan.h"
 #include "common/protocol/dispatch_layout.h"
 #include "coordinator/experts/exchange_slot.h"
+#include "coordinator/experts/exchange_trace.h"
 #include "coordinator/experts/static_exchange.h"
 
 namespace expertmesh {
@@ -412,10 +413,16 @@ class RemoteExperts::Impl {
         if (leg.by_link)
           take_turns(member);
         else if (completion.op == leg.recv)
-          paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
+          note_answer(leg);
         if (leg.done()) leg.state = Leg::State::answered;
         return;
       }
+  }
+
+  void note_answer(Leg const& leg) {
+    auto const now = Clock::now();
+    paces_.add(life_of(*leg.member), leg.num_entries, std::chrono::duration<double>(now - leg.sent).count());
+    if (limits_.trace) trace_answer(*limits_.trace, leg, now);
   }
 
   // Whether the answer is what was asked for; if not, its worker is broken.
@@ -505,7 +512,7 @@ class RemoteExperts::Impl {
             return lose(member, "bad answer: infinities or NaN that its experts do not give");
         }
         leg.rows_done = true;
-        paces_.add(life_of(member), leg.num_entries, seconds_since(leg.sent));
+        note_answer(leg);
         if (leg.done()) leg.state = Leg::State::answered;
       }
   }
@@ -549,6 +556,7 @@ class RemoteExperts::Impl {
       for (Leg& leg : slot.legs) {
         if (leg.member.get() != &member || leg.state != Leg::State::waiting) continue;
         leg.state = Leg::State::lost;
+        if (limits_.trace) trace_loss(*limits_.trace, leg, Clock::now());
         if (!std::exchange(slot.recovery.under_way, true)) {
           slot.recovery = {.under_way = true,
                            .noticed = Clock::now(),

@@ -19,6 +19,7 @@
 #include "coordinator/experts/experts.h"
 #include "coordinator/experts/own_experts.h"
 #include "coordinator/experts/pace_monitor.h"
+#include "coordinator/observe/trace_lane.h"
 
 namespace expertmesh {
 
@@ -34,6 +35,7 @@ struct RemoteExpertsLimits {
   std::function<std::shared_ptr<RowLink>(WorkerPeer const&)> make_link{};
   bool links_required = false;
   std::size_t static_bytes = 0;  // of a layer, up to which steps go by the static form (static_exchange.h); 0: none
+  TraceLane* trace = nullptr;    // of the engine thread: hears of exchanges, but for those in the static form
 };
 
 class RemoteExperts final : public Experts {

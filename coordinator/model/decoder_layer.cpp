@@ -192,13 +192,13 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
     cross_->attention.forward(step.exec, normed, *cache.cross_places, *cache.cross, act, block_out);
     add_to_residual(step, block_out);
   }
-  step.stages.end(Stage::attention);
+  step.stages.end(Stage::attention, number_);
 
   post_attention_norm_.forward(step.exec, x, normed);
   if (auto const* dense = std::get_if<DenseFfn>(&ffn_)) {
     dense->forward(step.exec, normed, act, block_out);
     add_to_residual(step, block_out);
-    step.stages.end(Stage::dense_ffn);
+    step.stages.end(Stage::dense_ffn, number_);
     co_return;
   }
 
@@ -207,10 +207,10 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
       router.forward(step.exec, normed, step.positions,
                      {.moe_index = moe_index_, .on_host = step.experts.wants_routing_on_host()}, act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
-  step.stages.end(Stage::router);
+  step.stages.end(Stage::router, number_);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
   auto const exchange = step.experts.dispatch(number_, rows.in, rows.routing);  // rows leave for their workers
-  step.stages.end(step.experts.computes_at_dispatch() ? Stage::experts : Stage::dispatch);
+  step.stages.end(step.experts.computes_at_dispatch() ? Stage::experts : Stage::dispatch, number_);
   MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
   if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
   if (!routing.experts.empty()) {                                                      // else when the step is over
@@ -218,9 +218,9 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
     if (step.routed)
       std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
   }
-  step.stages.end(Stage::shared_expert);
+  step.stages.end(Stage::shared_expert, number_);
   co_await step.experts.answered(exchange);
-  step.stages.end(Stage::experts);
+  step.stages.end(Stage::experts, number_);
   co_await step.experts.combine(exchange, rows.out);  // slot order 0…K-1: same bits for any placement
   if (gate_on_input) add_slots(step.exec, rows.out, routing.experts_per_token, block_out);
   if (step.tap) {
@@ -230,7 +230,7 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   }
   if (shared) add(step.exec, block_out, shared_out);
   add_to_residual(step, block_out);
-  step.stages.end(Stage::combine);
+  step.stages.end(Stage::combine, number_);
 }
 
 }  // namespace expertmesh

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -31,6 +32,14 @@ constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",  
                                                                   "shared_expert", "experts",   "combine", "dense_ffn",
                                                                   "lm_head",       "fetch",     "sampling"};
 
+// Hears of each stage when it is over, by the host's clock. layer: through all stacks, if it is one's.
+class StageListener {
+ public:
+  virtual ~StageListener() = default;
+  using Time = std::chrono::steady_clock::time_point;
+  virtual void stage_ended(Stage stage, std::optional<std::uint32_t> layer, Time begin, Time end) = 0;
+};
+
 // A stopwatch over the stages of one step: every moment between begin() and the last end() belongs to one of them. By
 // the host's clock, which with a device tells what the calls take and, in `fetch`, the wait for all that they asked
 // for; or by the device's own clock, once asked for.
@@ -41,15 +50,18 @@ class StageTimes {
     marks_ = std::move(marks);
     ended_.clear();
   }
+  // nullptr: nobody hears of them; nor does anybody while marks are set on a device.
+  void tell(StageListener* listener) { listener_ = listener; }
   void begin() {
     seconds_.fill(0);
     if (marks_) return begin_on_device();
     mark_ = Clock::now();
   }
-  // The time since begin() or the last end() was `stage`.
-  void end(Stage stage) {
+  // The time since begin() or the last end() was `stage`, of a layer if it is one's.
+  void end(Stage stage, std::optional<std::uint32_t> layer = {}) {
     if (marks_) return end_on_device(stage);
     auto const now = Clock::now();
+    if (listener_) listener_->stage_ended(stage, layer, mark_, now);
     seconds_[static_cast<std::size_t>(stage)] += std::chrono::duration<double>(now - mark_).count();
     mark_ = now;
   }
@@ -76,6 +88,7 @@ class StageTimes {
   std::array<double, kNumStages> seconds_{};
   Clock::time_point mark_{};
   std::unique_ptr<DeviceMarks> marks_;
+  StageListener* listener_ = nullptr;
   std::vector<Stage> ended_;  // by mark i + 1; mark 0 is begin()
 };
 

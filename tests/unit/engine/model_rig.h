@@ -59,7 +59,8 @@ struct ModelRig {
     else if (!experts_spec.layers.empty())
       remote = make_local_experts(experts_spec, *weights,
                                   {.experts_per_token = exchange_shape(spec, kMaxTokens).experts_per_row,
-                                   .max_tokens = exchange_shape(spec, kMaxTokens).rows},
+                                   .max_tokens = exchange_shape(spec, kMaxTokens).rows,
+                                   .trace = &trace},
                                   exec, [](auto, auto) {});
     decoder.emplace(spec, *weights,
                     DecoderOptions{.max_tokens = max_tokens,
@@ -69,12 +70,14 @@ struct ModelRig {
                                    .device = device});
     groups = kv_cache_specs(spec, dtype);
     kv.emplace(spec, groups, blocks, device);
-    runner.emplace(spec,
-                   StepRunnerLimits{.max_tokens = max_tokens, .max_logit_rows = kMaxLogitRows, .record_routing = true},
-                   exec, *decoder, *kv,
-                   resident ? static_cast<Experts&>(*resident)
-                   : remote ? static_cast<Experts&>(*remote)
-                            : no_experts);
+    runner.emplace(
+        spec,
+        StepRunnerLimits{
+            .max_tokens = max_tokens, .max_logit_rows = kMaxLogitRows, .record_routing = true, .trace = &trace},
+        exec, *decoder, *kv,
+        resident ? static_cast<Experts&>(*resident)
+        : remote ? static_cast<Experts&>(*remote)
+                 : no_experts);
   }
 
   static StepSizes sizes(std::size_t max_tokens) {
@@ -85,6 +88,7 @@ struct ModelRig {
   std::unique_ptr<WeightSource> weights;
   ThreadPool pool;
   Exec exec;
+  TraceLane trace{1 << 10};  // of the thread that runs steps
   NoExperts no_experts;
   std::unique_ptr<RemoteExperts> remote;
   std::optional<ResidentExperts> resident;

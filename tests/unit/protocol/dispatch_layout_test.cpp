@@ -195,13 +195,26 @@ TEST_F(Fixture, AnswerRoundTripAndItsFaults) {
   EXPECT_EQ(fault(message, other, 4), WireFault::wrong_exchange);
   EXPECT_EQ(fault(message, id, 3), WireFault::bad_size);
   EXPECT_EQ(fault(message.first(message.size() - 1), id, 4), WireFault::bad_size);
-  EXPECT_EQ(fault(message.first(79), id, 4), WireFault::truncated);
+  EXPECT_EQ(fault(message.first(sizeof(AnswerHeader) - 1), id, 4), WireFault::truncated);
 
   AnswerWriter const refusal = layout.write_answer(buffer.span(), id, WireFault::stale_epoch, 4);
   EXPECT_EQ(refusal.bytes, layout.answer_bytes(0));
   EXPECT_EQ(fault(buffer.span().first(refusal.bytes), id, 4), WireFault::stale_epoch);
   reinterpret_cast<AnswerHeader*>(buffer.data())->status = 1000;
   EXPECT_EQ(fault(buffer.span().first(refusal.bytes), id, 4), WireFault::bad_status);
+}
+
+TEST_F(Fixture, AnAnswersTimesAreUnderItsChecksum) {
+  id.flags = kFlagChecksum;
+  AnswerWriter const answer = layout.write_answer(buffer.span(), id, WireFault::none, 4);
+  auto const message = buffer.span().first(answer.bytes);
+  set_times(message, 17, 19);
+  seal(message);
+  auto const parsed = parse_answer(message, layout, id, 4);
+  EXPECT_EQ(std::get<Answer>(parsed).header.begin_ns, 17U);
+  EXPECT_EQ(std::get<Answer>(parsed).header.end_ns, 19U);
+  set_times(message, 17, 20);
+  EXPECT_EQ(std::get<WireError>(parse_answer(message, layout, id, 4)).fault, WireFault::bad_checksum);
 }
 
 TEST_F(Fixture, RowsMayBeApart) {

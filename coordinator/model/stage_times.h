@@ -31,6 +31,8 @@ constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",  
                                                                   "shared_expert", "experts",   "combine", "dense_ffn",
                                                                   "lm_head",       "fetch",     "sampling"};
 
+using StageSeconds = std::array<double, kNumStages>;  // in the order of Stage
+
 // A stopwatch over the stages of one step: every moment between begin() and the last end() belongs to one of them. By
 // the host's clock, which with a device tells what the calls take and, in `fetch`, the wait for all that they asked
 // for; or by the device's own clock, once asked for.
@@ -60,7 +62,7 @@ class StageTimes {
     ended_.clear();
   }
   [[nodiscard]] double operator[](Stage stage) const { return seconds_[static_cast<std::size_t>(stage)]; }
-  [[nodiscard]] std::array<double, kNumStages> const& seconds() const { return seconds_; }  // in the order of Stage
+  [[nodiscard]] StageSeconds const& seconds() const { return seconds_; }
 
  private:
   void begin_on_device() {
@@ -73,7 +75,7 @@ class StageTimes {
   }
 
   using Clock = std::chrono::steady_clock;
-  std::array<double, kNumStages> seconds_{};
+  StageSeconds seconds_{};
   Clock::time_point mark_{};
   std::unique_ptr<DeviceMarks> marks_;
   std::vector<Stage> ended_;  // by mark i + 1; mark 0 is begin()

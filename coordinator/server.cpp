@@ -9,12 +9,12 @@
 #include "common/protocol/control_messages.h"
 #include "coordinator/cluster_view.h"
 #include "coordinator/engine/engine.h"
-#include "coordinator/experts_view.h"
 #include "coordinator/http/api_keys.h"
 #include "coordinator/http/api_server.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/machine.h"
 #include "coordinator/model_runtime.h"
+#include "coordinator/observe/experts_view.h"
 #include "coordinator/shutdown_signal.h"
 
 namespace expertmesh {

@@ -103,7 +103,8 @@ class ExpertsTest(unittest.TestCase):
         with Server(DEMO_MODEL) as server:
             before = server.get("/v1/activity")[1]
             usage = server.complete(prompt=PROMPT, max_tokens=20, ignore_eos=True)["usage"]
-            now = wait_until(lambda: (seen := server.get("/v1/activity")[1])["requests"]["running"] == 0 and seen, 10, "the books are closed")
+            steps = usage["completion_tokens"]  # the prompt's gives the first token
+            now = wait_until(lambda: (seen := server.get("/v1/activity")[1])["steps"]["count"] == steps and seen, 10, "the last step is over")
             metrics = server.metrics()
             self.assertGreater(now["seconds"], before["seconds"])
             self.assertEqual((now["prompt_tokens"], now["generation_tokens"]), (usage["prompt_tokens"], usage["completion_tokens"]))

@@ -1,4 +1,4 @@
-#include "coordinator/experts_view.h"
+#include "coordinator/observe/experts_view.h"
 
 #include <nlohmann/json.hpp>
 

@@ -35,6 +35,16 @@ Json process_json(WorkerStatus const& w) {
   return j;
 }
 
+Json death_json(Death const& d) {
+  auto const ago = std::chrono::steady_clock::now() - d.when;
+  return {{"worker", d.worker.value()},
+          {"incarnation", d.incarnation.value()},
+          {"pid", d.pid},
+          {"host", d.host},
+          {"reason", d.reason},
+          {"seconds_ago", std::chrono::duration<double>(ago).count()}};
+}
+
 Json kv_group_json(KvGroupLimits const& g) {
   return {{"kind", g.kind},
           {"span_tokens", g.span_tokens ? Json(*g.span_tokens) : Json(nullptr)},
@@ -86,9 +96,11 @@ std::string to_json(ClusterView const& view) {
               {"shared_bytes", l.shared_bytes}}},
             {"answers", {{"tool_call_parser", view.answers.tool_calls}, {"reasoning_parser", view.answers.reasoning}}},
             {"coordinator", process_json(view.coordinator)},
-            {"workers", Json::array()}};
+            {"workers", Json::array()},
+            {"deaths", Json::array()}};
   for (auto const& g : l.kv_groups) j["limits"]["kv_groups"].push_back(kv_group_json(g));
   for (auto const& w : view.workers) j["workers"].push_back(process_json(w));
+  for (auto const& d : view.deaths) j["deaths"].push_back(death_json(d));
   j["placement"] = {{"moves", view.balance.num_moves},
                     {"experts_moved", view.balance.experts_moved},
                     {"moving", view.balance.moving},

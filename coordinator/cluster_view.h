@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "coordinator/cluster/cluster.h"
+#include "coordinator/death_log.h"
 #include "coordinator/text/answer_parser.h"
 
 namespace expertmesh {
@@ -55,6 +56,7 @@ struct ClusterView {
   AnswerFormats answers;     // how chats are read
   WorkerStatus coordinator;  // the same fields as a worker
   std::vector<WorkerStatus> workers;
+  std::vector<Death> deaths;  // of workers lately, the last one last
   Cluster::Balance balance;
   std::string not_ready;  // empty if requests can be served
 };

@@ -154,6 +154,8 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--allowed-origin", serve.allowed_origin,
                 "Origin of browser pages that may use the API (CORS); an empty one: none")
       ->capture_default_str();
+  s->add_flag_callback(
+      "--no-ui", [&serve] { serve.live_page = false; }, "No live page at / [there is one]");
   s->add_option("--tool-call-parser", serve.tool_call_parser,
                 "How the model writes calls of tools; auto: as its chat template does; none: they stay text")
       ->check(CLI::IsMember(with_auto(tool_call_parser_names())))

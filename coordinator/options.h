@@ -32,6 +32,7 @@ struct ServeOptions : ModelRuntimeOptions {
   std::string allowed_origin = "*";       // empty: no CORS headers
   std::string tool_call_parser = "auto";  // "auto": by the chat template and the vocabulary, like the next
   std::string reasoning_parser = "auto";
+  bool live_page = true;                 // at "/"
   bool enable_auto_tool_choice = false;  // a model whose calls cannot be read is refused
 };
 

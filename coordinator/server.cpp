@@ -15,6 +15,7 @@
 #include "coordinator/machine.h"
 #include "coordinator/model/prefix_kind.h"
 #include "coordinator/model_runtime.h"
+#include "coordinator/observe/experts_view.h"
 #include "coordinator/shutdown_signal.h"
 
 namespace expertmesh {
@@ -147,6 +148,7 @@ class Server {
     api_.emplace(api_options(), gate_, tokenizer_.get(), &templates_, metrics_,
                  ApiCallbacks{.not_ready = [this] { return started_ ? engine_->not_ready() : kLoading; },
                               .cluster_json = [this] { return to_json(view()); },
+                              .experts_json = [this] { return to_json(experts()); },
                               .cluster_changes = options.clustered() ? cluster_changes() : ClusterChanges{}});
     spdlog::info("listening at {}, loading", address());
     if (!templates_.compile_error().empty())
@@ -245,6 +247,7 @@ class Server {
                                      std::chrono::system_clock::now().time_since_epoch())
                                      .count()},
             .version = EM_VERSION,
+            .live_page = options_.live_page,
             .api_keys = api_keys_,
             .allowed_origin = options_.allowed_origin.empty() ? std::nullopt : std::optional(options_.allowed_origin)};
   }
@@ -276,6 +279,7 @@ class Server {
                     worker.incarnation.value(), worker.num_experts, worker.death_reason);
     if (worker.state == WorkerState::dead) {
       metrics_.count_worker_death();
+      deaths_.add(worker);
       ++num_deaths_;
     }
     serving_[place] = serving;
@@ -408,6 +412,7 @@ class Server {
                      .answers = answer_formats_,
                      .coordinator = {},
                      .workers = {},
+                     .deaths = deaths_.latest(),
                      .balance = {},
                      .not_ready = started_ ? engine_->not_ready() : kLoading};
     WorkerStatus& c = view.coordinator;
@@ -435,6 +440,18 @@ class Server {
     return view;
   }
 
+  [[nodiscard]] ExpertsView experts() const {
+    std::vector<WorkerStatus> processes;
+    if (Cluster const* const cluster = started_ ? runtime_.cluster() : nullptr) {
+      processes = cluster->status();
+    } else if (started_) {
+      processes.emplace_back();  // the coordinator holds them all
+      processes.back().state = WorkerState::serving;
+      processes.back().held = std::make_shared<HeldExperts const>(all_experts(runtime_.experts_spec()));
+    }
+    return experts_view(runtime_.experts_spec(), metrics_.balance(), processes);
+  }
+
   ServeOptions const options_;
   ModelRuntime runtime_;
   std::unique_ptr<Tokenizer> tokenizer_;
@@ -443,6 +460,7 @@ class Server {
   std::vector<std::string> const api_keys_;
   ServeLimits const limits_;
   Metrics metrics_;
+  DeathLog deaths_;
   std::vector<bool> serving_ = std::vector<bool>(options_.workers);  // monitor thread of the cluster
   std::atomic<bool> started_ = false;                                // the engine is there
   EngineGate gate_;

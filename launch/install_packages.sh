@@ -16,6 +16,7 @@ for argument in "$@"; do
     --tests)
       daemons+=(openssh-server munge slurmctld slurmd)
       packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client python3-kubernetes python3-yaml "${daemons[@]}")
+      if grep -qs '^ID=debian' /etc/os-release; then packages+=(chromium); fi  # Ubuntu has it as a snap only
       ;;
     --long) packages+=(clang clang-tidy debootstrap python3-venv xz-utils) ;;
     *)

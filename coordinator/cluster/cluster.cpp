@@ -579,7 +579,8 @@ class Cluster::Impl {
       status.bytes_per_second = place.capacity->rate;
       status.room = place.capacity->room;
     }
-    status.num_experts = total_held(place.share.held ? *place.share.held : *place.held);
+    status.held = place.share.held ? place.share.held : place.held;
+    status.num_experts = total_held(*status.held);
     if (status.state != WorkerState::serving) return;
     if (place.draining) status.state = WorkerState::draining;
     // Said and not yet heard by who places: rows do not go to it yet.

@@ -3,10 +3,12 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "common/base/strong_id.h"
+#include "common/experts/expert_store.h"
 
 namespace expertmesh {
 
@@ -19,13 +21,14 @@ struct WorkerStatus {
   WorkerState state = WorkerState::joining;
   std::int64_t pid = 0;  // 0 until hello
   std::string host;
-  bool remote = false;          // came by itself
-  std::string device;           // "cpu"
-  std::string isa;              // as the worker reported it
-  std::string dtype;            // weights: "float32", "bfloat16", "int8"
-  std::string transport;        // of messages: "shm", "mpi", or "mpi" and why not the other
-  std::string row_transport;    // of the rows: as their messages, "nccl", or "host" and why not that
-  std::size_t num_experts = 0;  // held, all layers together
+  bool remote = false;                        // came by itself
+  std::string device;                         // "cpu"
+  std::string isa;                            // as the worker reported it
+  std::string dtype;                          // weights: "float32", "bfloat16", "int8"
+  std::string transport;                      // of messages: "shm", "mpi", or "mpi" and why not the other
+  std::string row_transport;                  // of the rows: as their messages, "nccl", or "host" and why not that
+  std::size_t num_experts = 0;                // held, all layers together
+  std::shared_ptr<HeldExperts const> held{};  // which ones
   std::size_t resident_bytes = 0;
   std::optional<double> bytes_per_second;                  // that it reads weights with; none: not known yet
   std::size_t room = 0;                                    // experts of every layer that its memory takes, likewise

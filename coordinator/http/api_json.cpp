@@ -45,4 +45,27 @@ std::string version_body(std::string const& version) {
   return dumped({{"version", version}});
 }
 
+std::string activity_body(Metrics::Activity const& now) {
+  auto const sum = [](Metrics::Activity::Sum const& s) { return Json{{"count", s.count}, {"seconds", s.seconds}}; };
+  Json stages = Json::object();
+  for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = now.stages[s];
+  return dumped({{"seconds", now.seconds},
+                 {"requests",
+                  {{"accepted", now.ledger.accepted},
+                   {"queued", now.ledger.queued},
+                   {"running", now.ledger.running},
+                   {"finished", now.ledger.finished},
+                   {"failed", now.ledger.failed},
+                   {"cancelled", now.ledger.cancelled}}},
+                 {"prompt_tokens", now.prompt_tokens},
+                 {"generation_tokens", now.generation_tokens},
+                 {"steps", sum(now.steps)},
+                 {"time_to_first_token", sum(now.time_to_first_token)},
+                 {"inter_token", sum(now.inter_token)},
+                 {"stage_seconds", std::move(stages)},
+                 {"kv_usage", now.kv_usage},
+                 {"preemptions", now.preemptions},
+                 {"worker_deaths", now.worker_deaths}});
+}
+
 }  // namespace expertmesh

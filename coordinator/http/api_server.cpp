@@ -12,6 +12,7 @@
 #include "coordinator/http/api_keys.h"
 #include "coordinator/http/generation_run.h"
 #include "coordinator/http/text_endpoints.h"
+#include "coordinator/ui/page_files.h"
 
 namespace expertmesh {
 namespace {
@@ -50,6 +51,19 @@ std::string path_of(std::string_view target) {
   return percent_decoded(path);
 }
 
+// The page may load what comes from here and nothing else, write text and no markup, and be part of no other page.
+HttpResponse page_response(PageFile const& file) {
+  return {.content_type = file.content_type,
+          .body = std::string(file.text),
+          .headers = {{"Content-Security-Policy",
+                       "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+                       "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+                       "require-trusted-types-for 'script'; trusted-types 'none'"},
+                      {"X-Content-Type-Options", "nosniff"},
+                      {"Referrer-Policy", "no-referrer"},
+                      {"Cache-Control", "no-cache"}}};
+}
+
 }  // namespace
 
 struct ApiServer::Impl {
@@ -57,6 +71,7 @@ struct ApiServer::Impl {
   ApiCallbacks callbacks;
   ApiKeys keys;
   std::string version;
+  bool live_page;
   RunThreads threads;
   std::unique_ptr<HttpServer> server;  // last: its handlers use the others
 
@@ -91,6 +106,10 @@ struct ApiServer::Impl {
     get("/version", false, [this, json] { return json(version_body(version)); });
     get("/v1/models", false, [this, json] { return json(models_body(context.model)); });
     get("/v1/cluster", false, [this, json] { return json(callbacks.cluster_json()); });
+    get("/v1/experts", false, [this, json] { return json(callbacks.experts_json()); });
+    get("/v1/activity", false, [this, json] { return json(activity_body(context.metrics.activity())); });
+    if (live_page)
+      for (PageFile const& file : page_files()) get(file.path, true, [&file] { return page_response(file); });
     get("/metrics", false, [this] {
       return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                           .body = context.metrics.serialise(),
@@ -209,6 +228,7 @@ ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer c
                      .callbacks = std::move(callbacks),
                      .keys = ApiKeys(options.api_keys),
                      .version = options.version,
+                     .live_page = options.live_page,
                      .threads = {.templates = boost::asio::thread_pool(options.text_threads),
                                  .text = boost::asio::thread_pool(options.text_threads)},
                      .server = nullptr}) {

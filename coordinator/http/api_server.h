@@ -21,6 +21,7 @@ struct ApiServerOptions {
   HttpServerOptions http;
   ApiModel model;
   std::string version{};                // of the program, at /version
+  bool live_page = false;               // the page at "/" and its files, for whoever asks
   std::vector<std::string> api_keys{};  // one of them must come as "Authorization: Bearer …"; empty: none asked
   std::optional<std::string> allowed_origin{};  // of browser pages that may use the API (CORS): "*" or one origin
   std::size_t text_threads = 2;                 // that encode prompts and decode answers; as many render templates
@@ -30,6 +31,7 @@ struct ApiServerOptions {
 struct ApiCallbacks {
   std::function<std::string()> not_ready;     // why requests cannot be served; empty if they can
   std::function<std::string()> cluster_json;  // body of /v1/cluster
+  std::function<std::string()> experts_json;  // body of /v1/experts
   ClusterChanges cluster_changes{};           // set if there are workers
 };
 

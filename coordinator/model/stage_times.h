@@ -32,6 +32,8 @@ constexpr std::array<std::string_view, kNumStages> kStageNames = {"embedding",  
                                                                   "shared_expert", "experts",   "combine", "dense_ffn",
                                                                   "lm_head",       "fetch",     "sampling"};
 
+using StageSeconds = std::array<double, kNumStages>;  // in the order of Stage
+
 // Hears of each stage when it is over, by the host's clock. layer: through all stacks, if it is one's.
 class StageListener {
  public:
@@ -72,7 +74,7 @@ class StageTimes {
     ended_.clear();
   }
   [[nodiscard]] double operator[](Stage stage) const { return seconds_[static_cast<std::size_t>(stage)]; }
-  [[nodiscard]] std::array<double, kNumStages> const& seconds() const { return seconds_; }  // in the order of Stage
+  [[nodiscard]] StageSeconds const& seconds() const { return seconds_; }
 
  private:
   void begin_on_device() {
@@ -85,7 +87,7 @@ class StageTimes {
   }
 
   using Clock = std::chrono::steady_clock;
-  std::array<double, kNumStages> seconds_{};
+  StageSeconds seconds_{};
   Clock::time_point mark_{};
   std::unique_ptr<DeviceMarks> marks_;
   StageListener* listener_ = nullptr;

@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -116,6 +117,9 @@ struct Metrics::Impl {
     Gauge* load_cv2 = nullptr;
   };
   std::vector<Layer> layers;
+  mutable std::mutex balance_mutex;
+  std::vector<ExpertBalance> balance;  // what the layers' series say
+  std::chrono::steady_clock::time_point const start = std::chrono::steady_clock::now();
 };
 
 Metrics::Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_experts)
@@ -138,6 +142,8 @@ Metrics::Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_e
     auto& series = impl_->layers.emplace_back();
     series.importance_cv2 = &importance_cv2.Add({{"layer", l}});
     series.load_cv2 = &load_cv2.Add({{"layer", l}});
+    impl_->balance.push_back(
+        {.layer = layer, .importance = std::vector<double>(num_experts), .load = std::vector<double>(num_experts)});
     for (std::size_t e = 0; e < num_experts; ++e) {
       series.importance.push_back(&importance.Add({{"layer", l}, {"expert", std::to_string(e)}}));
       series.load.push_back(&load.Add({{"layer", l}, {"expert", std::to_string(e)}}));
@@ -259,6 +265,37 @@ void Metrics::set_balance(std::size_t moe_layer_index, std::vector<double> const
   }
   series.importance_cv2->Set(importance_cv2);
   series.load_cv2->Set(load_cv2);
+  std::lock_guard lock(impl_->balance_mutex);
+  ExpertBalance& seen = impl_->balance[moe_layer_index];
+  seen.importance = importance;
+  seen.load = load;
+  seen.importance_cv2 = importance_cv2;
+  seen.load_cv2 = load_cv2;
+}
+
+std::vector<Metrics::ExpertBalance> Metrics::balance() const {
+  std::lock_guard lock(impl_->balance_mutex);
+  return impl_->balance;
+}
+
+Metrics::Activity Metrics::activity() const {
+  auto const sum = [](Histogram const& histogram) {
+    auto const seen = histogram.Collect();
+    return Activity::Sum{.count = seen.histogram.sample_count, .seconds = seen.histogram.sample_sum};
+  };
+  Activity now;
+  now.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - impl_->start).count();
+  now.ledger = ledger();
+  now.prompt_tokens = impl_->prompt_tokens.Value();
+  now.generation_tokens = impl_->generation_tokens.Value();
+  now.steps = sum(impl_->step);
+  now.time_to_first_token = sum(impl_->first_token);
+  now.inter_token = sum(impl_->inter_token);
+  for (std::size_t s = 0; s < kNumStages; ++s) now.stages[s] = impl_->stages[s]->Value();
+  now.kv_usage = impl_->kv_usage.Value();
+  now.preemptions = impl_->preemptions.Value();
+  now.worker_deaths = impl_->worker_deaths.Value();
+  return now;
 }
 
 std::string Metrics::serialise() const {

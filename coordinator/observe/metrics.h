@@ -55,6 +55,28 @@ class Metrics {
   // Running sums since start: importance[e] = sum of gate weights, load[e] = number of tokens (Shazeer et al. 2017).
   void set_balance(std::size_t moe_layer_index, std::vector<double> const& importance, std::vector<double> const& load,
                    double importance_cv2, double load_cv2);
+  // What the per-layer series say, by MoE layer, ascending.
+  struct ExpertBalance {
+    std::uint32_t layer = 0;
+    std::vector<double> importance, load;  // [E]; E is the largest of all layers
+    double importance_cv2 = 0, load_cv2 = 0;
+  };
+  [[nodiscard]] std::vector<ExpertBalance> balance() const;
+  // The numbers without a label for layer or expert that somebody draws: few, for a look every second.
+  struct Activity {
+    double seconds = 0;  // since start
+    Ledger ledger;
+    double prompt_tokens = 0, generation_tokens = 0;
+    struct Sum {
+      std::uint64_t count = 0;
+      double seconds = 0;
+    };
+    Sum steps, time_to_first_token, inter_token;
+    StageSeconds stages{};
+    double kv_usage = 0;
+    double preemptions = 0, worker_deaths = 0;
+  };
+  [[nodiscard]] Activity activity() const;
   // Prometheus text exposition format 0.0.4.
   [[nodiscard]] std::string serialise() const;
 

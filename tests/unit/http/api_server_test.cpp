@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <future>
+#include <iterator>
 
+#include "coordinator/ui/page_files.h"
 #include "echo_generator.h"
 #include "http_client.h"
 #include "tests/support/goldens_dir.h"
@@ -36,10 +39,10 @@ class ApiServerTest : public testing::Test {
 
   void start() {
     server_.reset();
-    server_ =
-        std::make_unique<ApiServer>(options_, generator_, nullptr, nullptr, metrics_,
-                                    ApiCallbacks{.not_ready = [this] { return not_ready_; },
-                                                 .cluster_json = [] { return std::string(R"({"workers":[]})"); }});
+    server_ = std::make_unique<ApiServer>(options_, generator_, nullptr, nullptr, metrics_,
+                                          ApiCallbacks{.not_ready = [this] { return not_ready_; },
+                                                       .cluster_json = [] { return std::string(R"({"workers":[]})"); },
+                                                       .experts_json = [] { return std::string(R"({"layers":[]})"); }});
   }
   [[nodiscard]] HttpClient client() const { return HttpClient(server_->port()); }
   void stop(std::chrono::seconds patience) { server_->stop(std::chrono::steady_clock::now() + patience); }
@@ -67,6 +70,7 @@ TEST_F(ApiServerTest, AnswersOneConnectionAfterTheOther) {
   EXPECT_EQ(c.get("/health").status, 200);
   EXPECT_EQ(c.get("/ready").status, 200);
   EXPECT_EQ(c.get("/v1/cluster").json(), (Json{{"workers", Json::array()}}));
+  EXPECT_EQ(c.get("/v1/experts").json(), (Json{{"layers", Json::array()}}));
   auto const models = c.get("/v1/models").json();
   EXPECT_EQ(models["object"], "list");
   EXPECT_EQ(models["data"][0]["id"], "org/tiny");
@@ -75,7 +79,7 @@ TEST_F(ApiServerTest, AnswersOneConnectionAfterTheOther) {
     EXPECT_EQ(c.get(target).json()["id"], "org/tiny") << target;
   auto const metrics = c.get("/metrics");
   EXPECT_EQ(metrics.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-  EXPECT_NE(metrics.body.find("expertmesh:http_requests_total{status=\"200\"} 9"), std::string::npos) << metrics.body;
+  EXPECT_NE(metrics.body.find("expertmesh:http_requests_total{status=\"200\"} 10"), std::string::npos) << metrics.body;
 }
 
 TEST_F(ApiServerTest, SaysWhyItIsNotReady) {
@@ -431,6 +435,53 @@ TEST_F(ApiServerTest, BrowsersMayAsk) {
   options_.allowed_origin.reset();
   start();
   EXPECT_EQ(client().get("/health").header("access-control-allow-origin"), "");
+}
+
+TEST_F(ApiServerTest, ShowsThePageToWhoeverAsksAndNothingElse) {
+  options_.api_keys = {"secret"};
+  options_.live_page = true;
+  start();
+  auto c = client();
+  ASSERT_FALSE(page_files().empty());
+  for (auto const& file : page_files()) {
+    auto const answer = c.get(file.path);
+    EXPECT_EQ(answer.status, 200) << file.path;
+    EXPECT_EQ(answer.header("content-type"), file.content_type) << file.path;
+    EXPECT_EQ(answer.body, file.text) << file.path;
+    EXPECT_TRUE(answer.header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"));
+    EXPECT_EQ(answer.header("x-content-type-options"), "nosniff");
+  }
+  auto const page = c.get("/");
+  EXPECT_EQ(page.header("content-type"), "text/html; charset=utf-8");
+  for (char const* inside : {"<script>", "<style", " style=", " onclick=", "http://", "https://", "//"})
+    EXPECT_EQ(page.body.find(inside), std::string::npos) << "the policy forbids it, or it is not here: " << inside;
+  for (char const* target : {"/v1/experts", "/v1/activity", "/ui", "/ui/", "/ui/other.js", "/index.html"})
+    EXPECT_EQ(c.get(target).status, 401) << target;
+  options_.api_keys = {};
+  options_.live_page = false;
+  start();
+  for (auto const& file : page_files()) EXPECT_EQ(client().get(file.path).status, 404) << file.path;
+}
+
+// Byte for byte what lies in the source tree, whatever CMake and C++ think of its signs.
+TEST(PageFiles, AreTheSourcesOwn) {
+  for (auto const& file : page_files()) {
+    std::string const path(file.path);
+    std::ifstream in(EM_SOURCE_DIR "/coordinator" + (path == "/" ? "/ui/index.html" : path));
+    EXPECT_EQ(std::string(std::istreambuf_iterator<char>(in), {}), file.text) << path;
+  }
+}
+
+TEST_F(ApiServerTest, TellsItsActivity) {
+  metrics_.count_generation_tokens(3);
+  metrics_.observe_step(0.5, 4);
+  metrics_.observe_time_to_first_token(0.25);
+  auto const now = client().get("/v1/activity").json();
+  EXPECT_EQ(now["generation_tokens"], 3);
+  EXPECT_EQ(now["steps"], (Json{{"count", 1}, {"seconds", 0.5}}));
+  EXPECT_EQ(now["time_to_first_token"], (Json{{"count", 1}, {"seconds", 0.25}}));
+  EXPECT_EQ(now["stage_seconds"].size(), kNumStages);
+  EXPECT_GT(now["seconds"], 0);
 }
 
 TEST_F(ApiServerTest, TellsItsVersion) {

@@ -80,6 +80,49 @@ TEST(Metrics, CountsUnderTheirNames) {
   EXPECT_EQ(bytes, 30);
 }
 
+TEST(Metrics, SaysTheSameToThoseWhoDraw) {
+  Metrics metrics({1, 3}, 2);
+  metrics.set_balance(1, {0.5, 1.5}, {3, 4}, 0.25, 0.125);
+  auto const balance = metrics.balance();
+  ASSERT_EQ(balance.size(), 2);
+  EXPECT_EQ(balance[0].layer, 1);
+  EXPECT_EQ(balance[0].load, std::vector<double>(2));
+  EXPECT_EQ(balance[1].layer, 3);
+  EXPECT_EQ(balance[1].importance, (std::vector<double>{0.5, 1.5}));
+  EXPECT_EQ(balance[1].load, (std::vector<double>{3, 4}));
+  EXPECT_EQ(balance[1].importance_cv2, 0.25);
+  EXPECT_EQ(balance[1].load_cv2, 0.125);
+
+  metrics.set_ledger({.accepted = 3, .queued = 1, .finished = 2});
+  metrics.count_prompt_tokens(5);
+  metrics.count_generation_tokens(7);
+  metrics.observe_step(0.5, 4);
+  metrics.observe_step(0.25, 1);
+  metrics.observe_time_to_first_token(0.125);
+  metrics.observe_inter_token(2);
+  metrics.set_kv_usage(0.75);
+  metrics.count_preemptions(4);
+  metrics.count_worker_death();
+  StageTimes stages;
+  stages.begin();
+  stages.end(Stage::router);
+  metrics.count_stages(stages);
+  auto const now = metrics.activity();
+  EXPECT_EQ(now.ledger.accepted, 3);
+  EXPECT_EQ(now.ledger.queued, 1);
+  EXPECT_EQ(now.prompt_tokens, 5);
+  EXPECT_EQ(now.generation_tokens, 7);
+  EXPECT_EQ(now.steps.count, 2);
+  EXPECT_EQ(now.steps.seconds, 0.75);
+  EXPECT_EQ(now.time_to_first_token.seconds, 0.125);
+  EXPECT_EQ(now.inter_token.seconds, 2);
+  EXPECT_EQ(now.kv_usage, 0.75);
+  EXPECT_EQ(now.preemptions, 4);
+  EXPECT_EQ(now.worker_deaths, 1);
+  EXPECT_EQ(now.stages, stages.seconds());
+  EXPECT_GE(metrics.activity().seconds, now.seconds);
+}
+
 TEST(Metrics, LabelsOfUnknownFieldsAreBoundedAndPlain) {
   Metrics metrics({}, 0);
   for (int i = 0; i < 1000; ++i) metrics.count_unknown_field("field_" + std::to_string(i));

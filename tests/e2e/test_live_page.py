@@ -29,7 +29,8 @@ class PageTest(unittest.TestCase):
         return browser
 
     def serve(self, *options, model=DEMO_MODEL):
-        return self.enterContext(Server(model, *options))
+        # A browser beside it may keep a worker from its processor: only the deaths of the tests count.
+        return self.enterContext(Server(model, *options, "--heartbeat-timeout-ms", 5000))
 
     def ask(self, browser, text, **fields):
         """Writes it into the prompt, sets the other fields, and sends it by the button."""

@@ -280,7 +280,11 @@ float peak_int8(std::size_t rounds) {
   // As in a GEMM each sum has numbers of its own, that change: else there are ISAs where the products could be kept.
   constexpr std::size_t kChanges = 8;
   Int8Element x[(kChanges + kAccumulators) * kInt8StepK];
-  for (std::size_t i = 0; i < sizeof x / sizeof *x; ++i) x[i] = static_cast<Int8Element>((rounds + i) % kInt8Group);
+  // Over kChanges rounds a sum comes back to where it was, so that it never overflows.
+  constexpr int kFactors[kChanges] = {1, -2, 3, -4, 4, -3, 2, -1};
+  for (std::size_t i = 0; i < sizeof x / sizeof *x; ++i)
+    x[i] = static_cast<Int8Element>(kFactors[i / kInt8StepK % kChanges] *
+                                    (1 + static_cast<int>(rounds % 7 + i % kInt8StepK)));
   Int8Weights const weights = load_int8(w);
   return peak<std::int32_t>(rounds, [&](Ints const& sum, std::size_t round, std::size_t i) {
     return dot_int8(sum, weights, broadcast_int8(x + (round % kChanges + i) * kInt8StepK));

@@ -16,17 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
+import debian_python  # noqa: E402
 import namespaces  # noqa: E402
 from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY, Server, has_failed, wait_until  # noqa: E402
 from namespaces import run  # noqa: E402
 
-try:
-    import kubernetes.client
-    import yaml
-except ImportError:  # Debian's modules are for Debian's interpreter
-    if sys.executable == "/usr/bin/python3":
-        raise
-    os.execv("/usr/bin/python3", ["/usr/bin/python3", "-B", *sys.argv])
+debian_python.needs("kubernetes.client", "yaml")
+import kubernetes.client  # noqa: E402
+import yaml  # noqa: E402
 
 GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())["cases"][0]
 FOLDER = REPOSITORY / "launch" / "kubernetes"

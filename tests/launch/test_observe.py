@@ -2,7 +2,6 @@
 exports. Where there is a promtool, it has its say as well."""
 import collections
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,15 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
+import debian_python  # noqa: E402
 from harness import DEMO_MODEL, REPOSITORY, Server  # noqa: E402
 from promql import Malformed, Parser  # noqa: E402
 
-try:
-    import yaml
-except ImportError:  # Debian's modules are for Debian's interpreter
-    if sys.executable == "/usr/bin/python3":
-        raise
-    os.execv("/usr/bin/python3", ["/usr/bin/python3", "-B", *sys.argv])
+debian_python.needs("yaml")
+import yaml  # noqa: E402
 
 FOLDER = REPOSITORY / "launch" / "observe"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())

@@ -90,7 +90,7 @@ class PrefixCacheTest(unittest.TestCase):
 
     def test_a_small_cache_under_many_conversations(self):
         """Blocks are given up all the time, sequences give way: still the same answers."""
-        prompts = [[20 + (i * 7 + j) % 90 for j in range(30 + 9 * i)] for i in range(8)]
+        prompts = [STORY[:32] + [20 + (i * 7 + j) % 90 for j in range(9 * i)] for i in range(8)]
         turns = [body(p, max_tokens=30) for p in prompts]
         with Server(DEMO_MODEL, "--no-prefix-cache") as server:
             expected = [server.complete(**turn)["choices"] for turn in turns]
@@ -101,7 +101,9 @@ class PrefixCacheTest(unittest.TestCase):
             for _ in range(4):
                 answers = server.complete_together(turns)
                 self.assertEqual([a["choices"] for a in answers], expected)
-            self.assertGreater(server.metric("prefix_cache_hits_total"), 0)
+            # What is found within a round hangs on who gave way to whom. But the one that ends a round leaves the common
+            # beginning as the blocks used last, and the one that opens the next round finds it (one token runs always).
+            self.assertGreaterEqual(server.metric("prefix_cache_hits_total"), 3 * 16)
             self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
 
 

@@ -19,7 +19,7 @@ struct SwitchFields {
 };
 
 // How the layers of a stack differ from one another.
-struct StackFields {
+struct SwitchStack {
   StackKind kind;
   std::size_t layers;
   std::size_t sparse_step;  // 0: no layer holds experts
@@ -51,7 +51,7 @@ void read_activation_and_gate(ConfigReader& config, SwitchFields& f) {
         activation_named(config, "dense_act_fn", name.starts_with(gated) ? name.substr(gated.size()) : name);
 }
 
-SwitchFields read_fields(ConfigReader& config) {
+SwitchFields read_switch_fields(ConfigReader& config) {
   SwitchFields f{};
   f.common = read_encoder_decoder(
       config, {.padding = 0, .end_of_sequence = 1, .start_fields = {"bos_token_id", "pad_token_id"}, .start = 0});
@@ -114,7 +114,7 @@ std::variant<DenseFfnSpec, MoeFfnSpec> feed_forward_of(SwitchFields const& f, st
 }
 
 // Sub-layers are numbered: self-attention, in a decoder cross-attention, FFN; each has its norm.
-LayerSpec layer_of(SwitchFields const& f, StackFields const& stack, std::size_t index) {
+LayerSpec layer_of(SwitchFields const& f, SwitchStack const& stack, std::size_t index) {
   bool const decoder = stack.kind == StackKind::decoder;
   std::string const name = decoder ? "decoder." : "encoder.";
   auto const part = [&](std::size_t layer, std::size_t number) {
@@ -141,11 +141,11 @@ LayerSpec layer_of(SwitchFields const& f, StackFields const& stack, std::size_t 
 }  // namespace
 
 ModelSpec build_switch_transformers(ConfigReader& config, ModelOptions const& /*options*/) {
-  SwitchFields const f = read_fields(config);
+  SwitchFields const f = read_switch_fields(config);
   std::size_t const encoder_layers = config.count("num_layers", kMostLayers);
   std::size_t const decoder_layers =
       config.has("num_decoder_layers") ? config.count("num_decoder_layers", kMostLayers) : encoder_layers;
-  StackFields const stacks[] = {
+  SwitchStack const stacks[] = {
       {StackKind::encoder, encoder_layers,
        sparse_step(config, "encoder_sparse_step", "num_sparse_encoder_layers", encoder_layers)},
       {StackKind::decoder, decoder_layers,

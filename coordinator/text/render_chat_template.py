@@ -25,6 +25,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
+import jinja2.utils
 
 MEMORY_BYTES = 1 << 30
 MAX_TEXT = 1 << 24  # characters
@@ -39,14 +40,48 @@ class RowError(Exception):
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """{% generation %}...{% endgeneration %} marks what a model said; when rendering it is just its content."""
+    """{% generation %}...{% endgeneration %} marks what a model said; when rendering it is just its content, as of a call
+    block: what it sets is lost at its end, no break leaves it."""
 
     tags = {"generation"}
 
     def parse(self, parser):
         line = next(parser.stream).lineno
         body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
+
+    def content(self, caller):
+        return caller()
+
+
+class Namespace(jinja2.utils.Namespace):
+    """namespace(), but for names that begin with an underscore."""
+
+    def __init__(*args, **kwargs):
+        self, args = args[0], args[1:]  # so that one attribute may be called self
+        attributes = dict(*args, **kwargs)
+        for name in attributes:
+            Namespace.check(name)
+        jinja2.utils.Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name, value):
+        Namespace.check(name)
+        super().__setitem__(name, value)
+
+    @staticmethod
+    def check(name):
+        if isinstance(name, str) and name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"attribute {name!r} of a namespace may not be set")
+
+
+class Dict:
+    """dict(): makes dictionaries, and has nothing of the class."""
+
+    def __call__(self, *args, **kwargs):
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args, **kwargs):
+        return dict.fromkeys(*args, **kwargs)
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -79,6 +114,8 @@ def make_environment():
     environment.tests["none"] = lambda value: value is None or isinstance(value, NoContent)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = Clock.strftime
+    environment.globals["namespace"] = Namespace
+    environment.globals["dict"] = Dict()
     return environment
 
 
@@ -87,10 +124,6 @@ ENVIRONMENT = make_environment()
 
 @functools.lru_cache(maxsize=8)
 def compiled(source):
-    # Older versions of jinja2 let a template set any attribute of a namespace.
-    for target in ENVIRONMENT.parse(source).find_all(jinja2.nodes.NSRef):
-        if target.attr.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"attribute {target.attr!r} of a namespace may not be set")
     return ENVIRONMENT.from_string(source)
 
 
@@ -101,9 +134,7 @@ def with_reasoning_aliases(message):
     found = next((message[f] for f in REASONING_FIELDS if message.get(f) is not None), None)
     if found is None:
         return message
-    message = dict(message, reasoning_content=found)
-    message.setdefault("thinking", found)
-    return message
+    return {"thinking": found, **message, "reasoning_content": found}
 
 
 class Arguments(dict):

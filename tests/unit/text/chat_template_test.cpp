@@ -99,6 +99,11 @@ TEST(ChatTemplates, NoTemplateGetsOutOrHoldsUp) {
       {"{{ (lipsum|attr('__globals__')).os }}", "SecurityError"},
       {"{{ ('{0.__class__.__mro__}'|attr('format'))(1) }}", ""},
       {"{{ messages.append(1) }}", "SecurityError"},
+      {"{% set ns = namespace() %}{% set ns._a = 1 %}", "SecurityError"},
+      {"{% set ns = namespace({'_a': 1}) %}", "SecurityError"},
+      {"{{ namespace(**{'__class__': 1}) }}", "SecurityError"},
+      {"{{ dict.update({'a': 1}, {'b': 2}) }}", "UndefinedError"},
+      {"{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}", "SyntaxError"},
       {"{{ open('/etc/passwd') }}", "UndefinedError"},
       {"{% include '/etc/passwd' %}", "TypeError"},
       {"{% extends 'x' %}", "TypeError"},
@@ -184,6 +189,16 @@ TEST(ChatTemplates, MessagesOfTheApi) {
     auto const result = templates.render(row.dump());
     EXPECT_EQ(result.ok() ? result.value() : result.error().message, expected) << source;
   }
+}
+
+// A template that shows whole messages sees the reference's order of their fields.
+TEST(ChatTemplates, NamesOfTheReasoningStandInTheReferencesOrder) {
+  ChatTemplates templates = with_source("{{ messages[0]|tojson }}");
+  Json const row = {{"messages", {{{"role", "assistant"}, {"reasoning", "r"}, {"content", "c"}}}}};
+  auto const result = templates.render(row.dump());
+  ASSERT_TRUE(result.ok()) << result.error().message;
+  EXPECT_EQ(result.value(),
+            R"({"thinking": "r", "role": "assistant", "reasoning": "r", "content": "c", "reasoning_content": "r"})");
 }
 
 // Expected: what transformers 5.24 gives.

@@ -16,7 +16,7 @@ constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
 struct GemmPart {
-  void const* const* x;  // [M] rows of K elements: float, bfloat16 bits, or what quantise_int8 or quantise_for_int4 made
+  void const* const* x;  // [M] rows of K elements: float, bfloat16 bits, or as the weights' quantise function made them
   float* const* y;       // [M] rows of N floats
   std::size_t m, n, k;
   std::byte const* panels;  // PackedMatrix::data()
@@ -81,7 +81,8 @@ struct KernelTable {
   float (*peak_bf16)(std::size_t rounds);
   float (*peak_int8)(std::size_t rounds);
   float (*peak_int4)(std::size_t rounds);
-  std::size_t peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8 and int4
+  std::size_t
+      peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8 and int4
 };
 
 KernelTable const& scalar_kernels();

@@ -171,6 +171,7 @@ void read_common(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   for (char const* field : {"bad_words", "logits_processors"}) body.only(field, {ApiJson::array()});
   body.only("response_format", {ApiJson{{"type", "text"}}});
   for (char const* field : {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+                            "structural_tag", "grammar", "json_schema", "regex", "ebnf", "allowed_token_ids",
                             "truncate_prompt_tokens", "prompt_logprobs", "logprobs_mode"})
     body.only(field, {});
   // Known, without a meaning here.

@@ -151,6 +151,8 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": "a", "use_beam_search": true})", "use_beam_search"},
            {R"({"prompt": "a", "prompt_logprobs": 1})", "prompt_logprobs"},
            {R"({"prompt": "a", "guided_json": {}})", "guided_json"},
+           {R"({"prompt": "a", "grammar": "root ::= \"a\""})", "grammar"},
+           {R"({"prompt": "a", "allowed_token_ids": [1]})", "allowed_token_ids"},
        })
     expect_refused(parse_completion(bad.body, tiny_model()), bad);
 }

@@ -191,17 +191,24 @@ TEST(ModelSpec, GenerationConfigGivesDefaults) {
     write_file(copy.path() / "generation_config.json", generation);
     return read_model_spec(copy.path(), {});
   };
-  ModelSpec const spec = read_with(R"({"eos_token_id":[5,2],"temperature":0.6,"top_p":0.95,"do_sample":true})");
+  ModelSpec const spec = read_with(
+      R"({"eos_token_id":[5,2],"temperature":0.6,"top_p":0.95,"do_sample":true,"top_k":20,"min_p":0.1,"repetition_penalty":1.05})");
   EXPECT_EQ(spec.eos_ids, (std::vector<TokenId>{5, 2}));
   EXPECT_EQ(spec.default_temperature, 0.6F);
   EXPECT_EQ(spec.default_top_p, 0.95F);
+  EXPECT_EQ(spec.default_top_k, 20U);
+  EXPECT_EQ(spec.default_min_p, 0.1F);
+  EXPECT_EQ(spec.default_repetition_penalty, 1.05F);
+  EXPECT_EQ(read_with(R"({"top_k":-1})").default_top_k, 0U);
   ModelSpec const bare = read_with("{}");
+  EXPECT_EQ(bare.default_top_k, std::nullopt);
   EXPECT_EQ(bare.eos_ids, std::vector<TokenId>{2});
   EXPECT_EQ(bare.default_temperature, std::nullopt);
   for (auto const& [generation, field] :
        {std::pair(R"({"temperature":-1})", "temperature"), std::pair(R"({"top_p":0})", "top_p"),
-        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"),
-        std::pair("[]", "not a JSON object")})
+        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"top_k":-5})", "top_k"),
+        std::pair(R"({"min_p":2})", "min_p"), std::pair(R"({"repetition_penalty":0})", "repetition_penalty"),
+        std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"), std::pair("[]", "not a JSON object")})
     expect_words(refusal([&, text = generation] { (void)read_with(text); }), {"generation_config.json", field});
 }
 

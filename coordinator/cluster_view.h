@@ -14,7 +14,7 @@ namespace expertmesh {
 struct NumericsProfile {
   std::string dtype;  // of weights and activations at the GEMMs: "float32", "bfloat16"; where they are quantised,
                       // of what they were before
-  std::string quantization;  // "none", "int8"
+  std::string quantization;  // "none", "int8", "int4"
   std::string wire_dtype;    // rows between coordinator and workers
   std::string kv_dtype;
   std::string isa;                     // of the coordinator; "cuda" on a GPU

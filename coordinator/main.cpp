@@ -36,6 +36,12 @@ int run(Command const& command) {
   }
 }
 
+// A full disk, say, must not pass for an answer.
+int if_written(int code) {
+  std::cout.flush();
+  return std::cout ? code : fail(1, "standard output cannot be written");
+}
+
 int run_serve(ServeOptions const& options) {
   return run([&] { return serve(options); });
 }
@@ -43,21 +49,21 @@ int run_serve(ServeOptions const& options) {
 int run_render(RenderOptions const& options) {
   return run([&] {
     render(options, std::cin, std::cout);
-    return 0;
+    return if_written(0);
   });
 }
 
 int run_info(InfoOptions const& options) {
   InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype, options.quantization);
   std::cout << report.text;
-  return report.servable ? 0 : 2;
+  return if_written(report.servable ? 0 : 2);
 }
 
 int run_tokenize(TokenizeOptions const& options) {
   std::ios::sync_with_stdio(false);
   try {
     tokenize(options, std::cin, std::cout);
-    return 0;
+    return if_written(0);
   } catch (ModelError const& error) {
     return fail(2, error.what());
   }

@@ -31,11 +31,12 @@ void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
 
 void add_quantization_flag(CLI::App& command, Quantization& quantization) {
   command
-      .add_option("--quantization", quantization,
-                  "int8: weights of linears and experts become int8 while they are loaded, activations at each of them "
-                  "[none]")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Quantization>{{"none", Quantization::none}, {"int8", Quantization::int8}}));
+      .add_option(
+          "--quantization", quantization,
+          "int8, int4: weights of linears and experts become that while they are loaded, activations at each of "
+          "them int8 [none]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Quantization>{
+          {"none", Quantization::none}, {"int8", Quantization::int8}, {"int4", Quantization::int4}}));
 }
 
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {

@@ -243,6 +243,9 @@ class Server {
                       .marks_with_calls = mark_ids(answer_formats_, true, tokenizer_.get()),
                       .default_temperature = std::clamp(runtime_.spec().default_temperature.value_or(1.0F), 0.0F, 2.0F),
                       .default_top_p = std::clamp(runtime_.spec().default_top_p.value_or(1.0F), 0.01F, 1.0F),
+                      .default_min_p = runtime_.spec().default_min_p.value_or(0.0F),
+                      .default_repetition_penalty = runtime_.spec().default_repetition_penalty.value_or(1.0F),
+                      .default_top_k = runtime_.spec().default_top_k.value_or(0),
                       .created = std::chrono::duration_cast<std::chrono::seconds>(
                                      std::chrono::system_clock::now().time_since_epoch())
                                      .count()},

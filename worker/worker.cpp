@@ -71,7 +71,7 @@ control::Hello make_hello(WorkerOptions const& options, NcclApi const* nccl) {
   std::vector<std::string> dtypes = {std::string(name_of(DType::f32)), std::string(name_of(DType::bf16))};
   if (options.device == "cpu") {
     for (Isa const isa : runnable_isas()) isas.emplace_back(name_of(isa));
-    dtypes.emplace_back(name_of(DType::i8));
+    for (DType const type : {DType::i8, DType::i4}) dtypes.emplace_back(name_of(type));
   } else {
     isas.emplace_back(control::kCudaKernels);
   }

@@ -11,11 +11,11 @@ namespace expertmesh {
 enum class ActivationRule : std::uint8_t {
   none,              // fp32 as it is
   round_to_bf16,     // rounded to nearest even
-  quantise_to_int8,  // each group of group_size elements to int8 with a scale of its own: see int8_group.h
+  quantise_to_int8,  // each group of 128 elements to int8 with a scale of its own: see int8_group.h
 };
 
 struct WeightFormat {
-  DType storage = DType::f32;     // f32, bf16 or i8
+  DType storage = DType::f32;     // f32, bf16, i8 or i4
   std::size_t group_size = 0;     // elements of K that share a scale; 0: no scales
   DType scale_type = DType::f32;  // of the scales where there are any
   bool has_zero_point = false;
@@ -29,5 +29,8 @@ constexpr WeightFormat kBfloat16Weights{.storage = DType::bf16, .activation = Ac
 // stay in the nearest cache. The published models' widths are multiples of it, or leave a half.
 constexpr WeightFormat kInt8Weights{
     .storage = DType::i8, .group_size = 128, .scale_type = DType::f32, .activation = ActivationRule::quantise_to_int8};
+// 32: what a step of sixteen-bit sums holds in AVX2, and a quarter of an activation's group.
+constexpr WeightFormat kInt4Weights{
+    .storage = DType::i4, .group_size = 32, .scale_type = DType::bf16, .activation = ActivationRule::quantise_to_int8};
 
 }  // namespace expertmesh

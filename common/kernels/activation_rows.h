@@ -36,7 +36,8 @@ inline void prepare_row(Exec const& exec, WeightFormat const& format, float cons
     case ActivationRule::round_to_bf16:
       return exec.table().round_bf16(x, k, static_cast<std::uint16_t*>(out));
     case ActivationRule::quantise_to_int8:
-      return exec.table().quantise_int8(x, k, static_cast<std::byte*>(out));
+      return (format.storage == DType::i4 ? exec.table().quantise_for_int4 : exec.table().quantise_int8)(
+          x, k, static_cast<std::byte*>(out));
   }
 }
 
@@ -47,7 +48,7 @@ inline void gemm_of(Exec const& exec, WeightFormat const& format, GemmPart const
     case ActivationRule::round_to_bf16:
       return exec.table().gemm_bf16(part);
     case ActivationRule::quantise_to_int8:
-      return exec.table().gemm_int8(part);
+      return (format.storage == DType::i4 ? exec.table().gemm_int4 : exec.table().gemm_int8)(part);
   }
 }
 

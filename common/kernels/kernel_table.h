@@ -16,7 +16,7 @@ constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
 struct GemmPart {
-  void const* const* x;  // [M] rows of K elements: float, bfloat16 bits, or what quantise_int8 made
+  void const* const* x;  // [M] rows of K elements: float, bfloat16 bits, or as the weights' quantise function made them
   float* const* y;       // [M] rows of N floats
   std::size_t m, n, k;
   std::byte const* panels;  // PackedMatrix::data()
@@ -59,11 +59,13 @@ struct KernelTable {
   void (*gemm_f32)(GemmPart const&);
   void (*gemm_bf16)(GemmPart const&);
   void (*gemm_int8)(GemmPart const&);
+  void (*gemm_int4)(GemmPart const&);
   void (*attend_f32)(AttendPart const&);
   void (*attend_bf16)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
   void (*quantise_int8)(float const* x, std::size_t n, std::byte* out);  // out: quantised_row_bytes(n), for gemm_int8
+  void (*quantise_for_int4)(float const* x, std::size_t n, std::byte* out);  // the same numbers, for gemm_int4
   // Norms: out may be x; no weight or bias: null.
   void (*rms_norm)(float const* x, float const* weight, std::size_t n, float epsilon, float* out);
   void (*layer_norm)(float const* x, float const* weight, float const* bias, std::size_t n, float epsilon, float* out);
@@ -78,7 +80,9 @@ struct KernelTable {
   float (*peak_f32)(std::size_t rounds);
   float (*peak_bf16)(std::size_t rounds);
   float (*peak_int8)(std::size_t rounds);
-  std::size_t peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8
+  float (*peak_int4)(std::size_t rounds);
+  std::size_t
+      peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8 and int4
 };
 
 KernelTable const& scalar_kernels();

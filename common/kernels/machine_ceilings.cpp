@@ -65,16 +65,21 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
   return static_cast<double>(buffer.size_bytes()) / seconds;
 }
 
-double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes) {
-  EM_CHECK(activations == DType::f32 || activations == DType::bf16 || activations == DType::i8,
-           "activations of " << name_of(activations));
+double measure_peak_flops(Exec const& exec, DType weights, std::size_t passes) {
   KernelTable const& table = exec.table();
-  auto const peak = activations == DType::f32    ? table.peak_f32
-                    : activations == DType::bf16 ? table.peak_bf16
-                                                 : table.peak_int8;
-  double const seconds = best_seconds(exec, passes, [&](std::size_t) { return peak(kPeakRounds); });
-  std::size_t const multiply_adds = kPanelColumns * sizeof(float) / size_of(activations);  // of a vector
-  std::size_t const operations = 2 * kPeakRounds * table.peak_multiply_adds * multiply_adds;
+  struct Kind {
+    DType weights;
+    float (*peak)(std::size_t);
+    std::size_t multiply_adds;  // of a vector
+  };
+  Kind const kinds[] = {{DType::f32, table.peak_f32, kPanelColumns},
+                        {DType::bf16, table.peak_bf16, 2 * kPanelColumns},
+                        {DType::i8, table.peak_int8, 4 * kPanelColumns},
+                        {DType::i4, table.peak_int4, 4 * kPanelColumns}};
+  auto const* const kind = std::ranges::find(kinds, weights, &Kind::weights);
+  EM_CHECK(kind != std::end(kinds), "weights of " << name_of(weights));
+  double const seconds = best_seconds(exec, passes, [&](std::size_t) { return kind->peak(kPeakRounds); });
+  std::size_t const operations = 2 * kPeakRounds * table.peak_multiply_adds * kind->multiply_adds;
   return static_cast<double>(operations * exec.pool().num_threads()) / seconds;
 }
 

@@ -14,9 +14,9 @@ namespace expertmesh {
 // which should be much larger than the caches.
 double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::size_t passes);
 
-// Operations (a multiply-add is two) a second on registers alone with activations of this type, f32, bf16 or i8: the
-// best of `passes`.
-double measure_peak_flops(Exec const& exec, DType activations, std::size_t passes);
+// Operations (a multiply-add is two) a second on registers alone as the GEMMs of weights of this type have them (f32,
+// bf16, i8 or i4): the best of `passes`.
+double measure_peak_flops(Exec const& exec, DType weights, std::size_t passes);
 
 // The same of a device, by its own clock. Throws DeviceError; the buffer must have room there.
 double measure_read_bandwidth(Device& device, std::size_t buffer_bytes, std::size_t passes);

@@ -7,6 +7,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/int4_panels.h"
 #include "common/kernels/int8_panels.h"
 #include "common/kernels/kernel_table.h"
 
@@ -17,6 +18,7 @@ constexpr std::size_t kUploadBytes = std::size_t{1} << 20;
 
 std::size_t panel_bytes(WeightFormat const& format, std::size_t k) {
   if (format.storage == DType::i8) return int8_panel_bytes(k);
+  if (format.storage == DType::i4) return int4_panel_bytes(k);
   std::size_t const padded_k = format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
   return kPanelColumns * padded_k * size_of(format.storage);
 }
@@ -45,6 +47,22 @@ void pack_int8_row(Number number, std::size_t lane, std::size_t k, std::byte* pa
   }
 }
 
+template <class Number>
+void pack_int4_row(Number number, std::size_t lane, std::size_t k, std::byte* panel) {
+  for (std::size_t begin = 0; begin < k; begin += kInt4Group, panel += kInt4BlockBytes) {
+    float numbers[kInt4Group] = {};
+    for (std::size_t i = 0; i < std::min(kInt4Group, k - begin); ++i) numbers[i] = number(begin + i);
+    Int4Group const group = int4_group_of(numbers);
+    reinterpret_cast<bf16*>(panel)[lane] = group.scale;
+    std::byte* const out = panel + kInt4ScaleBytes + lane * kInt4StepK / 2;
+    for (std::size_t i = 0; i < kInt4Group; ++i) {
+      auto const half = static_cast<std::byte>(group.whole[i] + kInt4Bias);
+      std::byte& both = out[i / kInt4StepK * kInt4StepBytes + i % (kInt4StepK / 2)];
+      both = i % kInt4StepK < kInt4StepK / 2 ? half : both | half << 4;
+    }
+  }
+}
+
 // One row n of `k` numbers into its panel. Rows of a mapped file need not be aligned.
 template <class From>
 void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, std::size_t k, std::byte* data) {
@@ -55,8 +73,11 @@ void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, s
     std::memcpy(&x, row + i * sizeof(From), sizeof(From));
     return x;
   };
+  auto const as_float = [&](std::size_t i) { return float_of(number(i)); };
   if (format.storage == DType::i8) {
-    pack_int8_row([&](std::size_t i) { return float_of(number(i)); }, lane, k, panel);
+    pack_int8_row(as_float, lane, k, panel);
+  } else if (format.storage == DType::i4) {
+    pack_int4_row(as_float, lane, k, panel);
   } else if (format.storage == DType::f32) {
     float* out = reinterpret_cast<float*>(panel) + lane;
     for (std::size_t i = 0; i < k; ++i) out[i * kPanelColumns] = float_of(number(i));
@@ -117,7 +138,8 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, De
       k_(k),
       device_(device),
       data_(device ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device) {
-  EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights || (format == kInt8Weights && device == nullptr)),
+  EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights ||
+            (device == nullptr && (format == kInt8Weights || format == kInt4Weights))),
            "weight format with storage " << name_of(format.storage) << " has no kernel");
 }
 

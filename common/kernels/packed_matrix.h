@@ -1,6 +1,6 @@
 // A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
 //   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
-//   int8: see int8_panels.h (feeds vpdpbusd); not on a device
+//   int8, int4: see int8_panels.h, int4_panels.h (feed vpdpbusd); not on a device
 // On a device: rows of weight_stride(K) elements (see device.h).
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once

@@ -26,7 +26,8 @@ constexpr Names<WeightStorage, 3> kStorages{
 constexpr Names<ActivationRule, 3> kRules{{{"none", ActivationRule::none},
                                            {"round_to_bf16", ActivationRule::round_to_bf16},
                                            {"quantise_to_int8", ActivationRule::quantise_to_int8}}};
-constexpr Names<DType, 3> kPackedTypes{{{"float32", DType::f32}, {"bfloat16", DType::bf16}, {"int8", DType::i8}}};
+constexpr Names<DType, 4> kPackedTypes{
+    {{"float32", DType::f32}, {"bfloat16", DType::bf16}, {"int8", DType::i8}, {"int4", DType::i4}}};
 constexpr Names<DType, 2> kDTypes{{{"float32", DType::f32}, {"bfloat16", DType::bf16}}};
 
 template <class Enum, std::size_t N>

@@ -11,7 +11,7 @@ struct Row {
   std::string_view name;
   std::string_view safetensors;
 };
-constexpr std::array<Row, 12> kRows = {{
+constexpr std::array<Row, 13> kRows = {{
     {DType::f64, 8, "float64", "F64"},
     {DType::f32, 4, "float32", "F32"},
     {DType::f16, 2, "float16", "F16"},
@@ -24,6 +24,7 @@ constexpr std::array<Row, 12> kRows = {{
     {DType::boolean, 1, "bool", "BOOL"},
     {DType::f8_e4m3, 1, "float8_e4m3fn", "F8_E4M3"},
     {DType::f8_e5m2, 1, "float8_e5m2", "F8_E5M2"},
+    {DType::i4, 0, "int4", ""},
 }};
 
 Row const& row_of(DType type) {
@@ -44,7 +45,7 @@ std::string_view safetensors_name_of(DType type) {
 
 std::optional<DType> dtype_from_safetensors(std::string_view name) {
   for (auto const& row : kRows)
-    if (row.safetensors == name) return row.type;
+    if (!name.empty() && row.safetensors == name) return row.type;
   return std::nullopt;
 }
 

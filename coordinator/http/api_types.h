@@ -28,6 +28,9 @@ struct ApiModel {
   std::vector<TokenId> marks_with_calls{};  // the same where a request has tools
   float default_temperature = 1.0F;
   float default_top_p = 1.0F;
+  float default_min_p = 0.0F;
+  float default_repetition_penalty = 1.0F;
+  std::size_t default_top_k = 0;  // 0: all
   std::int64_t created = 0;  // seconds since 1970, when the server started
 };
 

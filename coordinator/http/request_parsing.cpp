@@ -104,11 +104,12 @@ void read_sampling(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   s.temperature = number("temperature", 0, 2, model.default_temperature);
   s.top_p = number("top_p", 0, 1, model.default_top_p);
   if (s.top_p <= 0) refuse_field("top_p", "must be greater than 0");
-  s.top_k = static_cast<std::size_t>(std::max<std::int64_t>(body.whole("top_k", -1, INT32_MAX).value_or(0), 0));
-  s.min_p = number("min_p", 0, 1, 0);
+  auto const top_k = body.whole("top_k", -1, INT32_MAX);
+  s.top_k = top_k ? static_cast<std::size_t>(std::max<std::int64_t>(*top_k, 0)) : model.default_top_k;
+  s.min_p = number("min_p", 0, 1, model.default_min_p);
   s.presence_penalty = number("presence_penalty", -2, 2, 0);
   s.frequency_penalty = number("frequency_penalty", -2, 2, 0);
-  s.repetition_penalty = number("repetition_penalty", 0, 100, 1);
+  s.repetition_penalty = number("repetition_penalty", 0, 100, model.default_repetition_penalty);
   if (s.repetition_penalty <= 0) refuse_field("repetition_penalty", "must be greater than 0");
   s.min_tokens = static_cast<std::size_t>(body.whole("min_tokens", 0, INT32_MAX).value_or(0));
   if (auto const* ids = body.find("stop_token_ids")) {
@@ -171,6 +172,7 @@ void read_common(BodyReader& body, ApiModel const& model, ApiRequest& out) {
   for (char const* field : {"bad_words", "logits_processors"}) body.only(field, {ApiJson::array()});
   body.only("response_format", {ApiJson{{"type", "text"}}});
   for (char const* field : {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+                            "structural_tag", "grammar", "json_schema", "regex", "ebnf", "allowed_token_ids",
                             "truncate_prompt_tokens", "prompt_logprobs", "logprobs_mode"})
     body.only(field, {});
   // Known, without a meaning here.

@@ -62,6 +62,10 @@ bool ConfigReader::has(std::string_view field) const {
   return impl_->find(field) != nullptr;
 }
 
+bool ConfigReader::is_null(std::string_view field) const {
+  return !has(field) && impl_->json.contains(std::string(field));
+}
+
 bool ConfigReader::is_list(std::string_view field) const {
   Json const* v = impl_->find(field);
   return v != nullptr && v->is_array();
@@ -96,7 +100,7 @@ double ConfigReader::number_or(std::string_view field, double fallback) {
 
 bool ConfigReader::flag_or(std::string_view field, bool fallback) {
   Json const* v = impl_->find(field);
-  if (!v) return fallback && !impl_->json.contains(std::string(field));
+  if (!v) return fallback && !is_null(field);
   if (!v->is_boolean()) impl_->wrong(field, "true or false", *v);
   return v->get<bool>();
 }

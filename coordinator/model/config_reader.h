@@ -24,6 +24,7 @@ class ConfigReader {
   ConfigReader(ConfigReader&&) noexcept;
 
   [[nodiscard]] bool has(std::string_view field) const;
+  [[nodiscard]] bool is_null(std::string_view field) const;  // there, and says nothing
   [[nodiscard]] bool is_list(std::string_view field) const;
   std::size_t count(std::string_view field, std::size_t most = kMostCount);  // a whole number from 1 to `most`
   std::size_t count_or(std::string_view field, std::size_t fallback);

@@ -84,11 +84,20 @@ DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted) {
 }
 
 std::string_view name_of(Quantization quantization) {
-  return quantization == Quantization::int8 ? "int8" : "none";
+  switch (quantization) {
+    case Quantization::none:
+      return "none";
+    case Quantization::int8:
+      return "int8";
+    case Quantization::int4:
+      return "int4";
+  }
+  return {};
 }
 
 WeightFormat weight_format_of(DType dtype, Quantization quantization) {
   if (quantization == Quantization::int8) return kInt8Weights;
+  if (quantization == Quantization::int4) return kInt4Weights;
   return dtype == DType::f32 ? kFloat32Weights : kBfloat16Weights;
 }
 

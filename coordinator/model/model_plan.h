@@ -12,8 +12,8 @@ namespace expertmesh {
 
 // What becomes of the weights of linears and experts and of the LM head while they are loaded. Embeddings, norms and
 // routers stay.
-enum class Quantization : std::uint8_t { none, int8 };
-std::string_view name_of(Quantization quantization);  // "none", "int8": as --quantization has it
+enum class Quantization : std::uint8_t { none, int8, int4 };
+std::string_view name_of(Quantization quantization);  // "none", "int8", "int4": as --quantization has it
 
 struct ModelPlan {
   std::size_t parameters = 0;

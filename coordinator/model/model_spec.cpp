@@ -156,6 +156,17 @@ void read_generation_config(std::filesystem::path const& file, ModelSpec& spec) 
     spec.default_top_p = static_cast<float>(config.number_or("top_p", 1));
     if (!(*spec.default_top_p > 0 && *spec.default_top_p <= 1)) config.refuse("top_p", "must be above 0 and at most 1");
   }
+  if (config.has("min_p")) {
+    spec.default_min_p = static_cast<float>(config.number_or("min_p", 0));
+    if (!(*spec.default_min_p >= 0 && *spec.default_min_p <= 1)) config.refuse("min_p", "must be from 0 to 1");
+  }
+  if (config.has("repetition_penalty")) {
+    spec.default_repetition_penalty = static_cast<float>(config.number_or("repetition_penalty", 1));
+    if (!(*spec.default_repetition_penalty > 0 && *spec.default_repetition_penalty <= 100))
+      config.refuse("repetition_penalty", "must be above 0 and at most 100");
+  }
+  if (config.has("top_k"))  // -1 says all, too
+    spec.default_top_k = config.number_or("top_k", 0) == -1 ? 0 : config.index("top_k");
   if (spec.decoder_start) {
     auto const token = [&](std::string_view field) {
       std::size_t const id = config.index(field);

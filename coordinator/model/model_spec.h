@@ -220,6 +220,9 @@ struct ModelSpec {
   // What generation_config.json wants for requests that do not say.
   std::optional<float> default_temperature;
   std::optional<float> default_top_p;
+  std::optional<float> default_min_p;
+  std::optional<float> default_repetition_penalty;
+  std::optional<std::size_t> default_top_k;  // 0: all
 
   [[nodiscard]] StackSpec const& decoder() const { return stacks.back(); }
   [[nodiscard]] StackSpec const* encoder() const { return stacks.size() > 1 ? &stacks.front() : nullptr; }

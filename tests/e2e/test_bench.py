@@ -67,16 +67,18 @@ class EngineBenchTest(BenchTest):
         figures, _, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS, "--dtype", "float32", "--isa", "scalar")
         self.assertEqual((figures["dtype"], figures["isa"]), ("float32", "scalar"))
 
-    def test_int8_weights_are_fewer_bytes(self):
+    def test_quantised_weights_are_fewer_bytes(self):
         alone, _, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS)
-        figures, table, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS, "--quantization", "int8")
-        self.check(figures, 2)
-        self.assertEqual((figures["dtype"], figures["weights"]), ("bfloat16", "int8"))
-        self.assertIn("(int8)", table)
-        for a, b in zip(alone["results"], figures["results"]):
-            self.assertTrue(0.5 < b["decode"]["weight_bytes_per_step"] / a["decode"]["weight_bytes_per_step"] < 0.56)
-            self.assertEqual(a["decode"]["kv_bytes_per_step"], b["decode"]["kv_bytes_per_step"])
-            self.assertGreater(b["decode"]["share_of_floor"], 0)
+        for kind, least, most in (("int8", 0.5, 0.56), ("int4", 0.28, 0.34)):
+            figures, table, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS, "--quantization", kind)
+            self.check(figures, 2)
+            self.assertEqual((figures["dtype"], figures["weights"]), ("bfloat16", kind))
+            self.assertIn(f"({kind})", table)
+            for a, b in zip(alone["results"], figures["results"]):
+                share = b["decode"]["weight_bytes_per_step"] / a["decode"]["weight_bytes_per_step"]
+                self.assertTrue(least < share < most, share)
+                self.assertEqual(a["decode"]["kv_bytes_per_step"], b["decode"]["kv_bytes_per_step"])
+                self.assertGreater(b["decode"]["share_of_floor"], 0)
 
     def test_the_configuration_it_ships(self):
         config = REPOSITORY / "launch" / "bench" / "configs" / "qwen3moe-703m.json"

@@ -1,5 +1,5 @@
-"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16 and with int8 weights, and streams
-that say the same as whole answers."""
+"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16 and with int8 and int4 weights, and
+streams that say the same as whole answers."""
 import json
 import math
 import subprocess
@@ -12,6 +12,7 @@ GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())
 WINDOW = 256
 PERPLEXITY_TOLERANCE = 0.003
 INT8_PERPLEXITY_TOLERANCE = 0.005
+INT4_PERPLEXITY_TOLERANCE = 0.04
 
 
 class GreedyTest(unittest.TestCase):
@@ -46,25 +47,25 @@ class GreedyTest(unittest.TestCase):
             self.assertEqual("".join(pieces), whole)
 
 
-class Int8Test(unittest.TestCase):
+class QuantisedTest(unittest.TestCase):
     """The same tokens wherever the experts are and whichever kernels compute them, in every wire type."""
 
     CASES = GOLDEN["cases"][:3]
 
-    def texts(self, *options):
-        with Server(DEMO_MODEL, "--quantization", "int8", *options) as server:
+    def texts(self, kind, *options):
+        with Server(DEMO_MODEL, "--quantization", kind, *options) as server:
             _, cluster = server.get("/v1/cluster")
-            self.assertEqual(cluster["profile"]["quantization"], "int8")
-            self.assertEqual({process["dtype"] for process in [cluster["coordinator"], *cluster["workers"]]}, {"int8"})
+            self.assertEqual(cluster["profile"]["quantization"], kind)
+            self.assertEqual({process["dtype"] for process in [cluster["coordinator"], *cluster["workers"]]}, {kind})
             return [server.complete(prompt=case["prompt"], return_token_ids=True, temperature=0, max_tokens=60,
                                     ignore_eos=True, logprobs=0)["choices"][0] for case in self.CASES]
 
     def test_greedy_texts_do_not_depend_on_who_computes_them(self):
-        for dtype in ("bfloat16", "float32"):
-            alone = self.texts("--dtype", dtype)
+        for kind, dtype in (("int8", "bfloat16"), ("int8", "float32"), ("int4", "bfloat16")):
+            alone = self.texts(kind, "--dtype", dtype)
             for options in (("--workers", 1), ("--workers", 2, "--threads", 1), ("--isa", "scalar")):
-                with self.subTest(dtype=dtype, options=options):
-                    self.assertEqual(self.texts("--dtype", dtype, *options), alone)
+                with self.subTest(kind=kind, dtype=dtype, options=options):
+                    self.assertEqual(self.texts(kind, "--dtype", dtype, *options), alone)
 
     def test_a_gpu_is_refused_in_one_line(self):
         for options in (("--device", "cuda"), ("--workers", "1", "--worker-device", "cuda", "--allow-mixed-numerics")):
@@ -81,6 +82,9 @@ class PerplexityTest(unittest.TestCase):
 
     def test_with_int8_weights(self):
         self.check("--dtype", "bfloat16", "--quantization", "int8", tolerance=INT8_PERPLEXITY_TOLERANCE)
+
+    def test_with_int4_weights(self):
+        self.check("--dtype", "bfloat16", "--quantization", "int4", tolerance=INT4_PERPLEXITY_TOLERANCE)
 
     def check(self, *options, tolerance):
         golden = GOLDEN["perplexity"]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from harness import EXPERTMESH, REPOSITORY
+from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY
 
 TEMPLATES = REPOSITORY / "tests" / "goldens" / "text" / "templates"
 
@@ -48,6 +48,14 @@ class RenderTest(unittest.TestCase):
                         self.assertEqual(answer, {"text": case["rendered"]}, case["conversation"])
                     else:
                         self.assertEqual(list(answer), ["error"], case["conversation"])
+
+    def test_a_full_disk_is_no_answer(self):
+        row = json.dumps({"messages": [], "text": ""})
+        for command in (("render", "--template", TEMPLATES / "chatml.jinja"), ("tokenize", DEMO_MODEL), ("info", DEMO_MODEL)):
+            with self.subTest(command[0]), open("/dev/full", "wb") as full:
+                ended = subprocess.run([EXPERTMESH, *map(str, command)], input=row + "\n", stdout=full, stderr=subprocess.PIPE, text=True,
+                                       timeout=60, check=False)
+                self.assertEqual((ended.returncode, ended.stderr), (1, "expertmesh: standard output cannot be written\n"))
 
     def test_directory(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "common/kernels/isa/attend_impl.h"
+#include "common/kernels/isa/gemm_int4_impl.h"
 #include "common/kernels/isa/gemm_int8_impl.h"
 #include "common/kernels/isa/vec_math.h"
 #include "common/kernels/kernel_table.h"
@@ -93,9 +94,11 @@ void gemm(Part const& g) {
   gemm_last_rows<Kernel, kTileRows>(g, row);
 }
 
-void gemm_int8(GemmPart const& g) {
+// By groups of activations.
+template <class Kernel>
+void gemm_groups(GemmPart const& g) {
   for (std::size_t group = 0; group < int8_groups(g.k); ++group)
-    gemm<GemmInt8>(
+    gemm<Kernel>(
         GemmGroup{.whole = g, .group = group, .m = g.m, .panel_begin = g.panel_begin, .panel_end = g.panel_end});
 }
 
@@ -291,15 +294,34 @@ float peak_int8(std::size_t rounds) {
   });
 }
 
+float peak_int4(std::size_t rounds) {
+  std::byte w[kInt4StepBytes];
+  for (std::size_t i = 0; i < kInt4StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
+  constexpr std::size_t kChanges = 8;  // as in peak_int8
+  std::int8_t x[(kChanges + kAccumulators) * kInt4StepK];
+  for (std::size_t i = 0; i < sizeof x; ++i) x[i] = static_cast<std::int8_t>(rounds % 7 + i % 5);
+  Int4Weights const weights = load_int4(w);
+  Int4Sums sums[kAccumulators];
+  for (Int4Sums& sum : sums) sum = no_int4_sums();
+  for (std::size_t round = 0; round < rounds / 2; ++round)  // a step is two multiply-adds of int8
+    for (std::size_t i = 0; i < kAccumulators; ++i)
+      sums[i] = dot_int4(sums[i], weights, broadcast_int4(x + (round % kChanges + i) * kInt4StepK));
+  Vec all = zero();
+  for (Int4Sums const& sum : sums) all = all + to_floats(total(sum, 0));
+  return sum_lanes(all);
+}
+
 constexpr KernelTable kTable = {
     .gemm_f32 = gemm<GemmF32>,
     .gemm_bf16 = gemm<GemmBf16>,
-    .gemm_int8 = gemm_int8,
+    .gemm_int8 = gemm_groups<GemmInt8>,
+    .gemm_int4 = gemm_groups<GemmInt4>,
     .attend_f32 = attend<float>,
     .attend_bf16 = attend<std::uint16_t>,
     .round_bf16 = round_bf16,
     .widen_bf16 = widen_bf16,
     .quantise_int8 = quantise_int8,
+    .quantise_for_int4 = quantise_for_int4,
     .rms_norm = rms_norm_row,
     .layer_norm = layer_norm_row,
     .activate = activate,
@@ -310,6 +332,7 @@ constexpr KernelTable kTable = {
     .peak_f32 = peak_f32,
     .peak_bf16 = peak_bf16,
     .peak_int8 = peak_int8,
+    .peak_int4 = peak_int4,
     .peak_multiply_adds = kAccumulators,
 };
 

@@ -175,5 +175,50 @@ void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
   }
 }
 
+// ---- int4: see vec_scalar.h. Products of halves of bytes do not overflow 16 bits, nor do the sums of a group's four
+// steps: 8 * 2 * 15 * 127 = 30480 in each of a column's two.
+struct Int4Sums {
+  __m256i low, high;
+};
+struct Int4Weights {
+  __m256i low_first, low_second, high_first, high_second;  // columns below and from 8 on; numbers 0 … 3 and 4 … 7
+};
+struct Int4Row {
+  __m256i first, second;
+};
+
+inline Int4Sums no_int4_sums() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+inline Int4Weights load_int4(std::byte const* p) {
+  __m256i const low = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(p));
+  __m256i const high = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(p + 32));
+  __m256i const half = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(low, half), _mm256_and_si256(_mm256_srli_epi16(low, 4), half), _mm256_and_si256(high, half),
+          _mm256_and_si256(_mm256_srli_epi16(high, 4), half)};
+}
+inline __m256i broadcast_four(std::int8_t const* x) {
+  std::int32_t four;
+  __builtin_memcpy(&four, x, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+inline Int4Row broadcast_int4(std::int8_t const* x) {
+  return {broadcast_four(x), broadcast_four(x + 4)};
+}
+inline __m256i dot_int4(__m256i acc, __m256i first, __m256i second, Int4Row const& row) {
+  acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(first, row.first));
+  return _mm256_add_epi16(acc, _mm256_maddubs_epi16(second, row.second));
+}
+inline Int4Sums dot_int4(Int4Sums acc, Int4Weights const& w, Int4Row const& row) {
+  return {dot_int4(acc.low, w.low_first, w.low_second, row), dot_int4(acc.high, w.high_first, w.high_second, row)};
+}
+inline Ints total(Int4Sums sums, std::int32_t start) {
+  Ints out = broadcast(start);
+  __m256i const ones = _mm256_set1_epi16(1);
+  out.low += reinterpret_cast<Int32x8>(_mm256_madd_epi16(sums.low, ones));
+  out.high += reinterpret_cast<Int32x8>(_mm256_madd_epi16(sums.high, ones));
+  return out;
+}
+
 }  // namespace
 }  // namespace expertmesh

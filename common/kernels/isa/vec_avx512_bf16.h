@@ -139,5 +139,32 @@ void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(_mm512_loadu_si512(whole + i)));
 }
 
+// ---- int4: see vec_scalar.h
+using Int4Sums = Ints;
+struct Int4Weights {
+  Int8Weights low, high;
+};
+struct Int4Row {
+  Int8Row low, high;
+};
+
+inline Int4Sums no_int4_sums() {
+  return broadcast(std::int32_t{0});
+}
+inline Int4Weights load_int4(std::byte const* p) {
+  __m512i const both = _mm512_loadu_si512(p);
+  __m512i const half = _mm512_set1_epi8(15);
+  return {{_mm512_and_si512(both, half)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), half)}};
+}
+inline Int4Row broadcast_int4(std::int8_t const* x) {
+  return {broadcast_int8(x), broadcast_int8(x + 4)};
+}
+inline Int4Sums dot_int4(Int4Sums acc, Int4Weights w, Int4Row row) {
+  return dot_int8(dot_int8(acc, w.low, row.low), w.high, row.high);
+}
+inline Ints total(Int4Sums sums, std::int32_t start) {
+  return {sums.v + reinterpret_cast<Int32x16>(_mm512_set1_epi32(start))};
+}
+
 }  // namespace
 }  // namespace expertmesh

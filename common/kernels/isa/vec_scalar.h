@@ -142,5 +142,39 @@ void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
   for (std::size_t i = 0; i < N; ++i) out[i] = static_cast<Int8Element>(whole[i]);
 }
 
+// ---- int4: 16 sums over a group, the weights [16][8] of a step of eight k, and a row's eight numbers
+using Int4Sums = Ints;
+struct Int4Weights {
+  Int8Weights low, high;
+};
+struct Int4Row {
+  Int8Row low, high;
+};
+
+inline Int4Sums no_int4_sums() {
+  return broadcast(0);
+}
+inline Int4Weights load_int4(std::byte const* p) {
+  Int4Weights w;
+  for (std::size_t i = 0; i < 64; ++i) {
+    auto const both = static_cast<std::uint8_t>(p[i]);
+    w.low.byte[i] = both & 15U;
+    w.high.byte[i] = both >> 4U;
+  }
+  return w;
+}
+inline Int4Row broadcast_int4(std::int8_t const* x) {
+  return {broadcast_int8(x), broadcast_int8(x + 4)};
+}
+// acc[n] += w[n][0] x[0] + … + w[n][7] x[7], the weights unsigned
+inline Int4Sums dot_int4(Int4Sums const& acc, Int4Weights const& w, Int4Row const& row) {
+  return dot_int8(dot_int8(acc, w.low, row.low), w.high, row.high);
+}
+inline Ints total(Int4Sums const& sums, std::int32_t start) {
+  Ints out = sums;
+  for (std::int32_t& lane : out.lane) lane += start;
+  return out;
+}
+
 }  // namespace
 }  // namespace expertmesh

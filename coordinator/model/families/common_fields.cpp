@@ -134,18 +134,19 @@ CommonFields read_common_fields(ConfigReader& config, FamilyDefaults const& defa
 
 std::vector<AttentionSpan> read_spans(ConfigReader& config, std::size_t layers, WindowFields const& fields) {
   std::optional<std::size_t> window;
-  std::size_t first_full_or_sliding = layers;  // max_window_layers
+  std::size_t first_full_or_sliding = fields.max_window_layers;
   if (fields.rule == WindowRule::none) {
     config.must_be_off("sliding_window");
     config.must_be_off("use_sliding_window");
   } else if (fields.needs_switch && !config.flag_or("use_sliding_window", false)) {
     config.without_effect({"sliding_window", "max_window_layers"});
   } else {
-    if (config.has("sliding_window") && !config.flag_or("use_sliding_window", true))
-      config.refuse("use_sliding_window", "false contradicts sliding_window");
     // 0 says none, too
-    if (config.has("sliding_window") && config.number_or("sliding_window", 0) != 0)
-      window = config.count("sliding_window");
+    if (config.has("sliding_window") ? config.number_or("sliding_window", 0) != 0
+                                     : fields.window > 0 && !config.is_null("sliding_window"))
+      window = config.count_or("sliding_window", fields.window);
+    if (!config.flag_or("use_sliding_window", true) && (window || config.has("sliding_window")))
+      config.refuse("use_sliding_window", "false contradicts sliding_window");
     if (config.has("max_window_layers")) first_full_or_sliding = config.index("max_window_layers");
   }
   auto const by_rule = [&](std::size_t l) {

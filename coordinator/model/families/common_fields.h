@@ -61,6 +61,9 @@ struct WindowFields {
   WindowRule rule = WindowRule::none;
   bool needs_switch = false;      // a window counts where use_sliding_window is on
   bool obeys_layer_types = true;  // layer_types decides where it is there; else it has to agree with the rule
+  // Of a config that does not say them; one that says null has no window.
+  std::size_t window = 0;  // 0: none
+  std::size_t max_window_layers = 28;
 };
 // [layers] what each layer's tokens attend to.
 std::vector<AttentionSpan> read_spans(ConfigReader& config, std::size_t layers, WindowFields const& fields);

@@ -25,7 +25,8 @@ ModelSpec build_glm4_moe(ConfigReader& config, ModelOptions const& /*options*/) 
 ModelSpec build_dots1(ConfigReader& config, ModelOptions const& /*options*/) {
   CommonFields const f = read_common_fields(config, {.rope_theta = 10000.0, .norm_epsilon = 1e-6F});
   bool const bias = config.flag_or("attention_bias", false);
-  auto const spans = read_spans(config, f.layers, {.rule = WindowRule::from_max_window_layers});
+  auto const spans = read_spans(config, f.layers,
+                                {.rule = WindowRule::from_max_window_layers, .window = 4096, .max_window_layers = 62});
   DeepseekMixture mixture = read_sigmoid_mixture(config, f, {});
   // Not said, weights are left as they are.
   if (!config.has("norm_topk_prob")) mixture.router.normalisation = RouterNormalisation::none;

@@ -54,7 +54,7 @@ ModelSpec build_gpt_oss(ConfigReader& config, ModelOptions const& /*options*/) {
   router.scoring = RouterScoring::none;
   router.normalisation = RouterNormalisation::softmax_of_chosen;
   bool const bias = config.flag_or("attention_bias", true);
-  auto const spans = read_spans(config, f.layers, {.rule = WindowRule::even_layers});
+  auto const spans = read_spans(config, f.layers, {.rule = WindowRule::even_layers, .window = 128});
   std::size_t const intermediate = config.count("intermediate_size", kMostColumns);
   if (f.weights.storage() == WeightStorage::fp8_blocks)
     config.refuse("quantization_config", "experts in this format are not supported here");

@@ -35,7 +35,8 @@ std::vector<bool> read_sparse(ConfigReader& config, std::size_t layers) {
 }
 
 std::vector<AttentionSpan> read_chunks(ConfigReader& config, std::vector<bool> const& rotates) {
-  auto const chunk = config.optional_count("attention_chunk_size");
+  auto chunk = config.optional_count("attention_chunk_size");
+  if (!chunk && !config.is_null("attention_chunk_size")) chunk = 8192;
   auto const types = config.texts("layer_types");
   std::size_t const layers = rotates.size();
   if (!types.empty() && types.size() != layers)

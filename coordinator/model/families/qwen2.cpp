@@ -6,7 +6,8 @@ namespace expertmesh {
 namespace {
 
 ModelSpec build(ConfigReader& config, CommonFields const& f, LayerOptions options) {
-  auto const spans = read_spans(config, f.layers, {.rule = WindowRule::from_max_window_layers, .needs_switch = true});
+  auto const spans =
+      read_spans(config, f.layers, {.rule = WindowRule::from_max_window_layers, .needs_switch = true, .window = 4096});
   DenseFfnOptions const ffn{.intermediate = config.count("intermediate_size", kMostColumns)};
   ModelSpec spec = model_of(f);
   for (std::size_t l = 0; l < f.layers; ++l) {

@@ -10,8 +10,8 @@ ModelSpec build_qwen2_moe(ConfigReader& config, ModelOptions const& /*options*/)
   RouterSpec router = read_router_size(config);
   router.normalisation =
       config.flag_or("norm_topk_prob", false) ? RouterNormalisation::sum_to_one : RouterNormalisation::none;
-  auto const spans =
-      read_spans(config, f.layers, {.rule = WindowRule::even_below_max_window_layers, .needs_switch = true});
+  auto const spans = read_spans(
+      config, f.layers, {.rule = WindowRule::even_below_max_window_layers, .needs_switch = true, .window = 4096});
   std::size_t const dense_intermediate = config.count("intermediate_size", kMostColumns);
   std::size_t const intermediate = config.count("moe_intermediate_size", kMostColumns);
   std::size_t const shared_intermediate = config.count("shared_expert_intermediate_size", kMostColumns);

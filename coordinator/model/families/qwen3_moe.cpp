@@ -10,7 +10,8 @@ ModelSpec build_qwen3_moe(ConfigReader& config, ModelOptions const& /*options*/)
   router.normalisation =
       config.flag_or("norm_topk_prob", false) ? RouterNormalisation::sum_to_one : RouterNormalisation::none;
   auto const spans =
-      read_spans(config, f.layers, {.rule = WindowRule::every_layer, .needs_switch = true, .obeys_layer_types = false});
+      read_spans(config, f.layers,
+                 {.rule = WindowRule::every_layer, .needs_switch = true, .obeys_layer_types = false, .window = 4096});
   config.without_effect({"max_window_layers"});  // the reference implementation slides in all layers or none
   std::size_t const dense_intermediate = config.count("intermediate_size", kMostColumns);
   std::size_t const intermediate = config.count("moe_intermediate_size", kMostColumns);

@@ -65,7 +65,7 @@ TEST(PackedWeights, ThreadsThatShareTheRowsLeaveTheSameBytes) {
   std::vector<LinearPart> const parts = {{WeightSlice{"w"}, 101, {}},
                                          {{.name = "w", .stored_rows = 101, .row_step = 2}, 51, {}}};
   ThreadPool pool(3);
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights}) {
     WeightReader reader(source);
     PackedLinear const alone = load_linear(reader, format, parts, 137);
     PackedLinear const shared = load_linear(reader, format, parts, 137, {.pool = &pool});
@@ -79,7 +79,7 @@ TEST(PackedWeights, WhatAnFfnWillTakeIsWhatItTakes) {
   MadeUpWeights const source;
   FfnShape const shape{.hidden = 20, .intermediate = 12};
   for (unsigned mask = 0; mask < 16; ++mask)
-    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights}) {
       FfnTensors tensors{.up = {"up"}, .down = {"down"}};
       if ((mask & 1U) != 0) tensors.gate = WeightSlice{"gate"};
       if ((mask & 2U) != 0) tensors.up_bias = VectorSlice{"up.bias"};

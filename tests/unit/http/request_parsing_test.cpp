@@ -19,7 +19,10 @@ ApiModel tiny_model() {
           .has_tokenizer = true,
           .has_chat_template = true,
           .default_temperature = 0.5F,
-          .default_top_p = 0.75F};
+          .default_top_p = 0.75F,
+          .default_min_p = 0.125F,
+          .default_repetition_penalty = 1.5F,
+          .default_top_k = 7};
 }
 
 struct BadCase {
@@ -151,6 +154,8 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": "a", "use_beam_search": true})", "use_beam_search"},
            {R"({"prompt": "a", "prompt_logprobs": 1})", "prompt_logprobs"},
            {R"({"prompt": "a", "guided_json": {}})", "guided_json"},
+           {R"({"prompt": "a", "grammar": "root ::= \"a\""})", "grammar"},
+           {R"({"prompt": "a", "allowed_token_ids": [1]})", "allowed_token_ids"},
        })
     expect_refused(parse_completion(bad.body, tiny_model()), bad);
 }
@@ -302,6 +307,11 @@ TEST(RequestParsing, FillsInDefaults) {
   EXPECT_FALSE(r.max_tokens || r.logprobs || r.seed_given || r.stream || r.echo || r.ignore_eos || r.include_stop);
   EXPECT_EQ(r.sampling.temperature, 0.5F);
   EXPECT_EQ(r.sampling.top_p, 0.75F);
+  EXPECT_EQ(r.sampling.min_p, 0.125F);
+  EXPECT_EQ(r.sampling.repetition_penalty, 1.5F);
+  EXPECT_EQ(r.sampling.top_k, 7U);
+  auto const all = parse_completion(R"({"prompt": "a", "top_k": -1})", tiny_model());
+  EXPECT_EQ(all.value().sampling.top_k, 0U);
   EXPECT_TRUE(r.skip_special_tokens && r.add_special_tokens && r.stops.empty());
 }
 

@@ -26,7 +26,7 @@ TEST_P(HeadwiseLinearTest, EachHeadHasTheBitsOfItsOwnLinear) {
                                        {5, 7, 129, 3},
                                        {3, 0, 8, 8},
                                        {2, 70, 5, 240}})
-    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights})
+    for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights})
       for (std::size_t threads : {1, 3}) {
         Rig rig(GetParam(), threads);
         std::size_t const x_stride = k + 2;
@@ -51,7 +51,7 @@ TEST_P(HeadwiseLinearTest, EachHeadHasTheBitsOfItsOwnLinear) {
 TEST_P(HeadwiseLinearTest, ARowHasTheSameBitsAlone) {
   Rig rig(GetParam(), 2);
   auto const x = random_matrix(67, 3 * 24, 1);
-  for (WeightFormat const& format : {kBfloat16Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kBfloat16Weights, kInt8Weights, kInt4Weights}) {
     std::vector<PackedMatrix> w;
     for (std::size_t h = 0; h < 3; ++h) w.push_back(reference::packed(format, random_matrix(40, 24, 10 + h).view()));
     Matrix<float> whole(67, 3 * 40), one(1, 3 * 40);

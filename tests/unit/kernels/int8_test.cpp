@@ -4,39 +4,18 @@
 #include <limits>
 
 #include "common/kernels/linear.h"
+#include "tests/unit/kernels/quantised.h"
 #include "tests/unit/kernels/reference.h"
 #include "tests/unit/kernels/rig.h"
 
 namespace expertmesh {
 namespace {
 
+using reference::Quantised;
+using reference::quantised;
 using reference::random_matrix;
 using reference::same_bits;
-
-constexpr std::size_t kGroup = kInt8Weights.group_size;
-
-struct Quantised {
-  std::vector<float> scales;  // [groups]
-  std::vector<int> whole;     // [K]
-};
-
-Quantised quantised(float const* x, std::size_t k) {
-  Quantised out;
-  for (std::size_t begin = 0; begin < k; begin += kGroup) {
-    std::size_t const end = std::min(k, begin + kGroup);
-    float largest = 0;
-    bool finite = true;
-    for (std::size_t i = begin; i < end; ++i) {
-      finite = finite && std::isfinite(x[i]);
-      largest = std::max(largest, std::abs(x[i]));
-    }
-    bool const counts = finite && largest >= 1e-30F;
-    out.scales.push_back(!finite ? std::numeric_limits<float>::quiet_NaN() : counts ? largest / 127.0F : 0.0F);
-    for (std::size_t i = begin; i < end; ++i)
-      out.whole.push_back(counts ? static_cast<int>(std::nearbyint(x[i] * (127.0F / largest))) : 0);
-  }
-  return out;
-}
+using reference::same_numbers;
 
 Matrix<float> plain_linear(MatrixView<float const> x, MatrixView<float const> w) {
   Matrix<float> y(x.rows, w.rows);
@@ -48,7 +27,8 @@ Matrix<float> plain_linear(MatrixView<float const> x, MatrixView<float const> w)
       float sum = 0;
       for (std::size_t g = 0; g < row.scales.size(); ++g) {
         long products = 0;
-        for (std::size_t k = g * kGroup; k < std::min(x.cols, (g + 1) * kGroup); ++k)
+        for (std::size_t k = g * reference::kInt8GroupSize; k < std::min(x.cols, (g + 1) * reference::kInt8GroupSize);
+             ++k)
           products += static_cast<long>(row.whole[k]) * weights[n].whole[k];
         sum = std::fma(static_cast<float>(products), row.scales[g] * weights[n].scales[g], sum);
       }
@@ -62,16 +42,6 @@ Matrix<float> run(Exec const& exec, MatrixView<float const> x, MatrixView<float 
   Matrix<float> y(x.rows, w.rows);
   linear(exec, x, reference::packed(kInt8Weights, w), y.view());
   return y;
-}
-
-// Bits, or NaN at the same places.
-bool same_numbers(MatrixView<float const> a, MatrixView<float const> b) {
-  for (std::size_t r = 0; r < a.rows; ++r)
-    for (std::size_t c = 0; c < a.cols; ++c)
-      if (std::memcmp(a.row(r) + c, b.row(r) + c, sizeof(float)) != 0 &&
-          !(std::isnan(a.row(r)[c]) && std::isnan(b.row(r)[c])))
-        return false;
-  return a.rows == b.rows && a.cols == b.cols;
 }
 
 class Int8Test : public EachIsa {};
@@ -117,9 +87,9 @@ TEST_P(Int8Test, AtTheEdges) {
       at(1) = -1;
       at(2) = i % 2 == 0 ? -kHuge : kHuge;
       at(3) = 0;
-      at(4) = i % kGroup == 5 ? -3.0F : 0.0F;
-      at(5) = i < kGroup ? 1e-31F : 1e-29F;
-      at(6) = i < kGroup ? 0.0F : -0.25F * static_cast<float>(i % 7);
+      at(4) = i % reference::kInt8GroupSize == 5 ? -3.0F : 0.0F;
+      at(5) = i < reference::kInt8GroupSize ? 1e-31F : 1e-29F;
+      at(6) = i < reference::kInt8GroupSize ? 0.0F : -0.25F * static_cast<float>(i % 7);
       at(7) = static_cast<float>(i) - 128;
       at(8) = i % 3 == 0 ? 127.0F : 0.5F + static_cast<float>(i % 100);  // halves: to even
     }
@@ -178,8 +148,9 @@ TEST(Int8Panels, LayoutIsAsTheHeaderSays) {
     for (std::size_t g = 0; g < 2; ++g) {
       std::byte const* const block = panel + g * (64 + 32 * 64);
       EXPECT_EQ(reinterpret_cast<float const*>(block)[n % 16], row.scales[g]);
-      for (std::size_t k = g * kGroup; n < kN && k < std::min(kK, (g + 1) * kGroup); ++k) {
-        std::size_t const in_group = k - g * kGroup;
+      for (std::size_t k = g * reference::kInt8GroupSize;
+           n < kN && k < std::min(kK, (g + 1) * reference::kInt8GroupSize); ++k) {
+        std::size_t const in_group = k - g * reference::kInt8GroupSize;
         EXPECT_EQ(static_cast<int>(block[64 + in_group / 4 * 64 + n % 16 * 4 + in_group % 4]), row.whole[k] + 128);
       }
     }

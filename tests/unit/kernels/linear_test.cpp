@@ -22,7 +22,7 @@ Matrix<float> run(Exec const& exec, MatrixView<float const> x, PackedMatrix cons
 
 TEST_P(LinearTest, EqualsTheReference) {
   Rig rig(GetParam(), 2);
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights})
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights})
     for (std::size_t m : {1, 2, 3, 4, 5, 7, 17, 65, 129})
       for (std::size_t n : {1, 2, 15, 16, 17, 48, 64, 72, 129})
         for (std::size_t k : {1, 2, 3, 5, 7, 16, 33, 64, 129}) {
@@ -54,7 +54,7 @@ TEST_P(LinearTest, ARowHasTheSameBitsAloneInABatchAndForAnyThreadCount) {
   constexpr std::size_t kK = 129;
   auto const x = random_matrix(131, kK, 3);
   auto const w = random_matrix(kN, kK, 4);
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights}) {
     auto const packed = reference::packed(format, w.view());
     Rig one(GetParam(), 1);
     auto const whole = run(one.exec, x.view(), packed);
@@ -72,11 +72,11 @@ TEST_P(LinearTest, ARowHasTheSameBitsAloneInABatchAndForAnyThreadCount) {
   }
 }
 
-TEST_P(LinearTest, Float32AndInt8HaveTheBitsOfScalar) {
+TEST_P(LinearTest, Float32AndWholeNumbersHaveTheBitsOfScalar) {
   Rig scalar(Isa::scalar);
   Rig rig(GetParam());
   auto const x = random_matrix(7, 129, 5);
-  for (WeightFormat const& format : {kFloat32Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kFloat32Weights, kInt8Weights, kInt4Weights}) {
     auto const w = reference::packed(format, random_matrix(100, 129, 6).view());
     EXPECT_TRUE(same_bits(run(rig.exec, x.view(), w).view(), run(scalar.exec, x.view(), w).view()));
   }
@@ -85,7 +85,7 @@ TEST_P(LinearTest, Float32AndInt8HaveTheBitsOfScalar) {
 // One addition after the sum: the bits of adding by hand, for any shape of the tiles.
 TEST_P(LinearTest, TheBiasIsAddedToTheFinishedSum) {
   Rig rig(GetParam(), 2);
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights})
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights})
     for (std::size_t m : {1, 3, 65, 129})
       for (std::size_t n : {1, 15, 16, 17, 64, 72, 129}) {
         auto const x = random_matrix(m, 33, 1);
@@ -125,7 +125,7 @@ TEST_P(LinearTest, NoRowsAreFine) {
 TEST(PackedMatrix, FusedRowsGiveTheSameBytesAsWhole) {
   auto const w = random_matrix(37, 21, 10);
   auto const* bytes = reinterpret_cast<std::byte const*>(w.view().data);
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights}) {
     PackedMatrix whole(format, 37, 21);
     whole.set_rows(0, 37, DType::f32, bytes);
     PackedMatrix parts(format, 37, 21);
@@ -159,7 +159,7 @@ TEST(PackedMatrix, TakesEveryFloatTypeFromUnalignedBytes) {
   std::uint16_t const as_bf16[] = {0x3f80, 0xc000, 0x3f00};
   std::uint16_t const as_fp16[] = {0x3c00, 0xc000, 0x3800};
   float const numbers[] = {1, -2, 0.5};
-  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights}) {
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights}) {
     PackedMatrix expected(format, 1, 3);
     expected.set_rows(0, 1, DType::f32, reinterpret_cast<std::byte const*>(numbers));
     for (auto const& [type, bits] : {std::pair{DType::bf16, as_bf16}, std::pair{DType::f16, as_fp16}}) {

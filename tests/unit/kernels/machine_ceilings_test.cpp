@@ -17,7 +17,7 @@ TEST_P(MachineCeilings, AreFiniteAndPositive) {
     double const read = measure_read_bandwidth(rig.exec, bytes, 2);
     EXPECT_TRUE(std::isfinite(read) && read > 0) << read;
   }
-  for (DType type : {DType::f32, DType::bf16, DType::i8}) {
+  for (DType type : {DType::f32, DType::bf16, DType::i8, DType::i4}) {
     double const flops = measure_peak_flops(rig.exec, type, 1);
     EXPECT_TRUE(std::isfinite(flops) && flops > 0) << flops;
   }

@@ -64,19 +64,22 @@ inline PackedMatrix packed(WeightFormat const& format, MatrixView<float const> w
   return out;
 }
 
-// The same sum where both operands become int8 group by group: each number may move by half a step of its group.
-inline Bounded dot_int8(std::vector<Bounded> const& x, float const* w) {
+// The same sum where activations become int8 group by group, and weights int8, or int4 by smaller groups: each number
+// may move by half a step of its group, in int4 by no more than the range's end may be from the largest number.
+inline Bounded dot_quantised(std::vector<Bounded> const& x, float const* w, DType storage) {
+  constexpr double kInt4Share = 0.14;  // of the group's largest
   constexpr double kHalfSteps = 2 * 127 / (1 + 127 * 4 * kEpsilonF32);
   Bounded sum;
   double magnitude = 0;
-  std::size_t const groups = x.size() / kInt8Weights.group_size + 1;
+  std::size_t const groups = x.size() / (storage == DType::i4 ? kInt4Weights : kInt8Weights).group_size + 1;
   for (std::size_t begin = 0; begin < x.size(); begin += kInt8Weights.group_size) {
     std::size_t const end = std::min(x.size(), begin + kInt8Weights.group_size);
     double x_step = 0;
     double w_step = 0;
     for (std::size_t k = begin; k < end; ++k) {
       x_step = std::max(x_step, (std::abs(x[k].value) + x[k].bound) / kHalfSteps);
-      w_step = std::max(w_step, std::abs(static_cast<double>(w[k])) / kHalfSteps);
+      w_step =
+          std::max(w_step, std::abs(static_cast<double>(w[k])) * (storage == DType::i4 ? kInt4Share : 1 / kHalfSteps));
     }
     for (std::size_t k = begin; k < end; ++k) {
       double const weight = static_cast<double>(w[k]);
@@ -92,7 +95,7 @@ inline Bounded dot_int8(std::vector<Bounded> const& x, float const* w) {
 
 // One sum over K of exact or bounded x with exact w: every partial sum may be rounded.
 inline Bounded dot(std::vector<Bounded> const& x, float const* w, DType storage) {
-  if (storage == DType::i8) return dot_int8(x, w);
+  if (storage == DType::i8 || storage == DType::i4) return dot_quantised(x, w, storage);
   double value = 0;
   double magnitude = 0;
   double carried = 0;

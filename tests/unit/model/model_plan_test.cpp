@@ -61,6 +61,8 @@ TEST(ModelPlan, SplitsTheExpertsEqually) {
   EXPECT_TRUE(plan_model(spec, kBfloat16Weights, DType::bf16, 0).worker_bytes.empty());
   // A byte a number and a scale for 128 of them.
   EXPECT_EQ(plan_model(spec, kInt8Weights, DType::bf16, 1).worker_bytes.at(0), all / 2 / 32 * 33);
+  // Half a byte and two bytes for 32.
+  EXPECT_EQ(plan_model(spec, kInt4Weights, DType::bf16, 1).worker_bytes.at(0), all / 2 / 16 * 9);
 }
 
 TEST(ModelPlan, CoordinatorHoldsEverythingElse) {
@@ -91,7 +93,10 @@ TEST(ModelPlan, NumericsFollowTheCheckpointUnlessAskedFor) {
   }
   EXPECT_EQ(weight_format_of(DType::f32), kFloat32Weights);
   EXPECT_EQ(weight_format_of(DType::bf16), kBfloat16Weights);
-  for (DType type : {DType::f32, DType::bf16}) EXPECT_EQ(weight_format_of(type, Quantization::int8), kInt8Weights);
+  for (DType type : {DType::f32, DType::bf16}) {
+    EXPECT_EQ(weight_format_of(type, Quantization::int8), kInt8Weights);
+    EXPECT_EQ(weight_format_of(type, Quantization::int4), kInt4Weights);
+  }
 }
 
 std::size_t refusals(InfoReport const& report) {

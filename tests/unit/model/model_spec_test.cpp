@@ -108,6 +108,47 @@ TEST(ModelSpec, Qwen3MoeMixesEverySecondLayerAndMayLeaveWeightsAsTheyAre) {
   EXPECT_EQ(layers_of(spec)[0].attention.span, AttentionSpan{});
 }
 
+TEST(ModelSpec, WindowsOfConfigsThatDoNotSayThemAreTheReferences) {
+  struct Case {
+    char const* model;
+    json fields;
+    std::size_t layer;
+    AttentionSpan span;
+  };
+  AttentionSpan const wide{SpanKind::window, 4096};
+  json const on = {{"use_sliding_window", true}};
+  json const below = {{"use_sliding_window", true}, {"max_window_layers", 1}};
+  for (Case const& c :
+       {Case{"mistral", {}, 0, wide}, Case{"gpt_oss", {}, 0, {SpanKind::window, 128}}, Case{"gpt_oss", {}, 1, {}},
+        Case{"dots1", {{"max_window_layers", 1}}, 1, wide}, Case{"dots1", {}, 2, {}}, Case{"qwen2", below, 1, wide},
+        Case{"qwen2", below, 0, {}}, Case{"qwen3", below, 2, wide}, Case{"qwen3", on, 2, {}},
+        Case{"qwen2_moe", on, 2, wide}, Case{"qwen3_moe", on, 1, wide}, Case{"qwen3_moe", {}, 1, {}},
+        Case{"mixtral", {}, 1, {}}, Case{"llama4", {}, 0, {SpanKind::chunked, 8192}}, Case{"llama4", {}, 3, {}}}) {
+    SCOPED_TRACE(c.model + c.fields.dump());
+    ModelCopy const copy(c.model);
+    copy.edit_config([&](json& config) {
+      for (char const* field :
+           {"sliding_window", "max_window_layers", "use_sliding_window", "attention_chunk_size", "layer_types"})
+        config.erase(field);
+      if (c.fields.is_object()) config.update(c.fields);
+    });
+    EXPECT_EQ(layers_of(read_model_spec(copy.path(), {})).at(c.layer).attention.span, c.span);
+  }
+}
+
+TEST(ModelSpec, AWindowOfNullIsNone) {
+  for (auto const& [model, field] : {std::pair("mistral", "sliding_window"), std::pair("gpt_oss", "sliding_window"),
+                                     std::pair("llama4", "attention_chunk_size")}) {
+    ModelCopy const copy(model);
+    copy.edit_config([name = field](json& config) {
+      config[name] = nullptr;
+      config.erase("layer_types");
+    });
+    ModelSpec const spec = read_model_spec(copy.path(), {});
+    for (auto const& layer : layers_of(spec)) EXPECT_EQ(layer.attention.span, AttentionSpan{}) << model;
+  }
+}
+
 TEST(ModelSpec, LlamaIsDenseAndTied) {
   ModelSpec const spec = spec_of("llama");
   EXPECT_FALSE(moe_of(spec, 0));
@@ -191,17 +232,24 @@ TEST(ModelSpec, GenerationConfigGivesDefaults) {
     write_file(copy.path() / "generation_config.json", generation);
     return read_model_spec(copy.path(), {});
   };
-  ModelSpec const spec = read_with(R"({"eos_token_id":[5,2],"temperature":0.6,"top_p":0.95,"do_sample":true})");
+  ModelSpec const spec = read_with(
+      R"({"eos_token_id":[5,2],"temperature":0.6,"top_p":0.95,"do_sample":true,"top_k":20,"min_p":0.1,"repetition_penalty":1.05})");
   EXPECT_EQ(spec.eos_ids, (std::vector<TokenId>{5, 2}));
   EXPECT_EQ(spec.default_temperature, 0.6F);
   EXPECT_EQ(spec.default_top_p, 0.95F);
+  EXPECT_EQ(spec.default_top_k, 20U);
+  EXPECT_EQ(spec.default_min_p, 0.1F);
+  EXPECT_EQ(spec.default_repetition_penalty, 1.05F);
+  EXPECT_EQ(read_with(R"({"top_k":-1})").default_top_k, 0U);
   ModelSpec const bare = read_with("{}");
+  EXPECT_EQ(bare.default_top_k, std::nullopt);
   EXPECT_EQ(bare.eos_ids, std::vector<TokenId>{2});
   EXPECT_EQ(bare.default_temperature, std::nullopt);
   for (auto const& [generation, field] :
        {std::pair(R"({"temperature":-1})", "temperature"), std::pair(R"({"top_p":0})", "top_p"),
-        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"),
-        std::pair("[]", "not a JSON object")})
+        std::pair(R"({"top_p":1.5})", "top_p"), std::pair(R"({"top_k":-5})", "top_k"),
+        std::pair(R"({"min_p":2})", "min_p"), std::pair(R"({"repetition_penalty":0})", "repetition_penalty"),
+        std::pair(R"({"eos_token_id":"</s>"})", "eos_token_id"), std::pair("[]", "not a JSON object")})
     expect_words(refusal([&, text = generation] { (void)read_with(text); }), {"generation_config.json", field});
 }
 

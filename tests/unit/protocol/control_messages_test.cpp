@@ -286,7 +286,7 @@ class RandomSpec {
       std::uint32_t const after = out.layers.empty() ? 0 : out.layers.back().layer + 1;
       out.layers.push_back(layer(after + static_cast<std::uint32_t>(below(3))));
     }
-    out.weights = flip() ? kBfloat16Weights : flip() ? kInt8Weights : kFloat32Weights;
+    out.weights = flip() ? kBfloat16Weights : flip() ? kInt8Weights : flip() ? kInt4Weights : kFloat32Weights;
     out.wire = flip() ? DType::bf16 : DType::f32;
     return out;
   }

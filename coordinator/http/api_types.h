@@ -31,7 +31,7 @@ struct ApiModel {
   float default_min_p = 0.0F;
   float default_repetition_penalty = 1.0F;
   std::size_t default_top_k = 0;  // 0: all
-  std::int64_t created = 0;  // seconds since 1970, when the server started
+  std::int64_t created = 0;       // seconds since 1970, when the server started
 };
 
 // A prompt of /v1/completions: text to be encoded, or token ids.

@@ -119,10 +119,12 @@ std::vector<AddedTokens::Section> AddedTokens::split(std::string_view text, Norm
   cut(text, raw_, true, raw);
   std::vector<Section> sections;
   for (auto& section : raw) {
-    if (auto* part = std::get_if<std::string>(&section.part))
-      cut(normalizer(std::move(*part)), normalized_, section.at_start, sections);
-    else
+    if (auto* part = std::get_if<std::string>(&section.part)) {
+      std::string const normal = normalizer(std::move(*part), section.at_start);
+      cut(normal, normalized_, section.at_start, sections);
+    } else {
       sections.push_back(std::move(section));
+    }
   }
   return sections;
 }

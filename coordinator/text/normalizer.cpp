@@ -15,16 +15,19 @@ namespace {
 
 // Each character by itself: change(c) is what stands for it.
 template <class Change>
-std::string with_each(std::string const& text, Change const& change) {
-  std::string out;
-  out.reserve(text.size());
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    std::string_view const character = rest.substr(0, character_length(rest));
-    change(code_point(character), character, out);
-    rest.remove_prefix(character.size());
-  }
-  return out;
+auto with_each(Change change) {
+  return [change](std::string const& text, bool& at_start) {
+    std::string out;
+    out.reserve(text.size());
+    std::string_view rest = text;
+    while (!rest.empty()) {
+      std::string_view const character = rest.substr(0, character_length(rest));
+      change(code_point(character), character, out);
+      if (rest.size() == text.size() && out.empty()) at_start = false;
+      rest.remove_prefix(character.size());
+    }
+    return out;
+  };
 }
 
 // Capital letters newer than the installed utf8proc may be (Unicode 16 and 17).
@@ -87,17 +90,25 @@ std::string replaced(std::string const& text, std::string const& what, std::stri
   return out.append(text, at);
 }
 
-std::function<std::string(std::string)> replacement(Json const& spec, std::string const& where) {
+std::function<std::string(std::string const&, bool&)> replacement(Json const& spec, std::string const& where) {
   auto const& pattern = json_part(spec, "pattern", where);
   auto const content = json_field<std::string>(spec, "content", where);
+  // What replaces characters counts as standing where the last of them stood.
+  auto const keeps = [content](std::string const& text, std::size_t replaced_at_start) {
+    return replaced_at_start == 0 || (!content.empty() && replaced_at_start == character_length(text));
+  };
   if (pattern.contains("String"))
-    return [what = json_field<std::string>(pattern, "String", where), content](std::string const& text) {
+    return [what = json_field<std::string>(pattern, "String", where), content, keeps](std::string const& text,
+                                                                                      bool& at_start) {
+      if (text.starts_with(what) && !keeps(text, what.size())) at_start = false;
       return replaced(text, what, content);
     };
-  return [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content](std::string const& text) {
+  return [regex = RegexPattern(json_field<std::string>(pattern, "Regex", where)), content, keeps](
+             std::string const& text, bool& at_start) {
     if (text.empty()) return text;
     std::vector<RegexPattern::Match> matches;
     regex.matches(text, matches);
+    if (!matches.empty() && matches[0].begin == 0 && !keeps(text, matches[0].end)) at_start = false;
     std::string out;
     std::size_t at = 0;
     for (auto const& match : matches) {
@@ -117,7 +128,7 @@ void Normalizer::add(Json const& spec) {
   std::string const where = "normalizer";
   auto const type = json_field<std::string>(spec, "type", where);
   auto const add_form = [&](UnicodeForm form) {
-    steps_.emplace_back([form](std::string const& text) { return unicode_normalized(text, form); });
+    steps_.push_back(keeping_start([form](std::string const& text) { return unicode_normalized(text, form); }));
   };
   if (type == "Sequence") {
     auto const& steps = json_part(spec, "normalizers", where);
@@ -126,37 +137,46 @@ void Normalizer::add(Json const& spec) {
   } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
     add_form({.compose = type.back() == 'C', .compatibility = type[2] == 'K'});
   } else if (type == "Lowercase") {
-    steps_.emplace_back([](std::string const& text) { return with_each(text, add_lower_case); });
+    steps_.emplace_back(with_each(add_lower_case));
   } else if (type == "StripAccents") {
-    steps_.emplace_back([](std::string const& text) { return with_each(text, add_without_marks); });
+    steps_.emplace_back(with_each(add_without_marks));
   } else if (type == "Nmt") {
-    steps_.emplace_back([](std::string const& text) { return with_each(text, add_nmt); });
+    steps_.emplace_back(with_each(add_nmt));
   } else if (type == "Strip") {
     bool const left = json_field_or(spec, "strip_left", true, where);
     bool const right = json_field_or(spec, "strip_right", true, where);
-    steps_.emplace_back([left, right](std::string const& text) { return stripped(text, left, right); });
-  } else if (type == "Prepend") {
-    steps_.emplace_back([prefix = json_field<std::string>(spec, "prepend", where)](std::string const& text) {
-      return text.empty() ? text : prefix + text;
+    steps_.emplace_back([left, right](std::string const& text, bool& at_start) {
+      std::string out = stripped(text, left, right);
+      if (!text.starts_with(out)) at_start = false;
+      return out;
     });
+  } else if (type == "Prepend") {
+    steps_.push_back(keeping_start([prefix = json_field<std::string>(spec, "prepend", where)](std::string const& text) {
+      return text.empty() ? text : prefix + text;
+    }));
   } else if (type == "Replace") {
     steps_.push_back(replacement(spec, where));
   } else if (type == "ByteLevel") {
-    steps_.emplace_back([](std::string const& text) { return to_byte_alphabet(text); });
+    steps_.push_back(keeping_start([](std::string const& text) { return to_byte_alphabet(text); }));
   } else if (type == "Precompiled") {
     auto const coded = json_field<std::string>(spec, "precompiled_charsmap", where);
     std::string const place = "tokenizer.json: " + where + ": precompiled_charsmap";
     if (coded.empty()) return;
-    steps_.emplace_back([map = Charsmap(decoded_base64(coded, place), place)](std::string const& text) {
+    steps_.push_back(keeping_start([map = Charsmap(decoded_base64(coded, place), place)](std::string const& text) {
       return map.by_graphemes(text);
-    });
+    }));
   } else {
     tokenizer_error(where, "kind '" + type + "' is not supported");
   }
 }
 
 std::string Normalizer::operator()(std::string text) const {
-  for (auto const& step : steps_) text = step(std::move(text));
+  bool at_start = false;
+  return (*this)(std::move(text), at_start);
+}
+
+std::string Normalizer::operator()(std::string text, bool& at_start) const {
+  for (auto const& step : steps_) text = step(text, at_start);
   return text;
 }
 

@@ -72,7 +72,7 @@ void TokenDecoder::add_step(Json const& spec, std::string const& type) {
         tokenizer_error(kWhere, "behind ByteFallback only a Replace of one character is supported");
     }
     steps.emplace_back(
-        [replace = replacement(spec, kWhere)](std::string token, bool) { return replace(std::move(token)); });
+        [replace = replacement(spec, kWhere)](std::string const& token, bool first) { return replace(token, first); });
   } else if (type == "Strip" && !byte_fallback_) {
     auto const content = json_field<std::string>(spec, "content", kWhere);
     if (content.empty()) tokenizer_error(kWhere, "Strip of an empty string");

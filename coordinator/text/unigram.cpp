@@ -3,6 +3,8 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <cmath>
 
 #include "coordinator/text/byte_alphabet.h"
@@ -14,6 +16,25 @@ namespace {
 
 constexpr double kUnknownPenalty = 10;  // below the least score; SentencePiece's
 constexpr TokenId kNoToken = -1;
+
+// The tokenizers library reads a fraction as its digits by a power of ten, each rounded: the result may be one bit off
+// the nearest number, and where two cuts of a text add up to the same score that bit decides between them.
+double score_of(Json const& number) {
+  auto const value = number.get<double>();
+  if (!number.is_number_float()) return value;
+  std::array<char, 32> text{};
+  auto const end = std::to_chars(text.begin(), text.end(), std::abs(value), std::chars_format::scientific).ptr;
+  auto const* const power = std::find(text.begin(), end, 'e');
+  std::uint64_t digits = 0;
+  int exponent = 0;
+  std::from_chars(power + (power[1] == '+' ? 2 : 1), end, exponent);
+  for (auto const* c = text.begin(); c != power; ++c)
+    if (*c != '.') digits = digits * 10 + static_cast<std::uint64_t>(*c - '0');
+  if (power > text.begin() + 1) exponent -= static_cast<int>(power - text.begin()) - 2;
+  auto const whole = static_cast<double>(digits);
+  double const read = exponent < 0 ? whole / std::pow(10.0, -exponent) : whole * std::pow(10.0, exponent);
+  return std::copysign(read, value);
+}
 
 }  // namespace
 
@@ -30,9 +51,9 @@ Unigram::Unigram(Json const& model, bool byte_level) {
   for (auto const& entry : list) {
     if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_number())
       tokenizer_error(where, fmt::format("vocab entry {} is not a string with its score", entries.size()));
-    entries.push_back({entry[0].get<std::string>(), entry[1].get<double>(), true});
-    if (!std::isfinite(entries.back().score))
-      tokenizer_error(where, fmt::format("vocab entry {} has no finite score", entries.size() - 1));
+    if (!std::isfinite(entry[1].get<double>()))
+      tokenizer_error(where, fmt::format("vocab entry {} has no finite score", entries.size()));
+    entries.push_back({entry[0].get<std::string>(), score_of(entry[1]), true});
   }
   options_.least_score = std::ranges::min_element(entries, {}, &Entry::score)->score;
   build(entries);

@@ -289,5 +289,58 @@ TEST(AddedTokens, SingleWordAsksForNoWordCharacterBesideIt) {
   }
 }
 
+// Ids that tokenizers 0.23.3 gives.
+TEST(Metaspace, FirstMarksTheTextsOwnFirstCharacterOnly) {
+  auto const replace = [](char const* kind, char const* what, char const* with) {
+    return Json{{"type", "Replace"}, {"pattern", {{kind, what}}}, {"content", with}};
+  };
+  auto const strip = [](bool left) { return Json{{"type", "Strip"}, {"strip_left", left}, {"strip_right", true}}; };
+  Json const prepend = {{"type", "Prepend"}, {"prepend", "X"}};
+  struct Case {
+    Json normalizer;
+    std::string text;
+    Ids ids;
+  };
+  for (auto const& [normalizer, text, ids] :
+       std::vector<Case>{{strip(true), "  a", {1}},
+                         {strip(false), "a ", {0, 1}},
+                         {{{"type", "StripAccents"}}, "\u0301a", {1}},
+                         {{{"type", "StripAccents"}}, "a\u0301", {0, 1}},
+                         {{{"type", "Nmt"}},
+                          "\x01"
+                          "a",
+                          {1}},
+                         {replace("String", "ab", "X"), "aba", {3, 1}},
+                         {replace("String", "a", ""), "aab", {2}},
+                         {replace("String", "a", "X"), "ab", {0, 3, 2}},
+                         {replace("String", "\u00E9", "e"),
+                          "\u00E9"
+                          "a",
+                          {0, 5, 1}},
+                         {replace("Regex", "a+", "X"), "aab", {3, 2}},
+                         {replace("Regex", "^", "X"), "ab", {0, 3, 1, 2}},
+                         {replace("Regex", "b*", ""), "ba", {1}},
+                         {{{"type", "Sequence"}, {"normalizers", {strip(true), prepend}}}, " a", {3, 1}}}) {
+    Json const model = {{"type", "BPE"},
+                        {"vocab", {{"\u2581", 0}, {"a", 1}, {"b", 2}, {"X", 3}, {"\u00E9", 4}, {"e", 5}}},
+                        {"merges", Json::array()}};
+    Json const first = {
+        {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "first"}, {"split", false}};
+    Json const file = {{"normalizer", normalizer}, {"pre_tokenizer", first}, {"model", model}};
+    EXPECT_EQ(load(file.dump())->encode(text, false), ids) << normalizer << " of '" << text << "'";
+  }
+}
+
+// The two cuts of "aaa" have the same score but for the last bit, which the tokenizers library reads in its own way.
+TEST(Unigram, EqualScoresAreToldApartAsInTheReference) {
+  Json const file = {
+      {"model",
+       {{"type", "Unigram"},
+        {"unk_id", 0},
+        {"vocab", Json::array({Json::array({"<unk>", -20.0}), Json::array({"a", -7.984389405774261}),
+                               Json::array({"aa", -10.391292687906489}), Json::array({"c", -8.16437370560691})})}}}};
+  EXPECT_EQ(load(file.dump())->encode("caaa", false), (Ids{3, 1, 2}));
+}
+
 }  // namespace
 }  // namespace expertmesh

@@ -26,17 +26,20 @@ TINY = ("--batch-sizes", "2", "--input-lens", "8", "--output-len", "4", "--reque
 
 def record(kind, transport, units, batch, tokens_per_second, **measured):
     workers = 0 if transport == "in-process" else units
-    setup = {"transport": transport, "units": units, "workers": workers, "threads": 1 if workers else units, "worker_threads": 1 if workers else 0}
+    setup = {"transport": transport, "units": units, "workers": workers, "threads": 1 if workers else units,
+             "worker_threads": 1 if workers else 0}
     step_ms = 1e3 * batch / tokens_per_second
     shares = measured.pop("shares", (0.2, 0.1, 0.1, 0.5, 0.05, 0.05))
     latency = {"step": {"p50": 1}} if kind == "engine" else {"tpot": {"p50": measured.pop("tpot_ms"), "p99": 9}, **{
         name: {"p50": 1, "p95": 2, "p99": 3} for name in ("ttft", "itl", "e2el")}}
-    return {"key": f"{kind} {transport} {units} {batch}",
-            "settings": {"kind": kind, "setup": setup, "batch": batch, "input_len": 100, "output_len": 10, "requests": 0, "dtype": "bfloat16", "seed": 0},
-            "measured": {"tokens_per_second": tokens_per_second, "step_ms": step_ms, "latency_ms": latency,
-                         "stage_ms": {stage: share * step_ms for stage, share in zip(STAGES, shares)},
-                         **({"exchange_share": 0.25, "floor_ms": 5.0, "prefill_ceiling_tokens_per_second": 2000.0,
-                             "machine_ceilings": {"memory_gb_per_second": 10.0, "compute_gflop_per_second": 100.0}} if kind == "engine" else {}), **measured}}
+    measured.update(tokens_per_second=tokens_per_second, step_ms=step_ms, latency_ms=latency, load_before=0,
+                    stage_ms={stage: share * step_ms for stage, share in zip(STAGES, shares)})
+    if kind == "engine":
+        measured.update(exchange_share=0.25, floor_ms=5.0, prefill_ceiling_tokens_per_second=2000.0,
+                        machine_ceilings={"memory_gb_per_second": 10.0, "compute_gflop_per_second": 100.0})
+    return {"key": f"{kind} {transport} {units} {batch}", "measured": measured,
+            "settings": {"kind": kind, "setup": setup, "batch": batch, "input_len": 100, "output_len": 10, "requests": 0,
+                         "dtype": "bfloat16", "seed": 0}}
 
 
 class FiguresTest(unittest.TestCase):
@@ -50,7 +53,8 @@ class FiguresTest(unittest.TestCase):
     def test_efficiency_is_throughput_a_unit(self):
         self.assertEqual(figures.efficiency(150, 2, 100, 1), 0.75)
         self.assertEqual(figures.efficiency(100, 4, 100, 2), 0.5)
-        for key, strong, weak in (("engine shm 1 4", 1, 1), ("engine shm 2 4", 0.75, None), ("engine shm 2 8", None, 0.9), ("engine shm 4 4", 0.4, None)):
+        for key, strong, weak in (("engine shm 1 4", 1, 1), ("engine shm 2 4", 0.75, None), ("engine shm 2 8", None, 0.9),
+                                  ("engine shm 4 4", 0.4, None)):
             row = self.rows[key]
             self.assertEqual((row["strong_efficiency"], row["weak_efficiency"]), (strong, weak), key)
         self.assertEqual(self.rows["engine shm 2 4"]["speedup"], 1.5)
@@ -67,7 +71,12 @@ class FiguresTest(unittest.TestCase):
         self.assertEqual((alone["ceiling_tokens_per_second"], alone["share_of_ceiling"]), (None, None))
 
     def test_more_processes_than_cores(self):
-        self.assertEqual({key for key, row in self.rows.items() if row["more_than_cores"]}, {"engine shm 4 4"})
+        def marked(cores):
+            return {row["key"] for row in figures.rows(self.RECORDS, cores) if row["more_than_cores"]}
+
+        self.assertEqual(marked(4), {"engine shm 4 4"})
+        self.assertEqual(marked(3), {"engine shm 4 4", "serve shm 2 4", "serve shm 2 8"})  # two workers, a coordinator, clients
+        self.assertEqual(marked(2), {row["key"] for row in self.RECORDS} - {"engine in-process 1 4", "engine shm 1 4"})
 
     def test_where_scaling_stops(self):
         found = {(one["mode"], one["kind"]): figures.stop(one) for one in figures.series(list(self.rows.values()))}
@@ -133,16 +142,18 @@ class ScaleTest(unittest.TestCase):
         self.program.chmod(0o700)
 
     def run_it(self, command, *arguments, code=0, **environment):
-        done = subprocess.run([*map(str, command), str(DEMO_MODEL), "--out", str(self.out), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              timeout=RUN_SECONDS, check=False, env={**os.environ, "FAKE_LOG": str(self.log), **environment})
+        command = [*map(str, command), str(DEMO_MODEL), "--out", str(self.out), *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
+                              env={**os.environ, "FAKE_LOG": str(self.log), **environment})
         self.assertEqual(done.returncode, code, done.stderr)
         return done.stderr
 
     def fake(self, *arguments, **options):
         """-> what was started: a list of command lines; what was said"""
         self.log.write_text("")
-        said = self.run_it((sys.executable, "-B", SCALE, self.program, self.folder), "--no-serve", *arguments, **options)
-        return [words[:words.index("--trace")] for words in map(json.loads, self.log.read_text().splitlines())], said
+        said = self.run_it((sys.executable, "-B", SCALE, self.program, self.folder), *arguments, **options)
+        started = map(json.loads, self.log.read_text().splitlines())
+        return [words[:words.index("--trace")] if "--trace" in words else words for words in started], said
 
     def results(self):
         return json.loads((self.out / "results.json").read_text())
@@ -153,7 +164,8 @@ class ScaleTest(unittest.TestCase):
 
 
 class StartsTest(ScaleTest):
-    OPTIONS = ("--workers", "1,2", "--transports", "in-process,mpi", "--batch-sizes", "1,4", "--input-lens", "8", "--output-len", "4", "--no-plots")
+    OPTIONS = ("--no-serve", "--workers", "1,2", "--transports", "in-process,mpi", "--batch-sizes", "1,4", "--input-lens", "8",
+               "--output-len", "4", "--no-plots")
 
     def test_a_sweep_starts_each_setup_once_for_a_prompt_length(self):
         started, _ = self.fake(*self.OPTIONS)
@@ -202,6 +214,11 @@ class StartsTest(ScaleTest):
         self.assertEqual(len(self.results()["points"]), len(self.table()))
         self.assertEqual(self.fake(*self.OPTIONS)[0], whole[2:])
 
+    def test_broken_off_while_a_server_starts(self):
+        started, _ = self.fake(*self.OPTIONS[1:], code=130, FAKE_BREAKS_AT="2")
+        self.assertEqual([words[0] for words in started], ["bench", "serve"])
+        self.assertEqual(len(self.results()["points"]), 2)
+
     def test_a_setup_that_fails_is_named_and_tried_again(self):
         _, said = self.fake(*self.OPTIONS, code=1, FAKE_REFUSES="mpi")
         self.assertIn("failed: there is no such transport here", said)
@@ -249,7 +266,7 @@ class SweepTest(ScaleTest):
                 self.assertTrue(all(share >= 0 for share in shares.values()), shares)
                 self.assertLessEqual(sum(shares.values()), 1 + 1e-9)
                 self.assertGreater(shares["experts"], 0)
-                self.assertEqual((row["strong_efficiency"], row["weak_efficiency"], row["processes"]), (1, 1, 1 + row["workers"]))
+                self.assertEqual((row["strong_efficiency"], row["weak_efficiency"], row["processes"]), (1, 1, 1 + row["workers"] + (row["kind"] == "serve")))
                 for of in row["latency_ms"].values():
                     self.assertTrue(0 < of["p50"] <= of["p95"] <= of["p99"], of)
                 if row["kind"] == "engine":

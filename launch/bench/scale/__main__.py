@@ -3,6 +3,7 @@ prompt lengths, by `bench engine` and by `serve` with `bench serve`; figures and
 that was broken off goes on."""
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -17,8 +18,10 @@ from sweep import Sweep, say
 
 BAD_COMMAND = 2
 BROKEN_OFF = 130
-QUICK = {"transports": ["in-process", "shm"], "batch_sizes": [1, 4], "input_lens": [32], "output_len": 16, "requests_per_client": 2}
-USUAL = {"transports": list(points.TRANSPORTS), "batch_sizes": [1, 4, 16], "input_lens": [32, 128], "output_len": 32, "requests_per_client": 3}
+QUICK = {"transports": ["in-process", "shm"], "batch_sizes": [1, 4], "input_lens": [32], "output_len": 16,
+         "requests_per_client": 2}
+USUAL = {"transports": list(points.TRANSPORTS), "batch_sizes": [1, 4, 16], "input_lens": [32, 128], "output_len": 32,
+         "requests_per_client": 3}
 
 
 class CommandError(Exception):
@@ -59,22 +62,31 @@ def _parse(arguments, cores):
     def listed(values):
         return ",".join(map(str, values))
 
+    def numbers(option, low, high, help, **more):
+        parser.add_argument(option, type=_list_of(_number(low, high)), metavar="N,N", help=help, **more)
+
+    def number(option, low, high, help, **more):
+        parser.add_argument(option, type=_number(low, high), metavar="N", help=help, **more)
+
     parser.add_argument("model", help="model directory, or a config.json (dummy weights then)")
-    parser.add_argument("--out", metavar="DIR", help="folder for figures and report; points in it are not measured again [scale-MODEL]")
-    parser.add_argument("--workers", type=_list_of(_number(1, 1024)), default=doubled, metavar="N,N", help=f"numbers of workers; 1 is always among them [{listed(doubled)}]")
-    parser.add_argument("--transports", type=_list_of(_transport), metavar="NAME,NAME", help=f"of {listed(points.TRANSPORTS)}; in-process: no workers, but as many times the threads [all]")
-    parser.add_argument("--batch-sizes", type=_list_of(_number(1, 65536)), metavar="N,N", help=f"sequences that decode together, clients of a server [{listed(USUAL['batch_sizes'])}]")
-    parser.add_argument("--input-lens", type=_list_of(_number(1, 1 << 20)), metavar="N,N", help=f"tokens of a prompt [{listed(USUAL['input_lens'])}]")
-    parser.add_argument("--output-len", type=_number(2, 1 << 20), metavar="N", help=f"decode steps, tokens of an answer [{USUAL['output_len']}]")
-    parser.add_argument("--requests-per-client", type=_number(1, 1 << 16), metavar="N", help=f"of a server [{USUAL['requests_per_client']}]")
-    parser.add_argument("--threads", type=_number(1, 1024), default=1, metavar="N", help="compute threads of the coordinator [1]")
-    parser.add_argument("--worker-threads", type=_number(1, 1024), default=1, metavar="N", help="compute threads of each worker [1]")
+    parser.add_argument("--out", metavar="DIR",
+                        help="folder for figures and report; points in it are not measured again [scale-MODEL]")
+    numbers("--workers", 1, 1024, f"numbers of workers; 1 is always among them [{listed(doubled)}]", default=doubled)
+    parser.add_argument("--transports", type=_list_of(_transport), metavar="NAME,NAME",
+                        help=f"of {listed(points.TRANSPORTS)}; in-process: no workers, but as many times the threads, up to the cores [all]")
+    numbers("--batch-sizes", 1, 65536, f"sequences that decode together, clients of a server [{listed(USUAL['batch_sizes'])}]")
+    numbers("--input-lens", 1, 1 << 20, f"tokens of a prompt [{listed(USUAL['input_lens'])}]")
+    number("--output-len", 2, 1 << 20, f"decode steps, tokens of an answer [{USUAL['output_len']}]")
+    number("--requests-per-client", 1, 1 << 16, f"of a server [{USUAL['requests_per_client']}]")
+    number("--threads", 1, 1024, "compute threads of the coordinator [1]", default=1)
+    number("--worker-threads", 1, 1024, "compute threads of each worker [1]", default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="[bfloat16]")
-    parser.add_argument("--seed", type=_number(0, 2**32 - 1), default=0, metavar="N", help="of dummy weights and prompts [0]")
+    number("--seed", 0, 2**32 - 1, "of dummy weights and prompts [0]", default=0)
     parser.add_argument("--no-serve", action="store_true", help="engines only")
     parser.add_argument("--no-plots", action="store_true", help="a report without plots (these need Debian's python3-matplotlib)")
-    parser.add_argument("--point-timeout", type=_number(1, 1 << 20), default=600, metavar="S", help="seconds after which a point has failed [600]")
-    parser.add_argument("--quick", action="store_true", help="less of all that is not said: without MPI, batches 1 and 4, one prompt length")
+    number("--point-timeout", 1, 1 << 20, "seconds after which a point has failed [600]", default=600)
+    parser.add_argument("--quick", action="store_true",
+                        help="less of all that is not said: without MPI, batches 1 and 4, one prompt length, shorter answers")
     options = parser.parse_args(arguments)
     for name, value in (QUICK if options.quick else USUAL).items():
         if getattr(options, name) is None:
@@ -92,7 +104,7 @@ def _configuration(options):
     except ValueError:
         raise CommandError(f"{file}: not a JSON object") from None
     # An engine decodes some steps more than it times.
-    longest, most = max(options.input_lens) + options.output_len + 4, config.get("max_position_embeddings")
+    longest, most = max(options.input_lens) + options.output_len + 3, config.get("max_position_embeddings")
     if isinstance(most, int) and longest > most:
         raise CommandError(f"--input-lens {max(options.input_lens)} and --output-len {options.output_len} are more than the {most} "
                            f"positions of the model ({file}: max_position_embeddings)")
@@ -113,11 +125,12 @@ def main(program, folder_of_programs, arguments):
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "points.jsonl")
     wanted = points.plan(options, cores)
-    head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": shlex.join(["expertmesh", "bench", "scale", *arguments]),
-            "fingerprint": fingerprint, "machine": here, "load_before": machine.load_before(), "programs": programs, "model": model,
-            "settings": {**{name: value for name, value in vars(options).items() if name not in ("model", "out", "no_serve", "no_plots")},
-                         "serve": not options.no_serve, "plots": not options.no_plots}}
-    sweep = Sweep(program, options.model, min(int(config.get("vocab_size", 1000)), 1 << 30), fingerprint, store, options.point_timeout)
+    head = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": shlex.join(["expertmesh", "bench", "scale", *arguments]),
+            "fingerprint": fingerprint, "machine": here, "programs": programs, "model": model,
+            "settings": {name: value for name, value in vars(options).items() if name not in ("model", "out")}}
+    sweep = Sweep(program, options.model, int(config.get("vocab_size", 1000)), fingerprint, store, options.point_timeout,
+                  load_before=round(os.getloadavg()[0], 2))
     signal.signal(signal.SIGTERM, _broken_off)
     broken_off = False
     try:
@@ -126,8 +139,7 @@ def main(program, folder_of_programs, arguments):
         broken_off = True
         say("broken off; the same command goes on with the points that are missing")
     keys = {point.key(fingerprint): point for point in wanted}
-    failed = [{"key": key, "point": f"{keys[key].kind}: {keys[key].setup}, prompts of {keys[key].input_len}, batch {keys[key].batch}", "why": why}
-              for key, why in sweep.failed.items()]
+    failed = [{"key": key, "point": str(keys[key]), "why": why} for key, why in sweep.failed.items()]
     records = [store.get(key) for key in keys if key in store]
     missing = report.write(folder, head, records, cores, failed) if records else None
     if records:

@@ -40,7 +40,8 @@ def line(axis, rows, value, **style):
     (drawn,) = axis.plot([x for x, _, _ in pairs], [y for _, y, _ in pairs], **style)
     hollow = [(x, y) for x, y, mark in pairs if mark]
     if hollow and style.get("marker"):
-        axis.plot(*zip(*hollow), linestyle="", marker=style["marker"], markerfacecolor="white", markeredgecolor=drawn.get_color(), zorder=3)
+        axis.plot(*zip(*hollow), linestyle="", marker=style["marker"], markerfacecolor="white",
+                  markeredgecolor=drawn.get_color(), zorder=3)
 
 
 def over_units(axis, rows):
@@ -70,7 +71,8 @@ def throughput(results):
             for name, colour in COLOURS.items():
                 of = sorted((row for row in here if row["transport"] == name), key=lambda row: row["units"])
                 line(axis, of, lambda row: row["tokens_per_second"], color=colour, marker="o", label=name)
-                line(axis, of, lambda row: row["ceiling_tokens_per_second"], color=colour, linestyle=":", label=f"ceiling, {name}")
+                line(axis, of, lambda row: row["ceiling_tokens_per_second"], color=colour, linestyle=":",
+                     label=f"ceiling, {name}")
             axis.set_title(f"batch {batch}, prompts of {input_len}", fontsize="small")
             axis.set_yscale("log")
             logarithmic(axis.yaxis)
@@ -84,15 +86,16 @@ def efficiency(results):
     """throughput a unit, of that of one unit"""
     at = {row["key"]: row for row in results["points"]}
     kinds = [kind for kind in ("engine", "serve") if any(one["kind"] == kind for one in results["series"])]
+    batches = sorted({one["batch"] for one in results["series"]})
     figure, axes = panels(len(kinds), 2)
     for y, kind in enumerate(kinds):
         for x, mode in enumerate(("strong", "weak")):
             axis, here = axes[y][x], [one for one in results["series"] if (one["kind"], one["mode"]) == (kind, mode)]
             longest = max(results["settings"]["input_lens"])
             for one in (one for one in here if one["input_len"] == longest):
-                mark = MARKS[results["settings"]["batch_sizes"].index(one["batch"]) % len(MARKS)] if one["batch"] in results["settings"]["batch_sizes"] else "."
-                line(axis, [at[key] for key in one["points"]], lambda row, mode=mode: row[f"{mode}_efficiency"], color=COLOURS[one["transport"]],
-                     marker=mark, label=f"{one['transport']}, batch {one['batch']}")
+                mark = MARKS[batches.index(one["batch"]) % len(MARKS)]
+                line(axis, [at[key] for key in one["points"]], lambda row, mode=mode: row[f"{mode}_efficiency"],
+                     color=COLOURS[one["transport"]], marker=mark, label=f"{one['transport']}, batch {one['batch']}")
             axis.axhline(1, color="black", linewidth=0.6)
             axis.set_ylim(bottom=0)
             axis.set_title(f"{mode}, {kind}, prompts of {longest}", fontsize="small")
@@ -196,8 +199,10 @@ def latency(results):
 
     figure = served(results, [("first token, ms", of("ttft")), ("between pieces, ms", of("itl"))], "clients")
     for axis in figure.axes:
-        axis.set_xscale("log", base=2)
+        axis.set_xscale("log")
+        axis.set_xticks(sorted({row["batch"] for row in results["points"] if row["kind"] == "serve"}))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
     return figure
 
 

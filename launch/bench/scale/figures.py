@@ -26,14 +26,14 @@ def _shares(measured):
 def _row(record, cores):
     settings, measured = record["settings"], record["measured"]
     setup = settings["setup"]
-    processes = 1 + setup["workers"]
+    processes = 1 + setup["workers"] + (settings["kind"] == "serve")  # whoever sends a server requests is here, too
     compute_threads = setup["threads"] + setup["workers"] * setup["worker_threads"]
     return {"key": record["key"], "kind": settings["kind"], **setup, "processes": processes, "compute_threads": compute_threads,
             "usable_cores": cores, "more_than_cores": max(processes, compute_threads) > cores,
             **{name: settings[name] for name in ("batch", "input_len", "output_len", "requests", "dtype", "seed")},
             "tokens_per_second": measured["tokens_per_second"], "step_ms": measured["step_ms"],
             "stage_shares": _shares(measured), "exchange_share": measured.get("exchange_share"),
-            "latency_ms": measured["latency_ms"]}
+            "latency_ms": measured["latency_ms"], "load_before": measured["load_before"]}
 
 
 def _place(row, **changes):

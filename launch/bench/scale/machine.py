@@ -31,14 +31,9 @@ def machine():
             "kernel": platform.release()}
 
 
-def load_before():
-    """Of the last minute, by other processes: figures of a busy machine are worth less"""
-    return round(os.getloadavg()[0], 2)
-
-
 def _digest_of_file(path):
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def programs(program, folder):
@@ -47,8 +42,8 @@ def programs(program, folder):
     for name in PROGRAMS:
         if (Path(folder) / name).exists():
             digest.update(_digest_of_file(Path(folder) / name).encode())
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True).stdout.strip()
-    return {"version": version, "digest": digest.hexdigest()[:16]}
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
+    return {"version": version.stdout.strip(), "digest": digest.hexdigest()[:16]}
 
 
 def model(path):

@@ -5,6 +5,7 @@ import json
 
 IN_PROCESS = "in-process"
 TRANSPORTS = (IN_PROCESS, "shm", "mpi")
+FORM = 1  # of what is measured of a point: raised when that changes, so that older points are measured again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +16,6 @@ class Setup:
     workers: int
     threads: int  # of the coordinator
     worker_threads: int  # of each worker
-
-    @property
-    def processes(self):
-        return 1 + self.workers
-
-    @property
-    def compute_threads(self):
-        return self.threads + self.workers * self.worker_threads
 
     def __str__(self):
         if self.transport == IN_PROCESS:
@@ -46,9 +39,12 @@ class Point:
     def settings(self):
         return dataclasses.asdict(self)
 
+    def __str__(self):
+        return f"{self.kind}: {self.setup}, prompts of {self.input_len}, batch {self.batch}"
+
     def key(self, fingerprint):
         """The same for the same settings, program, model and machine, else another"""
-        text = json.dumps({"settings": self.settings, "fingerprint": fingerprint}, sort_keys=True)
+        text = json.dumps({"settings": self.settings, "fingerprint": fingerprint, "form": FORM}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -120,6 +120,8 @@ def server(program, model, points, seconds):
         stack.callback(process.stdout.close)
         stack.callback(_end, process)
         too_late = threading.Timer(seconds, process.kill)
+        stack.callback(too_late.cancel)
+        too_late.daemon = True
         too_late.start()
         line = process.stdout.readline()
         too_late.cancel()

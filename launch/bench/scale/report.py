@@ -15,8 +15,8 @@ NOTES = """\
   multiply-add peak, then such steps, by the engine's figures for that batch. A model that fits into caches can be above it.
 - **exchange**: dispatch, experts and combine, beyond the longest computation of a worker in each layer: rows packed, on their
   way, waiting for a core. Seen for engines only; in process it is the handing over, and the wait for a core.
-- **!**: more processes or compute threads than usable cores. They take turns, so such a point says what sharing costs, not what
-  another core or host would bring.
+- **!**: more processes (of a server's point one is the clients') or compute threads than usable cores. They take turns, so such a
+  point says what sharing costs, not what another core or host would bring.
 - An engine has dummy weights and random tokens; a server the model's own weights where there are any, and no prefix cache. Every
   point has prompts of its own, always the same ones."""
 
@@ -36,7 +36,7 @@ def write(folder, head, records, cores, failed):
     for old in folder.glob("*.svg"):
         old.unlink()
     missing, drawn = None, []
-    if head["settings"]["plots"]:
+    if not head["settings"]["no_plots"]:
         try:
             drawn = plots.draw(folder)
         except plots.PlotsMissing as error:
@@ -145,10 +145,10 @@ def _frontier(results):
 
 
 def _busy(results):
-    load, cores = results["load_before"], results["machine"]["usable_cores"]
+    load, cores = max(row["load_before"] for row in results["points"]), results["machine"]["usable_cores"]
     if load < BUSY * cores:
         return ""
-    return f"**Other processes kept {load} of {cores} cores busy before it began: no figure here is to be trusted.**"
+    return f"**{load} processes wanted {cores} cores in the minute before it began: the machine was busy, do not trust these figures.**"
 
 
 def _markdown(results, drawn, missing):

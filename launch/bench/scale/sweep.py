@@ -19,15 +19,17 @@ def _jobs(points):
 
 
 class Sweep:
-    """failed: {key: why}, of points that there are no figures of."""
+    """failed: {key: why}, of points that there are no figures of. load_before: what other processes took when it began, which
+    is kept with every point: figures of a busy machine are worth less."""
 
-    def __init__(self, program, model, vocabulary, fingerprint, store, point_seconds):
+    def __init__(self, program, model, vocabulary, fingerprint, store, point_seconds, load_before):
         self._program = program
         self._model = model
         self._vocabulary = vocabulary
         self._fingerprint = fingerprint
         self._store = store
         self._point_seconds = point_seconds
+        self._load_before = load_before
         self.failed = {}
 
     def run(self, points):
@@ -63,7 +65,7 @@ class Sweep:
             self._fail([point], error)
 
     def _keep(self, point, figures):
-        self._store.add(point.key(self._fingerprint), point.settings, figures)
+        self._store.add(point.key(self._fingerprint), point.settings, {**figures, "load_before": self._load_before})
         self._progress(point, f"{figures['tokens_per_second']:.1f} tok/s")
 
     def _fail(self, points, error):
@@ -75,5 +77,4 @@ class Sweep:
         self._done += 1
         spent = time.monotonic() - self._begin
         left = spent / self._done * (self._total - self._done)
-        name = f"{point.kind}: {point.setup}, prompts of {point.input_len}, batch {point.batch}"
-        say(f"[{self._done}/{self._total}, {spent:.0f} s, about {left:.0f} s to go] {name}: {what}")
+        say(f"[{self._done}/{self._total}, {spent:.0f} s, about {left:.0f} s to go] {point}: {what}")

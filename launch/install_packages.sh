@@ -15,7 +15,8 @@ for argument in "$@"; do
   case "$argument" in
     --tests)
       daemons+=(openssh-server munge slurmctld slurmd)
-      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client python3-kubernetes python3-yaml "${daemons[@]}")
+      packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client "${daemons[@]}")
+      packages+=(python3-kubernetes python3-yaml python3-matplotlib)
       if grep -qs '^ID=debian' /etc/os-release; then packages+=(chromium); fi  # Ubuntu has it as a snap only
       ;;
     --long) packages+=(clang clang-tidy debootstrap python3-venv xz-utils) ;;

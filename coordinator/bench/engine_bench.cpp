@@ -248,7 +248,8 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   else
     measure_ceilings(options, figures);
   runtime.load([](WorkerStatus const& worker) {
-    spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
+    if (worker.state == WorkerState::dead)
+      spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
   });
   runtime.runner().place_caller();
   runtime.experts().wake();

@@ -103,6 +103,7 @@ std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command
   CLI::App app{"ExpertMesh: measures the engine or a server", "expertmesh bench"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
+  app.footer("Also: expertmesh bench scale MODEL: both, over numbers of workers and ways to reach them, with a report");
   app.failure_message([](CLI::App const*, CLI::Error const& error) {
     return "expertmesh bench: " + std::string(error.what()) + "; see --help\n";
   });

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/load_progress.h"
+#include "coordinator/text/json_text.h"
 
 namespace expertmesh {
 namespace {
@@ -106,7 +107,7 @@ std::string to_json(ClusterView const& view) {
                     {"moving", view.balance.moving},
                     {"imbalance_before_last_move", view.balance.before},
                     {"imbalance_after_last_move", view.balance.after}};
-  return j.dump(-1, ' ', true, Json::error_handler_t::replace);
+  return dumped(j);
 }
 
 std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l) {

@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "coordinator/text/json_text.h"
+
 namespace expertmesh {
 
 using Json = nlohmann::json;
@@ -18,7 +20,7 @@ void answer_lines(std::istream& in, std::ostream& out, std::function<Json(std::s
       reply = Json{{"error", error.what()}};
     }
     // Escaped to ASCII: no reader can take U+2028 or U+0085 for the end of a line.
-    out << reply.dump(-1, ' ', true, Json::error_handler_t::replace) << '\n' << std::flush;
+    out << dumped(reply) << '\n' << std::flush;
     if (!out) return;
   }
 }

@@ -113,7 +113,8 @@ if $long; then
   export EM_SIMULATION_SEEDS=100000 EM_PUBLISHED_GB=8 EM_GPU_BUNDLE=1 EM_DEVICE_ALL=1 EM_IMAGE=all
 fi
 stage packages bash launch/install_packages.sh "${packages[@]}"
-build_and_test release all
+# What is not to run beside others says so.
+build_and_test release all -j "$(nproc)"
 EM_SIMULATION_SEEDS=200 build_and_test asan unit_tests -L unit -j "$(nproc)"
 if $long; then
   build_and_test tsan unit_tests -L unit -j "$(nproc)"

@@ -1,5 +1,6 @@
 #include "common/config/expert_spec.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace expertmesh {
@@ -24,6 +25,12 @@ std::string difference(FfnTensors const& a, FfnTensors const& b) {
 }
 
 }  // namespace
+
+std::size_t max_hidden(ExpertModelSpec const& model) {
+  std::size_t hidden = 0;
+  for (auto const& layer : model.layers) hidden = std::max(hidden, layer.hidden);
+  return hidden;
+}
 
 std::string problem_of(FfnTensors const& t, std::size_t hidden, std::size_t intermediate) {
   if (t.gate_bias && !t.gate) return "gate_bias: there is no gate";

@@ -39,6 +39,9 @@ struct ExpertModelSpec {
   DType wire = DType::f32;                 // rows on the wire: f32 or bf16; expert outputs are rounded to it
 };
 
+// H of the widest layer.
+std::size_t max_hidden(ExpertModelSpec const& model);
+
 // What contradicts itself or cannot be computed, field first ("experts[2].up: …"); empty: nothing. A spec without
 // problems may still name tensors that are not there: reading them tells.
 std::string problem_of(FfnTensors const& tensors, std::size_t hidden, std::size_t intermediate);

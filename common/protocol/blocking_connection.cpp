@@ -10,13 +10,9 @@
 
 #include "common/base/error.h"
 #include "common/protocol/control_connection.h"
+#include "common/protocol/framing.h"
 
 namespace expertmesh {
-namespace {
-
-constexpr std::size_t kLengthBytes = 4;
-
-}  // namespace
 
 BlockingConnection::BlockingConnection(std::string const& address)
     : io_(std::make_unique<boost::asio::io_context>()), peer_(address), socket_(connect_to(*io_, address)) {}

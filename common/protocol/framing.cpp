@@ -3,9 +3,6 @@
 #include <cstdint>
 
 namespace expertmesh {
-namespace {
-constexpr std::size_t kLengthBytes = 4;
-}
 
 std::string encode_frame(std::string_view payload) {
   if (payload.size() > kMaxFrameBytes)

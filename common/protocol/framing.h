@@ -8,6 +8,7 @@
 
 namespace expertmesh {
 
+constexpr std::size_t kLengthBytes = 4;
 constexpr std::size_t kMaxFrameBytes = std::size_t{64} << 20;
 constexpr std::size_t kMaxHelloBytes = std::size_t{16} << 10;  // before the peer is known
 

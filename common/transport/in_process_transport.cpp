@@ -9,40 +9,36 @@
 
 namespace expertmesh {
 
-namespace {
-
-template <class Bytes>
-struct Posted {
-  OpId op;
-  std::span<Bytes> buffer;
-};
-
-// First in, first out, of a fixed capacity.
-template <class T>
-class Ring {
- public:
-  explicit Ring(std::size_t capacity) : items_(capacity) {}
-  [[nodiscard]] std::size_t size() const { return size_; }
-  void push(T item) {
-    items_[(begin_ + size_) % items_.size()] = item;
-    ++size_;
-  }
-  T pop() {
-    T const item = items_[begin_];
-    begin_ = (begin_ + 1) % items_.size();
-    --size_;
-    return item;
-  }
-
- private:
-  std::vector<T> items_;
-  std::size_t begin_ = 0;
-  std::size_t size_ = 0;
-};
-
-}  // namespace
-
 class InProcessTransport::Impl {
+  template <class Bytes>
+  struct Posted {
+    OpId op;
+    std::span<Bytes> buffer;
+  };
+
+  // First in, first out, of a fixed capacity.
+  template <class T>
+  class Ring {
+   public:
+    explicit Ring(std::size_t capacity) : items_(capacity) {}
+    [[nodiscard]] std::size_t size() const { return size_; }
+    void push(T item) {
+      items_[(begin_ + size_) % items_.size()] = item;
+      ++size_;
+    }
+    T pop() {
+      T const item = items_[begin_];
+      begin_ = (begin_ + 1) % items_.size();
+      --size_;
+      return item;
+    }
+
+   private:
+    std::vector<T> items_;
+    std::size_t begin_ = 0;
+    std::size_t size_ = 0;
+  };
+
  public:
   Impl(InProcessTransportLimits limits, InProcessHandler handler)
       : handler_(std::move(handler)),

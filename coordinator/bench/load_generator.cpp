@@ -161,10 +161,10 @@ asio::awaitable<tcp::resolver::results_type> resolve(ServerAddress const& server
   co_return co_await resolver.async_resolve(server.host, server.port, use_awaitable);
 }
 
-class Generator {
+class LoadRun {
  public:
-  Generator(LoadOptions const& options, std::vector<PlannedRequest> const& workload,
-            std::function<void(LoadProgressCounts const&)> const& on_progress)
+  LoadRun(LoadOptions const& options, std::vector<PlannedRequest> const& workload,
+          std::function<void(LoadProgressCounts const&)> const& on_progress)
       : options_(options), workload_(workload), on_progress_(on_progress) {
     result_.outcomes.resize(workload.size());
   }
@@ -345,7 +345,7 @@ std::string ask_for_model(ServerAddress const& server, std::string const& api_ke
 
 LoadResult run_load(LoadOptions const& options, std::vector<PlannedRequest> const& workload,
                     std::function<void(LoadProgressCounts const&)> const& on_progress) {
-  return Generator(options, workload, on_progress).run();
+  return LoadRun(options, workload, on_progress).run();
 }
 
 }  // namespace expertmesh

@@ -3,11 +3,11 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kFrameBytes = std::size_t{16} << 10;  // two nested coroutines of a few KiB
+constexpr std::size_t kEncoderFrameBytes = std::size_t{16} << 10;  // two nested coroutines of a few KiB
 
 }  // namespace
 
-EncoderRun::EncoderRun(Encoder& encoder) : encoder_(encoder), frames_(kFrameBytes) {}
+EncoderRun::EncoderRun(Encoder& encoder) : encoder_(encoder), frames_(kEncoderFrameBytes) {}
 
 void EncoderRun::begin(EncoderBatch const& batch, Surroundings const& surroundings) {
   std::size_t const rows = batch.num_tokens();

@@ -22,12 +22,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-std::size_t max_hidden(ExpertModelSpec const& model) {
-  std::size_t hidden = 0;
-  for (auto const& layer : model.layers) hidden = std::max(hidden, layer.hidden);
-  return hidden;
-}
-
 std::uint64_t random_id() {
   std::random_device device;
   return static_cast<std::uint64_t>(device()) << 32 | device();

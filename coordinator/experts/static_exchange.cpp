@@ -13,12 +13,6 @@ namespace {
 // and with it full a call would wait for workers.
 constexpr std::size_t kMostAhead = 8;
 
-std::size_t max_hidden(ExpertModelSpec const& model) {
-  std::size_t hidden = 0;
-  for (auto const& layer : model.layers) hidden = std::max(hidden, layer.hidden);
-  return hidden;
-}
-
 }  // namespace
 
 StaticExchange::StaticExchange(ExpertModelSpec const& model, StaticExchangeOptions options, Exec const& exec,

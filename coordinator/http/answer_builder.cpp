@@ -3,14 +3,9 @@
 #include <algorithm>
 #include <numeric>
 
+#include "coordinator/text/json_text.h"
+
 namespace expertmesh {
-namespace {
-
-std::string dumped(nlohmann::ordered_json const& json) {
-  return json.dump(-1, ' ', true, nlohmann::ordered_json::error_handler_t::replace);
-}
-
-}  // namespace
 
 std::string sse_event(std::string const& json) {
   return "data: " + json + "\n\n";

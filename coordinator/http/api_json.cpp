@@ -2,14 +2,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "coordinator/text/json_text.h"
+
 namespace expertmesh {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string dumped(Json const& json) {
-  return json.dump(-1, ' ', true, Json::error_handler_t::replace);
-}
 
 Json model_json(ApiModel const& model) {
   return {{"id", model.name},
@@ -22,11 +20,11 @@ Json model_json(ApiModel const& model) {
 }  // namespace
 
 std::string error_body(ApiError const& e) {
-  return dumped({{"error",
-                  {{"message", e.message},
-                   {"type", e.type},
-                   {"param", e.param ? Json(*e.param) : Json(nullptr)},
-                   {"code", e.code ? Json(*e.code) : Json(nullptr)}}}});
+  return dumped(Json{{"error",
+                      {{"message", e.message},
+                       {"type", e.type},
+                       {"param", e.param ? Json(*e.param) : Json(nullptr)},
+                       {"code", e.code ? Json(*e.code) : Json(nullptr)}}}});
 }
 
 HttpResponse error_response(ApiError const& error) {
@@ -36,36 +34,36 @@ HttpResponse error_response(ApiError const& error) {
 }
 
 std::string models_body(ApiModel const& model) {
-  return dumped({{"object", "list"}, {"data", Json::array({model_json(model)})}});
+  return dumped(Json{{"object", "list"}, {"data", Json::array({model_json(model)})}});
 }
 std::string model_body(ApiModel const& model) {
   return dumped(model_json(model));
 }
 std::string version_body(std::string const& version) {
-  return dumped({{"version", version}});
+  return dumped(Json{{"version", version}});
 }
 
 std::string activity_body(Metrics::Activity const& now) {
   auto const sum = [](Metrics::Activity::Sum const& s) { return Json{{"count", s.count}, {"seconds", s.seconds}}; };
   Json stages = Json::object();
   for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = now.stages[s];
-  return dumped({{"seconds", now.seconds},
-                 {"requests",
-                  {{"accepted", now.ledger.accepted},
-                   {"queued", now.ledger.queued},
-                   {"running", now.ledger.running},
-                   {"finished", now.ledger.finished},
-                   {"failed", now.ledger.failed},
-                   {"cancelled", now.ledger.cancelled}}},
-                 {"prompt_tokens", now.prompt_tokens},
-                 {"generation_tokens", now.generation_tokens},
-                 {"steps", sum(now.steps)},
-                 {"time_to_first_token", sum(now.time_to_first_token)},
-                 {"inter_token", sum(now.inter_token)},
-                 {"stage_seconds", std::move(stages)},
-                 {"kv_usage", now.kv_usage},
-                 {"preemptions", now.preemptions},
-                 {"worker_deaths", now.worker_deaths}});
+  return dumped(Json{{"seconds", now.seconds},
+                     {"requests",
+                      {{"accepted", now.ledger.accepted},
+                       {"queued", now.ledger.queued},
+                       {"running", now.ledger.running},
+                       {"finished", now.ledger.finished},
+                       {"failed", now.ledger.failed},
+                       {"cancelled", now.ledger.cancelled}}},
+                     {"prompt_tokens", now.prompt_tokens},
+                     {"generation_tokens", now.generation_tokens},
+                     {"steps", sum(now.steps)},
+                     {"time_to_first_token", sum(now.time_to_first_token)},
+                     {"inter_token", sum(now.inter_token)},
+                     {"stage_seconds", std::move(stages)},
+                     {"kv_usage", now.kv_usage},
+                     {"preemptions", now.preemptions},
+                     {"worker_deaths", now.worker_deaths}});
 }
 
 }  // namespace expertmesh

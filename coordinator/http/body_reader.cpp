@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/base/json_watch.h"
+#include "coordinator/text/json_text.h"
 
 namespace expertmesh {
 namespace {
@@ -14,7 +15,7 @@ constexpr std::size_t kMaxDepth = 64;
 constexpr std::size_t kMaxFields = 1024;  // of one object: an ordered one looks its fields up one after the other
 
 std::string shown(ApiJson const& value) {
-  std::string text = value.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
+  std::string text = dumped(value);
   return text.size() > 40 ? text.substr(0, 40) + "..." : text;
 }
 

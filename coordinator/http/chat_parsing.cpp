@@ -1,5 +1,7 @@
 #include "coordinator/http/chat_parsing.h"
 
+#include "coordinator/text/json_text.h"
+
 namespace expertmesh {
 namespace {
 
@@ -65,7 +67,7 @@ void read_calls(ApiJson& calls, std::string const& where) {
     function_of(calls[i], call);
     ApiJson& arguments = calls[i]["function"]["arguments"];
     if (arguments.is_null() || arguments == "") arguments = "{}";
-    if (arguments.is_object()) arguments = arguments.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
+    if (arguments.is_object()) arguments = dumped(arguments);
     std::string const field = call + ".function.arguments";
     if (!arguments.is_string()) refuse_field(field, "must be a string");
     try {
@@ -166,12 +168,12 @@ ChatInput read_chat(BodyReader& body, ApiModel const& model) {
   bool const parallel = body.flag("parallel_tool_calls").value_or(true);
   ChatInput input{.template_request = {}, .parallel_tool_calls = parallel, .continues_message = go_on};
   if (may_call && !tools.is_null()) {
-    input.callable_tools = tools.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
+    input.callable_tools = dumped(tools);
     row["tools"] = std::move(tools);
     if (body.find("tool_choice")) row["tool_choice"] = "auto";
     if (body.find("parallel_tool_calls")) row["parallel_tool_calls"] = parallel;
   }
-  input.template_request = row.dump(-1, ' ', true, ApiJson::error_handler_t::replace);
+  input.template_request = dumped(row);
   return input;
 }
 

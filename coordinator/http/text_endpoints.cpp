@@ -4,6 +4,7 @@
 
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/request_parsing.h"
+#include "coordinator/text/json_text.h"
 
 namespace expertmesh {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 HttpResponse json_response(Json const& json) {
-  return {.body = json.dump(-1, ' ', true, Json::error_handler_t::replace), .headers = {}};
+  return {.body = dumped(json), .headers = {}};
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ using Piece = Pieces::Piece;
 // The pattern of GPT-2 (Radford et al. 2019).
 constexpr char const* kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-std::string const kWhere = "pre_tokenizer";
+std::string const kPreTokenizer = "pre_tokenizer";
 
 // A split at what `find(text, matches)` finds.
 template <class Find>
@@ -40,7 +40,7 @@ auto character_step(bool (*is)(char32_t), SplitBehavior behavior) {
 }
 
 auto string_step(std::string const& what, SplitBehavior behavior, bool invert = false) {
-  if (what.empty()) tokenizer_error(kWhere, "an empty split string");
+  if (what.empty()) tokenizer_error(kPreTokenizer, "an empty split string");
   return split_step(
       [what](std::string_view text, std::vector<RegexPattern::Match>& out) { find_string(text, what, out); }, behavior,
       invert);
@@ -91,24 +91,24 @@ void PreTokenizer::add_step(Step step) {
 }
 
 void PreTokenizer::add(Json const& spec) {
-  auto const type = json_field<std::string>(spec, "type", kWhere);
+  auto const type = json_field<std::string>(spec, "type", kPreTokenizer);
   if (type == "Sequence") {
-    auto const& steps = json_part(spec, "pretokenizers", kWhere);
-    if (!steps.is_array()) tokenizer_error(kWhere, "field 'pretokenizers' is not a list");
+    auto const& steps = json_part(spec, "pretokenizers", kPreTokenizer);
+    if (!steps.is_array()) tokenizer_error(kPreTokenizer, "field 'pretokenizers' is not a list");
     for (auto const& step : steps) add(step);
   } else if (type == "Split") {
-    auto const& pattern = json_part(spec, "pattern", kWhere);
-    SplitBehavior const behavior = split_behavior(json_field<std::string>(spec, "behavior", kWhere));
-    bool const invert = json_field_or(spec, "invert", false, kWhere);
+    auto const& pattern = json_part(spec, "pattern", kPreTokenizer);
+    SplitBehavior const behavior = split_behavior(json_field<std::string>(spec, "behavior", kPreTokenizer));
+    bool const invert = json_field_or(spec, "invert", false, kPreTokenizer);
     if (pattern.contains("Regex"))
-      add_step(regex_step(json_field<std::string>(pattern, "Regex", kWhere), behavior, invert));
+      add_step(regex_step(json_field<std::string>(pattern, "Regex", kPreTokenizer), behavior, invert));
     else
-      add_step(string_step(json_field<std::string>(pattern, "String", kWhere), behavior, invert));
+      add_step(string_step(json_field<std::string>(pattern, "String", kPreTokenizer), behavior, invert));
   } else if (type == "Digits") {
-    bool const individual = json_field_or(spec, "individual_digits", false, kWhere);
+    bool const individual = json_field_or(spec, "individual_digits", false, kPreTokenizer);
     add_step(character_step(is_numeric, individual ? SplitBehavior::isolated : SplitBehavior::contiguous));
   } else if (type == "Punctuation") {
-    auto const behavior = json_field_or<std::string>(spec, "behavior", "Isolated", kWhere);
+    auto const behavior = json_field_or<std::string>(spec, "behavior", "Isolated", kPreTokenizer);
     add_step(character_step(is_punctuation, split_behavior(behavior)));
   } else if (type == "Whitespace") {
     add_step(split_words);
@@ -118,38 +118,40 @@ void PreTokenizer::add(Json const& spec) {
     add_step(character_step(is_space, SplitBehavior::removed));
     add_step(character_step(is_punctuation, SplitBehavior::isolated));
   } else if (type == "CharDelimiterSplit") {
-    add_step(string_step(json_field<std::string>(spec, "delimiter", kWhere), SplitBehavior::removed));
+    add_step(string_step(json_field<std::string>(spec, "delimiter", kPreTokenizer), SplitBehavior::removed));
   } else if (type == "FixedLength") {
-    auto const length = json_field_or<std::size_t>(spec, "length", 5, kWhere);
-    if (length == 0) tokenizer_error(kWhere, "field 'length' is 0");
+    auto const length = json_field_or<std::size_t>(spec, "length", 5, kPreTokenizer);
+    if (length == 0) tokenizer_error(kPreTokenizer, "field 'length' is 0");
     add_step([length](Piece const& piece, Pieces& out) { split_lengths(piece, length, out); });
   } else if (type == "ByteLevel") {
-    if (json_field_or(spec, "add_prefix_space", true, kWhere))
+    if (json_field_or(spec, "add_prefix_space", true, kPreTokenizer))
       add_step([](Piece const& piece, Pieces& out) {
         if (piece.text.starts_with(' '))
           out.add(piece.text, piece.at_start);
         else
           out.add_made(" " + std::string(piece.text), piece.at_start);
       });
-    if (json_field_or(spec, "use_regex", true, kWhere)) add_step(regex_step(kGpt2Pattern, SplitBehavior::isolated));
+    if (json_field_or(spec, "use_regex", true, kPreTokenizer))
+      add_step(regex_step(kGpt2Pattern, SplitBehavior::isolated));
     if (byte_level_) add_step([](Piece const& piece, Pieces& out) { out.add(piece.text, piece.at_start); });
     byte_level_ = true;
   } else if (type == "Metaspace") {
-    auto const mark = json_field<std::string>(spec, "replacement", kWhere);
-    auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", kWhere);
+    auto const mark = json_field<std::string>(spec, "replacement", kPreTokenizer);
+    auto const scheme = json_field_or<std::string>(spec, "prepend_scheme", "always", kPreTokenizer);
     if (scheme != "always" && scheme != "first" && scheme != "never")
-      tokenizer_error(kWhere, "prepend_scheme '" + scheme + "' is not supported");
-    if (!json_field_or(spec, "add_prefix_space", scheme != "never", kWhere) && scheme != "never")  // the older spelling
-      tokenizer_error(kWhere, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
+      tokenizer_error(kPreTokenizer, "prepend_scheme '" + scheme + "' is not supported");
+    if (!json_field_or(spec, "add_prefix_space", scheme != "never", kPreTokenizer) &&
+        scheme != "never")  // the older spelling
+      tokenizer_error(kPreTokenizer, "add_prefix_space false contradicts prepend_scheme '" + scheme + "'");
     add_step([mark, scheme](Piece const& piece, Pieces& out) {
       std::string text = replaced(std::string(piece.text), " ", mark);
       if ((scheme == "always" || (scheme == "first" && piece.at_start)) && !text.starts_with(mark))
         text.insert(0, mark);
       out.add_made(std::move(text), piece.at_start);
     });
-    if (json_field_or(spec, "split", true, kWhere)) add_step(string_step(mark, SplitBehavior::merged_with_next));
+    if (json_field_or(spec, "split", true, kPreTokenizer)) add_step(string_step(mark, SplitBehavior::merged_with_next));
   } else {
-    tokenizer_error(kWhere, "kind '" + type + "' is not supported");
+    tokenizer_error(kPreTokenizer, "kind '" + type + "' is not supported");
   }
 }
 

@@ -12,10 +12,6 @@
 namespace expertmesh {
 namespace {
 
-[[noreturn]] void fail(std::string const& what) {
-  throw ModelError("tokenizer.model: " + what);
-}
-
 // The fields of one protobuf message, in order.
 class Message {
  public:
@@ -40,7 +36,7 @@ class Message {
         bytes_ = take(4);
         return true;
       default:
-        fail("malformed: wire type " + std::to_string(wire_type_));
+        refuse_sentencepiece("malformed: wire type " + std::to_string(wire_type_));
     }
   }
   [[nodiscard]] std::uint64_t number() const { return number_; }
@@ -62,7 +58,8 @@ class Message {
 
  private:
   void expect(std::uint64_t wire_type) const {
-    if (wire_type_ != wire_type) fail("malformed: field " + std::to_string(number_) + " has the wrong wire type");
+    if (wire_type_ != wire_type)
+      refuse_sentencepiece("malformed: field " + std::to_string(number_) + " has the wrong wire type");
   }
   std::uint64_t varint() {
     std::uint64_t value = 0;
@@ -72,10 +69,10 @@ class Message {
       value |= std::uint64_t{byte & 0x7FU} << shift;
       if (byte < 0x80) return value;
     }
-    fail("malformed: ends in a number");
+    refuse_sentencepiece("malformed: ends in a number");
   }
   std::string_view take(std::uint64_t size) {
-    if (size > rest_.size()) fail("malformed: ends in field " + std::to_string(number_));
+    if (size > rest_.size()) refuse_sentencepiece("malformed: ends in field " + std::to_string(number_));
     std::string_view const taken = rest_.substr(0, size);
     rest_.remove_prefix(size);
     return taken;
@@ -94,12 +91,13 @@ SentencePieceModel::Piece piece_of(std::string_view bytes, std::size_t id) {
     if (field.number() == 2) piece.score = field.real();
     if (field.number() == 3) {
       auto const type = field.integer();
-      if (type < 1 || type > 6) fail("piece " + std::to_string(id) + " has type " + std::to_string(type));
+      if (type < 1 || type > 6)
+        refuse_sentencepiece("piece " + std::to_string(id) + " has type " + std::to_string(type));
       piece.type = static_cast<SentencePieceModel::Piece::Type>(type);
     }
   }
   if (piece.text.empty() || valid_utf8(piece.text) != piece.text.size())
-    fail("piece " + std::to_string(id) + " is empty or no UTF-8");
+    refuse_sentencepiece("piece " + std::to_string(id) + " is empty or no UTF-8");
   return piece;
 }
 
@@ -109,7 +107,8 @@ void read_trainer(std::string_view bytes, SentencePieceModel& model) {
     switch (field.number()) {
       case 3: {
         auto const type = field.integer();
-        if (type < 1 || type > 4) fail("trainer_spec.model_type " + std::to_string(type) + " is not supported");
+        if (type < 1 || type > 4)
+          refuse_sentencepiece("trainer_spec.model_type " + std::to_string(type) + " is not supported");
         model.type = static_cast<SentencePieceModel::Type>(type);
         break;
       }
@@ -142,6 +141,10 @@ void read_normalizer(std::string_view bytes, SentencePieceModel& model) {
 
 }  // namespace
 
+void refuse_sentencepiece(std::string const& what) {
+  throw ModelError("tokenizer.model: " + what);
+}
+
 SentencePieceModel SentencePieceModel::load(std::filesystem::path const& path) {
   std::ifstream in(path, std::ios::binary);
   std::string const bytes{std::istreambuf_iterator<char>(in), {}};
@@ -156,15 +159,15 @@ SentencePieceModel SentencePieceModel::load(std::filesystem::path const& path) {
       for (Message part(field.bytes()); part.next();)
         if (part.number() == 2 && !part.bytes().empty()) model.has_denormalizer = true;
   }
-  if (model.pieces.empty()) fail("no pieces");
+  if (model.pieces.empty()) refuse_sentencepiece("no pieces");
   bool found = false;
   for (std::size_t i = 0; i < model.pieces.size(); ++i)
     if (model.pieces[i].type == Piece::Type::unknown) {
-      if (found) fail("two unknown pieces");
+      if (found) refuse_sentencepiece("two unknown pieces");
       found = true;
       model.unknown = static_cast<TokenId>(i);
     }
-  if (!found) fail("no unknown piece");
+  if (!found) refuse_sentencepiece("no unknown piece");
   auto const is_control = [&](std::optional<TokenId> id) {
     return id && static_cast<std::size_t>(*id) < model.pieces.size() && model.pieces[*id].type == Piece::Type::control;
   };

@@ -35,4 +35,7 @@ struct SentencePieceModel {
   static SentencePieceModel load(std::filesystem::path const& path);
 };
 
+// Throws ModelError: what is wrong with a tokenizer.model.
+[[noreturn]] void refuse_sentencepiece(std::string const& what);
+
 }  // namespace expertmesh

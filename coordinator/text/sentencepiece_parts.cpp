@@ -18,10 +18,6 @@ using PieceType = Model::Piece::Type;
 
 constexpr std::string_view kMark = "\xE2\x96\x81";  // U+2581, a space
 
-[[noreturn]] void fail(std::string const& what) {
-  throw ModelError("tokenizer.model: " + what);
-}
-
 ByteTrie user_defined(Model const& model) {
   std::vector<std::pair<std::string, std::uint32_t>> entries;
   for (std::size_t id = 0; id < model.pieces.size(); ++id)
@@ -163,14 +159,15 @@ std::vector<PreTokenizer::Step> pre_tokenizer_of(Model const& model, bool legacy
 TokenizerParts TokenizerParts::from_sentencepiece(std::filesystem::path const& file, TokenizerConfig const& config) {
   Model const model = Model::load(file);
   bool const bpe = model.type == Model::Type::bpe;
-  if (!bpe && model.type != Model::Type::unigram) fail("trainer_spec.model_type: only BPE and Unigram are supported");
-  if (model.whitespace_is_suffix) fail("trainer_spec.treat_whitespace_as_suffix is not supported");
-  if (!model.escape_whitespaces) fail("normalizer_spec.escape_whitespaces false is not supported");
-  if (model.has_denormalizer) fail("denormalizer_spec is not supported");
+  if (!bpe && model.type != Model::Type::unigram)
+    refuse_sentencepiece("trainer_spec.model_type: only BPE and Unigram are supported");
+  if (model.whitespace_is_suffix) refuse_sentencepiece("trainer_spec.treat_whitespace_as_suffix is not supported");
+  if (!model.escape_whitespaces) refuse_sentencepiece("normalizer_spec.escape_whitespaces false is not supported");
+  if (model.has_denormalizer) refuse_sentencepiece("denormalizer_spec is not supported");
   std::vector<AddedToken> added;
   for (std::size_t id = 0; id < model.pieces.size(); ++id) {
     auto const& piece = model.pieces[id];
-    if (piece.type == PieceType::unused) fail("unused pieces ('" + piece.text + "') are not supported");
+    if (piece.type == PieceType::unused) refuse_sentencepiece("unused pieces ('" + piece.text + "') are not supported");
     if (piece.type != PieceType::control && piece.type != PieceType::unknown) continue;
     AddedToken token;
     token.id = static_cast<TokenId>(id);

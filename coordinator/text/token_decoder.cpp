@@ -8,7 +8,7 @@
 namespace expertmesh {
 namespace {
 
-std::string const kWhere = "decoder";
+std::string const kDecoder = "decoder";
 
 // The rules of transformers' clean_up_tokenization, one after the other.
 std::string cleaned(std::string text) {
@@ -33,62 +33,63 @@ TokenDecoder::TokenDecoder(Json const& spec, bool clean_up) : clean_up_(clean_up
   else
     add(spec);
   if (byte_level_ && (byte_fallback_ || !steps_.empty() || !later_steps_.empty() || strip_start_ > 0))
-    tokenizer_error(kWhere, "ByteLevel together with other steps is not supported");
+    tokenizer_error(kDecoder, "ByteLevel together with other steps is not supported");
 }
 
 void TokenDecoder::add(Json const& spec) {
-  auto const type = json_field<std::string>(spec, "type", kWhere);
+  auto const type = json_field<std::string>(spec, "type", kDecoder);
   if (type == "Sequence") {
-    auto const& steps = json_part(spec, "decoders", kWhere);
-    if (!steps.is_array()) tokenizer_error(kWhere, "field 'decoders' is not a list");
+    auto const& steps = json_part(spec, "decoders", kDecoder);
+    if (!steps.is_array()) tokenizer_error(kDecoder, "field 'decoders' is not a list");
     for (auto const& step : steps) add(step);
   } else if (type == "ByteLevel") {
     byte_level_ = true;
   } else if (type == "ByteFallback") {
-    if (byte_fallback_ || fused_) tokenizer_error(kWhere, "ByteFallback behind itself or Fuse is not supported");
+    if (byte_fallback_ || fused_) tokenizer_error(kDecoder, "ByteFallback behind itself or Fuse is not supported");
     byte_fallback_ = true;
   } else if (type == "Fuse") {
     fused_ = true;
   } else if (type == "Strip" && fused_) {
-    if (strip_start_ > 0 || json_field_or<std::size_t>(spec, "stop", 0, kWhere) != 0)
-      tokenizer_error(kWhere, "behind Fuse only one Strip, of the start, is supported");
-    strip_content_ = json_field<std::string>(spec, "content", kWhere);
-    if (strip_content_.empty()) tokenizer_error(kWhere, "Strip of an empty string");
-    strip_start_ = json_field_or<std::size_t>(spec, "start", 0, kWhere);
+    if (strip_start_ > 0 || json_field_or<std::size_t>(spec, "stop", 0, kDecoder) != 0)
+      tokenizer_error(kDecoder, "behind Fuse only one Strip, of the start, is supported");
+    strip_content_ = json_field<std::string>(spec, "content", kDecoder);
+    if (strip_content_.empty()) tokenizer_error(kDecoder, "Strip of an empty string");
+    strip_start_ = json_field_or<std::size_t>(spec, "start", 0, kDecoder);
   } else {
     add_step(spec, type);
   }
 }
 
 void TokenDecoder::add_step(Json const& spec, std::string const& type) {
-  if (fused_) tokenizer_error(kWhere, "'" + type + "' behind Fuse is not supported");
+  if (fused_) tokenizer_error(kDecoder, "'" + type + "' behind Fuse is not supported");
   auto& steps = byte_fallback_ ? later_steps_ : steps_;
   if (type == "Replace") {
     // What byte tokens make is given out character by character.
-    auto const& pattern = json_part(spec, "pattern", kWhere);
+    auto const& pattern = json_part(spec, "pattern", kDecoder);
     if (byte_fallback_) {
-      auto const what = json_field<std::string>(pattern, "String", kWhere);
+      auto const what = json_field<std::string>(pattern, "String", kDecoder);
       if (what.empty() || character_length(what) != what.size())
-        tokenizer_error(kWhere, "behind ByteFallback only a Replace of one character is supported");
+        tokenizer_error(kDecoder, "behind ByteFallback only a Replace of one character is supported");
     }
-    steps.emplace_back(
-        [replace = replacement(spec, kWhere)](std::string const& token, bool first) { return replace(token, first); });
+    steps.emplace_back([replace = replacement(spec, kDecoder)](std::string const& token, bool first) {
+      return replace(token, first);
+    });
   } else if (type == "Strip" && !byte_fallback_) {
-    auto const content = json_field<std::string>(spec, "content", kWhere);
-    if (content.empty()) tokenizer_error(kWhere, "Strip of an empty string");
-    auto const start = json_field_or<std::size_t>(spec, "start", 0, kWhere);
-    auto const stop = json_field_or<std::size_t>(spec, "stop", 0, kWhere);
+    auto const content = json_field<std::string>(spec, "content", kDecoder);
+    if (content.empty()) tokenizer_error(kDecoder, "Strip of an empty string");
+    auto const start = json_field_or<std::size_t>(spec, "start", 0, kDecoder);
+    auto const stop = json_field_or<std::size_t>(spec, "stop", 0, kDecoder);
     steps.emplace_back(
         [content, start, stop](std::string token, bool) { return stripped(std::move(token), content, start, stop); });
   } else if (type == "Metaspace") {
-    auto const mark = json_field<std::string>(spec, "replacement", kWhere);
-    bool const prepended = json_field_or<std::string>(spec, "prepend_scheme", "always", kWhere) != "never";
+    auto const mark = json_field<std::string>(spec, "replacement", kDecoder);
+    bool const prepended = json_field_or<std::string>(spec, "prepend_scheme", "always", kDecoder) != "never";
     // In the first token every mark counts as prepended.
     steps.emplace_back([mark, prepended](std::string const& token, bool first) {
       return replaced(token, mark, first && prepended ? "" : " ");
     });
   } else {
-    tokenizer_error(kWhere, "kind '" + type + "' is not supported" + (byte_fallback_ ? " behind ByteFallback" : ""));
+    tokenizer_error(kDecoder, "kind '" + type + "' is not supported" + (byte_fallback_ ? " behind ByteFallback" : ""));
   }
 }
 

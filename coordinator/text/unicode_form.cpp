@@ -15,10 +15,10 @@ namespace {
 
 // What decomposes or has a combining class since Unicode 12.1 and later. Tokenizers are trained with the tables of the
 // tokenizers library, which are older: there these are ordinary characters.
-struct Range {
+struct Letters {
   char32_t first, last;
 };
-constexpr Range kNewer[] = {
+constexpr Letters kNewerForms[] = {
     {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},     {0xC3C, 0xC3C},
     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},   {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},
     {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},   {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x10785},
@@ -31,8 +31,8 @@ constexpr Range kNewer[] = {
     {0x1FBF0, 0x1FBF9}};
 
 bool is_newer(utf8proc_int32_t c) {
-  auto const above = std::ranges::upper_bound(kNewer, static_cast<char32_t>(c), {}, &Range::first);
-  return above != std::begin(kNewer) && static_cast<char32_t>(c) <= std::prev(above)->last;
+  auto const above = std::ranges::upper_bound(kNewerForms, static_cast<char32_t>(c), {}, &Letters::first);
+  return above != std::begin(kNewerForms) && static_cast<char32_t>(c) <= std::prev(above)->last;
 }
 
 bool is_ascii(char c) {

@@ -15,7 +15,7 @@ namespace expertmesh {
 namespace {
 
 constexpr double kUnknownPenalty = 10;  // below the least score; SentencePiece's
-constexpr TokenId kNoToken = -1;
+constexpr TokenId kNoByteToken = -1;
 
 // The tokenizers library reads a fraction as its digits by a power of ten, each rounded: the result may be one bit off
 // the nearest number, and where two cuts of a text add up to the same score that bit decides between them.
@@ -75,7 +75,8 @@ void Unigram::build(std::vector<Entry> const& entries) {
   trie_ = ByteTrie(std::move(in_text));
   unknown_score_ = options_.least_score - kUnknownPenalty;
   for (unsigned byte = 0; byte < 256; ++byte)
-    byte_tokens_[byte] = options_.byte_fallback ? id_of(fmt::format("<0x{:02X}>", byte)).value_or(kNoToken) : kNoToken;
+    byte_tokens_[byte] =
+        options_.byte_fallback ? id_of(fmt::format("<0x{:02X}>", byte)).value_or(kNoByteToken) : kNoByteToken;
 }
 
 std::optional<TokenId> Unigram::id_of(std::string_view token) const {
@@ -127,7 +128,7 @@ void Unigram::add_part(std::string_view part, std::vector<TokenId>& out) const {
   if (auto const* id = ids_.find(part))
     out.push_back(*id);
   else if (options_.byte_fallback &&
-           std::ranges::none_of(part, [&](char byte) { return byte_token(byte) == kNoToken; }))
+           std::ranges::none_of(part, [&](char byte) { return byte_token(byte) == kNoByteToken; }))
     for (char byte : part) out.push_back(byte_token(byte));
   else
     out.push_back(options_.unknown);

@@ -13,7 +13,7 @@ constexpr std::string_view kStart = "<|start|>";
 constexpr std::string_view kChannel = "<|channel|>";
 constexpr std::string_view kConstrain = "<|constrain|>";
 constexpr std::string_view kMessage = "<|message|>";
-constexpr std::string_view kTo = "to=";
+constexpr std::string_view kRecipient = "to=";
 constexpr std::string_view kFunctions = "functions.";
 
 // The word after `key`, empty if it is not there.
@@ -50,8 +50,8 @@ std::vector<AnswerPiece> HarmonyParser::finish() {
 // Of text between messages: is it a header without <|start|>, a message without a header, or neither?
 bool HarmonyParser::open_message(std::string_view text, bool complete) {
   std::string_view const rest = text.substr(std::min(text.find_first_not_of(" \n\r\t"), text.size()));
-  if (!complete && kTo.starts_with(rest)) return false;
-  if (rest.starts_with(kTo))
+  if (!complete && kRecipient.starts_with(rest)) return false;
+  if (rest.starts_with(kRecipient))
     place_ = Place::header;
   else if (!rest.empty())
     begin_message();
@@ -98,7 +98,7 @@ void HarmonyParser::take_mark(std::string_view mark, std::vector<AnswerPiece>& o
 }
 
 void HarmonyParser::begin_message() {
-  recipient_ = word_after(header_, kTo);
+  recipient_ = word_after(header_, kRecipient);
   kind_ = recipient_.starts_with(kFunctions) && options_.calls                ? Kind::call
           : word_after(header_, kChannel) == "analysis" && options_.reasoning ? Kind::reasoning
                                                                               : Kind::content;

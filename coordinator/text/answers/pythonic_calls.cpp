@@ -6,15 +6,15 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::string_view kStart = "<|python_start|>";
+constexpr std::string_view kPythonStart = "<|python_start|>";
 
 class PythonicCalls final : public CallFormat {
  public:
   explicit PythonicCalls(bool json_too) : json_too_(json_too) {}
 
   [[nodiscard]] std::vector<std::string_view> marks(CallPlace place) const override {
-    if (place == CallPlace::middle) return {kStart};
-    std::vector<std::string_view> marks{kStart, "["};
+    if (place == CallPlace::middle) return {kPythonStart};
+    std::vector<std::string_view> marks{kPythonStart, "["};
     if (json_too_) marks.emplace_back("{");
     if (json_too_ && place == CallPlace::after_call) marks.emplace_back(";");
     return marks;
@@ -22,7 +22,7 @@ class PythonicCalls final : public CallFormat {
 
   [[nodiscard]] std::vector<ToolCall> read(CallReader& in, ToolSet const& tools) const override {
     if (json_too_ && in.optional(";")) in.space();
-    bool const opened = in.optional(kStart);
+    bool const opened = in.optional(kPythonStart);
     if (opened) in.space();
     auto calls = json_too_ && in.peek() == '{' ? read_bare_json(in, tools) : read_pythonic(in, tools);
     if (opened) {

@@ -8,23 +8,23 @@
 namespace expertmesh {
 namespace {
 
-using Json = nlohmann::ordered_json;  // arguments stay in the order of the model
+using OrderedJson = nlohmann::ordered_json;  // arguments stay in the order of the model
 
-std::string dumped(Json const& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string dumped(OrderedJson const& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 // The object's text, where it is given as one, or as a string that holds one.
-std::optional<std::string> arguments_of(Json const& value) {
+std::optional<std::string> arguments_of(OrderedJson const& value) {
   if (value.is_null()) return "{}";
   if (value.is_object()) return dumped(value);
   if (value.is_string()) return value == "" ? "{}" : object_text(value.get<std::string>());
   return std::nullopt;
 }
 
-std::optional<ToolCall> call_of(Json const& json) {
+std::optional<ToolCall> call_of(OrderedJson const& json) {
   if (!json.is_object() || !json.contains("name") || !json["name"].is_string()) return std::nullopt;
-  Json arguments;
+  OrderedJson arguments;
   for (char const* field : {"arguments", "parameters"})
     if (json.contains(field)) {
       arguments = json[field];
@@ -38,12 +38,12 @@ std::optional<ToolCall> call_of(Json const& json) {
 }
 
 // "string" if a schema allows one, else the first type it names.
-std::string type_of(Json const& schema) {
+std::string type_of(OrderedJson const& schema) {
   if (!schema.is_object() || !schema.contains("type")) return {};
-  Json const& type = schema["type"];
+  OrderedJson const& type = schema["type"];
   if (type.is_string()) return type.get<std::string>();
   if (!type.is_array() || type.empty()) return {};
-  if (std::ranges::find(type, Json("string")) != type.end()) return "string";
+  if (std::ranges::find(type, OrderedJson("string")) != type.end()) return "string";
   return type.front().is_string() ? type.front().get<std::string>() : "";
 }
 
@@ -53,24 +53,24 @@ bool nests_too_deep(std::string_view json) {
   return first != std::string_view::npos && JsonEnd().look(json.substr(first)) == JsonEnd::State::bad;
 }
 
-Json typed(std::string_view text, std::string const& type) {
+OrderedJson typed(std::string_view text, std::string const& type) {
   if (type == "string" || nests_too_deep(text)) return text;
   if (type == "boolean" && (text == "True" || text == "False")) return text == "True";
-  Json value = Json::parse(text, nullptr, false);
-  return value.is_discarded() ? Json(text) : value;
+  OrderedJson value = OrderedJson::parse(text, nullptr, false);
+  return value.is_discarded() ? OrderedJson(text) : value;
 }
 
 }  // namespace
 
 ToolSet::ToolSet(std::string const& tools) {
-  Json const list = Json::parse(tools, nullptr, false);
+  OrderedJson const list = OrderedJson::parse(tools, nullptr, false);
   if (!list.is_array()) return;
   for (auto const& tool : list) {
     if (!tool.is_object() || !tool.contains("function")) continue;
-    Json const& function = tool["function"];
+    OrderedJson const& function = tool["function"];
     if (!function.is_object() || !function.contains("name") || !function["name"].is_string()) continue;
     Types& types = functions_[function["name"].get<std::string>()];
-    Json const parameters = function.value("parameters", Json());
+    OrderedJson const parameters = function.value("parameters", OrderedJson());
     if (!parameters.is_object() || !parameters.contains("properties") || !parameters["properties"].is_object())
       continue;
     for (auto const& [name, schema] : parameters["properties"].items()) types[name] = type_of(schema);
@@ -80,7 +80,7 @@ ToolSet::ToolSet(std::string const& tools) {
 std::string ToolSet::typed_arguments(
     std::string_view function, std::vector<std::pair<std::string_view, std::string_view>> const& arguments) const {
   auto const known = functions_.find(std::string(function));
-  Json object = Json::object();
+  OrderedJson object = OrderedJson::object();
   for (auto const& [name, text] : arguments) {
     std::string type;
     if (known != functions_.end())
@@ -91,11 +91,11 @@ std::string ToolSet::typed_arguments(
 }
 
 std::optional<ToolCall> call_of_json(std::string_view object) {
-  return call_of(Json::parse(object, nullptr, false));
+  return call_of(OrderedJson::parse(object, nullptr, false));
 }
 
 std::vector<ToolCall> calls_of_json(std::string_view array) {
-  Json const list = Json::parse(array, nullptr, false);
+  OrderedJson const list = OrderedJson::parse(array, nullptr, false);
   std::vector<ToolCall> calls;
   if (!list.is_array()) return calls;
   for (auto const& one : list) {
@@ -107,7 +107,7 @@ std::vector<ToolCall> calls_of_json(std::string_view array) {
 }
 
 std::optional<std::string> object_text(std::string_view json) {
-  if (!Json::parse(json, nullptr, false).is_object()) return std::nullopt;
+  if (!OrderedJson::parse(json, nullptr, false).is_object()) return std::nullopt;
   return std::string(json);
 }
 

@@ -91,12 +91,7 @@ TEST_P(DeviceModel, BitsDoNotDependOnBatchChunkOrPlaceOfTheExperts) {
   }
 }
 
-std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
-  std::string name = info.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(Cases, DeviceModel, testing::ValuesIn(test::kReferenceModels), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Cases, DeviceModel, testing::ValuesIn(test::kReferenceModels), test::name_of_model);
 
 }  // namespace
 }  // namespace expertmesh

@@ -33,17 +33,12 @@ TEST_P(StepGraphsOfModel, GiveTheSameBits) {
   EXPECT_GT(2 * with.launches, with.decode_steps);
 }
 
-std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
-  std::string name = info.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-}
 std::vector<std::string> those_without_noise() {
   std::vector<std::string> names(test::kReferenceModels.begin(), test::kReferenceModels.end());
   std::erase(names, "noisy_topk_moe");
   return names;
 }
-INSTANTIATE_TEST_SUITE_P(Cases, StepGraphsOfModel, testing::ValuesIn(those_without_noise()), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Cases, StepGraphsOfModel, testing::ValuesIn(those_without_noise()), test::name_of_model);
 
 TEST(StepGraphs, RecordTheSecondTimeAndForgetWhatWasNotUsedLongest) {
   Device& device = test::test_device();

@@ -1,5 +1,7 @@
 // The reference checkpoints, run by a rig, and what the reference implementation gave.
 #pragma once
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -25,6 +27,13 @@ inline std::array const kReferenceModels = std::to_array<std::string>(
      "llama4",         "minimax_m2",  "mistral",         "mixtral",         "mixtral-window",
      "noisy_topk_moe", "olmoe",       "phimoe",          "phimoe-longrope", "qwen2",
      "qwen2_moe",      "qwen3",       "qwen3_moe"});
+
+// As GoogleTest takes names.
+inline std::string name_of_model(testing::TestParamInfo<std::string> const& info) {
+  std::string name = info.param;
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
 
 // Spells out what a rig's steps give.
 struct Model : ModelRig {

@@ -141,12 +141,7 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   }
 }
 
-std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
-  std::string name = info.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel, testing::ValuesIn(test::kReferenceModels), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel, testing::ValuesIn(test::kReferenceModels), test::name_of_model);
 
 // ---- every knob of a family matters: with it turned, the model is another one, or none
 struct Knob {

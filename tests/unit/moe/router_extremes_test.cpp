@@ -10,25 +10,15 @@
 #include "common/moe/balance.h"
 #include "common/moe/dispatch_plan.h"
 #include "common/moe/router.h"
+#include "tests/unit/moe/routed.h"
 
 namespace expertmesh {
 namespace {
 
+using test::Routed;
+using test::routed;
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-struct Routed {
-  std::vector<std::uint32_t> experts;
-  std::vector<float> weights;
-};
-
-Routed routed(RouterSpec const& spec, std::vector<float> const& logits) {
-  std::size_t const slots = logits.size() / spec.num_experts * spec.experts_per_token;
-  Routed out{std::vector<std::uint32_t>(slots), std::vector<float>(slots)};
-  route(spec, {.logits = {logits.data(), logits.size() / spec.num_experts, spec.num_experts}}, out.experts,
-        out.weights);
-  return out;
-}
 
 RouterSpec mixtral(std::size_t experts, std::size_t k) {
   return {.num_experts = experts, .experts_per_token = k};

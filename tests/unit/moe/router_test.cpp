@@ -12,25 +12,14 @@
 
 #include "common/moe/balance.h"
 #include "tests/support/goldens_dir.h"
+#include "tests/unit/moe/routed.h"
 
 namespace expertmesh {
 namespace {
 
+using test::Routed;
+using test::routed;
 using Json = nlohmann::json;
-
-struct Routed {
-  std::vector<std::uint32_t> experts;
-  std::vector<float> weights;
-};
-
-Routed routed(RouterSpec const& spec, std::vector<float> const& logits,
-              std::optional<RouterNoiseInput> const& noise = std::nullopt) {
-  std::size_t const tokens = logits.size() / spec.num_experts;
-  Routed out{std::vector<std::uint32_t>(tokens * spec.experts_per_token),
-             std::vector<float>(tokens * spec.experts_per_token)};
-  route(spec, {.logits = {logits.data(), tokens, spec.num_experts}, .noise = noise}, out.experts, out.weights);
-  return out;
-}
 
 // The reference model's decisions, with and without noise (Shazeer et al. 2017, eq. 3-7).
 TEST(Router, NoisyTopKLikeTheReference) {

@@ -10,13 +10,13 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kHidden = 24;
+constexpr std::size_t kRowElements = 24;
 
 // A worker with some experts of layers 2, 5 and 7.
 struct StepLayoutTest : ::testing::Test {
-  std::vector<HeldLayer> held{{.layer = 2, .hidden = kHidden, .num_experts = 3},
-                              {.layer = 5, .hidden = 2 * kHidden, .num_experts = 0},
-                              {.layer = 7, .hidden = kHidden, .num_experts = 5}};
+  std::vector<HeldLayer> held{{.layer = 2, .hidden = kRowElements, .num_experts = 3},
+                              {.layer = 5, .hidden = 2 * kRowElements, .num_experts = 0},
+                              {.layer = 7, .hidden = kRowElements, .num_experts = 5}};
   RequestExpectation expected{.worker_incarnation = Incarnation(4),
                               .epoch = PlacementEpoch(9),
                               .wire = DType::bf16,
@@ -32,7 +32,7 @@ struct StepLayoutTest : ::testing::Test {
                 .layer = 2,
                 .attempt = 33,
                 .flags = kFlagRowsApart};
-  std::vector<StepLayer> layers{{2, kHidden}, {5, 2 * kHidden}, {7, kHidden}};
+  std::vector<StepLayer> layers{{2, kRowElements}, {5, 2 * kRowElements}, {7, kRowElements}};
 
   std::span<std::byte> written() {
     id.layer = layers.front().layer;
@@ -71,8 +71,8 @@ TEST_F(StepLayoutTest, RoundTrip) {
   EXPECT_EQ(request.header.experts_per_token, 5U);
   ASSERT_EQ(request.layers.size(), 3U);
   EXPECT_EQ(request.layers[1].layer, 5U);
-  EXPECT_EQ(request.layers[1].hidden, 2 * kHidden);
-  EXPECT_EQ(fault_with({{2, kHidden}, {7, kHidden}}), WireFault::none) << "not all of them";
+  EXPECT_EQ(request.layers[1].hidden, 2 * kRowElements);
+  EXPECT_EQ(fault_with({{2, kRowElements}, {7, kRowElements}}), WireFault::none) << "not all of them";
 }
 
 TEST_F(StepLayoutTest, EveryHeaderFieldIsChecked) {
@@ -103,10 +103,10 @@ TEST_F(StepLayoutTest, EveryHeaderFieldIsChecked) {
 }
 
 TEST_F(StepLayoutTest, LayersAreChecked) {
-  EXPECT_EQ(fault_with({{2, kHidden}, {3, kHidden}, {7, kHidden}}), WireFault::unknown_layer);
-  EXPECT_EQ(fault_with({{2, kHidden}, {5, kHidden}, {7, kHidden}}), WireFault::bad_hidden);
-  EXPECT_EQ(fault_with({{7, kHidden}, {2, kHidden}}), WireFault::bad_order);
-  EXPECT_EQ(fault_with({{2, kHidden}, {2, kHidden}}), WireFault::bad_order);
+  EXPECT_EQ(fault_with({{2, kRowElements}, {3, kRowElements}, {7, kRowElements}}), WireFault::unknown_layer);
+  EXPECT_EQ(fault_with({{2, kRowElements}, {5, kRowElements}, {7, kRowElements}}), WireFault::bad_hidden);
+  EXPECT_EQ(fault_with({{7, kRowElements}, {2, kRowElements}}), WireFault::bad_order);
+  EXPECT_EQ(fault_with({{2, kRowElements}, {2, kRowElements}}), WireFault::bad_order);
 }
 
 TEST_F(StepLayoutTest, EveryTruncationAndExtensionIsRefused) {

@@ -81,12 +81,12 @@ AnswerParserOptions calls(std::string const& format) {
   return {.formats = {.tool_calls = format, .reasoning = "none"}, .tools = kTools};
 }
 
-struct Case {
+struct Answer {
   std::string text;
   std::string expected;
 };
 
-void expect_all(AnswerParserOptions const& options, std::vector<Case> const& cases) {
+void expect_all(AnswerParserOptions const& options, std::vector<Answer> const& cases) {
   for (auto const& [text, expected] : cases) {
     EXPECT_EQ(outcome(options, text), expected) << text;
     for (std::size_t size = 0; size < text.size(); ++size)
@@ -198,7 +198,7 @@ TEST(AnswerParser, BareJson) {
 }
 
 TEST(AnswerParser, Pythonic) {
-  std::vector<Case> const cases{
+  std::vector<Answer> const cases{
       {R"([get_weather(city='K"ö\'ln\n', days=-2, hourly=True, filter={'a': [1, 2.5, None], "b": (1,)}), now()])",
        R"(get_weather({"city": "K\"ö'ln\n", "days": -2, "hourly": true, "filter": {"a": [1, 2.5, null], "b": [1]}})now({}))"},
       {"<|python_start|>[now()]<|python_end|>", "now({})"},
@@ -263,7 +263,7 @@ TEST(AnswerParser, Harmony) {
 TEST(AnswerParser, Thinking) {
   auto options = calls("hermes");
   options.formats.reasoning = "deepseek_r1";
-  std::vector<Case> const both{
+  std::vector<Answer> const both{
       {"<think>a</think>b", "R{a}C{b}"},
       {"\n<think>\na < b\n</think>\n\n" + kHermes, "R{\na < b\n}get_weather({\"city\":\"Köln\",\"days\":2})"},
       {"<think>" + kHermes + "</think>x", "R{" + kHermes + "}C{x}"},

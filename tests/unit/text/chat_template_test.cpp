@@ -18,7 +18,7 @@ namespace expertmesh {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;  // templates see keys in the order they were given
+using OrderedJson = nlohmann::ordered_json;  // templates see keys in the order they were given
 
 std::string read(fs::path const& path) {
   std::ostringstream text;
@@ -47,18 +47,18 @@ ChatTemplates with_source(std::string const& source, std::chrono::milliseconds d
   return {{.templates = {{"default", source}}, .variables = {}}, options(deadline)};
 }
 
-Json const kRow = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+OrderedJson const kRow = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
 
 TEST(ChatTemplates, EveryGoldenCase) {
   fs::path const dir = test::goldens_dir() / "text/templates";
-  Json const golden = Json::parse(read(dir / "golden.json"));
-  std::map<std::string, std::vector<Json>> cases;  // by template
+  OrderedJson const golden = OrderedJson::parse(read(dir / "golden.json"));
+  std::map<std::string, std::vector<OrderedJson>> cases;  // by template
   for (auto const& c : golden["cases"]) cases[c["template"].get<std::string>()].push_back(c);
   std::size_t rendered = 0;
   for (auto const& [name, of_template] : cases) {
     ChatTemplates templates = {read_chat_template_file(dir / (name + ".jinja")), options(std::chrono::seconds(20))};
     for (auto const& c : of_template) {
-      Json row = golden["variables"];
+      OrderedJson row = golden["variables"];
       for (char const* field : {"messages", "tools", "documents", "add_generation_prompt"}) row[field] = c[field];
       row["now"] = golden["now"];
       row.update(c["kwargs"]);
@@ -131,7 +131,7 @@ TEST(ChatTemplates, NoTemplateGetsOutOrHoldsUp) {
     EXPECT_EQ(result.error().status, 400) << what;
     EXPECT_NE(result.error().message.find(in_error), std::string::npos) << what << ": " << result.error().message;
     if (!templates.compile_error().empty()) continue;
-    Json probe = kRow;
+    OrderedJson probe = kRow;
     probe["probe"] = true;
     auto next = templates.render(probe.dump());
     for (int i = 0; i < 20 && in_error == kTooLong && !next.ok(); ++i)  // a busy machine may be as slow as that bound
@@ -184,7 +184,7 @@ TEST(ChatTemplates, MessagesOfTheApi) {
            {"{{ messages[0]['content'] + 'x' }}", "x"},
            {"{{ messages[0].content is not none and messages[0].content }}", "False"}}) {
     ChatTemplates templates({.templates = {{"default", source}}, .variables = {}}, api);
-    Json const row = Json::parse(R"({"messages": [{"role": "assistant", "content": null, "tool_calls": [
+    OrderedJson const row = OrderedJson::parse(R"({"messages": [{"role": "assistant", "content": null, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"city\": \"K\u00f6ln\"}"}}]}]})");
     auto const result = templates.render(row.dump());
     EXPECT_EQ(result.ok() ? result.value() : result.error().message, expected) << source;
@@ -194,7 +194,7 @@ TEST(ChatTemplates, MessagesOfTheApi) {
 // A template that shows whole messages sees the reference's order of their fields.
 TEST(ChatTemplates, NamesOfTheReasoningStandInTheReferencesOrder) {
   ChatTemplates templates = with_source("{{ messages[0]|tojson }}");
-  Json const row = {{"messages", {{{"role", "assistant"}, {"reasoning", "r"}, {"content", "c"}}}}};
+  OrderedJson const row = {{"messages", {{{"role", "assistant"}, {"reasoning", "r"}, {"content", "c"}}}}};
   auto const result = templates.render(row.dump());
   ASSERT_TRUE(result.ok()) << result.error().message;
   EXPECT_EQ(result.value(),
@@ -208,18 +208,18 @@ TEST(ChatTemplates, TheFinalMessageIsContinuedWhereItsTextEnds) {
   std::string const repeats = "{% for m in messages %}[{{ m.content }}]{% endfor %}END{{ messages[0].content }}";
   std::string const parts = "{% for part in messages[1].content %}<{{ part.text }}>{% endfor %}";
   std::string const user = "<im>user\nSure</im>\n<im>assistant\n";
-  Json const two_parts = {{{"type", "text"}, {"text", "one"}}, {{"type", "text"}, {"text", "two "}}};
+  OrderedJson const two_parts = {{{"type", "text"}, {"text", "one"}}, {{"type", "text"}, {"text", "two "}}};
   for (auto const& [source, content, expected] :
-       std::vector<std::tuple<std::string, Json, std::string>>{{plain, " Sure \n", user + " Sure \n"},
-                                                               {trims, " Sure \n", user + "Sure"},
-                                                               {plain, "", user},
-                                                               {plain, "  ", user + "  "},
-                                                               {plain, "im", user + "im"},
-                                                               {plain, "</im>", user + "</im>"},
-                                                               {repeats, "Sure", "[Sure][Sure"},
-                                                               {parts, two_parts, "<one><two "}}) {
+       std::vector<std::tuple<std::string, OrderedJson, std::string>>{{plain, " Sure \n", user + " Sure \n"},
+                                                                      {trims, " Sure \n", user + "Sure"},
+                                                                      {plain, "", user},
+                                                                      {plain, "  ", user + "  "},
+                                                                      {plain, "im", user + "im"},
+                                                                      {plain, "</im>", user + "</im>"},
+                                                                      {repeats, "Sure", "[Sure][Sure"},
+                                                                      {parts, two_parts, "<one><two "}}) {
     ChatTemplates templates = with_source(source);
-    Json const row = {
+    OrderedJson const row = {
         {"messages", {{{"role", "user"}, {"content", "Sure"}}, {{"role", "assistant"}, {"content", content}}}},
         {"continue_final_message", true}};
     auto const result = templates.render(row.dump());
@@ -237,7 +237,7 @@ TEST(ChatTemplates, TheFinalMessageIsContinuedWhereItsTextEnds) {
       EXPECT_NE(result.error().message.find("continue_final_message"), std::string::npos) << result.error().message;
     }
   }
-  Json const row = {{"messages", {{{"role", "assistant"}, {"content", "a"}}}}, {"continue_final_message", true}};
+  OrderedJson const row = {{"messages", {{{"role", "assistant"}, {"content", "a"}}}}, {"continue_final_message", true}};
   EXPECT_FALSE(without_text.render(row.dump()).ok());
 }
 
@@ -271,9 +271,9 @@ TEST(ChatTemplates, EndlessTemplateIsCutAndTheNextRenders) {
       "{% for a in range(99999) if not messages %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
       "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
   ChatTemplates templates(read_chat_templates(model.path), options(std::chrono::milliseconds(700)));
-  Json const endless = {{"messages", Json::array()}};
+  OrderedJson const endless = {{"messages", OrderedJson::array()}};
   EXPECT_FALSE(templates.render(endless.dump()).ok());
-  Json const good = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+  OrderedJson const good = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
   auto result = templates.render(good.dump());
   for (int i = 0; i < 20 && !result.ok(); ++i) result = templates.render(good.dump());  // see above
   ASSERT_TRUE(result.ok()) << result.error().message;
@@ -300,7 +300,7 @@ TEST(ChatTemplates, RendersForSeveralThreadsAtOnce) {
   for (std::size_t i = 0; i < answers.size(); ++i)
     callers.emplace_back([&, i] {
       for (int round = 0; round < 10; ++round) {
-        Json const request = {{"messages", {{{"role", "user"}, {"content", std::to_string(i)}}}}};
+        OrderedJson const request = {{"messages", {{{"role", "user"}, {"content", std::to_string(i)}}}}};
         auto const result = templates.render(request.dump());
         answers[i] += result.ok() ? result.value() : result.error().message;
       }
@@ -316,7 +316,7 @@ TEST(ChatTemplates, PicksTheTemplateForToolsFromAList) {
       {"name": "tool_use", "template": "tools {{ messages[0].content }}"},
       {"name": "default", "template": "plain {{ messages[0].content }}"}]})";
   ChatTemplates templates(read_chat_templates(model.path), options(std::chrono::seconds(20)));
-  Json request = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+  OrderedJson request = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
   EXPECT_EQ(templates.render(request.dump()).value(), "plain hi");
   request["tools"] = {{{"type", "function"}}};
   EXPECT_EQ(templates.render(request.dump()).value(), "tools hi");
@@ -325,7 +325,7 @@ TEST(ChatTemplates, PicksTheTemplateForToolsFromAList) {
 TEST(ChatTemplates, KilledChildIsReplaced) {
   TemplateDir const model("{{ messages[0].content }}");
   ChatTemplates templates(read_chat_templates(model.path), options(std::chrono::seconds(20)));
-  Json const good = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+  OrderedJson const good = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
   ASSERT_EQ(templates.child_pids().size(), 1U);
   kill(templates.child_pids().front(), SIGKILL);
   (void)templates.render(good.dump());  // finds the child dead, or already its successor

@@ -34,20 +34,20 @@ class ModelDir {
   fs::path const path_ = fs::temp_directory_path() / ("em_sentencepiece_" + std::to_string(getpid()));
 };
 
-fs::path fixture(std::string const& name) {
+fs::path sentencepiece_fixture(std::string const& name) {
   return test::goldens_dir() / "text/sentencepiece" / name;
 }
 
 std::string file_of(std::string const& name) {
-  std::ifstream in(fixture(name) / "tokenizer.model", std::ios::binary);
+  std::ifstream in(sentencepiece_fixture(name) / "tokenizer.model", std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
 class SentencePiece : public testing::TestWithParam<char const*> {};
 
 TEST_P(SentencePiece, EncodesAndDecodesLikeTheReference) {
-  auto const tokenizer = Tokenizer::load(fixture(GetParam()));
-  Json const golden = Json::parse(std::ifstream(fixture(GetParam()) / "golden.json"));
+  auto const tokenizer = Tokenizer::load(sentencepiece_fixture(GetParam()));
+  Json const golden = Json::parse(std::ifstream(sentencepiece_fixture(GetParam()) / "golden.json"));
   ASSERT_GT(golden.size(), 100U);
   std::size_t decoded = 0;
   for (auto const& c : golden) {

@@ -24,8 +24,8 @@ struct LayerCost {
   PartCost dense_ffn{};                // nothing in layers with experts, as the following are in others
   PartCost router{};
   PartCost shared_expert{};
-  PartCost expert{};  // one of them
-  std::size_t expert_parameters = 0;
+  PartCost expert{};                  // one of them
+  std::size_t expert_parameters = 0;  // of one, biases included
   std::size_t num_experts = 0;        // E
   std::size_t experts_per_token = 0;  // K
 

@@ -90,7 +90,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "worker, up, bench engine|serve, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: "
+      "worker, up, plan, bench engine|serve|scale, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: "
       "bench --help, and README.md");
 
   ServeOptions serve;
@@ -213,6 +213,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
   add_quantization_flag(*i, info.quantization);
+  i->add_flag("--json", info.json, "As one JSON object, with bytes and multiply-adds of each part of a layer");
 
   TokenizeOptions tokenizing;
   auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");

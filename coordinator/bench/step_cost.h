@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "coordinator/model/layer_cost.h"
 #include "coordinator/model/model_plan.h"
 
 namespace expertmesh {
@@ -30,8 +31,10 @@ class StepCost {
   [[nodiscard]] ModelPlan const& plan() const { return plan_; }  // with all experts in one place
 
  private:
-  ModelSpec const& spec_;
+  std::size_t hidden_;
+  std::size_t vocab_;
   DType dtype_;
+  std::vector<LayerCost> layers_;  // of the decoder
   ModelPlan plan_;
 };
 

@@ -9,63 +9,11 @@
 #include "common/checkpoint/strict_json.h"
 #include "common/experts/packed_weights.h"
 #include "common/moe/placement.h"
+#include "coordinator/model/layer_cost.h"
+#include "coordinator/model/model_facts.h"
 
 namespace expertmesh {
 namespace {
-
-// Numbers of an FFN's matrices that meet a token.
-std::size_t ffn_weights(FfnTensors const& ffn, std::size_t hidden, std::size_t intermediate) {
-  return (ffn.gate ? 3 : 2) * hidden * intermediate;
-}
-
-std::size_t norm_bytes(NormSpec const& norm, std::size_t n) {
-  return (norm.bias ? 2 : 1) * n * sizeof(float);
-}
-
-std::size_t norm_bytes(std::optional<QkNormSpec> const& norm, std::size_t heads, std::size_t head_dim) {
-  if (!norm || !norm->weight) return 0;
-  return (norm->scope == QkNormScope::head ? 1 : heads) * head_dim * sizeof(float);
-}
-
-// q, k and v are fused.
-std::size_t projection_bytes(GroupedProjection const& p, std::size_t num_heads, std::size_t hidden,
-                             WeightFormat weights) {
-  std::size_t const rows = (num_heads + 2 * p.num_kv_heads) * p.head_dim;
-  return packed_bytes(weights, rows, hidden) + (p.q.bias ? rows * sizeof(float) : 0) +
-         norm_bytes(p.q_norm, num_heads, p.head_dim) + norm_bytes(p.k_norm, p.num_kv_heads, p.head_dim);
-}
-
-// q_a and kv_a are fused; kv_b lies there as one matrix for the keys and one for the values of each head.
-std::size_t projection_bytes(LatentProjection const& p, std::size_t num_heads, std::size_t hidden,
-                             WeightFormat weights) {
-  std::size_t const q_rows = num_heads * (p.nope_dim + p.rope_dim);
-  std::size_t const a_rows = p.q_rank + p.kv_rank + p.rope_dim;
-  bool const a_biased = p.kv_a.bias || (p.q_a && p.q_a->bias);
-  return packed_bytes(weights, a_rows, hidden) + (a_biased ? a_rows * sizeof(float) : 0) +
-         (p.q_a_norm ? norm_bytes(*p.q_a_norm, p.q_rank) : 0) + norm_bytes(p.kv_a_norm, p.kv_rank) +
-         packed_bytes(weights, q_rows, p.q_a ? p.q_rank : hidden) + (p.q_b.bias ? q_rows * sizeof(float) : 0) +
-         num_heads * (packed_bytes(weights, p.kv_rank, p.nope_dim) + packed_bytes(weights, p.value_dim, p.kv_rank));
-}
-
-std::size_t attention_bytes(AttentionSpec const& a, std::size_t hidden, WeightFormat weights) {
-  return std::visit([&](auto const& p) { return projection_bytes(p, a.num_heads, hidden, weights); }, a.projection) +
-         packed_bytes(weights, hidden, a.num_heads * a.value_dim()) + (a.o.bias ? hidden * sizeof(float) : 0);
-}
-
-// What the coordinator keeps of a layer, the routed experts left out.
-std::size_t coordinator_bytes_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights) {
-  std::size_t const cross =
-      layer.cross ? attention_bytes(layer.cross->attention, hidden, weights) + norm_bytes(layer.cross->norm, hidden)
-                  : 0;
-  std::size_t const attention = attention_bytes(layer.attention, hidden, weights) + cross +
-                                norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
-  if (auto const* dense = std::get_if<DenseFfnSpec>(&layer.ffn))
-    return attention + packed_ffn_bytes(weights, dense->tensors, {hidden, dense->intermediate});
-  auto const& moe = std::get<MoeFfnSpec>(layer.ffn);
-  std::size_t const router = (moe.router.noise ? 2 : 1) * packed_bytes(kFloat32Weights, moe.router.num_experts, hidden);
-  return attention + router +
-         (moe.shared ? packed_ffn_bytes(weights, moe.shared->ffn.tensors, {hidden, moe.shared->ffn.intermediate}) : 0);
-}
 
 std::string bytes_text(std::size_t bytes) {
   return bytes >= 1000000000 ? fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9)
@@ -114,21 +62,16 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
-      plan.coordinator_bytes += coordinator_bytes_of(layer, spec.hidden, weights);
-      if (stack.kind == StackKind::decoder)
-        plan.kv_bytes_per_token += layer.attention.kv_elements() * size_of(kv_dtype);
-      if (layer.cross) plan.cross_kv_bytes_per_token += layer.cross->attention.kv_elements() * size_of(kv_dtype);
-      auto const* moe = std::get_if<MoeFfnSpec>(&layer.ffn);
-      if (!moe) continue;
-      FfnTensors const& expert = moe->experts.front();
-      std::size_t const biases = (expert.gate_bias ? moe->intermediate : 0) + (expert.up_bias ? moe->intermediate : 0) +
-                                 (expert.down_bias ? spec.hidden : 0);
-      std::size_t const per_expert = ffn_weights(expert, spec.hidden, moe->intermediate) + biases;
-      plan.routed_parameters += per_expert * moe->router.num_experts;
-      routed_active += per_expert * moe->router.experts_per_token;
-      plan.expert_bytes.push_back(packed_ffn_bytes(weights, expert, {spec.hidden, moe->intermediate}));
+      LayerCost const cost = cost_of(layer, spec.hidden, weights);
+      plan.coordinator_bytes += cost.coordinator_bytes();
+      if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_elements * size_of(kv_dtype);
+      plan.cross_kv_bytes_per_token += cost.cross_kv_elements * size_of(kv_dtype);
+      if (cost.num_experts == 0) continue;
+      plan.routed_parameters += cost.expert_parameters * cost.num_experts;
+      routed_active += cost.expert_parameters * cost.experts_per_token;
+      plan.expert_bytes.push_back(cost.expert.bytes);
       for (std::size_t w = 0; w < num_workers; ++w) {
-        ExpertRange const share = contiguous_share(moe->router.num_experts, num_workers, w);
+        ExpertRange const share = contiguous_share(cost.num_experts, num_workers, w);
         plan.worker_bytes[w] += (share.end - share.begin) * plan.expert_bytes.back();
       }
     }
@@ -196,8 +139,9 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
 }
 
 void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted,
-                   Quantization quantization, Lines& lines) {
+                   Quantization quantization, Lines& lines, nlohmann::ordered_json& json) {
   DType const dtype = numerics_dtype(spec, wanted);
+  json.update(model_facts(spec, dtype, quantization, num_workers));
   ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers);
   lines.add("family", spec.family);
   describe_layers(spec, lines);
@@ -221,7 +165,7 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
 
 // spec: none if config.json was refused; the files are checked for themselves then.
 void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<ModelSpec> const& spec, Lines& lines,
-                         std::vector<std::string>& problems) {
+                         nlohmann::ordered_json& json, std::vector<std::string>& problems) {
   auto const files = checkpoint_files(model_dir);
   if (files.empty()) {
     problems.emplace_back(
@@ -241,6 +185,7 @@ void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<M
     }
   }
   lines.add("checkpoint", fmt::format("{} file{}, {}", files.size(), files.size() == 1 ? "" : "s", bytes_text(bytes)));
+  json["checkpoint"] = {{"files", files.size()}, {"bytes", bytes}};
   if (missing) return;
   auto const checkpoint = open_checkpoint(model_dir);
   if (spec) checkpoint->verify(expected_tensors(*spec));
@@ -260,15 +205,17 @@ InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t nu
     }
   };
   lines.add("model", model_dir.string());
+  nlohmann::ordered_json json{{"model", model_dir.string()}};
   std::optional<ModelSpec> spec;
   collect([&] { spec = read_model_spec(model_dir, {}); });
-  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, lines); });
+  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, lines, json); });
   std::error_code error;
   if (std::filesystem::is_directory(model_dir, error))
-    collect([&] { describe_checkpoint(model_dir, spec, lines, problems); });
+    collect([&] { describe_checkpoint(model_dir, spec, lines, json, problems); });
   for (auto const& problem : problems) lines.add("would be refused", problem);
   if (problems.empty()) lines.add("would be refused", "nothing");
-  return {.text = lines.text(), .servable = problems.empty()};
+  json["would_be_refused"] = problems;
+  return {.text = lines.text(), .json = to_text(json), .servable = problems.empty()};
 }
 
 }  // namespace expertmesh

@@ -33,6 +33,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
 // Never throws for a bad directory.
 struct InfoReport {
   std::string text;
+  std::string json;       // the same, with what each part of a layer asks (model_facts.h)
   bool servable = false;  // nothing would be refused
 };
 InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype,

@@ -15,7 +15,8 @@ from harness import DEMO_MODEL, EXPERTMESH, Server, has_failed, is_alive, wait_u
 from test_cluster import NUM_EXPERTS, free_port
 
 NUM_WORKERS = 3
-PATIENT = ("--heartbeat-timeout-ms", 5000)  # a death is what the test kills: that is noticed at once all the same
+# Threads: there are five processes that compute. Heartbeats: a death is what the test kills, which is noticed at once.
+PATIENT = ("--threads", 1, "--heartbeat-timeout-ms", 5000)
 JOBS = [{"prompt": prompt, "max_tokens": 160, "ignore_eos": True, **sampling}
         for prompt in ("Once upon a time there was", "The fox said to the crow")
         for sampling in ({"temperature": 0}, {"temperature": 0.9, "seed": 11})]
@@ -44,7 +45,7 @@ def serving(server):
 class CoordinatorsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        with Server(DEMO_MODEL, "--dtype", "float32") as server:  # alone, without workers
+        with Server(DEMO_MODEL, "--dtype", "float32", "--threads", 1) as server:  # alone, without workers
             cls.expected = [stream(server, job) for job in JOBS]
             cls.long = stream(server, LONG)
 

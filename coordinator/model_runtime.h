@@ -61,6 +61,7 @@ struct ModelRuntimeOptions {
   std::string interface;
   std::size_t remote_workers = 0;
   std::filesystem::path secret_file;
+  std::filesystem::path name_server;  // several coordinators', which the launcher puts where MPI looks; empty: its own
   std::size_t weights_per_second = std::size_t{1} << 30;
   std::filesystem::path trace_file;  // empty: no trace
   std::size_t trace_bytes = TraceOptions{}.most_bytes;

@@ -194,6 +194,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--control-port", serve.control_port, "Port that they join at; 0 takes any free one")
       ->capture_default_str();
   s->add_option("--secret-file", serve.secret_file, "File with the secret that they have to know [a new one]");
+  s->add_option(
+      "--name-server", serve.name_server,
+      "File of an Open MPI name server (expertmesh name-server FILE) for coordinators that share workers [one of "
+      "its own]");
   s->add_option("--remote-workers", serve.remote_workers, "Workers of other hosts to wait for before serving")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
@@ -274,6 +278,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   }
   if (serve.remote_workers > 0 && serve.interface.empty()) {
     std::cerr << "expertmesh: --remote-workers needs --interface, for them to join through" << std::endl;
+    return ExitNow{2};
+  }
+  if (!serve.name_server.empty() && serve.interface.empty()) {
+    std::cerr << "expertmesh: --name-server is for workers that join through --interface" << std::endl;
     return ExitNow{2};
   }
   serve.max_body_bytes = *parse_bytes(body_bytes);

@@ -83,9 +83,20 @@ em_mpi_session_base() {
 
 # ---- name server
 # Processes of other hosts find the coordinator's MPI through Open MPI's name server. It ends with this process, which
-# becomes the coordinator.
+# becomes the coordinator, unless it is one for several (serve --name-server).
 em_mpi_name_server() {
-  local uri="$OMPI_MCA_orte_tmpdir_base/name-server"
+  local uri="$OMPI_MCA_orte_tmpdir_base/name-server" waited=0
+  if [[ -n "${EXPERTMESH_NAME_SERVER:-}" ]]; then
+    export OMPI_MCA_pmix_server_uri="file:$EXPERTMESH_NAME_SERVER"
+    until [[ -s "$EXPERTMESH_NAME_SERVER" ]]; do
+      if ((++waited > 500)); then
+        echo "expertmesh: --name-server $EXPERTMESH_NAME_SERVER: no name server has written it (expertmesh name-server)" >&2
+        return 1
+      fi
+      sleep 0.02
+    done
+    return 0
+  fi
   export OMPI_MCA_pmix_server_uri="file:$uri"
   OMPI_MCA_oob_tcp_if_include="$EXPERTMESH_INTERFACE" setpriv --pdeathsig KILL \
     ompi-server --no-daemonize --report-uri "$uri" </dev/null >/dev/null 2>"$uri.log" &

@@ -3,6 +3,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -18,17 +19,9 @@
 #include "common/base/log.h"
 #include "common/protocol/control_connection.h"
 #include "common/protocol/secret_proof.h"
-#include "common/transport/mpi_runtime.h"
 
 namespace expertmesh {
 namespace {
-
-[[noreturn]] void end_process(int exit_code) {
-  spdlog::default_logger()->flush();
-  exit_without_finalize(exit_code);
-}
-
-constexpr int kExitRefused = 2;  // as it is, this worker will never be taken in
 
 // How long what was sent may stay unacknowledged: a coordinator's host that is gone says nothing any more.
 constexpr unsigned kUnansweredMs = 3000;
@@ -40,20 +33,35 @@ boost::asio::ip::tcp::socket connect(boost::asio::io_context& io, std::string co
   return socket;
 }
 
+// Whoever waits for it, now or later, gets the exception instead; not if it was kept.
+template <class T>
+void break_promise(std::promise<T>& promise, std::exception_ptr const& exception) {
+  try {
+    promise.set_exception(exception);
+  } catch (std::future_error const&) {
+  }
+}
+
 }  // namespace
 
 class ControlClient::Impl {
  public:
-  Impl(std::string const& address, std::string secret, control::Hello hello)
-      : secret_(std::move(secret)),
+  Impl(std::string const& address, std::string secret, control::Hello hello, Doorbell& bell, Handlers handlers)
+      : address_(address),
+        secret_(std::move(secret)),
         hello_(std::move(hello)),
+        handlers_(std::move(handlers)),
         connection_(std::make_shared<ControlConnection>(connect(io_, address))),
-        heartbeat_timer_(io_) {
+        heartbeat_timer_(io_),
+        gate_(bell) {
     asked_to_end_.async_wait([this](boost::system::error_code const& error, int) {
-      if (error) return;
+      if (error || ended_) return;
       // The coordinator has the experts loaded elsewhere first. Without one there is nobody to wait for.
-      if (!welcome_) closed("asked to end before it was taken in");
-      connection_->send(control::Leaving{});
+      if (welcome_)
+        connection_->send(control::Leaving{});
+      else
+        closed("asked to end before it was taken in");
+      if (handlers_.on_asked_to_end) handlers_.on_asked_to_end();
     });
     boost::asio::post(io_, [this] {
       connection_->start({.on_message = [this](control::Message message) { receive(std::move(message)); },
@@ -71,24 +79,33 @@ class ControlClient::Impl {
   control::Welcome wait_for_welcome() { return welcomed_.get_future().get(); }
   control::Connect wait_for_connect() { return connect_.get_future().get(); }
   control::Assign wait_for_assign() { return assigned_.get_future().get(); }
-  [[nodiscard]] control::Hello const& hello() const { return hello_; }
+  ExitCode wait_for_end() { return end_.get_future().get(); }
+  [[nodiscard]] bool ended() const { return ended_; }
   void send(control::Message const& message) { connection_->send(message); }
   ServingGate& gate() { return gate_; }
   void on_hold(std::function<void(control::Hold)> handler) {
     boost::asio::post(io_, [this, handler = std::move(handler)]() mutable { on_hold_ = std::move(handler); });
   }
 
-  [[noreturn]] void fail(control::FailureKind kind, std::string const& reason, int exit_code) {
-    boost::asio::post(io_, [this, exit_code] { exit_code_ = exit_code; });
+  void fail(control::FailureKind kind, std::string const& reason, ExitCode code) {
+    boost::asio::post(io_, [this, code] {
+      exit_code_ = code;
+      failing_ = true;
+    });
     connection_->send(control::Failed{.kind = kind, .reason = reason});
-    thread_.join();  // until the coordinator hangs up, which ends the process
-    end_process(exit_code);
+  }
+
+  void hang_up() {
+    boost::asio::post(io_, [this] {
+      if (!failing_) closed("hung up");
+    });
   }
 
  private:
   void receive(control::Message message) {
+    if (ended_) return;
     if (auto const* refuse = std::get_if<control::Refuse>(&message)) {
-      exit_code_ = kExitRefused;
+      exit_code_ = ExitCode::refused;
       return closed("refused by the coordinator: " + refuse->reason);
     }
     if (!welcome_) return introduce(message);
@@ -112,8 +129,9 @@ class ControlClient::Impl {
       heartbeat_interval_ = awake_interval_;
       beat();
     } else if (std::holds_alternative<control::Shutdown>(message)) {
-      exit_code_ = 0;
-      if (gate_.mode() == ServingGate::Mode::loading) end_process(0);
+      exit_code_ = ExitCode::told;
+      // It hangs up when the loop has ended its part; before there is any, at once.
+      if (gate_.mode() == ServingGate::Mode::loading) return closed("told to end");
       gate_.set(ServingGate::Mode::stopped);
     } else {
       closed("a message that is not for workers");
@@ -124,14 +142,14 @@ class ControlClient::Impl {
   void introduce(control::Message const& message) {
     if (auto const* challenge = std::get_if<control::Challenge>(&message); challenge != nullptr && nonce_.empty()) {
       nonce_ = challenge->nonce;
-      if (nonce_.empty()) closed("a challenge without a nonce");
+      if (nonce_.empty()) return closed("a challenge without a nonce");
       hello_.nonce = random_nonce();
       hello_.proof = control::hello_proof(secret_, nonce_, hello_);
       connection_->send(hello_);
     } else if (auto const* welcome = std::get_if<control::Welcome>(&message); welcome != nullptr && !nonce_.empty()) {
       if (!same_proof(welcome->proof,
                       control::welcome_proof(secret_, nonce_, hello_, welcome->worker, welcome->incarnation)))
-        closed("the coordinator does not know the secret");
+        return closed("the coordinator does not know the secret");
       welcome_ = true;
       welcomed_.set_value(*welcome);
     } else {
@@ -148,13 +166,26 @@ class ControlClient::Impl {
     });
   }
 
-  [[noreturn]] void closed(std::string const& reason) {
-    if (exit_code_ != 0) spdlog::error("control connection: {}", reason);
-    end_process(exit_code_);
+  void closed(std::string const& reason) {
+    if (ended_.exchange(true)) return;
+    if (exit_code_ != ExitCode::told) spdlog::error("control connection to {}: {}", address_, reason);
+    spdlog::default_logger()->flush();
+    handlers_.on_end(exit_code_);
+    heartbeat_timer_.cancel();
+    asked_to_end_.cancel();
+    connection_->close();
+    auto const gone = std::make_exception_ptr(CoordinatorGone(reason));
+    break_promise(welcomed_, gone);
+    break_promise(connect_, gone);
+    break_promise(assigned_, gone);
+    gate_.set(ServingGate::Mode::stopped);
+    end_.set_value(exit_code_);
   }
 
+  std::string const address_;
   std::string const secret_;
   control::Hello hello_;
+  Handlers const handlers_;
   std::string nonce_;  // the coordinator's; empty before its challenge
   bool welcome_ = false;
   boost::asio::io_context io_;
@@ -169,13 +200,17 @@ class ControlClient::Impl {
   std::promise<control::Assign> assigned_;
   bool assigned_before_ = false;
   std::function<void(control::Hold)> on_hold_;
-  int exit_code_ = 1;  // of an end that nobody asked for
+  std::promise<ExitCode> end_;
+  std::atomic<bool> ended_ = false;
+  bool failing_ = false;                 // last words are on their way
+  ExitCode exit_code_ = ExitCode::lost;  // of an end that nobody asked for
   ServingGate gate_;
   std::thread thread_;
 };
 
-ControlClient::ControlClient(std::string const& address, std::string secret, control::Hello hello)
-    : impl_(std::make_unique<Impl>(address, std::move(secret), std::move(hello))) {}
+ControlClient::ControlClient(std::string const& address, std::string secret, control::Hello hello, Doorbell& bell,
+                             Handlers handlers)
+    : impl_(std::make_unique<Impl>(address, std::move(secret), std::move(hello), bell, std::move(handlers))) {}
 ControlClient::~ControlClient() = default;
 control::Assign ControlClient::wait_for_assign() {
   return impl_->wait_for_assign();
@@ -186,17 +221,23 @@ void ControlClient::on_hold(std::function<void(control::Hold)> handler) {
 void ControlClient::send(control::Message const& message) {
   impl_->send(message);
 }
-void ControlClient::fail(control::FailureKind kind, std::string const& reason, int exit_code) {
-  impl_->fail(kind, reason, exit_code);
+void ControlClient::fail(control::FailureKind kind, std::string const& reason, ExitCode code) {
+  impl_->fail(kind, reason, code);
+}
+ExitCode ControlClient::wait_for_end() {
+  return impl_->wait_for_end();
+}
+void ControlClient::hang_up() {
+  impl_->hang_up();
+}
+bool ControlClient::ended() const {
+  return impl_->ended();
 }
 control::Welcome ControlClient::wait_for_welcome() {
   return impl_->wait_for_welcome();
 }
 control::Connect ControlClient::wait_for_connect() {
   return impl_->wait_for_connect();
-}
-control::Hello const& ControlClient::hello() const {
-  return impl_->hello();
 }
 ServingGate& ControlClient::gate() {
   return impl_->gate();

@@ -5,54 +5,40 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
-#include <filesystem>
+#include <future>
 #include <iostream>
+#include <mutex>
 #include <string>
 #include <thread>
 
-#include "common/base/check.h"
 #include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
 #include "common/base/network_interface.h"
 #include "common/checkpoint/fingerprint.h"
-#include "common/checkpoint/weight_source.h"
-#include "common/experts/expert_service.h"
-#include "common/experts/expert_store.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/protocol/cluster_file.h"
 #include "common/protocol/secret_proof.h"
-#include "common/protocol/step_layout.h"
 #include "common/transport/mpi_runtime.h"
-#include "common/transport/nccl_link.h"
-#include "worker/capacity.h"
-#include "worker/control_client.h"
-#include "worker/remote_weights.h"
-#include "worker/served_placement.h"
-#include "worker/worker_link.h"
-#include "worker/worker_loop.h"
-#include "worker/worker_transport.h"
+#include "worker/coordinator_session.h"
 
 namespace expertmesh {
 namespace {
 
 constexpr int kExitModel = 2;  // the model directory is at fault
 constexpr int kExitOther = 1;
-constexpr PeerId kCoordinator{0};
-
-// Rows wait for the coordinator to have some, and it may be busy with others' experts: it is the control plane that
-// says when it is gone.
-constexpr std::chrono::hours kLinkConnectTime{24};
-constexpr std::chrono::minutes kLinkTransferTime{10};
 
 // For a worker with a GPU; null: it has none, or no library.
 std::shared_ptr<NcclApi> load_row_library(WorkerOptions const& options) {
   if (options.device == "cpu") return nullptr;
+  if (options.coordinators.size() > 1) {
+    spdlog::info("rows come by the host: NCCL is for workers of one coordinator");
+    return nullptr;
+  }
   // NCCL takes two processes on one GPU for a mistake. Where it is none, they say that they are on different hosts.
   if (std::getenv("EXPERTMESH_NCCL_ONE_GPU") != nullptr)
     setenv("NCCL_HOSTID", ("worker-" + std::to_string(getpid())).c_str(), 1);
@@ -92,152 +78,59 @@ control::Hello make_hello(WorkerOptions const& options, NcclApi const* nccl) {
           .nccl = nccl ? static_cast<std::uint32_t>(nccl->version()) : 0};
 }
 
-// Where this worker's weights come from: its own copy of the checkpoint, a folder at the coordinator's path, or the
-// coordinator.
-std::unique_ptr<WeightSource> open_weights(WorkerOptions const& options, std::string const& secret,
-                                           control::Assign const& assign, control::Hello hello) {
-  if (assign.load_format == LoadFormat::dummy) return make_dummy_weights(assign.dummy_seed);
-  if (!options.model_dir.empty()) return open_checkpoint(options.model_dir);
-  std::error_code ignored;
-  if (std::filesystem::exists(std::filesystem::path(assign.model_dir) / "config.json", ignored)) {
-    std::string const what = difference(assign.checkpoint, fingerprint_of(assign.model_dir));
-    if (!what.empty()) throw ModelError(assign.model_dir + ": another checkpoint: not the coordinator's " + what);
-    return open_checkpoint(assign.model_dir);
+// Before any other thread is there: everything of this process goes through the interfaces by which the coordinators
+// are reached, unless the environment says otherwise.
+void choose_interfaces(std::vector<std::string> const& coordinators, bool by_itself) {
+  std::string all;
+  for (std::string const& coordinator : coordinators) {
+    auto const address = local_address_towards(coordinator);
+    auto const interface = address ? interface_of_address(*address) : std::nullopt;
+    if (!interface || ("," + all + ",").find("," + *interface + ",") != std::string::npos) continue;
+    if (by_itself) spdlog::info("interface {}, {}", *interface, *address);
+    all += (all.empty() ? "" : ",") + *interface;
   }
-  if (assign.weights.empty())
-    throw ModelError(assign.model_dir +
-                     " is not on this host, no other folder was given with --model, and the "
-                     "coordinator sends no weights (serve --weights-rate 0)");
-  spdlog::info("{} is not on this host: the weights come from {}", assign.model_dir, assign.weights);
-  return fetch_weights(assign.weights, secret, hello);
-}
-
-// Before any other thread is there: everything of this process goes through the interface by which the coordinator is
-// reached, unless the environment says otherwise.
-void choose_interface(std::string const& control, bool by_itself) {
-  auto const address = local_address_towards(control);
-  auto const interface = address ? interface_of_address(*address) : std::nullopt;
-  if (!interface) return;  // the connection will say why
-  setenv("NCCL_SOCKET_IFNAME", ("=" + *interface).c_str(), 0);
+  if (all.empty()) return;  // the connection will say why
+  setenv("NCCL_SOCKET_IFNAME", ("=" + all).c_str(), 0);
   if (!by_itself) return;  // its MPI is set up by the coordinator
-  setenv("UCX_NET_DEVICES", interface->c_str(), 1);
-  setenv("OMPI_MCA_oob_tcp_if_include", interface == "lo" ? "lo" : ("lo," + *interface).c_str(), 1);
-  spdlog::info("interface {}, {}", *interface, *address);
+  setenv("UCX_NET_DEVICES", all.c_str(), 1);
+  bool const has_lo = ("," + all + ",").find(",lo,") != std::string::npos;
+  setenv("OMPI_MCA_oob_tcp_if_include", has_lo ? all.c_str() : ("lo," + all).c_str(), 1);
 }
 
-// Tells the coordinator how the load goes, a few times a second.
-class ProgressReporter {
+[[noreturn]] void end_process(ExitCode code) {
+  spdlog::default_logger()->flush();
+  exit_without_finalize(static_cast<int>(code));
+}
+
+// Made by the first thread when a session asks for it for the first time.
+class SharedMachine {
  public:
-  explicit ProgressReporter(ControlClient& control) : control_(control) {}
-  void operator()(std::size_t loaded, std::size_t total) {
-    auto const now = std::chrono::steady_clock::now();
-    if (loaded < total && now - last_ < std::chrono::milliseconds(200)) return;
-    last_ = now;
-    control_.send(control::Progress{.loaded_bytes = loaded, .total_bytes = total});
+  // A session's thread.
+  WorkerMachine& get() {
+    std::call_once(asked_once_, [this] { asked_.set_value(); });
+    auto const made = made_;  // of this thread
+    return *made.get();
+  }
+  // The first thread.
+  [[noreturn]] void run(WorkerOptions const& options, WorkerHooks const& hooks, Doorbell& bell) {
+    asked_.get_future().wait();
+    std::unique_ptr<WorkerMachine> machine;
+    try {
+      machine = std::make_unique<WorkerMachine>(options, hooks, bell);
+      promise_.set_value(machine.get());
+    } catch (...) {
+      promise_.set_exception(std::current_exception());
+    }
+    if (machine) machine->loop().run(WorkerLoop::WhenEmpty::wait);
+    for (;;) pause();  // the sessions end the process
   }
 
  private:
-  ControlClient& control_;
-  std::chrono::steady_clock::time_point last_;
+  std::once_flag asked_once_;
+  std::promise<void> asked_;
+  std::promise<WorkerMachine*> promise_;
+  std::shared_future<WorkerMachine*> const made_ = promise_.get_future().share();
 };
-
-// Null: rows come with the messages.
-std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared_ptr<NcclApi> const& nccl,
-                                      Device* device) {
-  if (assign.link_id.empty()) return nullptr;
-  auto const id = nccl_id_of(assign.link_id);
-  if (!id || !nccl || !device)
-    throw std::runtime_error(id ? "given a link that it has nothing for" : "given a link with an unreadable id");
-  std::size_t hidden = 0;
-  for (auto const& layer : assign.model.layers) hidden = std::max(hidden, layer.hidden);
-  std::size_t const row_bytes = DispatchLayout(hidden, assign.model.wire).row_bytes();
-  std::size_t const in_bytes = most_step_out_bytes(assign.limits, hidden, assign.model.wire);
-  return std::make_unique<WorkerLink>(make_nccl_link(nccl, *id, *device,
-                                                     {.end = LinkEnd::worker,
-                                                      .peer = "the coordinator",
-                                                      .connect_time = kLinkConnectTime,
-                                                      .transfer_time = kLinkTransferTime},
-                                                     std::chrono::steady_clock::now()),
-                                      *device, in_bytes, assign.limits.max_entries * row_bytes);
-}
-
-// From its place in MPI to the end of the process; throws only before the first request.
-[[noreturn]] void serve(WorkerOptions const& options, WorkerHooks const& hooks, ControlClient& control,
-                        std::string const& secret, Incarnation incarnation, MpiComm coordinator,
-                        std::shared_ptr<NcclApi> const& nccl) {
-  if (!options.cores.empty()) restrict_to_cores(options.cores);  // the heartbeats' thread is there already, and free
-  if (options.shared_cores) give_way_to_others();
-  ThreadPool pool(options.threads);
-  auto const gpu = cuda_index(options.device);
-  std::unique_ptr<Device> const device = gpu ? open_cuda_device(*gpu) : nullptr;
-  if (device) spdlog::info("device: {}", device->name());
-  control::Capacity const capacity = capacity_of(pool, device.get(), options.capacity);
-  spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity.bytes_per_second) / 1e9,
-               capacity.measured ? "measured" : "as it was told");
-  control.send(capacity);
-  control::Assign assign = control.wait_for_assign();
-  if (hooks.assigned) hooks.assigned(assign);
-  auto const isa = gpu ? best_isa() : isa_from_name(assign.isa);
-  EM_CHECK(isa.has_value() && gpu.has_value() == (assign.isa == control::kCudaKernels),
-           "assigned to run '" << assign.isa << "'");
-  auto const source = open_weights(options, secret, assign, control.hello());
-  ExpertStore store(assign.model, assign.held, *source, pool, ProgressReporter(control), nullptr, device.get());
-  Exec const exec(*isa, pool, ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests),
-                  device.get());
-  ExpertServiceOptions service{.incarnation = incarnation,
-                               .epoch = assign.epoch,
-                               .wire = assign.model.wire,
-                               .limits = assign.limits,
-                               .max_messages = assign.max_requests};
-  std::unique_ptr<WorkerLink> const link = make_link(assign, nccl, device.get());
-  service.port = link.get();
-  std::size_t const num_experts = store.num_experts();
-  std::size_t const resident_bytes = store.resident_bytes();
-  auto checksums = store.checksums(pool);
-  auto latest = std::make_shared<ServedPlacement>(std::move(store), exec, service);
-  WorkerTransport const messages =
-      make_worker_transport(assign.shm, kCoordinator, coordinator, 2 * std::size_t{assign.max_requests});
-  std::unique_ptr<Transport> const wrapped = hooks.wrap ? hooks.wrap(*messages.transport) : nullptr;
-  WorkerLoop loop(wrapped ? *wrapped : *messages.transport, kCoordinator, latest, assign.max_requests,
-                  options.shared_cores ? PollPause::sleep : PollPause::yield, link.get());
-  // One at a time: the coordinator waits for the one before.
-  control.on_hold([&](control::Hold hold) {
-    std::thread([&, hold = std::move(hold)] {
-      try {
-        give_way_to_others();
-        ThreadPool loading(1);
-        ExpertStore loaded(
-            assign.model, hold.held, *source, loading, [](std::size_t, std::size_t) {}, &latest->store, device.get());
-        std::size_t const bytes = loaded.resident_bytes();
-        auto sums = loaded.checksums(loading);
-        service.epoch = hold.epoch;
-        latest = std::make_shared<ServedPlacement>(std::move(loaded), exec, service);
-        loop.offer(latest);
-        control.send(control::Loaded{.epoch = hold.epoch,
-                                     .resident_bytes = bytes,
-                                     .held = latest->store.held(),
-                                     .checksums = std::move(sums),
-                                     .transport = messages.how});
-      } catch (std::exception const& error) {
-        control.fail(control::FailureKind::other, error.what(), kExitOther);
-      }
-    }).detach();
-  });
-  control.gate().set(ServingGate::Mode::serving);
-  control.send(control::Loaded{.epoch = assign.epoch,
-                               .resident_bytes = resident_bytes,
-                               .held = latest->store.held(),
-                               .checksums = std::move(checksums),
-                               .transport = messages.how});
-  spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, options.threads,
-               assign.isa);
-  try {
-    loop.run(control.gate());
-  } catch (WorkerLoopError const& error) {  // here, where the buffers that MPI may still write to are alive
-    control.fail(control::FailureKind::other, error.what(), kExitOther);
-  }
-  exit_without_finalize(0);
-}
 
 }  // namespace
 
@@ -246,35 +139,30 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   init_log(by_itself ? "worker" : "worker " + std::to_string(options.worker_id));
   if (hooks.started) hooks.started();
   std::string const secret = read_secret(options.secret_file);
-  choose_interface(options.control, by_itself);
+  choose_interfaces(options.coordinators, by_itself);
   auto const nccl = load_row_library(options);
-  // Before MPI: should this process die inside MPI_Init, the coordinator sees it at once.
-  ControlClient control(options.control, secret, make_hello(options, nccl.get()));
-  try {
-    if (hooks.connected) hooks.connected();
-    auto const welcome = control.wait_for_welcome();
-    MpiComm coordinator = nullptr;
-    if (by_itself) {
-      spdlog::info("taken in as worker {}, incarnation {}", welcome.worker.value(), welcome.incarnation.value());
-      auto const how = control.wait_for_connect();
-      setenv("OMPI_MCA_pmix_server_uri", how.name_server.c_str(), 1);  // the control thread reads no environment
-      init_mpi();
-      coordinator = connect_to_port(how.port, [&] { control.send(control::Called{}); });
-    } else {
-      init_mpi();
-      coordinator = parent_comm();
-    }
-    serve(options, hooks, control, secret, welcome.incarnation, coordinator, nccl);
-  } catch (ModelError const& error) {
-    if (by_itself) spdlog::error("{}", error.what());  // the coordinator's log is on another host
-    control.fail(control::FailureKind::model, error.what(), kExitModel);
-  } catch (DeviceError const& error) {  // trying again does not help
-    if (by_itself) spdlog::error("{}", error.what());
-    control.fail(control::FailureKind::other, error.what(), kExitModel);
-  } catch (std::exception const& error) {
-    if (by_itself) spdlog::error("{}", error.what());
-    control.fail(control::FailureKind::other, error.what(), kExitOther);
-  }
+  CoordinatorRoll roll(options.coordinators.size(), end_process);
+  Doorbell bell;
+  SharedMachine machine;
+  SessionContext context{.options = options,
+                         .hooks = hooks,
+                         .secret = secret,
+                         .hello = make_hello(options, nccl.get()),
+                         .nccl = nccl,
+                         .machine = [&machine]() -> WorkerMachine& { return machine.get(); },
+                         .roll = roll,
+                         .bell = bell};
+  std::vector<std::thread> sessions;  // which end the process
+  for (std::size_t i = 0; i < options.coordinators.size(); ++i)
+    sessions.emplace_back([&context, i] {
+      try {
+        run_session(context, i);
+      } catch (std::exception const& error) {
+        spdlog::error("{}", error.what());
+        end_process(ExitCode::lost);
+      }
+    });
+  machine.run(options, hooks, bell);
 }
 
 namespace {
@@ -300,8 +188,15 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   WorkerOptions options;
   std::string cluster_file;
   std::string cluster_host;
-  auto* control = app.add_option("--control", options.control, "HOST:PORT of the coordinator that starts this worker");
-  auto* join = app.add_option("--join", options.control, "HOST:PORT of the coordinator to join (serve --interface)");
+  auto* control =
+      app.add_option("--control", options.coordinators, "HOST:PORT of the coordinator that starts this worker")
+          ->expected(1);
+  auto* join =
+      app.add_option("--join", options.coordinators,
+                     "HOST:PORT of the coordinator to join (serve --interface); of several, with commas between "
+                     "them: all of them are served at once, and their experts held once")
+          ->delimiter(',')
+          ->allow_extra_args(false);
   auto* secret = app.add_option("--secret-file", options.secret_file, "file with the cluster's secret");
   app.add_option(
       "--model", options.model_dir,
@@ -341,6 +236,11 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
     std::cerr << "expertmesh-worker: --secret-file is required" << std::endl;
     return kExitModel;
   }
+  for (auto i = options.coordinators.begin(); i != options.coordinators.end(); ++i)
+    if (std::find(options.coordinators.begin(), i, *i) != i) {
+      std::cerr << "expertmesh-worker: --join: " << *i << " is there twice" << std::endl;
+      return kExitModel;
+    }
   if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();
   if (options.threads == 0) options.threads = 1;
   try {

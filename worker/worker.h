@@ -1,4 +1,11 @@
-// The life of a worker process: say hello, join MPI, load the experts it is given, serve until told to leave.
+// The life of a worker process: say hello, join MPI, load the experts it is given, serve until told to leave; all of it
+// for each of its coordinators, which know nothing of each other.
+//
+// Threads: the first runs the loop of the data plane, for all coordinators (worker_loop.h), with the pool of compute
+// threads. Each coordinator has two: one for its control connection, heartbeats above all, which waits for nothing
+// (control_client.h), and one that leads through that coordinator's life and may wait for its network, for MPI or for a
+// disk (coordinator_session.h). Experts are loaded on further threads. So nothing that one coordinator makes this
+// process wait for is ever waited for by the loop, or by what belongs to another.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,8 +20,8 @@
 namespace expertmesh {
 
 struct WorkerOptions {
-  std::string control;          // HOST:PORT of the coordinator
-  std::uint32_t worker_id = 0;  // 0: comes by itself, from wherever it is
+  std::vector<std::string> coordinators;  // HOST:PORT of each; one, unless it comes by itself
+  std::uint32_t worker_id = 0;            // 0: comes by itself, from wherever it is
   std::uint32_t incarnation = 0;
   std::string secret_file;
   std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
@@ -34,7 +41,7 @@ struct WorkerHooks {
   std::function<std::unique_ptr<Transport>(Transport&)> wrap;
 };
 
-// Ends the process, well or badly; throws only before it is connected.
+// Ends the process, well or badly; throws only before the first connection: FileError, ModelError.
 [[noreturn]] void run_worker(WorkerOptions const& options, WorkerHooks const& hooks);
 
 // The program: reads the command line and runs the worker. hooks_for may be empty.

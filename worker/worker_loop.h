@@ -1,73 +1,73 @@
-// The data plane of a worker: take requests, run them through the experts, send the answers. Keeps no request state.
+// The data plane of a worker, on one thread: take requests, run them through the experts, send the answers. Keeps no
+// request state. Coordinators have a lane each; what is there of all of them together is one batch, and whoever has
+// nothing there is not waited for. Lanes come and go while others are served.
 #pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
-#include <mutex>
-#include <span>
-#include <stdexcept>
+#include <optional>
 #include <vector>
 
-#include "common/base/aligned_buffer.h"
 #include "common/base/cores.h"
 #include "common/transport/transport.h"
-#include "worker/served_placement.h"
-#include "worker/serving_gate.h"
-#include "worker/worker_link.h"
+#include "worker/coordinator_lane.h"
 
 namespace expertmesh {
 
-// The coordinator sent something that cannot even be refused, or cannot be reached any more.
-class WorkerLoopError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
 class WorkerLoop {
  public:
-  // max_requests: that the coordinator sends before it has the first's answer; as many receives stay posted. link: by
-  // which rows come that are not in their messages, or null.
-  WorkerLoop(Transport& transport, PeerId coordinator, std::shared_ptr<ServedPlacement> first, std::size_t max_requests,
-             PollPause pause, WorkerLink* link = nullptr);
+  // bell: of the gates of all lanes. Both must outlive it.
+  WorkerLoop(Transport& transport, Doorbell& bell, PollPause pause);
+  ~WorkerLoop();
+  WorkerLoop(WorkerLoop const&) = delete;
+  WorkerLoop& operator=(WorkerLoop const&) = delete;
 
-  // Any thread: requests of this placement are served as well. With the first of them the placement before goes.
-  void offer(std::shared_ptr<ServedPlacement> next);
+  // Any thread: it is served from the next round on. All lanes' placements have the same model, and run on one Exec.
+  void add(std::shared_ptr<CoordinatorLane> lane);
 
-  // Serves until the gate says stop; sleeps while it says idle. Throws WorkerLoopError.
-  void run(ServingGate& gate);
+  // Serves; sleeps while every gate says idle. Ends a lane when its gate says stop, and when it has failed.
+  enum class WhenEmpty : std::uint8_t { wait, end };  // no lane is left
+  void run(WhenEmpty when_empty);
+
+  // ---- any thread
+  [[nodiscard]] std::size_t num_served() const { return num_served_.load(std::memory_order_relaxed); }  // lanes
+  // Lanes that have ended, and whose buffers the transport has not given back.
+  [[nodiscard]] std::size_t num_unrested() const { return num_unrested_.load(std::memory_order_relaxed); }
+  struct Counts {
+    std::size_t requests = 0;
+    std::size_t batches = 0;  // in which they were served
+    std::size_t groups = 0;   // of rows for one expert, in all batches
+  };
+  [[nodiscard]] Counts counts() const;
 
  private:
-  enum class Stage : std::uint8_t { receiving, ready, answering };
-  struct Slot {
-    Stage stage = Stage::receiving;
-    OpId op;
-    std::uint64_t posted = 0;  // counts the receives: they are matched in this order
-    std::size_t request_bytes = 0;
-    AlignedBuffer<std::byte> request;
-    AlignedBuffer<std::byte> answer;
-  };
+  using Lane = std::shared_ptr<CoordinatorLane>;
 
-  void post_receive(Slot& slot);
+  void take_in();
+  void drop_stopped();
   bool poll();  // whether anything was completed
-  void serve_ready();
-  void serve_present();  // the ready requests that are not of a coming placement
-  void serve_and_answer(std::span<Slot* const> slots);
-  void serve(std::span<ServiceCall> calls);
-  [[nodiscard]] bool is_ready(Slot const& slot) const;
-  [[nodiscard]] bool is_of(Slot const& slot, ServedPlacement const& placement) const;
-  [[nodiscard]] bool all_receiving() const;
+  void serve();
+  void end(Lane const& lane);
+  template <class Step>
+  void guarded(Lane const& lane, Step const& step);
+  void sleep_while_idle();
 
   Transport& transport_;
-  PeerId coordinator_;
-  std::shared_ptr<ServedPlacement> present_;
-  std::vector<std::shared_ptr<ServedPlacement>> coming_;  // in the order they were offered
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<ServedPlacement>> offered_;  // guarded by mutex_; not yet among coming_
-  WorkerLink* const link_;
-  std::uint64_t num_posted_ = 0;
-  PollPause pause_;  // between looks for the next request
-  std::vector<Slot> slots_;
-  std::vector<ServiceCall> calls_;
-  std::vector<Slot*> called_;
-  StaticStep* step_ = nullptr;  // of present_, while it is under way: nothing else is served until it is over
+  Doorbell& bell_;
+  PollPause const pause_;  // between looks for the next request
+  std::vector<Lane> lanes_;
+  std::vector<Lane> failed_;  // since the last look
+  std::vector<Lane> former_;  // that have ended, and are not at rest
+  std::optional<ServiceBatch> batch_;
+  std::vector<Lane> new_lanes_;  // changed between rings of bell_
+  std::atomic<bool> has_new_ = false;
+
+  std::atomic<std::size_t> num_served_ = 0;
+  std::atomic<std::size_t> num_unrested_ = 0;
+  std::atomic<std::size_t> num_requests_ = 0;
+  std::atomic<std::size_t> num_batches_ = 0;
+  std::atomic<std::size_t> num_groups_ = 0;
 };
 
 }  // namespace expertmesh

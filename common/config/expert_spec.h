@@ -31,12 +31,14 @@ struct ExpertLayerSpec {
   std::size_t intermediate = 0;  // F
   ActivationSpec activation{};
   std::vector<FfnTensors> experts;  // [E]
+  bool operator==(ExpertLayerSpec const&) const = default;
 };
 
 struct ExpertModelSpec {
   std::vector<ExpertLayerSpec> layers;     // MoE layers only, ascending
   WeightFormat weights = kFloat32Weights;  // format the experts are packed in
   DType wire = DType::f32;                 // rows on the wire: f32 or bf16; expert outputs are rounded to it
+  bool operator==(ExpertModelSpec const&) const = default;
 };
 
 // H of the widest layer.

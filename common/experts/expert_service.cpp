@@ -1,7 +1,6 @@
 #include "common/experts/expert_service.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "common/base/check.h"
 #include "common/protocol/step_layout.h"
@@ -18,11 +17,6 @@ std::size_t max_hidden(ExpertStore const& store) {
   return hidden;
 }
 
-std::uint64_t steady_ns() {
-  auto const since_its_start = std::chrono::steady_clock::now().time_since_epoch();
-  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(since_its_start).count());
-}
-
 }  // namespace
 
 ExecLimits ExpertService::exec_limits(ExpertModelSpec const& model, DispatchLimits const& limits,
@@ -37,12 +31,7 @@ ExecLimits ExpertService::exec_limits(ExpertModelSpec const& model, DispatchLimi
 }
 
 ExpertService::ExpertService(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options)
-    : store_(store),
-      exec_(exec),
-      options_(options),
-      groups_(options.limits.max_entries * options.max_messages, store.num_experts()) {
-  requests_.reserve(options.max_messages);
-  answers_.reserve(options.max_messages);
+    : store_(store), exec_(exec), options_(options) {
   if (!options.port) return;
   for (std::size_t i = 0; i < store.layers().size(); ++i) {
     std::vector<DeviceExpert> table;
@@ -69,58 +58,45 @@ void refuse(ServiceCall& call, WireError const& error, DispatchLayout const& lay
   call.answer_bytes = error.id_known ? layout.write_answer(call.answer, error.id, error.fault, 0).bytes : 0;
 }
 
-void ExpertService::serve(std::span<ServiceCall> calls) {
-  std::uint64_t const begin_ns = steady_ns();
-  EM_CHECK(calls.size() <= options_.max_messages, calls.size() << " messages, at most " << options_.max_messages);
-  requests_.clear();
-  answers_.clear();
-  groups_.clear();
+ServiceBatch ExpertService::make_batch(ServiceBatchLimits const& limits) const {
+  return {exec_, options_.wire, store_.num_in_model(), limits};
+}
+
+void ExpertService::admit(ServiceCall& call, ServiceBatch& batch) {
   RequestExpectation const expected{.worker_incarnation = options_.incarnation,
                                     .epoch = options_.epoch,
                                     .wire = options_.wire,
                                     .limits = options_.limits,
                                     .layers = store_.layers(),
                                     .rows_apart = options_.port != nullptr};
-  for (ServiceCall& call : calls) {
-    auto const parsed = parse_request(call.request, expected);
-    if (auto const* error = std::get_if<WireError>(&parsed)) {
-      refuse(call, *error, DispatchLayout(max_hidden(store_), options_.wire));
-      continue;
-    }
-    Request const& request = std::get<Request>(parsed);
-    DispatchLayout const layout(request.header.hidden, options_.wire);
-    AnswerWriter const answer =
-        layout.write_answer(call.answer, request.header.id, WireFault::none, request.header.num_entries);
-    call.error = {};
-    call.attempt = request.header.id.attempt;
-    call.answer_bytes = answer.bytes;
-    if (!request.rows) {
-      serve_apart(request);
-      continue;
-    }
-    requests_.push_back(request);
-    answers_.push_back(answer);
-    for (DispatchEntry const& entry : request.entries)
-      groups_.count(store_.index(request.layer_index, entry.local_expert));
-  }
+  auto const parsed = parse_request(call.request, expected);
+  if (auto const* error = std::get_if<WireError>(&parsed))
+    return refuse(call, *error, DispatchLayout(max_hidden(store_), options_.wire));
+  Request const& request = std::get<Request>(parsed);
+  AnswerWriter const answer =
+      DispatchLayout(request.header.hidden, options_.wire)
+          .write_answer(call.answer, request.header.id, WireFault::none, request.header.num_entries);
+  call.error = {};
+  call.attempt = request.header.id.attempt;
+  call.answer_bytes = answer.bytes;
+  if (request.rows)
+    batch.add(request, answer, store_);
+  else
+    serve_apart(request);
+}
 
-  groups_.finish_counts();
-  for (std::size_t m = 0; m < requests_.size(); ++m) {
-    Request const& request = requests_[m];
-    for (std::size_t i = 0; i < request.entries.size(); ++i) {
-      DispatchEntry const& entry = request.entries[i];
-      groups_.place(store_.index(request.layer_index, entry.local_expert), request.row(entry.row), answers_[m].row(i));
-    }
-  }
-  for (std::size_t g = 0; g < groups_.hit().size(); ++g) groups_.set_weights(g, &store_.expert(groups_.hit()[g]));
-  groups_.run(exec_, options_.wire, 0, groups_.hit().size());
-  std::uint64_t const end_ns = steady_ns();
-  for (ServiceCall& call : calls) {
-    if (call.answer_bytes == 0) continue;
-    std::span<std::byte> const answer = call.answer.first(call.answer_bytes);
-    set_times(answer, begin_ns, end_ns);
-    seal(answer);
-  }
+void ExpertService::finish(ServiceCall const& call, ServiceBatch const& batch) {
+  if (call.answer_bytes == 0) return;
+  std::span<std::byte> const answer = call.answer.first(call.answer_bytes);
+  set_times(answer, batch.begin_ns(), batch.end_ns());
+  seal(answer);
+}
+
+void ExpertService::serve(std::span<ServiceCall> calls, ServiceBatch& batch) {
+  batch.clear();
+  for (ServiceCall& call : calls) admit(call, batch);
+  batch.run();
+  for (ServiceCall const& call : calls) finish(call, batch);
 }
 
 void ExpertService::serve_apart(Request const& request) {

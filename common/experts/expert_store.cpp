@@ -14,6 +14,7 @@ namespace {
 
 // One expert to load.
 struct Job {
+  std::size_t layer_index;
   ExpertLayerSpec const* layer;
   std::uint32_t expert;  // global id
 };
@@ -25,7 +26,7 @@ std::vector<Job> jobs_for(ExpertModelSpec const& model, HeldExperts const& held)
   for (std::size_t i = 0; i < held.size(); ++i)
     for (std::uint32_t const expert : held[i]) {
       EM_CHECK(expert < model.layers[i].experts.size(), "expert " << expert << " of layer " << model.layers[i].layer);
-      jobs.push_back({&model.layers[i], expert});
+      jobs.push_back({i, &model.layers[i], expert});
     }
   return jobs;
 }
@@ -82,49 +83,70 @@ std::uint64_t checksum_of(FfnWeights const& expert) {
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
-                         ThreadPool& pool, OnBytes const& on_bytes, ExpertStore const* before, DeviceMemory* device)
+                         ThreadPool& pool, OnBytes const& on_bytes, SharedExperts* shared, DeviceMemory* device)
     : held_(held) {
+  SharedExperts own;
+  SharedExperts& experts = shared ? *shared : own;
   std::vector<Job> const jobs = jobs_for(model, held);
   std::size_t first = 0;
+  first_in_model_.push_back(0);
   for (std::size_t i = 0; i < held.size(); ++i) {
     layers_.push_back(
         {.layer = model.layers[i].layer, .hidden = model.layers[i].hidden, .num_experts = held[i].size()});
     first_expert_.push_back(first);
     first += held[i].size();
+    first_in_model_.push_back(first_in_model_.back() + model.layers[i].experts.size());
   }
   experts_.resize(jobs.size());
-  std::vector<std::size_t> to_load;
-  for (std::size_t i = 0, job = 0; i < held.size(); ++i)
-    for (std::size_t local = 0; local < held[i].size(); ++local, ++job) {
-      if (before != nullptr) experts_[job] = before->find(i, held[i][local]);
-      if (experts_[job])
-        resident_bytes_ += packed_expert_bytes(model.layers[i], model.weights);
-      else
-        to_load.push_back(job);
-    }
 
   std::size_t const total_bytes = packed_expert_bytes(model, held);
   std::mutex mutex;
   std::exception_ptr failure;
-  pool.parallel_for(to_load.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t i = begin; i < end; ++i) {
-      try {
-        Job const& job = jobs[to_load[i]];
-        auto loaded =
-            std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source, device));
-        std::lock_guard lock(mutex);
-        if (failure) return;
-        resident_bytes_ += loaded->size_bytes();
-        experts_[to_load[i]] = std::move(loaded);
-        on_bytes(resident_bytes_, total_bytes);
-      } catch (...) {
-        std::lock_guard lock(mutex);
-        if (!failure) failure = std::current_exception();
-        return;
-      }
+  auto const hold = [&](std::size_t job, SharedExperts::Expert expert) {
+    std::lock_guard const lock(mutex);
+    if (failure) return;
+    resident_bytes_ += expert->size_bytes();
+    experts_[job] = std::move(expert);
+    on_bytes(resident_bytes_, total_bytes);
+  };
+  // Those that others are loading, unless it is the last look: then they are loaded here, too.
+  std::vector<std::size_t> claimed_by_others;
+  auto const look = [&](std::size_t place, bool last) {
+    Job const& job = jobs[place];
+    auto [expert, claimed] = experts.find_or_claim(job.layer_index, job.expert);
+    if (expert) return hold(place, std::move(expert));
+    if (!claimed && !last) {
+      std::lock_guard const lock(mutex);
+      claimed_by_others.push_back(place);
+      return;
     }
-  });
-  if (failure) std::rethrow_exception(failure);
+    try {
+      auto loaded =
+          std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source, device));
+      hold(place, experts.enter(job.layer_index, job.expert, std::move(loaded)));
+    } catch (...) {
+      if (claimed) experts.give_up(job.layer_index, job.expert);
+      throw;
+    }
+  };
+  auto const look_for = [&](std::vector<std::size_t> const& places, bool last) {
+    pool.parallel_for(places.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) {
+        try {
+          look(places[i], last);
+        } catch (...) {
+          std::lock_guard const lock(mutex);
+          if (!failure) failure = std::current_exception();
+          return;
+        }
+      }
+    });
+    if (failure) std::rethrow_exception(failure);
+  };
+  std::vector<std::size_t> all(jobs.size());
+  std::iota(all.begin(), all.end(), std::size_t{0});
+  look_for(all, false);
+  look_for(std::vector<std::size_t>(claimed_by_others), true);
 }
 
 std::vector<std::vector<std::uint64_t>> ExpertStore::checksums(ThreadPool& pool) const {
@@ -138,13 +160,6 @@ std::vector<std::vector<std::uint64_t>> ExpertStore::checksums(ThreadPool& pool)
     next += static_cast<std::ptrdiff_t>(layer.size());
   }
   return of_layers;
-}
-
-std::shared_ptr<FfnWeights const> ExpertStore::find(std::size_t layer_index, std::uint32_t expert) const {
-  auto const& ids = held_[layer_index];
-  auto const place = std::ranges::lower_bound(ids, expert);
-  if (place == ids.end() || *place != expert) return nullptr;
-  return experts_[index(layer_index, static_cast<std::size_t>(place - ids.begin()))];
 }
 
 }  // namespace expertmesh

@@ -9,6 +9,7 @@
 #include "common/base/thread_pool.h"
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
+#include "common/experts/shared_experts.h"
 #include "common/kernels/grouped_ffn.h"
 #include "common/protocol/dispatch_layout.h"
 
@@ -37,10 +38,10 @@ class ExpertStore {
   // (loaded, total) packed bytes; from loading threads, one call at a time.
   using OnBytes = std::function<void(std::size_t loaded, std::size_t total)>;
 
-  // Reads the held experts' tensors and no others, on all threads of the pool. What `before` holds of them is shared
-  // with it, not read again. Throws what the source throws: ModelError, FileError.
+  // Reads the held experts' tensors and no others, on all threads of the pool. What other stores with the same `shared`
+  // hold of them is held together, not read again. Throws what the source or on_bytes throws: ModelError, FileError.
   ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
-              OnBytes const& on_bytes, ExpertStore const* before = nullptr, DeviceMemory* device = nullptr);
+              OnBytes const& on_bytes, SharedExperts* shared = nullptr, DeviceMemory* device = nullptr);
 
   [[nodiscard]] std::vector<HeldLayer> const& layers() const { return layers_; }  // in the model's order
   [[nodiscard]] FfnWeights const& expert(std::size_t layer_index, std::size_t local_expert) const {
@@ -51,6 +52,11 @@ class ExpertStore {
     return first_expert_[layer_index] + local_expert;
   }
   [[nodiscard]] FfnWeights const& expert(std::size_t index) const { return *experts_[index]; }
+  // Numbers the model's experts through, whoever holds them: 0…num_in_model() - 1.
+  [[nodiscard]] std::size_t index_in_model(std::size_t layer_index, std::size_t local_expert) const {
+    return first_in_model_[layer_index] + held_[layer_index][local_expert];
+  }
+  [[nodiscard]] std::size_t num_in_model() const { return first_in_model_.back(); }
   // [layers][held] of the packed bytes, by checksum_of(): all of them are read, and brought here from a device.
   [[nodiscard]] std::vector<std::vector<std::uint64_t>> checksums(ThreadPool& pool) const;
   [[nodiscard]] HeldExperts const& held() const { return held_; }
@@ -58,10 +64,9 @@ class ExpertStore {
   [[nodiscard]] std::size_t resident_bytes() const { return resident_bytes_; }
 
  private:
-  [[nodiscard]] std::shared_ptr<FfnWeights const> find(std::size_t layer_index, std::uint32_t expert) const;
-
   std::vector<HeldLayer> layers_;
-  std::vector<std::size_t> first_expert_;  // [layers]
+  std::vector<std::size_t> first_expert_;    // [layers]
+  std::vector<std::size_t> first_in_model_;  // [layers + 1]
   HeldExperts held_;
   std::vector<std::shared_ptr<FfnWeights const>> experts_;
   std::size_t resident_bytes_ = 0;

@@ -11,14 +11,32 @@
 
 namespace expertmesh {
 
-boost::asio::ip::tcp::socket connect_to(boost::asio::io_context& io, std::string const& address) {
+namespace {
+
+using boost::asio::ip::tcp;
+
+template <class... Protocol>
+tcp::resolver::results_type resolve(boost::asio::io_context& io, std::string const& address, Protocol... protocol) {
   std::size_t const colon = address.rfind(':');
   if (colon == std::string::npos) throw NetworkError("connect", 0, "not HOST:PORT", address);
   boost::system::error_code error;
-  boost::asio::ip::tcp::resolver resolver(io);
-  auto const endpoints = resolver.resolve(address.substr(0, colon), address.substr(colon + 1), error);
+  auto endpoints = tcp::resolver(io).resolve(protocol..., address.substr(0, colon), address.substr(colon + 1), error);
   if (error) throw NetworkError("resolve", error.value(), error.message(), address);
-  boost::asio::ip::tcp::socket socket(io);
+  return endpoints;
+}
+
+}  // namespace
+
+std::string resolve_address(std::string const& address) {
+  boost::asio::io_context io;
+  tcp::endpoint const first = *resolve(io, address, tcp::v4()).begin();
+  return first.address().to_string() + ":" + std::to_string(first.port());
+}
+
+tcp::socket connect_to(boost::asio::io_context& io, std::string const& address) {
+  auto const endpoints = resolve(io, address);
+  tcp::socket socket(io);
+  boost::system::error_code error;
   boost::asio::connect(socket, endpoints, error);
   if (error) throw NetworkError("connect", error.value(), error.message(), address);
   return socket;

@@ -13,6 +13,9 @@
 
 namespace expertmesh {
 
+// "HOST:PORT" with the host's first IPv4 address in place of its name. Throws NetworkError.
+std::string resolve_address(std::string const& address);
+
 // "HOST:PORT". Throws NetworkError.
 boost::asio::ip::tcp::socket connect_to(boost::asio::io_context& io, std::string const& address);
 

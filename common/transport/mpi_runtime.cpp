@@ -23,6 +23,8 @@ namespace expertmesh {
 namespace {
 
 constexpr auto kLookInterval = std::chrono::milliseconds(20);  // between questions to the caller
+// The process that has told the port waits less long, and says so.
+constexpr auto kConnectTime = std::chrono::seconds(30);
 
 // A call that may never return, and its result: shared by the caller and the disposable thread, whichever ends last.
 struct SlowCall {
@@ -158,16 +160,17 @@ MpiComm accept_worker(std::function<void(std::string const& port)> const& on_por
   }
 }
 
-MpiComm connect_to_port(std::string const& port, std::function<void()> const& on_called) {
-  AfterPmixConnect const order([&] {
-    call_other_daemon();
-    on_called();
-    return true;
-  });
-  MPI_Comm made = MPI_COMM_NULL;
-  mpi_check(MPI_Comm_connect(port.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, &made), "MPI_Comm_connect", port);
-  mpi_check(MPI_Comm_set_errhandler(made, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler", port);
-  return made;
+MpiComm connect_to_port(std::string const& port, std::function<void()> on_called,
+                        std::function<bool()> const& give_up) {
+  auto const connect = [port, on_called = std::move(on_called)](MPI_Comm* made) {
+    AfterPmixConnect const order([&] {
+      call_other_daemon();
+      on_called();
+      return true;
+    });
+    return MPI_Comm_connect(port.c_str(), MPI_INFO_NULL, 0, MPI_COMM_SELF, made);
+  };
+  return run_with_deadline(connect, kConnectTime, give_up, "MPI_Comm_connect", "inside MPI_Comm_connect", port);
 }
 
 MpiComm parent_comm() {

@@ -34,8 +34,10 @@ MpiComm spawn_worker(std::filesystem::path const& program, std::vector<std::stri
 MpiComm accept_worker(std::function<void(std::string const& port)> const& on_port,
                       std::function<bool()> const& has_called, std::chrono::milliseconds deadline,
                       std::function<bool()> const& give_up);
-// The other end of it: may block for ever. Throws MpiError.
-MpiComm connect_to_port(std::string const& port, std::function<void()> const& on_called);
+// The other end of it. on_called: may be called after this has returned, if it was given up. Returns when it is there;
+// throws MpiError, of code ETIMEDOUT if it takes too long or when give_up, which is asked now and then, says so: Open
+// MPI 4.1 makes no other connection in this process from then on.
+MpiComm connect_to_port(std::string const& port, std::function<void()> on_called, std::function<bool()> const& give_up);
 
 // In a spawned process: the intercommunicator to the process that spawned it. Throws MpiError if nobody did.
 MpiComm parent_comm();

@@ -9,7 +9,8 @@ namespace expertmesh {
 LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                        Exec const& engine_exec, DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes)
     : store(model, held, source, engine_exec.pool(), on_bytes, nullptr, engine_exec.device()),
-      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1), engine_exec.device()) {}
+      exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1), engine_exec.device()),
+      batch(exec, model.wire, store.num_in_model(), {.max_requests = 1, .max_entries = limits.max_entries}) {}
 
 LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
                        RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
@@ -35,11 +36,8 @@ void LocalGroup::begin_life(WorkerId worker, Incarnation incarnation) {
   lives_.push_back(std::make_unique<Life>(
       Life{.peer = {.worker = worker, .incarnation = incarnation, .peer = peer, .epoch = kEpoch, .held = held_[index]},
            .service = {parts_[index]->store, parts_[index]->exec,
-                       ExpertServiceOptions{.incarnation = incarnation,
-                                            .epoch = kEpoch,
-                                            .wire = wire_,
-                                            .limits = message_limits_,
-                                            .max_messages = 1}},
+                       ExpertServiceOptions{
+                           .incarnation = incarnation, .epoch = kEpoch, .wire = wire_, .limits = message_limits_}},
            .death_reason = {}}));
   ++version_;
 }
@@ -81,7 +79,8 @@ std::size_t LocalGroup::serve(PeerId peer, std::span<std::byte const> request, s
   ServiceCall call;
   call.request = request;
   call.answer = reply;
-  lives_[peer.value()]->service.serve({&call, 1});
+  Life& life = *lives_[peer.value()];
+  life.service.serve({&call, 1}, parts_[life.peer.worker.value() - 1]->batch);
   EM_CHECK(call.error.fault == WireFault::none, describe(call.error));  // both ends are this process
   return call.answer_bytes;
 }

@@ -43,6 +43,7 @@ class LocalGroup final : public WorkerGroup {
          DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes);
     ExpertStore store;
     Exec exec;
+    ServiceBatch batch;
   };
   // One life of it.
   struct Life {

@@ -59,7 +59,7 @@ class ExpertServiceTest : public ::testing::TestWithParam<DType> {
       call.answer = m->answer.span();
       calls.push_back(call);
     }
-    service.serve(calls);
+    service.serve(calls, batch);
     return calls;
   }
 
@@ -91,13 +91,10 @@ class ExpertServiceTest : public ::testing::TestWithParam<DType> {
   ExpertStore store{model, all_experts(model), source, pool, [](std::size_t, std::size_t) {}};
   // Room for 7 rows only: calls are run in parts that cut through groups.
   Exec exec{Isa::scalar, pool, {.max_rows = 7, .max_columns = 24}};
-  ExpertService service{store,
-                        exec,
-                        {.incarnation = Incarnation(2),
-                         .epoch = PlacementEpoch(3),
-                         .wire = GetParam(),
-                         .limits = limits,
-                         .max_messages = kMaxMessages}};
+  ExpertService service{
+      store, exec, {.incarnation = Incarnation(2), .epoch = PlacementEpoch(3), .wire = GetParam(), .limits = limits}};
+  ServiceBatch batch =
+      service.make_batch({.max_requests = kMaxMessages, .max_entries = kMaxMessages * limits.max_entries});
 };
 
 TEST_P(ExpertServiceTest, AnyRoutingGivesEachRowItsExpert) {
@@ -128,6 +125,44 @@ TEST_P(ExpertServiceTest, MessagesThatAreThereTogetherAreServedTogether) {
   expect_right(b, calls[1]);
   expect_right(c, calls[2]);
   EXPECT_EQ(calls[2].attempt, 3U);
+  EXPECT_EQ(batch.num_requests(), 3U);
+  EXPECT_EQ(batch.num_groups(), 5U) << "of layer 0 experts 0, 1 and 5, of layer 1 experts 0 and 1";
+}
+
+// Two placements of different coordinators: the same expert has another number in each.
+TEST_P(ExpertServiceTest, MessagesOfSeveralPlacementsMeetInTheExpertsThatTheyShare) {
+  SharedExperts shared;
+  ExpertStore const all(
+      model, all_experts(model), source, pool, [](std::size_t, std::size_t) {}, &shared);
+  ExpertStore const few(
+      model, {{1, 4}, {4}}, source, pool, [](std::size_t, std::size_t) {}, &shared);
+  auto const of = [&](ExpertStore const& held, std::uint32_t epoch) {
+    return ExpertService(
+        held, exec,
+        {.incarnation = Incarnation(2), .epoch = PlacementEpoch(epoch), .wire = GetParam(), .limits = limits});
+  };
+  ExpertService first = of(all, 3);
+  ExpertService second = of(few, 3);
+  Message a = make(0, 3, {{0, 1}, {1, 4}, {2, 5}}, 1);  // layer 0: experts 1, 4, 5
+  Message b = make(0, 2, {{0, 0}, {1, 1}, {1, 0}}, 1);  // layer 0: experts 1, 4
+  Message c = make(1, 2, {{0, 0}, {1, 0}}, 2);          // layer 1: expert 4
+  std::vector<ServiceCall> calls;
+  for (Message* m : {&a, &b, &c}) {
+    calls.emplace_back().request = std::span<std::byte const>(m->request.span()).first(m->bytes);
+    calls.back().answer = m->answer.span();
+  }
+  batch.clear();
+  first.admit(calls[0], batch);
+  second.admit(calls[1], batch);
+  second.admit(calls[2], batch);
+  batch.run();
+  for (ServiceCall const& call : calls) ExpertService::finish(call, batch);
+  EXPECT_EQ(batch.num_groups(), 4U) << "of layer 0 experts 1, 4 and 5, of layer 1 expert 4";
+  expect_right(a, calls[0]);
+  for (DispatchEntry& entry : b.entries) entry.local_expert = entry.local_expert == 0 ? 1 : 4;
+  for (DispatchEntry& entry : c.entries) entry.local_expert = 4;
+  expect_right(b, calls[1]);
+  expect_right(c, calls[2]);
 }
 
 TEST_P(ExpertServiceTest, ABadMessageIsRefusedAndItsNeighboursAreServed) {

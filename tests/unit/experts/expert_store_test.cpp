@@ -71,25 +71,53 @@ TEST(ExpertStore, WhatTheSourceThrowsOnAnyThreadArrives) {
   }
 }
 
-TEST(ExpertStore, WhatTheOneBeforeHoldsIsNotReadAgain) {
+TEST(ExpertStore, WhatStoresShareIsReadOnceAndGoesWithTheLastOfThem) {
   ExpertModelSpec const model = tiny_model(5, DType::f32);
   MadeUpWeights source;
   ThreadPool pool(2);
-  auto before = std::make_unique<ExpertStore>(model, HeldExperts{{0, 2, 4}, {1}}, source, pool, kIgnoreBytes);
+  SharedExperts shared;
+  auto before = std::make_unique<ExpertStore>(model, HeldExperts{{0, 2, 4}, {1}}, source, pool, kIgnoreBytes, &shared);
   std::set<std::string> const read = source.loaded();
-  std::byte const* const shared = before->expert(0, 1).down.w.data();
-  ExpertStore const after(model, {{2, 3}, {}}, source, pool, kIgnoreBytes, before.get());
+  std::byte const* const together = before->expert(0, 1).down.w.data();
+  auto after = std::make_unique<ExpertStore>(model, HeldExperts{{2, 3}, {}}, source, pool, kIgnoreBytes, &shared);
   std::set<std::string> now = source.loaded();
   for (auto const& name : read) now.erase(name);
   EXPECT_EQ(now,
             (std::set<std::string>{"layers.1.experts.3.gate", "layers.1.experts.3.up", "layers.1.experts.3.down"}));
-  EXPECT_EQ(after.resident_bytes(), packed_expert_bytes(model, {{2, 3}, {}}));
-  EXPECT_EQ(after.expert(0, 0).down.w.data(), shared);
+  EXPECT_EQ(after->resident_bytes(), packed_expert_bytes(model, {{2, 3}, {}}));
+  EXPECT_EQ(after->expert(0, 0).down.w.data(), together);
+  EXPECT_EQ(after->index_in_model(0, 0), before->index_in_model(0, 1));
+  EXPECT_EQ(before->index_in_model(1, 0), 6U);
+  EXPECT_EQ(before->num_in_model(), 10U);
   before.reset();
   ExpertStore const alone(model, {{2}, {}}, source, pool, kIgnoreBytes);
-  EXPECT_EQ(std::memcmp(after.expert(0, 0).down.w.data(), alone.expert(0, 0).down.w.data(),
-                        after.expert(0, 0).down.w.size_bytes()),
+  EXPECT_EQ(std::memcmp(after->expert(0, 0).down.w.data(), alone.expert(0, 0).down.w.data(),
+                        after->expert(0, 0).down.w.size_bytes()),
             0);
+  after.reset();
+  EXPECT_FALSE(shared.find_or_claim(0, 2).expert) << "nobody holds it any more";
+}
+
+TEST(SharedExperts, WhoFindsOneClaimedDoesNotWaitForIt) {
+  ExpertModelSpec const model = tiny_model(5, DType::f32);
+  MadeUpWeights source;
+  ThreadPool pool(2);
+  SharedExperts shared;
+  ASSERT_TRUE(shared.find_or_claim(0, 2).claimed);
+  EXPECT_FALSE(shared.find_or_claim(0, 2).claimed) << "one claim at a time";
+  ExpertStore const store(model, {{1, 2}, {}}, source, pool, kIgnoreBytes, &shared);
+  auto const late = std::make_shared<FfnWeights const>(load_expert(model.layers[0], 2, model.weights, source));
+  EXPECT_EQ(shared.enter(0, 2, late).get(), &store.expert(0, 1)) << "the first copy is everybody's";
+}
+
+TEST(SharedExperts, WhatCouldNotBeLoadedMayBeTriedAgain) {
+  ExpertModelSpec const model = tiny_model(5, DType::f32);
+  MadeUpWeights source;
+  ThreadPool pool(2);
+  SharedExperts shared;
+  source.broken = "layers.1.experts.2.down";
+  EXPECT_THROW(ExpertStore(model, {{1, 2}, {}}, source, pool, kIgnoreBytes, &shared), ModelError);
+  EXPECT_TRUE(shared.find_or_claim(0, 2).claimed);
 }
 
 TEST(HeldExperts, AllAreAll) {

@@ -107,8 +107,6 @@ class ThreadWorker {
           try {
             live(model, source, held, kind, link_id, wire, limits);
           } catch (Died const&) {
-          } catch (WorkerLoopError const& error) {
-            why_ = error.what();
           }
           on_death();
         }) {}
@@ -136,18 +134,22 @@ class ThreadWorker {
           std::make_shared<MortalLink>(link_of(link_id, *device, LinkEnd::worker), mortal), *device,
           most_step_out_bytes(limits, layout.hidden(), model.wire), limits.max_entries * layout.row_bytes());
     }
-    auto const placement = std::make_shared<ServedPlacement>(std::move(store), exec,
-                                                             ExpertServiceOptions{.incarnation = Incarnation(1),
-                                                                                  .epoch = kEpoch,
-                                                                                  .wire = model.wire,
-                                                                                  .limits = limits,
-                                                                                  .max_messages = kMaxRequests,
-                                                                                  .port = link.get()});
-    WorkerLoop loop(transport, PeerId(0), placement, kMaxRequests, PollPause::yield, link.get());
-    loop.run(gate_);
+    auto const placement = std::make_shared<ServedPlacement>(
+        std::move(store), exec,
+        ExpertServiceOptions{
+            .incarnation = Incarnation(1), .epoch = kEpoch, .wire = model.wire, .limits = limits, .port = link.get()});
+    WorkerLoop loop(transport, bell_, PollPause::yield);
+    loop.add(std::make_shared<CoordinatorLane>(
+        CoordinatorLaneOptions{.peer = PeerId(0),
+                               .max_requests = kMaxRequests,
+                               .link = link.get(),
+                               .on_failure = [this](std::string const& why) { why_ = why; }},
+        gate_, placement));
+    loop.run(WorkerLoop::WhenEmpty::end);
   }
 
-  ServingGate gate_;
+  Doorbell bell_;
+  ServingGate gate_{bell_};
   std::string why_;
   std::thread thread_;
 };

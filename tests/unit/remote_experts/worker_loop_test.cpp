@@ -1,0 +1,243 @@
+// The loop of a worker that several coordinators share: what of theirs is there together is one batch, and whatever one
+// of them does, or leaves undone, the others have their answers.
+#include "worker/worker_loop.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include "common/kernels/grouped_ffn.h"
+#include "tests/support/tiny_experts.h"
+#include "tests/unit/remote_experts/thread_transport.h"
+
+namespace expertmesh {
+namespace {
+
+using test::ThreadTransport;
+using test::ThreadWire;
+
+constexpr std::size_t kExperts = 6;
+constexpr std::size_t kMaxRequests = 2;
+auto const kIgnoreBytes = [](std::size_t, std::size_t) {};
+
+// One coordinator: its end of the wire, and its lane.
+struct Coordinator {
+  Coordinator(Doorbell& bell, PeerId id) : peer(id), gate(bell) {}
+  PeerId const peer;
+  ServingGate gate;
+  ThreadWire wire;
+  std::shared_ptr<CoordinatorLane> lane;
+  std::promise<std::string> failure;
+};
+
+class WorkerLoopTest : public ::testing::Test {
+ protected:
+  ~WorkerLoopTest() override { stop(); }
+
+  void stop() {
+    for (auto const& c : coordinators) c->gate.set(ServingGate::Mode::stopped);
+    if (thread.joinable()) thread.join();
+  }
+
+  // Holds other experts than the next one; local expert e of it is expert first + e.
+  std::shared_ptr<ServedPlacement> placement(std::uint32_t first, std::uint32_t epoch) {
+    HeldExperts held(model.layers.size());
+    for (auto& layer : held)
+      for (std::uint32_t e = first; e < kExperts; ++e) layer.push_back(e);
+    return std::make_shared<ServedPlacement>(
+        ExpertStore(model, held, source, pool, kIgnoreBytes, &shared), exec,
+        ExpertServiceOptions{
+            .incarnation = Incarnation(1), .epoch = PlacementEpoch(epoch), .wire = model.wire, .limits = limits});
+  }
+
+  Coordinator& add_coordinator(std::uint32_t first_expert) {
+    auto const id = static_cast<std::uint32_t>(coordinators.size());
+    auto& c = *coordinators.emplace_back(std::make_unique<Coordinator>(bell, PeerId(id)));
+    c.lane = std::make_shared<CoordinatorLane>(
+        CoordinatorLaneOptions{.peer = c.peer,
+                               .max_requests = kMaxRequests,
+                               .on_failure = [&c](std::string const& why) { c.failure.set_value(why); }},
+        c.gate, placement(first_expert, 1));
+    c.gate.set(ServingGate::Mode::serving);
+    return c;
+  }
+
+  // All wires are there from the beginning; what lies on them when the loop begins is there together.
+  void run() {
+    std::vector<ThreadWire*> wires;
+    for (auto const& c : coordinators) wires.push_back(&c->wire);
+    transport.emplace(ThreadTransport::Side::worker, wires);
+    loop.emplace(*transport, bell, PollPause::yield);
+    for (auto const& c : coordinators) loop->add(c->lane);
+    thread = std::thread([this] { loop->run(WorkerLoop::WhenEmpty::end); });
+  }
+
+  // One row a given number of times, to local expert `expert`.
+  static void put(Coordinator& c, AlignedBuffer<std::byte> const& message, std::size_t bytes) {
+    std::lock_guard const lock(c.wire.mutex);
+    c.wire.to_worker.push_back({.tag = MessageTag(kRequestTag), .bytes = {message.data(), message.data() + bytes}});
+  }
+  void ask(Coordinator& c, std::size_t layer_index, std::uint32_t expert, std::uint32_t attempt,
+           std::uint32_t epoch = 1) {
+    AlignedBuffer<std::byte> message(layout.request_bytes(1, 1));
+    RequestWriter const request = layout.write_request(message.span(), id_of(layer_index, attempt, epoch), 1, 1);
+    request.entries[0] = {.row = 0, .local_expert = expert};
+    std::memcpy(request.row(0), row.data(), layout.row_bytes());
+    put(c, message, request.bytes);
+  }
+  [[nodiscard]] ExchangeId id_of(std::size_t layer_index, std::uint32_t attempt, std::uint32_t epoch) const {
+    return {.worker_incarnation = 1,
+            .placement_epoch = epoch,
+            .layer = model.layers[layer_index].layer,
+            .attempt = attempt};
+  }
+
+  struct Answered {
+    std::vector<float> row;
+    std::uint64_t begin_ns = 0;
+  };
+  // Waits for it, as long as it takes.
+  Answered answer(Coordinator& c, std::size_t layer_index, std::uint32_t attempt, std::uint32_t epoch = 1) {
+    for (;; std::this_thread::yield()) {
+      std::lock_guard const lock(c.wire.mutex);
+      auto const found = std::ranges::find(c.wire.to_coordinator, MessageTag(attempt), &test::ThreadMessage::tag);
+      if (found == c.wire.to_coordinator.end()) continue;
+      AlignedBuffer<std::byte> bytes(found->bytes.size());
+      std::ranges::copy(found->bytes, bytes.data());
+      c.wire.to_coordinator.erase(found);
+      auto const parsed = parse_answer(bytes.span(), layout, id_of(layer_index, attempt, epoch), 1);
+      if (auto const* error = std::get_if<WireError>(&parsed)) {
+        ADD_FAILURE() << describe(*error);
+        return {};
+      }
+      auto const& whole = std::get<Answer>(parsed);
+      Answered out{.row = std::vector<float>(layout.hidden()), .begin_ns = whole.header.begin_ns};
+      std::memcpy(out.row.data(), whole.row(0), layout.row_bytes());
+      return out;
+    }
+  }
+
+  // What the expert makes of the row, alone.
+  std::vector<float> expected(std::size_t layer_index, std::uint32_t expert) {
+    FfnWeights const weights = load_expert(model.layers[layer_index], expert, model.weights, source);
+    FfnWeights const* const group = &weights;
+    std::vector<float> out(layout.hidden());
+    std::array<std::size_t, 2> const offsets{0, 1};
+    auto const* const in = reinterpret_cast<std::byte const*>(row.data());
+    auto* const to = reinterpret_cast<std::byte*>(out.data());
+    Exec const alone(Isa::scalar, own_pool, ExpertService::exec_limits(model, limits, 1));
+    grouped_ffn(alone,
+                {.groups = {&group, 1}, .offsets = offsets, .in = {&in, 1}, .out = {&to, 1}, .wire = model.wire});
+    return out;
+  }
+
+  ExpertModelSpec model = test::tiny_model(kExperts, DType::f32);
+  test::MadeUpWeights source;
+  SharedExperts shared;
+  ThreadPool pool{1};
+  ThreadPool own_pool{1};
+  DispatchLimits limits = DispatchLimits::of(4, kExperts, kExperts);
+  DispatchLayout layout{model.layers[0].hidden, model.wire};
+  Exec exec{Isa::scalar, pool, ExpertService::exec_limits(model, limits, 2 * kMaxRequests)};
+  std::mt19937 random{3};
+  std::vector<float> row = test::random_floats(random, model.layers[0].hidden);
+  Doorbell bell;
+  std::vector<std::unique_ptr<Coordinator>> coordinators;
+  std::optional<ThreadTransport> transport;
+  std::optional<WorkerLoop> loop;
+  std::thread thread;
+};
+
+TEST_F(WorkerLoopTest, WhatIsThereTogetherIsOneBatchWhoeverSentIt) {
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(2);
+  EXPECT_EQ(&a.lane->present().store.expert(0, 4), &b.lane->present().store.expert(0, 2)) << "held once";
+  ask(a, 0, 4, 1);  // expert 4, as the next
+  ask(b, 0, 2, 1);
+  ask(b, 1, 2, 2);  // expert 4 of another layer
+  run();
+  Answered const of_a = answer(a, 0, 1);
+  Answered const first_of_b = answer(b, 0, 1);
+  Answered const second_of_b = answer(b, 1, 2);
+  EXPECT_EQ(of_a.row, expected(0, 4));
+  EXPECT_EQ(first_of_b.row, expected(0, 4));
+  EXPECT_EQ(second_of_b.row, expected(1, 4));
+  EXPECT_EQ(of_a.begin_ns, first_of_b.begin_ns);
+  stop();
+  EXPECT_EQ(loop->counts().requests, 3U);
+  EXPECT_EQ(loop->counts().batches, 1U);
+  EXPECT_EQ(loop->counts().groups, 2U) << "an expert is a group for both, but not two layers' experts";
+}
+
+TEST_F(WorkerLoopTest, NobodyWaitsForOneThatSendsNothing) {
+  add_coordinator(0);
+  Coordinator& b = add_coordinator(1);
+  run();
+  for (std::uint32_t attempt = 1; attempt <= 5; ++attempt) {
+    ask(b, 0, 0, attempt);
+    EXPECT_EQ(answer(b, 0, attempt).row, expected(0, 1));
+  }
+}
+
+TEST_F(WorkerLoopTest, OneThatSendsGarbageLosesItsLaneAndNobodyElseDoes) {
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(1);
+  AlignedBuffer<std::byte> garbage(64);
+  std::memset(garbage.data(), 7, garbage.size());
+  put(a, garbage, garbage.size());
+  ask(b, 0, 2, 1);
+  run();
+  EXPECT_NE(a.failure.get_future().get().find("unreadable request"), std::string::npos);
+  a.lane->wait_until_ended();
+  EXPECT_EQ(answer(b, 0, 1).row, expected(0, 3));
+  ask(b, 1, 2, 2);
+  EXPECT_EQ(answer(b, 1, 2).row, expected(1, 3));
+  EXPECT_EQ(loop->num_served(), 1U);
+}
+
+TEST_F(WorkerLoopTest, OneThatEndsTakesOnlyItsOwnExpertsAlong) {
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(2);
+  run();
+  a.gate.set(ServingGate::Mode::stopped);
+  a.lane->wait_until_ended();
+  EXPECT_FALSE(shared.find_or_claim(0, 1).expert) << "nobody else had it placed here";
+  EXPECT_TRUE(shared.find_or_claim(0, 2).expert);
+  ask(b, 0, 0, 1);
+  EXPECT_EQ(answer(b, 0, 1).row, expected(0, 2));
+  EXPECT_EQ(loop->num_served(), 1U);
+  EXPECT_EQ(loop->num_unrested(), 0U);
+}
+
+TEST_F(WorkerLoopTest, ItSleepsWhenAllAreIdleAndWakesForAnyOfThem) {
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(1);
+  run();
+  a.gate.set(ServingGate::Mode::idle);
+  ask(b, 0, 0, 1);
+  EXPECT_EQ(answer(b, 0, 1).row, expected(0, 1)) << "one is idle, the other is served";
+  b.gate.set(ServingGate::Mode::idle);
+  ask(a, 0, 0, 1);
+  a.gate.set(ServingGate::Mode::serving);
+  EXPECT_EQ(answer(a, 0, 1).row, expected(0, 0));
+}
+
+TEST_F(WorkerLoopTest, APlacementIsOneCoordinatorsOwn) {
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(1);
+  run();
+  a.lane->offer(placement(3, 2));
+  ask(a, 0, 5, 1);     // of the one before: expert 5
+  ask(a, 0, 0, 2, 2);  // of the next: expert 3
+  ask(b, 0, 0, 1);     // expert 1, as ever
+  EXPECT_EQ(answer(a, 0, 1).row, expected(0, 5));
+  EXPECT_EQ(answer(a, 0, 2, 2).row, expected(0, 3));
+  EXPECT_EQ(answer(b, 0, 1).row, expected(0, 1));
+  ask(b, 0, 1, 2);
+  EXPECT_EQ(answer(b, 0, 2).row, expected(0, 2));
+}
+
+}  // namespace
+}  // namespace expertmesh

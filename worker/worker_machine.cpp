@@ -1,0 +1,109 @@
+#include "worker/worker_machine.h"
+
+#include <algorithm>
+#include <exception>
+#include <thread>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/cores.h"
+#include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/experts/expert_service.h"
+#include "worker/capacity.h"
+
+namespace expertmesh {
+namespace {
+
+// At once, and in quarantine after their coordinators' ends.
+constexpr std::size_t kMaxOps = 4096;
+
+// Of this thread and those it starts: heartbeats' threads are there already, and free.
+void take_place(WorkerOptions const& options) {
+  if (!options.cores.empty()) restrict_to_cores(options.cores);
+  if (options.shared_cores) give_way_to_others();
+}
+
+std::size_t placed_threads(WorkerOptions const& options) {
+  take_place(options);
+  return options.threads;
+}
+
+std::unique_ptr<Device> open_device(std::string const& name) {
+  auto const gpu = cuda_index(name);
+  auto device = gpu ? open_cuda_device(*gpu) : nullptr;
+  if (device) spdlog::info("device: {}", device->name());
+  return device;
+}
+
+// What is not the same; empty: all that matters is.
+std::string difference(control::Assign const& first, control::Assign const& other) {
+  if (other.isa != first.isa) return "kernels '" + other.isa + "', not '" + first.isa + "'";
+  if (other.model.weights != first.model.weights || other.model.wire != first.model.wire)
+    return "weights in " + std::string(name_of(other.model.weights.storage)) + " and rows in " +
+           std::string(name_of(other.model.wire)) + ", not " + std::string(name_of(first.model.weights.storage)) +
+           " and " + std::string(name_of(first.model.wire));
+  if (other.load_format != first.load_format || other.dummy_seed != first.dummy_seed) return "other dummy weights";
+  if (std::string const what = difference(first.checkpoint, other.checkpoint); !what.empty())
+    return "another checkpoint, by its " + what;
+  return other.model == first.model ? "" : "other experts";
+}
+
+}  // namespace
+
+WorkerMachine::WorkerMachine(WorkerOptions const& options, WorkerHooks const& hooks, Doorbell& bell)
+    : options_(options),
+      pool_(placed_threads(options)),
+      device_(open_device(options.device)),
+      capacity_(capacity_of(pool_, device_.get(), options.capacity)),
+      transports_(kMaxOps) {
+  spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity_.bytes_per_second) / 1e9,
+               capacity_.measured ? "measured" : "as it was told");
+  if (hooks.wrap) wrapped_ = hooks.wrap(transports_.transport());
+  loop_.emplace(wrapped_ ? *wrapped_ : transports_.transport(), bell,
+                options.shared_cores ? PollPause::sleep : PollPause::yield);
+}
+
+void WorkerMachine::agree_on(control::Assign const& assign) {
+  std::lock_guard const lock(mutex_);
+  if (first_) {
+    if (std::string const what = difference(*first_, assign); !what.empty())
+      throw ModelError("not what the worker's other coordinators serve: " + what);
+    return;
+  }
+  bool const gpu = device_ != nullptr;
+  auto const isa = gpu ? best_isa() : isa_from_name(assign.isa);
+  EM_CHECK(isa.has_value() && gpu == (assign.isa == control::kCudaKernels), "assigned to run '" << assign.isa << "'");
+  exec_.emplace(
+      *isa, pool_,
+      ExpertService::exec_limits(assign.model, assign.limits, assign.max_requests * options_.coordinators.size()),
+      device_.get());
+  first_ = assign;
+}
+
+WorkerMachine::Pace WorkerMachine::pace() const {
+  return loop_->num_served() == 0 ? Pace::full : Pace::beside_rows;
+}
+
+WorkerMachine::Loaded WorkerMachine::load(HeldExperts const& held, WeightSource const& source, Pace pace,
+                                          ExpertStore::OnBytes const& on_bytes) {
+  std::optional<Loaded> loaded;
+  std::exception_ptr failure;
+  std::thread([&] {
+    try {
+      bool const beside_rows = pace == Pace::beside_rows;
+      take_place(options_);
+      if (beside_rows) give_way_to_others();
+      ThreadPool pool(beside_rows ? 1 : options_.threads);
+      ExpertStore store(first_->model, held, source, pool, on_bytes, &experts_, device_.get());
+      auto checksums = store.checksums(pool);
+      loaded.emplace(Loaded{.store = std::move(store), .checksums = std::move(checksums)});
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }).join();
+  if (failure) std::rethrow_exception(failure);
+  return std::move(*loaded);
+}
+
+}  // namespace expertmesh

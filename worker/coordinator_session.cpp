@@ -76,8 +76,7 @@ std::unique_ptr<WorkerLink> make_link(control::Assign const& assign, std::shared
   auto const id = nccl_id_of(assign.link_id);
   if (!id || !nccl || !device)
     throw std::runtime_error(id ? "given a link that it has nothing for" : "given a link with an unreadable id");
-  std::size_t hidden = 0;
-  for (auto const& layer : assign.model.layers) hidden = std::max(hidden, layer.hidden);
+  std::size_t const hidden = max_hidden(assign.model);
   std::size_t const row_bytes = DispatchLayout(hidden, assign.model.wire).row_bytes();
   std::size_t const in_bytes = most_step_out_bytes(assign.limits, hidden, assign.model.wire);
   return std::make_unique<WorkerLink>(make_nccl_link(nccl, *id, *device,

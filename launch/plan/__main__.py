@@ -5,14 +5,18 @@ and from costs, measured on processors like this one (--calibrate makes their fi
 import argparse
 import json
 import sys
+from pathlib import Path
 
-import model as models
-import report
-import routing
-import system as systems
-from fields import PlanError
-from search import Bounds, Limits, Search
-from serving import Workload
+# How programs are run and their traces read is shared with `bench scale`.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench" / "scale"))
+
+import model as models  # noqa: E402
+import report  # noqa: E402
+import routing  # noqa: E402
+import system as systems  # noqa: E402
+from fields import PlanError  # noqa: E402
+from search import Bounds, Limits, Search  # noqa: E402
+from serving import Workload  # noqa: E402
 
 BAD_COMMAND = 2
 NOT_WITHIN_BOUNDS = 1

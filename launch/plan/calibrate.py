@@ -9,20 +9,17 @@ import time
 from pathlib import Path
 
 import costs
+import machine
 import memory
 import model as models
+import programs
 import step_trace
+import trace_file
 from device import Device
 from fields import PlanError
 from routing import Placement
 from serving import Workload
 from step import Rows, Split, System, kv_work, rest_bytes
-
-SCALE = Path(__file__).resolve().parent.parent / "bench" / "scale"
-sys.path.append(str(SCALE))
-
-import machine  # noqa: E402
-import programs  # noqa: E402
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 LONG_BATCH_SIZES = (1, 4)
@@ -55,7 +52,7 @@ class Engine:
         with tempfile.TemporaryDirectory(prefix="expertmesh-plan-") as folder:
             figures, steps = Path(folder) / "figures.json", Path(folder) / "trace.json"
             try:
-                programs._run([self._program, "bench", "engine", self.path, "--threads", threads, "--batch-sizes", ",".join(map(str, batch_sizes)),
+                programs.run([self._program, "bench", "engine", self.path, "--threads", threads, "--batch-sizes", ",".join(map(str, batch_sizes)),
                                "--input-len", input_len, "--output-len", output_len, *setup, *self._options, "--trace", steps, "--json", figures],
                               POINT_SECONDS)
             except programs.PointFailed as error:
@@ -158,7 +155,7 @@ def _link(alone, with_worker, crowd, model, measured, cores):
     crowded = []
     for steps in (steps for steps in crowd or [] if steps.decodes == steps.tokens):
         expected = system.time(Split(1, cores), Rows(steps.tokens, INPUT_LEN)).parts["experts"] / layers + latency + per_byte * moved(cores, steps.tokens)
-        seen = sum(steps.stages.get(name, 0.0) for name in step_trace.EXCHANGE) - here.get(steps.tokens, 0.0)
+        seen = sum(steps.stages.get(name, 0.0) for name in trace_file.EXCHANGE) - here.get(steps.tokens, 0.0)
         crowded.append(max(0.0, seen / layers - expected))
     return {"latency_us": round(1e6 * latency, 3), "gb_per_second": round(1e-9 / per_byte, 4),
             "crowded_us": round(1e6 * statistics.median(crowded), 3) if crowded else 0}

@@ -1,10 +1,9 @@
 """Steps of a trace of `bench engine --trace`: how long each stage of them took."""
-import bisect
 import collections
 import dataclasses
-import json
 
-EXCHANGE = ("dispatch", "experts", "combine")
+import trace_file
+
 WARM_UP_STEPS = 2  # of each number of tokens, that are not taken
 
 
@@ -27,15 +26,6 @@ class Steps:
                                    exchange=min(self.exchange, other.exchange))
 
 
-def _events(path):
-    with open(path) as file:
-        for line in file:
-            try:
-                yield json.loads(line.rstrip("\n,"))
-            except ValueError:
-                continue  # the brackets around them
-
-
 def _at(share, values):
     ordered = sorted(values)
     return ordered[round(share * (len(ordered) - 1))]
@@ -46,7 +36,7 @@ def read(path, share):
     stayed below: a low one is what the machine takes when nothing else runs, since all that is preempted is above."""
     steps, computed, started = [], [], {}
     stages = collections.defaultdict(lambda: collections.defaultdict(float))
-    for event in _events(path):
+    for event in trace_file.events(path):
         arguments, kind = event.get("args", {}), event.get("cat")
         if kind == "step":
             steps.append((arguments["step"], event["ts"], arguments["tokens"], arguments["decodes"], event["dur"] / 1e6))
@@ -57,23 +47,13 @@ def read(path, share):
         elif kind == "compute":
             computed.append((arguments["exchange"], arguments["layer"], event["dur"] / 1e6))
     steps.sort()
-    longest = _longest(steps, started, computed)
+    longest = trace_file.longest_computations([(begin, step) for step, begin, *_ in steps], started, computed)
     prompts = [place for place, (_, _, tokens, decodes, _) in enumerate(steps) if decodes < tokens]
     first = prompts[1] if len(prompts) > 1 else 0  # behind the warm-up's prompt and steps
     groups = collections.defaultdict(list)
     for step, _, tokens, decodes, seconds in steps[first:]:
         groups[tokens, decodes].append((step, seconds))
     return [_steps(share, tokens, decodes, members, stages, longest) for (tokens, decodes), members in sorted(groups.items())]
-
-
-def _longest(steps, started, computed):
-    """-> {(step, layer): seconds of the longest computation of a worker}"""
-    begins, found = [begin for _, begin, *_ in steps], {}
-    for exchange, layer, seconds in computed:
-        at = bisect.bisect_right(begins, started.get(exchange, -1)) - 1
-        if at >= 0:
-            found[steps[at][0], layer] = max(found.get((steps[at][0], layer), 0.0), seconds)
-    return found
 
 
 def _steps(share, tokens, decodes, members, stages, longest):
@@ -83,7 +63,7 @@ def _steps(share, tokens, decodes, members, stages, longest):
     for name, layer in keys:
         sums[name] += _at(share, [stages[step].get((name, layer), 0.0) for step, _ in members])
     for layer in {layer for name, layer in keys if name == "experts"}:
-        exchange += _at(share, [max(0.0, sum(stages[step].get((name, layer), 0.0) for name in EXCHANGE) - longest.get((step, layer), 0.0))
+        exchange += _at(share, [max(0.0, sum(stages[step].get((name, layer), 0.0) for name in trace_file.EXCHANGE) - longest.get((step, layer), 0.0))
                                 for step, _ in members])
     sums["other"] = max(0.0, _at(share, [seconds - sum(stages[step].values()) for step, seconds in members]))
     return Steps(tokens, decodes, dict(sums), exchange)

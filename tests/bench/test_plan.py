@@ -18,7 +18,7 @@ from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY
 
 PLAN = REPOSITORY / "launch" / "plan"
 CONFIGS = REPOSITORY / "launch" / "bench" / "configs"
-sys.path.insert(0, str(PLAN))
+sys.path[:0] = [str(PLAN), str(PLAN.parent / "bench" / "scale")]
 
 import calibrate  # noqa: E402
 import costs  # noqa: E402

@@ -1,7 +1,7 @@
 """The trace of an engine benchmark: how long its decode steps took, and what of them was the exchange with workers."""
-import bisect
-import json
 import math
+
+import trace_file
 
 
 def percentiles(values):
@@ -17,15 +17,6 @@ def percentiles(values):
         return ordered[low] + (rank - low) * (ordered[high] - ordered[low])
 
     return {"p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
-
-
-def _events(path):
-    with open(path) as file:
-        for line in file:
-            try:
-                yield json.loads(line.rstrip("\n,"))
-            except ValueError:
-                continue  # the brackets around them
 
 
 def _batches(steps, output_len):
@@ -46,12 +37,12 @@ def read(path, num_batches, output_len):
     The exchange of a layer is what its dispatch, experts and combine take beyond the longest computation of a worker (of the
     experts, in process): rows packed, on their way, waiting for a core, added up."""
     steps, spans, started, exchange_ms, computed = [], {}, {}, {}, []
-    for event in _events(path):
+    for event in trace_file.events(path):
         kind, phase, arguments = event.get("cat"), event.get("ph"), event.get("args", {})
         if kind == "step":
             steps.append((event["ts"], event["name"], arguments["step"]))
             spans[arguments["step"]] = event["dur"]
-        elif kind == "stage" and event["name"] in ("dispatch", "experts", "combine"):
+        elif kind == "stage" and event["name"] in trace_file.EXCHANGE:
             layer = exchange_ms.setdefault((arguments["step"], arguments.get("layer")), {})
             layer[event["name"]] = layer.get(event["name"], 0) + event["dur"]
         elif kind == "exchange" and phase == "b":
@@ -59,13 +50,7 @@ def read(path, num_batches, output_len):
         elif kind == "compute":
             computed.append((arguments["exchange"], arguments["layer"], event["dur"]))
     steps.sort()
-    begins = [begin for begin, _, _ in steps]
-    longest = {}  # (step, layer) -> of the workers' computations
-    for exchange, layer, duration in computed:
-        at = bisect.bisect_right(begins, started.get(exchange, -1)) - 1
-        if at >= 0:
-            where = (steps[at][2], layer)
-            longest[where] = max(longest.get(where, 0), duration)
+    longest = trace_file.longest_computations([(begin, number) for begin, _, number in steps], started, computed)
     exchange = {}
     for (step, layer), stages in exchange_ms.items():
         waited = stages.get("experts", 0) - longest.get((step, layer), 0)

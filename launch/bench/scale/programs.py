@@ -44,7 +44,7 @@ def _end(process):
             process.wait()
 
 
-def _run(command, seconds):
+def run(command, seconds):
     with tempfile.TemporaryFile() as log:
         process = _started(command, stdout=subprocess.DEVNULL, stderr=log)
         try:
@@ -71,7 +71,7 @@ def run_engine(program, model, points, seconds):
     first = points[0]
     with tempfile.TemporaryDirectory(prefix="expertmesh-scale-") as folder:
         figures_file, trace_file = Path(folder) / "figures.json", Path(folder) / "trace.json"
-        _run([program, "bench", "engine", model, "--batch-sizes", ",".join(str(point.batch) for point in points),
+        run([program, "bench", "engine", model, "--batch-sizes", ",".join(str(point.batch) for point in points),
               "--input-len", first.input_len, "--output-len", first.output_len, "--seed", first.seed,
               *_setup_options(first.setup, first.dtype), "--trace", trace_file, "--json", figures_file], seconds)
         figures = json.loads(figures_file.read_text())
@@ -145,7 +145,7 @@ def run_clients(program, url, point, vocabulary, seconds):
     before = _get(f"{url}/v1/activity")
     with tempfile.TemporaryDirectory(prefix="expertmesh-scale-") as folder:
         file = Path(folder) / "figures.json"
-        _run([program, "bench", "serve", "--base-url", url, "--num-prompts", point.requests, "--max-concurrency", point.batch,
+        run([program, "bench", "serve", "--base-url", url, "--num-prompts", point.requests, "--max-concurrency", point.batch,
               "--input-len", point.input_len, "--output-len", point.output_len, "--ignore-eos", "--vocab", vocabulary,
               "--seed", point.workload_seed, "--json", file], seconds)
         figures = json.loads(file.read_text())

@@ -31,6 +31,8 @@ em_mpi_default OMPI_MCA_pml_ucx_tls any
 em_mpi_default OMPI_MCA_pml_ucx_devices any
 # Rows go through UCX; other transports would only open ports and shared memory.
 em_mpi_default OMPI_MCA_btl self
+# Named, it is not looked for: the search makes a file in /dev/shm for a moment, which a worker killed then leaves there.
+em_mpi_default OMPI_MCA_shmem mmap
 
 # ---- processes and processors
 # Pollers give the core away when there is nothing to do: with more processes than cores a round trip takes

@@ -1,5 +1,5 @@
 """The published configurations in launch/bench/configs: what `info` says of each, and two layers of real width of each with
-dummy weights, end to end over HTTP. Where that takes more than EM_PUBLISHED_GB (default 0.6; the documented long form takes
+dummy weights, end to end over HTTP. Where that takes more than EM_PUBLISHED_GB (default 0.25; the documented long form takes
 8), the vocabulary is cut first, then experts are left out, down to what routing needs."""
 import json
 import os
@@ -13,7 +13,7 @@ from harness import EXPERTMESH, REPOSITORY, Server
 
 CONFIGS = REPOSITORY / "launch" / "bench" / "configs"
 COUNTS = {row["config"]: row for row in json.loads((CONFIGS / "parameter_counts.json").read_text())}
-MOST_BYTES = float(os.environ.get("EM_PUBLISHED_GB", "0.6")) * 1e9
+MOST_BYTES = float(os.environ.get("EM_PUBLISHED_GB", "0.25")) * 1e9
 SMALL_VOCABULARY = 8192
 EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 LAYERS = 2
@@ -59,10 +59,11 @@ def smaller(config):
         return dict(config, vocab_size=SMALL_VOCABULARY)
     field = next(field for field in EXPERT_FIELDS if field in config)
     chosen = config.get("num_experts_per_tok", config.get("moe_k", 2))
-    half = config[field] // 2
-    # Routing chooses among the best half of the groups.
-    groups = config.get("n_group") or 1
-    return dict(config, **{field: half}) if half >= 2 * max(chosen, groups) else None
+    groups, of_groups = config.get("n_group") or 1, config.get("topk_group") or 1
+    # A group's score is that of its best two, and the chosen ones are in some of the groups.
+    least = chosen + 1 if groups == 1 else groups * max(2, -(-chosen // of_groups))
+    fewer = max(least, config[field] // 2)
+    return dict(config, **{field: fewer}) if fewer < config[field] else None
 
 
 def names():

@@ -3,6 +3,7 @@ with how many micro-batches and replicas of experts, so that a model has the mos
 gives and takes, what limits it, and what one more worker would bring. Nothing is started: times follow from the model's sizes
 and from costs, measured on processors like this one (--calibrate makes their file) or published for GPUs (the hardware table)."""
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -122,8 +123,8 @@ def _limits(options, parts):
 
 
 def _served(limits):
-    """-> the limits within what this version runs: one coordinator, one micro-batch"""
-    return Limits(1, limits.workers, 1, limits.fixed_workers, 1, limits.redundant, limits.step_tokens)
+    """-> the limits within what this version runs: one micro-batch"""
+    return dataclasses.replace(limits, micro_batches=1)
 
 
 def make_plan(program, options):
@@ -142,7 +143,7 @@ def make_plan(program, options):
     best = search.best()
     more = search.one_more(best)
     served = None
-    if best.split.coordinators > 1 or best.split.micro_batches > 1:
+    if best.split.micro_batches > 1:
         served = Search(parts.system, workload, bounds, _served(limits)).best()
     return report.plan(parts, workload, bounds, best, more, served, parts.system.num_steps)
 

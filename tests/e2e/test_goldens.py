@@ -3,6 +3,7 @@ same bits for any number of workers, any batch and any size of the prefill chunk
 import json
 import math
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 
 from harness import MODEL_GOLDENS, Server, read_safetensors
 
@@ -80,23 +81,33 @@ class GoldensTest(unittest.TestCase):
                 worst = max(worst, abs(logprob - expected[int(key.removeprefix("token_id:"))]))
         self.assertLessEqual(worst, tolerance)
 
-    def check_same_bits(self, server, bodies, expected):
-        self.assertEqual([server.complete(**body)["choices"][0] for body in bodies], expected, "alone")
-        n = len(bodies)
-        together = server.complete_together([bodies[i % n] for i in range(BATCH)])
-        for i, answer in enumerate(together):
-            self.assertEqual(answer["choices"][0], expected[i % n], f"request {i} of a batch of {BATCH}")
+    def answers(self, server, bodies):
+        """-> each body's answer, asked alone; those of a batch of BATCH"""
+        alone = [server.complete(**body)["choices"][0] for body in bodies]
+        together = server.complete_together([bodies[i % len(bodies)] for i in range(BATCH)])
+        return alone, [answer["choices"][0] for answer in together]
+
+    def check_same_bits(self, answers, expected):
+        alone, together = answers
+        self.assertEqual(alone, expected, "alone")
+        for i, choice in enumerate(together):
+            self.assertEqual(choice, expected[i % len(expected)], f"request {i} of a batch of {BATCH}")
 
     def check_case(self, case, settings, is_moe):
         golden = Golden(case)
         bodies = self.bodies(golden)
-        expected = None
-        for workers, chunk in settings:
-            with self.subTest(workers=workers, chunk=chunk), self.serve(golden, workers, chunk) as server:
-                if expected is None:
-                    expected = [server.complete(**body)["choices"][0] for body in bodies]
-                    self.check_against_reference(golden, expected, is_moe)
-                self.check_same_bits(server, bodies, expected)
+
+        def of_setting(setting):
+            with self.serve(golden, *setting) as server:
+                return self.answers(server, bodies)
+
+        with ThreadPoolExecutor(2) as pool:  # a server that starts waits more than it computes
+            answers = list(pool.map(of_setting, settings))
+        expected, _ = answers[0]
+        self.check_against_reference(golden, expected, is_moe)
+        for (workers, chunk), found in zip(settings, answers):
+            with self.subTest(workers=workers, chunk=chunk):
+                self.check_same_bits(found, expected)
 
     def test_window_in_the_least_memory(self):
         golden = Golden("mixtral-window")
@@ -108,7 +119,7 @@ class GoldensTest(unittest.TestCase):
         with self.serve(golden, 0, 16, "--kv-cache-memory", 3 * block_bytes) as server:  # 15 positions and a step's 16
             self.assertEqual(server.get("/v1/cluster")[1]["limits"]["kv_groups"],
                              [{"kind": "window", "span_tokens": 16, "layers": 3, "blocks": 3, "bytes": 3 * block_bytes}])
-            self.check_same_bits(server, bodies, expected)
+            self.check_same_bits(self.answers(server, bodies), expected)
             self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
 
 

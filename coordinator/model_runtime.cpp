@@ -7,6 +7,7 @@
 #include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
+#include "common/kernels/machine_ceilings.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/nccl_link.h"
@@ -420,6 +421,25 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
 
 Experts& ModelRuntime::experts() {
   return remote_ ? static_cast<Experts&>(*remote_) : *other_experts_;
+}
+
+void ModelRuntime::count_floors() {
+  if (device_ || spec_.encoder()) return;
+  Ceilings const own{.bytes_per_second = measure_read_bandwidth(*exec_, kQuickReadBytes, kQuickPasses),
+                     .operations_per_second = measure_peak_flops(*exec_, weight_format_.storage, kQuickPasses)};
+  spdlog::info("this process reads {:.1f} GB/s and computes {:.0f} G operations/s in {} at most",
+               own.bytes_per_second / 1e9, own.operations_per_second / 1e9, name_of(weight_format_.storage));
+  floors_.emplace(spec_, weight_format_, dtype_, own);
+  update_floors();
+  runner_->count_floors(&*floors_);
+}
+
+void ModelRuntime::update_floors() {
+  if (!floors_ || !cluster_) return;
+  Ceilings workers;
+  for (WorkerStatus const& worker : cluster_->status())
+    if (worker.state == WorkerState::serving) workers.bytes_per_second += worker.bytes_per_second.value_or(0);
+  floors_->set_experts(workers);
 }
 
 void ModelRuntime::shut_down() {

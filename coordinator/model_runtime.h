@@ -16,6 +16,7 @@
 #include "common/transport/nccl_api.h"
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/row_transport.h"
+#include "coordinator/engine/stage_floors.h"
 #include "coordinator/engine/step_runner.h"
 #include "coordinator/experts/remote_experts.h"
 #include "coordinator/model/model_plan.h"
@@ -114,6 +115,11 @@ class ModelRuntime {
   [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }  // none: no workers
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
+  // From now on the runner counts what each step's stages take at least; for that this machine is measured, for some
+  // tens of milliseconds. Not with a device, whose stages the host's clock does not see, nor for encoders.
+  void count_floors();
+  // Between steps, now and then: workers come and go.
+  void update_floors();
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
   // Of the thread that runs the steps, from the beginning; null: no trace.
   [[nodiscard]] TraceLane* trace() const { return engine_lane_; }
@@ -145,6 +151,7 @@ class ModelRuntime {
       other_experts_;  // in place of remote_: a model without any, or all on the coordinator's device
   std::optional<Decoder> decoder_;
   std::optional<KvCache> kv_;
+  std::optional<StageFloors> floors_;
   std::optional<StepRunner> runner_;
   std::optional<Scheduler> scheduler_;
 };

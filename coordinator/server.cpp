@@ -165,6 +165,7 @@ class Server {
   void start() {
     runtime_.load([this](WorkerStatus const& w) { on_worker(w); });
     activation_bytes_ = runtime_.runner().activation_bytes();
+    runtime_.count_floors();
     engine_.emplace(EngineOptions{.max_model_len = limits_.max_model_len,
                                   .max_queued_requests = limits_.max_queued_requests,
                                   .request_timeout = std::chrono::seconds(options_.request_timeout_s),
@@ -298,6 +299,7 @@ class Server {
     auto const now = std::chrono::steady_clock::now();
     if (now >= next_judgement_) {
       judge_recoveries();
+      runtime_.update_floors();
       if (streams_too_slowly()) gate_.refuse_until(now + kDegradedFor);
       if (options_.rebalance_interval_s != 0) judge_paces();
       next_judgement_ = now + kJudgementInterval;

@@ -9,8 +9,6 @@
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kPasses = 3;
-constexpr std::size_t kHostBytes = std::size_t{128} << 20;  // much more than caches keep
 // A device reads more and more, until one pass takes long enough for its clock.
 constexpr std::size_t kLeastDeviceBytes = std::size_t{64} << 10;
 constexpr std::size_t kMostDeviceBytes = std::size_t{512} << 20;
@@ -19,13 +17,13 @@ constexpr double kDeviceShare = 0.9;  // of what is free there, for experts; the
 
 double measure(ThreadPool& pool) {
   Exec const exec(best_isa(), pool, {.max_rows = 1, .max_columns = 1});
-  return measure_read_bandwidth(exec, kHostBytes, kPasses);
+  return measure_read_bandwidth(exec, kQuickReadBytes, kQuickPasses);
 }
 
 double measure(Device& device) {
   std::size_t const most = std::min(kMostDeviceBytes, device.free_bytes() / 4);
   for (std::size_t bytes = kLeastDeviceBytes;; bytes *= 2) {
-    double const rate = measure_read_bandwidth(device, bytes, kPasses);
+    double const rate = measure_read_bandwidth(device, bytes, kQuickPasses);
     if (2 * bytes > most || static_cast<double>(bytes) >= kDevicePassSeconds * rate) return rate;
   }
 }

@@ -1,5 +1,7 @@
 #include "common/moe/balance.h"
 
+#include <utility>
+
 #include "common/base/check.h"
 
 namespace expertmesh {
@@ -16,18 +18,25 @@ double squared_cv(std::span<double const> values) {
 }
 
 BalanceStatistics::BalanceStatistics(std::size_t num_moe_layers, std::size_t num_experts)
-    : layers_(num_moe_layers, LayerBalance{std::vector<double>(num_experts), std::vector<double>(num_experts)}) {}
+    : layers_(num_moe_layers, LayerBalance{std::vector<double>(num_experts), std::vector<double>(num_experts)}),
+      last_(num_moe_layers),
+      seen_in_(num_experts) {}
 
 void BalanceStatistics::add(std::size_t moe_layer, RoutingView routing) {
   EM_CHECK(moe_layer < layers_.size() && routing.weights.size() == routing.experts.size(),
            "MoE layer " << moe_layer << " of " << layers_.size() << ", " << routing.experts.size() << " experts, "
                         << routing.weights.size() << " weights");
   LayerBalance& sums = layers_[moe_layer];
+  Hits hits;
+  ++num_adds_;
   for (std::size_t slot = 0; slot < routing.experts.size(); ++slot) {
     if (routing.experts[slot] == kNoExpert) continue;
     sums.importance[routing.experts[slot]] += routing.weights[slot];
     if (routing.weights[slot] != 0) sums.load[routing.experts[slot]] += 1;
+    if (std::exchange(seen_in_[routing.experts[slot]], num_adds_) != num_adds_) ++hits.experts;
+    ++hits.rows;
   }
+  last_[moe_layer] = hits;
 }
 
 }  // namespace expertmesh

@@ -1,6 +1,7 @@
 // How evenly a router spreads tokens over experts (Shazeer et al. 2017, section 4).
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -21,11 +22,20 @@ class BalanceStatistics {
  public:
   BalanceStatistics(std::size_t num_moe_layers, std::size_t num_experts);
   void add(std::size_t moe_layer, RoutingView routing);
+  // What the last add() to a layer had.
+  struct Hits {
+    std::size_t experts = 0;  // distinct ones
+    std::size_t rows = 0;     // (token, slot) pairs that went to one
+  };
+  [[nodiscard]] Hits last(std::size_t moe_layer) const { return last_[moe_layer]; }
   [[nodiscard]] LayerBalance const& layer(std::size_t moe_layer) const { return layers_[moe_layer]; }
   [[nodiscard]] std::size_t num_layers() const { return layers_.size(); }
 
  private:
   std::vector<LayerBalance> layers_;
+  std::vector<Hits> last_;              // [MoE layers]
+  std::vector<std::uint64_t> seen_in_;  // [E] number of the last add() with this expert
+  std::uint64_t num_adds_ = 0;
 };
 
 }  // namespace expertmesh

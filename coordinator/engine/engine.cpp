@@ -322,6 +322,7 @@ bool Engine::decode(StepBatch const& batch) {
     return false;
   }
   metrics_.count_stages(runner_.stages());
+  if (auto const floors = runner_.floors()) metrics_.count_floors(*floors);
   return true;
 }
 

@@ -9,6 +9,7 @@
 #include "common/base/cores.h"
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
+#include "coordinator/engine/stage_floors.h"
 #include "coordinator/engine/step_graphs.h"
 #include "coordinator/engine/step_trace.h"
 #include "coordinator/model/decoder.h"
@@ -65,6 +66,10 @@ class StepRunner {
   [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // through all stacks
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
+  // From now on the floors of each step of the decoder are counted; null again: they are not.
+  void count_floors(StageFloors const* floors) { floors_ = floors; }
+  // Of the last step; none: they are not counted.
+  [[nodiscard]] std::optional<StageSeconds> floors() const;
   // Whether a device's own clock gives the stages' times, for a microsecond or two of the step each.
   void time_stages_on_device(bool on);
   // Steps so far that were one launch.
@@ -95,6 +100,8 @@ class StepRunner {
   Activations activations_;
   BalanceStatistics balance_;
   StageTimes stages_;
+  StageFloors const* floors_ = nullptr;
+  StageSeconds last_floors_{};
   std::optional<StepTrace> trace_;
   FrameArena frames_;
   std::optional<EncoderRun> encoder_run_;

@@ -45,8 +45,11 @@ std::string version_body(std::string const& version) {
 
 std::string activity_body(Metrics::Activity const& now) {
   auto const sum = [](Metrics::Activity::Sum const& s) { return Json{{"count", s.count}, {"seconds", s.seconds}}; };
-  Json stages = Json::object();
-  for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = now.stages[s];
+  auto const by_stage = [](StageSeconds const& seconds) {
+    Json stages = Json::object();
+    for (std::size_t s = 0; s < kNumStages; ++s) stages[std::string(kStageNames[s])] = seconds[s];
+    return stages;
+  };
   return dumped(Json{{"seconds", now.seconds},
                      {"requests",
                       {{"accepted", now.ledger.accepted},
@@ -60,7 +63,8 @@ std::string activity_body(Metrics::Activity const& now) {
                      {"steps", sum(now.steps)},
                      {"time_to_first_token", sum(now.time_to_first_token)},
                      {"inter_token", sum(now.inter_token)},
-                     {"stage_seconds", std::move(stages)},
+                     {"stage_seconds", by_stage(now.stages)},
+                     {"stage_floor_seconds", by_stage(now.floors)},
                      {"kv_usage", now.kv_usage},
                      {"preemptions", now.preemptions},
                      {"worker_deaths", now.worker_deaths}});

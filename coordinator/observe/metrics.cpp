@@ -110,7 +110,7 @@ struct Metrics::Impl {
                                    .Name("expertmesh:transport_bytes_total")
                                    .Help("Bytes of rows exchanged with workers")
                                    .Register(registry);
-  std::vector<Counter*> stages;  // in the order of Stage
+  std::vector<Counter*> stages, floors;  // in the order of Stage
   struct Layer {
     std::vector<Gauge*> importance, load;
     Gauge* importance_cv2 = nullptr;
@@ -128,7 +128,17 @@ Metrics::Metrics(std::vector<std::uint32_t> const& moe_layers, std::size_t num_e
                      .Name("expertmesh:stage_seconds_total")
                      .Help("Seconds of the stages of all steps")
                      .Register(impl_->registry);
-  for (std::string_view stage : kStageNames) impl_->stages.push_back(&stages.Add({{"stage", std::string(stage)}}));
+  auto& floors =
+      prometheus::BuildCounter()
+          .Name("expertmesh:stage_floor_seconds_total")
+          .Help(
+              "Seconds that the stages of all steps take at least, by bytes over bandwidth or operations over "
+              "peak; 0: not known")
+          .Register(impl_->registry);
+  for (std::string_view stage : kStageNames) {
+    impl_->stages.push_back(&stages.Add({{"stage", std::string(stage)}}));
+    impl_->floors.push_back(&floors.Add({{"stage", std::string(stage)}}));
+  }
   auto const family = [&](char const* name, char const* help) -> Family<Gauge>& {
     return prometheus::BuildGauge().Name(name).Help(help).Register(impl_->registry);
   };
@@ -186,6 +196,9 @@ void Metrics::observe_step(double seconds, std::size_t tokens) {
 }
 void Metrics::count_stages(StageTimes const& step) {
   for (std::size_t s = 0; s < kNumStages; ++s) impl_->stages[s]->Increment(step.seconds()[s]);
+}
+void Metrics::count_floors(StageSeconds const& step) {
+  for (std::size_t s = 0; s < kNumStages; ++s) impl_->floors[s]->Increment(step[s]);
 }
 void Metrics::observe_queue_time(double seconds) {
   impl_->queue_time.Observe(seconds);
@@ -291,7 +304,10 @@ Metrics::Activity Metrics::activity() const {
   now.steps = sum(impl_->step);
   now.time_to_first_token = sum(impl_->first_token);
   now.inter_token = sum(impl_->inter_token);
-  for (std::size_t s = 0; s < kNumStages; ++s) now.stages[s] = impl_->stages[s]->Value();
+  for (std::size_t s = 0; s < kNumStages; ++s) {
+    now.stages[s] = impl_->stages[s]->Value();
+    now.floors[s] = impl_->floors[s]->Value();
+  }
   now.kv_usage = impl_->kv_usage.Value();
   now.preemptions = impl_->preemptions.Value();
   now.worker_deaths = impl_->worker_deaths.Value();

@@ -27,6 +27,7 @@ class Metrics {
   void count_generation_tokens(std::size_t count);
   void observe_step(double seconds, std::size_t tokens);
   void count_stages(StageTimes const& step);
+  void count_floors(StageSeconds const& step);  // the least that its stages could have taken; 0: none known
   void observe_queue_time(double seconds);
   void observe_time_to_first_token(double seconds);
   void observe_inter_token(double seconds);
@@ -72,7 +73,7 @@ class Metrics {
       double seconds = 0;
     };
     Sum steps, time_to_first_token, inter_token;
-    StageSeconds stages{};
+    StageSeconds stages{}, floors{};
     double kv_usage = 0;
     double preemptions = 0, worker_deaths = 0;
   };

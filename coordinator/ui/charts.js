@@ -58,8 +58,11 @@ export function significant(number, digits = 3) {
   return number.toFixed(Math.max(0, Math.min(digits - whole, 6)));
 }
 export const bytes = (number) => `${short(number)}B`;
-export const milliseconds = (seconds) =>
-  seconds >= 1 ? `${significant(seconds)} s` : `${significant(seconds * 1e3, seconds < 1e-3 ? 2 : 3)} ms`;
+export function milliseconds(seconds) {
+  if (seconds >= 1) return `${significant(seconds)} s`;
+  if (seconds > 0 && seconds < 1e-5) return `${significant(seconds * 1e6, 2)} µs`;
+  return `${significant(seconds * 1e3, seconds < 1e-3 ? 2 : 3)} ms`;
+}
 
 // A list of keyed children: those that are there are kept, others made or removed; in the items' order.
 export function keyed(parent, items, keyOf, create, update) {

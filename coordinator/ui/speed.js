@@ -3,6 +3,21 @@ import { $, drawSpark, keyed, make, milliseconds, say, short, significant, SPARK
 
 const STAGES_SECONDS = 10; // that the bars look back
 
+// What the theoretical time of a stage counts; see coordinator/engine/stage_floors.h.
+const WEIGHTS = "reads its weights once, and does the multiply-adds of its tokens";
+const FLOORS = {
+  embedding: "reads and writes a row for each token",
+  attention: "reads its weights and the keys and values that its tokens see, and does their multiply-adds",
+  router: WEIGHTS,
+  dispatch: "reads each token's row and writes it once",
+  shared_expert: WEIGHTS,
+  experts: "reads every expert that a token went to, as fast as the workers together do",
+  combine: "reads the experts' rows, reads and writes the token's",
+  dense_ffn: WEIGHTS,
+  lm_head: WEIGHTS,
+  sampling: "reads the logits",
+};
+
 const tokens = [];
 const first = [];
 const seen = []; // activities, the latest last
@@ -30,10 +45,12 @@ function drawStages(now, before) {
   const times = Object.entries(now.stage_seconds).map(([stage, seconds]) => ({
     stage,
     seconds: (seconds - before.stage_seconds[stage]) / steps,
+    floor: (now.stage_floor_seconds[stage] - before.stage_floor_seconds[stage]) / steps,
   }));
   const all = times.reduce((sum, { seconds }) => sum + seconds, 0);
-  const most = Math.max(...times.map(({ seconds }) => seconds));
+  const most = Math.max(...times.flatMap(({ seconds, floor }) => [seconds, floor]));
   say($("stages-note"), `${milliseconds(all)} a step, mean of ${short(steps)}`);
+  $("floors-note").hidden = times.every(({ floor }) => floor === 0);
   keyed(
     $("stages").tBodies[0],
     times.filter(({ seconds }) => seconds > 0),
@@ -41,13 +58,20 @@ function drawStages(now, before) {
     ({ stage }) => {
       const name = make("th", "", stage.replace("_", " "));
       name.scope = "row";
-      return make("tr", "", name, make("td", "bar", make("div")), make("td", "figure"), make("td", "figure share"));
+      return make("tr", "", name, make("td", "bar", make("div"), make("div", "floor")), make("td", "figure"),
+        make("td", "figure share"), make("td", "figure"), make("td", "figure share"));
     },
-    (row, { seconds }) => {
+    (row, { stage, seconds, floor }) => {
       const share = all > 0 ? seconds / all : 0;
-      row.cells[1].firstChild.style.width = `${(100 * seconds) / most}%`;
+      const [bar, mark] = row.cells[1].children;
+      bar.style.width = `${(100 * seconds) / most}%`;
+      mark.hidden = floor === 0;
+      row.title = floor > 0 ? `In theory it ${FLOORS[stage]}` : "No floor is known, or it has nothing to do";
+      mark.style.width = `${(100 * floor) / most}%`;
       say(row.cells[2], milliseconds(seconds));
       say(row.cells[3], `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`);
+      say(row.cells[4], floor > 0 ? milliseconds(floor) : "–");
+      say(row.cells[5], floor > 0 ? `×${significant(seconds / floor, 2)}` : "");
     },
   );
 }
@@ -65,7 +89,7 @@ export function showSpeed(now) {
     drawStages(now, seen.find(({ seconds }) => seconds >= now.seconds - STAGES_SECONDS) ?? seen.at(-1));
   } else if (now.steps.count > 0) {
     const none = Object.fromEntries(Object.keys(now.stage_seconds).map((stage) => [stage, 0]));
-    drawStages(now, { steps: { count: 0 }, stage_seconds: none });
+    drawStages(now, { steps: { count: 0 }, stage_seconds: none, stage_floor_seconds: none });
   }
   seen.push(now);
   while (seen[0].seconds < now.seconds - STAGES_SECONDS) seen.shift();

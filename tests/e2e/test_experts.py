@@ -115,6 +115,10 @@ class ExpertsTest(unittest.TestCase):
             for stage, seconds in now["stage_seconds"].items():
                 self.assertAlmostEqual(seconds, metrics[f'expertmesh:stage_seconds_total{{stage="{stage}"}}'], places=6)
             self.assertGreater(now["stage_seconds"]["attention"], 0)
+            for stage, seconds in now["stage_floor_seconds"].items():
+                self.assertAlmostEqual(seconds, metrics[f'expertmesh:stage_floor_seconds_total{{stage="{stage}"}}'], places=6)
+            floors = {stage for stage, seconds in now["stage_floor_seconds"].items() if seconds > 0}
+            self.assertEqual(floors, {"embedding", "attention", "router", "dispatch", "experts", "combine", "lm_head", "sampling"})
 
     def test_page_is_there_unless_it_is_turned_off(self):
         with Server(DEMO_MODEL) as server:

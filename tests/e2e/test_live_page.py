@@ -16,6 +16,8 @@ from test_workers import successor_of, workers_of
 STORY = json.loads((DEMO_MODEL / "golden.json").read_text())["cases"][0]
 KEY = "a-key-of-the-tests"
 
+UNITS = {"s": 1, "ms": 1e-3, "µs": 1e-6}
+
 MARKUP = ["<img src=x onerror=", "\"document.title='broken'\">", "<b>bold</b>", "</p><script>throw 1</script>"]
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}<|go|>"
 
@@ -68,11 +70,38 @@ class PageTest(unittest.TestCase):
         for stage in ("embedding", "router", "dispatch", "experts", "combine", "lm head", "sampling"):
             self.assertIn(stage, stages)
         browser.wait_for("document.querySelector('#finished').textContent === '2'")
+        self.check_floors(server, browser)
         browser.wait_for("document.querySelectorAll('#map-rows tr').length === 5")
         browser.wait_for("[...document.querySelectorAll('#map-rows .figure')].some(e => Number(e.textContent) > 0)")
         wait_until(lambda: browser.value("document.querySelector('#map-rows').rows[2].cells[2].textContent") ==
                    f"{server.get('/v1/experts')[1]['layers'][2]['importance_cv2']:.3f}", 30, "the page shows the server's CV²")
         self.assertEqual(browser.errors, [])
+
+    def check_floors(self, server, browser):
+        """Beside each stage that has one, for the eye and in words; the others show none."""
+        browser.wait_for("!document.querySelector('#floors-note').hidden")
+        floors = server.get("/v1/activity")[1]["stage_floor_seconds"]
+        rows = browser.value("""[...document.querySelectorAll('#stages tbody tr')].map(row => ({
+            stage: row.dataset.key, texts: [...row.cells].map(cell => cell.textContent), title: row.title,
+            mark: row.querySelector('.floor').offsetWidth,
+            colours: [...row.cells[1].children].map(e => getComputedStyle(e).backgroundColor)}))""")
+        self.assertGreater(len(rows), 7)
+        for row in rows:
+            _, _, seconds, _, floor, times = row["texts"]
+            if floors[row["stage"]] == 0:
+                self.assertEqual((floor, times, row["mark"]), ("–", "", 0), row)
+                self.assertIn("No floor", row["title"])
+                continue
+            took, least = (float(number) * UNITS[unit] for number, unit in map(str.split, (seconds, floor)))
+            self.assertGreater(least, 0, row)
+            self.assertGreater(row["mark"], 0, row)
+            self.assertIn("read", row["title"])
+            self.assertNotEqual(*row["colours"], "the mark is not told from the bar")
+            self.assertLess(abs(float(times.removeprefix("×")) / (took / least) - 1), 0.2, row)  # of two rounded numbers
+        with_floor = {row["stage"] for row in rows if floors[row["stage"]] > 0}
+        self.assertEqual(with_floor, {stage for stage, seconds in floors.items() if seconds > 0})
+        heads = browser.value("[...document.querySelectorAll('#stages th')].slice(0, 6).map(e => e.textContent)")
+        self.assertEqual(heads[-2:], ["In theory", "Times the theory"])
 
     def test_killed_worker_is_shown_as_dead(self):
         server = self.serve("--workers", 2)

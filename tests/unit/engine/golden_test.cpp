@@ -126,6 +126,8 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   sequence.prompt_length = prompts.back().size();
   sequence.max_length = sequence.prompt_length + 36;
   scheduler.submit(sequence);
+  StageFloors const floors(model.spec, weight_format_of(DType::bf16), DType::bf16, {.bytes_per_second = 1e9});
+  model.runner->count_floors(&floors);
   SamplingParams const greedy{.temperature = 0};
   std::vector<RowWish> const wishes(1, RowWish{.sampling = &greedy, .token_logprobs = {}, .prompt_logprobs = {}});
   for (int step = 0; step < 32; ++step) {  // windows move on meanwhile

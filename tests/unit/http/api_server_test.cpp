@@ -476,11 +476,16 @@ TEST_F(ApiServerTest, TellsItsActivity) {
   metrics_.count_generation_tokens(3);
   metrics_.observe_step(0.5, 4);
   metrics_.observe_time_to_first_token(0.25);
+  StageSeconds floors{};
+  floors[static_cast<std::size_t>(Stage::attention)] = 0.125;
+  metrics_.count_floors(floors);
   auto const now = client().get("/v1/activity").json();
   EXPECT_EQ(now["generation_tokens"], 3);
   EXPECT_EQ(now["steps"], (Json{{"count", 1}, {"seconds", 0.5}}));
   EXPECT_EQ(now["time_to_first_token"], (Json{{"count", 1}, {"seconds", 0.25}}));
   EXPECT_EQ(now["stage_seconds"].size(), kNumStages);
+  EXPECT_EQ(now["stage_floor_seconds"].size(), kNumStages);
+  EXPECT_EQ(now["stage_floor_seconds"]["attention"], 0.125);
   EXPECT_GT(now["seconds"], 0);
 }
 

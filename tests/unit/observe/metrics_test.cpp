@@ -41,6 +41,10 @@ TEST(Metrics, CountsUnderTheirNames) {
   stages.end(Stage::router);
   metrics.count_stages(stages);
   metrics.count_stages(stages);
+  StageSeconds floors{};
+  floors[static_cast<std::size_t>(Stage::attention)] = 0.75;
+  metrics.count_floors(floors);
+  metrics.count_floors(floors);
   metrics.set_balance(1, {0.5, 1.5}, {3, 4}, 0.25, 0.125);
   auto const values = scrape(metrics);
   for (auto const& [name, value] : std::map<std::string, double>{
@@ -60,6 +64,8 @@ TEST(Metrics, CountsUnderTheirNames) {
            {"inter_token_latency_seconds_sum", 0.125},
            {"stage_seconds_total{stage=\"router\"}", 2 * stages[Stage::router]},
            {"stage_seconds_total{stage=\"lm_head\"}", 0},
+           {"stage_floor_seconds_total{stage=\"attention\"}", 1.5},
+           {"stage_floor_seconds_total{stage=\"router\"}", 0},
            {"importance_cv2{layer=\"3\"}", 0.25},
            {"load_cv2{layer=\"3\"}", 0.125},
            {"load_cv2{layer=\"1\"}", 0},
@@ -107,6 +113,9 @@ TEST(Metrics, SaysTheSameToThoseWhoDraw) {
   stages.begin();
   stages.end(Stage::router);
   metrics.count_stages(stages);
+  StageSeconds floors{};
+  floors[static_cast<std::size_t>(Stage::experts)] = 0.5;
+  metrics.count_floors(floors);
   auto const now = metrics.activity();
   EXPECT_EQ(now.ledger.accepted, 3);
   EXPECT_EQ(now.ledger.queued, 1);
@@ -120,6 +129,7 @@ TEST(Metrics, SaysTheSameToThoseWhoDraw) {
   EXPECT_EQ(now.preemptions, 4);
   EXPECT_EQ(now.worker_deaths, 1);
   EXPECT_EQ(now.stages, stages.seconds());
+  EXPECT_EQ(now.floors, floors);
   EXPECT_GE(metrics.activity().seconds, now.seconds);
 }
 

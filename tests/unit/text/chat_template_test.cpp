@@ -1,4 +1,5 @@
 #include "coordinator/text/chat_template.h"
+#include "tests/support/few_cases.h"
 #include "tests/support/goldens_dir.h"
 
 #include <gtest/gtest.h>
@@ -55,7 +56,9 @@ TEST(ChatTemplates, EveryGoldenCase) {
   std::map<std::string, std::vector<OrderedJson>> cases;  // by template
   for (auto const& c : golden["cases"]) cases[c["template"].get<std::string>()].push_back(c);
   std::size_t rendered = 0;
+  std::size_t number = 0;
   for (auto const& [name, of_template] : cases) {
+    if (test::kFewCases && ++number % 4 != 0) continue;  // each starts a Python
     ChatTemplates templates = {read_chat_template_file(dir / (name + ".jinja")), options(std::chrono::seconds(20))};
     for (auto const& c : of_template) {
       OrderedJson row = golden["variables"];
@@ -79,7 +82,7 @@ TEST(ChatTemplates, EveryGoldenCase) {
             << which << ": " << result.error().message;
     }
   }
-  EXPECT_GT(rendered, 250U);
+  EXPECT_GT(rendered, test::kFewCases ? 50U : 250U);
 }
 
 // What a template may try, and what has to be said of it. The next row must render whatever it did.
@@ -122,7 +125,9 @@ TEST(ChatTemplates, NoTemplateGetsOutOrHoldsUp) {
       {"{{ raise_exception(messages) }}", "'role'"},
       {"{{ raise_exception('\\ud800') }}", ""},
   };
+  std::size_t number = 0;
   for (auto const& [source, in_error] : attempts) {
+    if (test::kFewCases && ++number % 4 != 0) continue;  // each starts a Python
     auto const what = source.substr(0, 80);
     ChatTemplates templates = with_source("{% if probe is defined %}{{ 'alive' }}{% else %}" + source + "{% endif %}",
                                           std::chrono::seconds(in_error == kTooLong ? 1 : 60));

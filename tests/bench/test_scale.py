@@ -3,6 +3,7 @@ how fast."""
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ sys.path.insert(0, str(SCALE))
 
 import engine_trace  # noqa: E402
 import figures  # noqa: E402
+import hosts  # noqa: E402
 
 STAGES = ("attention", "router", "dispatch", "experts", "combine", "other")
 TINY = ("--batch-sizes", "2", "--input-lens", "8", "--output-len", "4", "--requests-per-client", "2")
@@ -248,6 +250,34 @@ class StartsTest(ScaleTest):
         done = subprocess.run([EXPERTMESH, "bench", "scale", "/nowhere"], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
         self.assertIn("/nowhere", done.stderr)
+
+
+class OtherHostsTest(ScaleTest):
+    def test_where_there_can_be_none_they_are_left_out(self):
+        few = self.folder / "few"
+        few.mkdir()
+        (few / "setpriv").symlink_to(shutil.which("setpriv"))
+        _, said = self.fake(*StartsTest.OPTIONS, "--transports", "in-process,tcp-namespaces", PATH=str(few))
+        self.assertIn("tcp-namespaces is left out: " + ("only root" if os.geteuid() else "there is no ip "), said)
+        self.assertEqual({row["transport"] for row in self.results()["points"]}, {"in-process"})
+
+    def test_engines_have_none(self):
+        started, _ = self.fake(*StartsTest.OPTIONS, "--transports", "tcp-namespaces")
+        self.assertEqual(started, [])
+
+    def test_for_real(self):
+        why = hosts.refusal()
+        if why:
+            self.skipTest(why)
+        links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
+        self.run_it((EXPERTMESH, "bench", "scale"), "--workers", "1,2", "--no-plots", *TINY, "--transports", "tcp-namespaces")
+        rows = self.results()["points"]
+        self.assertEqual([(row["kind"], row["transport"], row["workers"], row["batch"]) for row in rows],
+                         [("serve", "tcp-namespaces", 1, 2), ("serve", "tcp-namespaces", 2, 2), ("serve", "tcp-namespaces", 2, 4)])
+        for row in rows:
+            self.assertGreater(row["tokens_per_second"], 0)
+            self.assertGreater(row["stage_shares"]["experts"], 0)
+        self.assertEqual(subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout, links, "something stays")
 
 
 class SweepTest(ScaleTest):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import hosts
 import machine
 import points
 import report
@@ -73,7 +74,8 @@ def _parse(arguments, cores):
                         help="folder for figures and report; points in it are not measured again [scale-MODEL]")
     numbers("--workers", 1, 1024, f"numbers of workers; 1 is always among them [{listed(doubled)}]", default=doubled)
     parser.add_argument("--transports", type=_list_of(_transport), metavar="NAME,NAME",
-                        help=f"of {listed(points.TRANSPORTS)}; in-process: no workers, but as many times the threads, up to the cores [all]")
+                        help=f"of {listed(points.TRANSPORTS)}; in-process: no workers, but as many times the threads, up to the cores; "
+                             f"{points.NAMESPACES}: servers whose workers are on hosts of their own, network namespaces that root may make [all]")
     numbers("--batch-sizes", 1, 65536, f"sequences that decode together, clients of a server [{listed(USUAL['batch_sizes'])}]")
     numbers("--input-lens", 1, 1 << 20, f"tokens of a prompt [{listed(USUAL['input_lens'])}]")
     number("--output-len", 2, 1 << 20, f"decode steps, tokens of an answer [{USUAL['output_len']}]")
@@ -86,7 +88,7 @@ def _parse(arguments, cores):
     parser.add_argument("--no-plots", action="store_true", help="a report without plots (these need Debian's python3-matplotlib)")
     number("--point-timeout", 1, 1 << 20, "seconds after which a point has failed [600]", default=600)
     parser.add_argument("--quick", action="store_true",
-                        help="less of all that is not said: without MPI, batches 1 and 4, one prompt length, shorter answers")
+                        help="less of all that is not said: in process and shared memory only, batches 1 and 4, one prompt length, shorter answers")
     options = parser.parse_args(arguments)
     for name, value in (QUICK if options.quick else USUAL).items():
         if getattr(options, name) is None:
@@ -119,6 +121,12 @@ def main(program, folder_of_programs, arguments):
     cores = machine.usable_cores()
     options = _parse(arguments, cores)
     config = _configuration(options)
+    if points.NAMESPACES in options.transports and not hosts.inside():
+        why = hosts.refusal()
+        if why is None:
+            hosts.enter()
+        say(f"{points.NAMESPACES} is left out: {why}")
+        options.transports.remove(points.NAMESPACES)
     here, programs, model = machine.machine(), machine.programs(program, folder_of_programs), machine.model(options.model)
     fingerprint = machine.fingerprint(here, programs, model)
     folder = Path(options.out or f"scale-{model['name']}")

@@ -12,7 +12,7 @@ try:
 except ImportError:
     sys.exit(NO_MATPLOTLIB)
 
-COLOURS = {"in-process": "#555555", "shm": "#0072b2", "mpi": "#d55e00"}
+COLOURS = {"in-process": "#555555", "shm": "#0072b2", "mpi": "#d55e00", "tcp-namespaces": "#009e73"}
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STAGES = {"attention": "#56b4e9", "router": "#f0e442", "dispatch": "#e69f00", "experts": "#d55e00", "combine": "#cc79a7", "lm_head": "#009e73"}
 REST = "#bbbbbb"

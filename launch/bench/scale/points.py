@@ -4,7 +4,8 @@ import hashlib
 import json
 
 IN_PROCESS = "in-process"
-TRANSPORTS = (IN_PROCESS, "shm", "mpi")
+NAMESPACES = "tcp-namespaces"  # by MPI over TCP, each worker on a host of its own: a network namespace
+TRANSPORTS = (IN_PROCESS, "shm", "mpi", NAMESPACES)
 FORM = 1  # of what is measured of a point: raised when that changes, so that older points are measured again
 
 
@@ -66,13 +67,21 @@ def setups(options, cores):
                 yield Setup(transport, units, 0, units * options.threads, 0)
 
 
+def _kinds(setup, options):
+    """An engine starts its workers itself, on this host."""
+    if setup.transport != NAMESPACES:
+        yield "engine"
+    if not options.no_serve:
+        yield "serve"
+
+
 def plan(options, cores):
     """-> points in the order in which they are measured. Of every setup: each batch size (strong: the load stays), and each
     times its units (weak: the load grows with them)."""
     points = []
     for setup in setups(options, cores):
         batches = sorted({batch * factor for batch in options.batch_sizes for factor in (1, setup.units)})
-        for kind in ("engine",) if options.no_serve else ("engine", "serve"):
+        for kind in _kinds(setup, options):
             for input_len in options.input_lens:
                 for batch in batches:
                     requests = options.requests_per_client * batch if kind == "serve" else 0

@@ -11,6 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import engine_trace
+import hosts
+import machine
+from points import NAMESPACES
 
 READY_LINE = "ExpertMesh is ready at "
 STOP_SECONDS = 40
@@ -59,7 +62,7 @@ def run(command, seconds):
 
 def _setup_options(setup, dtype):
     options = ["--threads", setup.threads, "--dtype", dtype]
-    if setup.workers:
+    if setup.workers and setup.transport != NAMESPACES:
         options += ["--workers", setup.workers, "--worker-threads", setup.worker_threads, "--transport", setup.transport]
     return options
 
@@ -113,7 +116,8 @@ def server(program, model, points, seconds):
             model = folder
         dummy = [] if list(model.glob("*.safetensors")) else ["--load-format", "dummy"]
         log = stack.enter_context(tempfile.TemporaryFile())
-        process = _started([program, "serve", model, "--port", 0, "--no-prefix-cache", *dummy, *_setup_options(first.setup, first.dtype),
+        workers = _workers_of_other_hosts(program, first.setup, log, stack) if first.setup.transport == NAMESPACES else []
+        process = _started([program, "serve", model, "--port", 0, "--no-prefix-cache", *dummy, *_setup_options(first.setup, first.dtype), *workers,
                             "--max-num-seqs", max(point.batch for point in points),
                             "--max-model-len", max(point.input_len + point.output_len for point in points)],
                            stdout=subprocess.PIPE, stderr=log)
@@ -131,6 +135,19 @@ def server(program, model, points, seconds):
         url = line.removeprefix(READY_LINE).strip()
         _warm_up(url, first)
         yield url
+
+
+def _workers_of_other_hosts(program, setup, log, stack):
+    """They wait for their server -> what it is told of them"""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="expertmesh-scale-"))
+    try:
+        theirs = stack.enter_context(hosts.Hosts(setup.workers, folder))
+    except hosts.NoHosts as error:
+        raise PointFailed(str(error)) from None
+    shared_cores = setup.threads + setup.workers * setup.worker_threads > machine.usable_cores()
+    for command in theirs.worker_commands(program, setup.worker_threads, shared_cores):
+        stack.callback(_end, _started(command, stdout=subprocess.DEVNULL, stderr=log))
+    return theirs.server_options
 
 
 def _warm_up(url, point):

@@ -339,6 +339,12 @@ class CostsTest(unittest.TestCase):
         self.assertIn("| all | 3 | 20% | 30% |", table)
         self.assertIn("| more processes than cores (!) | 1 | 30% | 30% |", table)
 
+    def test_the_best_of_each_point_is_held_against_predictions(self):
+        slow = {"kind": "serve", "transport": "mpi", "units": 2, "input_len": 10, "batch": 4, "tokens_per_second": 100}
+        fast, other = {**slow, "tokens_per_second": 120}, {**slow, "batch": 8}
+        elsewhere = {**slow, "transport": "tcp-namespaces"}  # a link that no costs have
+        self.assertEqual(validate.best_of([slow, fast, other, elsewhere, elsewhere]), ([fast, other], 1))
+
 
 class CommandTest(unittest.TestCase):
     def setUp(self):

@@ -7,6 +7,7 @@
 #include <boost/beast/http.hpp>
 #include <limits>
 #include <utility>
+#include <vector>
 
 namespace expertmesh {
 namespace {
@@ -18,7 +19,7 @@ using tcp = asio::ip::tcp;
 using boost::system::error_code;
 
 constexpr std::chrono::seconds kConnectTime{5};
-constexpr std::size_t kPieceBytes = std::size_t{16} << 10;
+constexpr std::size_t kPieceBytes = std::size_t{64} << 10;
 
 bool is_of_connection(http::field name, beast::string_view text) {
   constexpr std::array kNames = {http::field::connection,     http::field::keep_alive,   http::field::transfer_encoding,
@@ -140,7 +141,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
   http::request<http::string_body> request_;
   beast::flat_buffer buffer_;
   http::response_parser<http::buffer_body> parser_;
-  std::array<char, kPieceBytes> piece_{};
+  std::vector<char> piece_ = std::vector<char>(kPieceBytes);
   bool closed_ = false;
 };
 

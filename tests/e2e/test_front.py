@@ -52,6 +52,8 @@ class FrontTest(unittest.TestCase):
             cls.refused = refusals(alone)
         cls.server = Server(DEMO_MODEL, "--dtype", "float32", "--coordinators", 2, "--workers", NUM_WORKERS, *PATIENT)
         cls.addClassCleanup(cls.server.close)
+        wait_until(lambda: sum(up for name, up in cls.server.metrics().items() if name.startswith("expertmesh:front_backend_up")) == 2, 60,
+                   "the front has seen both")
 
     def tearDown(self):
         if has_failed(self):

@@ -9,6 +9,8 @@ namespace expertmesh {
 
 void apply_cluster_file(std::filesystem::path const& file, ModelRuntimeOptions& options) {
   ClusterFile const cluster = read_cluster_file(file);
+  if (cluster.coordinators > 1)
+    throw ModelError(file.string() + ".coordinators: this program is one of them; launch/expertmesh starts several");
   auto const on_cpu = [](ClusterFile::Worker const& worker) { return worker.device == "cpu"; };
   auto const count = std::ranges::count_if(cluster.workers, on_cpu);
   if (count != 0 && count != std::ssize(cluster.workers) && !options.mixed_numerics)

@@ -90,7 +90,8 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "worker, up, plan, bench engine|serve|scale, join [COUNT] [URL] and drain WORKER_ID [URL] are the launcher's: "
+      "worker, front, up, plan, bench engine|serve|scale, join [COUNT] [URL] and drain WORKER_ID [URL] are the "
+      "launcher's: "
       "bench --help, and README.md");
 
   ServeOptions serve;
@@ -99,6 +100,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   std::string body_bytes = "8M";
   std::string weights_rate = "1G";
   std::string quarantine = "256M";
+  int coordinators = 1;
   auto* s = app.add_subcommand("serve", "Serve a model through an OpenAI-compatible HTTP API");
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
   add_runtime_flags(*s, serve);
@@ -198,6 +200,11 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       "--name-server", serve.name_server,
       "File of an Open MPI name server (expertmesh name-server FILE) for coordinators that share workers [one of "
       "its own]");
+  s->add_option("--coordinators", coordinators,
+                "Coordinators that share the workers, with one front for their clients (--workers, or a cluster file's "
+                "coordinators)")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   s->add_option("--remote-workers", serve.remote_workers, "Workers of other hosts to wait for before serving")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
@@ -270,6 +277,11 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   if (!kv_bytes.empty()) serve.kv_cache_bytes = parse_bytes(kv_bytes);
   serve.max_quarantine_bytes = *parse_bytes(quarantine);
   serve.weights_per_second = *parse_bytes(weights_rate);
+  if (coordinators > 1) {
+    std::cerr << "expertmesh: --coordinators: this program is one of them; launch/expertmesh starts several"
+              << std::endl;
+    return ExitNow{2};
+  }
   try {
     if (!cluster.empty()) apply_cluster_file(cluster, serve);
   } catch (ModelError const& error) {

@@ -198,6 +198,9 @@ class SessionLife {
     spdlog::info("serving {} experts, {} bytes, {} threads, {}", num_experts, resident_bytes, context_.options.threads,
                  assign.isa);
     lane_->wait_until_ended();
+    auto const counts = machine.loop().counts();  // of all coordinators so far
+    spdlog::info("served {} requests in {} batches, with {} groups of rows for one expert", counts.requests,
+                 counts.batches, counts.groups);
   }
 
   // Another placement, while the one before is served.

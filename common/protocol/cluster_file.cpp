@@ -15,6 +15,7 @@ using control::JsonReader;
 
 constexpr std::uint64_t kMostThreads = 4096;
 constexpr std::uint64_t kMostWorkers = 256;  // of an entry
+constexpr std::uint64_t kMostCoordinators = 64;
 
 void check_device(JsonReader const& in, std::string const& field, std::string const& device) {
   if (std::string const wrong = valid_device_name(device); !wrong.empty()) in.fail(field, wrong);
@@ -75,7 +76,10 @@ ClusterFile read(nlohmann::json const& object, std::string const& where) {
     out.workers.insert(out.workers.end(), workers.begin(), workers.end());
   }
   if (out.workers.empty()) in.fail("workers", "is empty");
-  if (std::ranges::all_of(out.workers, [&](auto const& w) { return w.host == out.coordinator.host; })) {
+  if (in.has("coordinators")) out.coordinators = in.number<std::size_t>("coordinators", kMostCoordinators);
+  if (out.coordinators == 0) in.fail("coordinators", "is 0");
+  if (out.coordinators == 1 &&
+      std::ranges::all_of(out.workers, [&](auto const& w) { return w.host == out.coordinator.host; })) {
     for (char const* field : {"interface", "control_port", "secret_file"})
       if (in.has(field)) in.fail(field, "has no effect: all workers are on the coordinator's host");
   } else {
@@ -83,6 +87,7 @@ ClusterFile read(nlohmann::json const& object, std::string const& where) {
     out.secret_file = in.text("secret_file");
     if (in.has("control_port")) out.control_port = in.number<std::uint16_t>("control_port");
     if (out.control_port == 0) in.fail("control_port", "is 0: workers of other hosts have to know it");
+    if (out.control_port + out.coordinators > 65536) in.fail("control_port", "leaves no ports for the coordinators");
     if (out.coordinator.address.empty()) in.fail("coordinator.address", "missing: workers of other hosts join there");
   }
   in.finish();
@@ -107,16 +112,19 @@ ClusterFile read_cluster_file(std::filesystem::path const& file) {
 
 std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluster, std::string const& host,
                                                        std::size_t cores) {
-  if (host == cluster.coordinator.host)
+  if (host == cluster.coordinator.host && cluster.coordinators == 1)
     throw ModelError("host '" + host + "' is the coordinator's: it starts its workers itself");
   auto const workers = cluster.of_host(host);
   if (workers.empty()) throw ModelError("the cluster file has no workers for host '" + host + "'");
+  std::string join;
+  for (std::size_t c = 0; c < cluster.coordinators; ++c)
+    join += (c == 0 ? "" : ",") + cluster.coordinator.address + ":" + std::to_string(cluster.control_port + c);
   std::vector<std::vector<std::string>> out;
   for (auto const& worker : workers) {
     std::size_t const threads = worker.threads != 0 ? worker.threads : std::max<std::size_t>(1, cores / workers.size());
-    auto& arguments = out.emplace_back(std::vector<std::string>{
-        "--join", cluster.coordinator.address + ":" + std::to_string(cluster.control_port), "--secret-file",
-        cluster.secret_file, "--device", worker.device, "--threads", std::to_string(threads)});
+    auto& arguments =
+        out.emplace_back(std::vector<std::string>{"--join", join, "--secret-file", cluster.secret_file, "--device",
+                                                  worker.device, "--threads", std::to_string(threads)});
     if (worker.capacity > 0) arguments.insert(arguments.end(), {"--capacity", std::to_string(worker.capacity)});
   }
   return out;

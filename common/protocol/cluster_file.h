@@ -23,8 +23,9 @@ struct ClusterFile {
     double capacity = 0;      // gigabytes of weights a second
   };
   Coordinator coordinator;
-  std::string interface;  // none: all workers are on the coordinator's host
-  std::uint16_t control_port = 7070;
+  std::size_t coordinators = 1;       // on its host, which share all workers; of several, those of that host join, too
+  std::string interface;              // none: all workers are on the coordinator's host
+  std::uint16_t control_port = 7070;  // of the first coordinator; the others have the next ones
   std::string secret_file;
   std::vector<Worker> workers;  // in the order of the file
 
@@ -35,8 +36,9 @@ struct ClusterFile {
 // effect.
 ClusterFile read_cluster_file(std::filesystem::path const& file);
 
-// For each worker of a host that is not the coordinator's: the arguments of `expertmesh worker`. cores: of that host,
-// which workers share out where the file says no threads. Throws ModelError: the file knows no workers there.
+// For each worker of a host that joins by itself (not on the one coordinator's): the arguments of `expertmesh worker`.
+// cores: of that host, which workers share out where the file says no threads. Throws ModelError: the file knows no
+// such workers there.
 std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluster, std::string const& host,
                                                        std::size_t cores);
 

@@ -1,9 +1,7 @@
 #include "coordinator/http/api_server.h"
 
-#include <algorithm>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
-#include <charconv>
 #include <map>
 #include <string_view>
 
@@ -11,44 +9,15 @@
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/api_keys.h"
 #include "coordinator/http/generation_run.h"
+#include "coordinator/http/request_target.h"
 #include "coordinator/http/text_endpoints.h"
 #include "coordinator/ui/page_files.h"
 
 namespace expertmesh {
 namespace {
 
-// "%2F" -> "/". A malformed escape stays as it is.
-std::string percent_decoded(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    unsigned char byte = 0;
-    char const* const end = text.data() + std::min(i + 3, text.size());
-    if (text[i] == '%' && end - text.data() == static_cast<std::ptrdiff_t>(i + 3) &&
-        std::from_chars(text.data() + i + 1, end, byte, 16).ptr == end) {
-      out += static_cast<char>(byte);
-      i += 2;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
-
 ApiError unavailable(std::string const& reason) {
   return {.status = 503, .message = reason, .type = "service_unavailable", .param = {}, .code = {}, .retry_after_s = 5};
-}
-
-// Path of a target: no scheme and host, no query, no doubled or trailing slash; decoded.
-std::string path_of(std::string_view target) {
-  if (target.starts_with("http://") || target.starts_with("https://")) {  // as proxies send it
-    target.remove_prefix(target.find("//") + 2);
-    target.remove_prefix(std::min(target.find('/'), target.size()));
-  }
-  std::string path;
-  for (char c : target.substr(0, target.find_first_of("?#")))
-    if (c != '/' || path.empty() || path.back() != '/') path += c;
-  if (path.size() > 1 && path.back() == '/') path.pop_back();
-  return percent_decoded(path);
 }
 
 // The page may load what comes from here and nothing else, write text and no markup, and be part of no other page.

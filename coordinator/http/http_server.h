@@ -35,6 +35,10 @@ class HttpResponder {
   virtual void begin_stream(HttpResponse head) = 0;  // its body is ignored
   virtual void send(std::string data) = 0;
   virtual void end_stream() = 0;
+  // Calls once, on a server thread, when the client has taken what was sent so far; not at all if it goes away first.
+  virtual void when_sent(std::function<void()> callback) = 0;
+  // Ends the connection within the answer, so that the client sees that it is not complete.
+  virtual void abort() = 0;
   // To be called before the answer. The callback is called at most once, on any thread, when the client goes away (a
   // half-closed connection counts) before the answer is complete, or is too slow to take it; at once if that has
   // happened already.

@@ -74,6 +74,15 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
     void end_stream() override {
       if_current([](Session& s) { s.finish_stream(); });
     }
+    void when_sent(std::function<void()> callback) override {
+      if_current([c = std::move(callback)](Session& s) mutable {
+        if (s.unsent_.empty()) return c();
+        s.on_sent_ = std::move(c);
+      });
+    }
+    void abort() override {
+      if_current([](Session& s) { s.lose(); });
+    }
     void on_disconnect(std::function<void()> callback) override {
       auto const session = session_.lock();
       if (!session) return callback();
@@ -265,7 +274,8 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
     unsent_.pop_front();
     if (!unsent_.empty()) return write_next();
     stream_.expires_never();
-    if (finishing_) on_answered();
+    if (finishing_) return on_answered();
+    if (auto const callback = std::exchange(on_sent_, nullptr)) callback();
   }
 
   void on_answered() {
@@ -304,6 +314,7 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
 
   void close() {
     if (std::exchange(closed_, true)) return;
+    on_sent_ = nullptr;
     error_code ignored;
     stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
     stream_.close();
@@ -326,6 +337,7 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
   std::deque<std::string> unsent_;
   std::size_t unsent_bytes_ = 0;
   std::function<void()> on_disconnect_;
+  std::function<void()> on_sent_;
   bool keep_alive_ = false;
   bool http_1_0_ = false;
   bool head_only_ = false;

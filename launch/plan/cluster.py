@@ -61,6 +61,8 @@ def read(path, cores, hardware_of):
     entries = [_entry(one) for one in fields.objects("workers")]
     if not entries:
         raise PlanError(f"{fields.where}: field 'workers' is empty")
+    if "coordinators" in fields:
+        raise PlanError(f"{fields.where}: field 'coordinators': here each has devices of its own; plan --coordinators fixes their number")
     fields.drop("interface", "control_port", "secret_file")
     fields.finish()
     on_host = collections.Counter()

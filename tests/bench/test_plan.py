@@ -472,6 +472,7 @@ class CommandTest(unittest.TestCase):
     def test_bad_files(self):
         cluster = json.loads(Path(self.cluster).read_text())
         for words, content in ((["unknown", "'colour'"], {**cluster, "colour": 1}), (["'workers'"], {"coordinator": {"host": "here"}}),
+                               (["'coordinators'"], {**cluster, "coordinators": 2}),
                                (["workers[0]", "'count'"], {**cluster, "workers": [{"host": "here", "count": 0}]}),
                                (["workers[0]", "tpu"], {**cluster, "workers": [{"host": "here", "devices": ["tpu"]}]}),
                                (["--hardware"], {**cluster, "workers": [{"host": "here", "devices": ["cuda:0"]}]}),

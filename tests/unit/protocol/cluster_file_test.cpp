@@ -96,9 +96,27 @@ TEST_F(ClusterFileTest, EveryFieldIsUsedOrRefused) {
   EXPECT_NE(wrong("/coordinator/device", "cpu").find("gpu_memory_utilization"), std::string::npos);
   EXPECT_NE(wrong("/control_port", 70000), "");
   EXPECT_NE(wrong("/control_port", 0), "");
+  EXPECT_EQ(wrong("/coordinators", 0), ".coordinators: is 0");
+  EXPECT_NE(wrong("/coordinators", 65), "");
   for (char const* field : {"interface", "secret_file", "coordinator", "workers"})
     EXPECT_EQ(error_after([&](json& j) { j.erase(field); }), std::string(".") + field + ": missing");
   EXPECT_NE(error_after([](json& j) { j["coordinator"].erase("address"); }), "");
+}
+
+TEST_F(ClusterFileTest, AllWorkersJoinSeveralCoordinators) {
+  json object = sample();
+  object["coordinators"] = 3;
+  ClusterFile const cluster = read(object);
+  EXPECT_EQ(cluster.coordinators, 3U);
+  for (char const* host : {"a", "b"})
+    for (auto const& arguments : worker_arguments(cluster, host, 12))
+      EXPECT_EQ(arguments[1], "10.0.0.1:7171,10.0.0.1:7172,10.0.0.1:7173") << host;
+  object["control_port"] = 65533;
+  EXPECT_EQ(read(object).control_port, 65533);
+  object["control_port"] = 65534;
+  EXPECT_THROW(read(object), ModelError);
+  json const one_host = json::parse(R"({"coordinator": {"host": "a"}, "coordinators": 2, "workers": [{"host": "a"}]})");
+  EXPECT_THROW(read(one_host), ModelError) << "they join here, too: by which interface?";
 }
 
 TEST_F(ClusterFileTest, OneHostNeedsNoNetworkAndIsToldSo) {

@@ -25,7 +25,7 @@ if [[ -e "$out" && ! -f "$out/COMMIT" ]]; then
 fi
 
 # ---- programs
-programs=(expertmesh-coordinator expertmesh-worker expertmesh-bench)
+programs=(expertmesh-coordinator expertmesh-front expertmesh-worker expertmesh-bench)
 tests=(unit_device unit_device_model)
 cd -- "$root"
 cmake --preset release -B "$build" -DEM_BUILD_TESTS=ON -DEXPERTMESH_CUDA=on "-DCMAKE_CUDA_ARCHITECTURES=$arch-real" >/dev/null

@@ -48,12 +48,11 @@ void Exchange::send_to_next() {
                                 : context_.backends.first(tried_);
   if (!backend_) return answer_unavailable("no coordinator is ready");
   tried_[*backend_] = true;
-  call_ =
-      start_http_call(context_.io, context_.backends.address(*backend_), request_, {},
-                      {.on_head = [self = shared_from_this()](HttpResponse head,
-                                                              auto length) { self->on_head(std::move(head), length); },
-                       .on_piece = [self = shared_from_this()](std::string const& piece) { self->on_piece(piece); },
-                       .on_end = [self = shared_from_this()](std::string const& failure) { self->on_end(failure); }});
+  call_ = start_http_call(
+      context_.io, context_.backends.address(*backend_), request_, {},
+      {.on_head = [self = shared_from_this()](HttpResponse const& head, auto length) { self->on_head(head, length); },
+       .on_piece = [self = shared_from_this()](std::string const& piece) { self->on_piece(piece); },
+       .on_end = [self = shared_from_this()](std::string const& failure) { self->on_end(failure); }});
 }
 
 bool Exchange::has_more_to_try() const {

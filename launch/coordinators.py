@@ -172,6 +172,9 @@ class Child:
     def _wait(self, process):
         self._events.put((self, process.wait()))
 
+    def set_option(self, name, value):
+        self.command[self.command.index(name) + 1] = value
+
     def start_later(self):
         lasted = time.monotonic() - self._born > LASTED_SECONDS
         self._deaths = 1 if lasted else self._deaths + 1
@@ -192,7 +195,7 @@ class Child:
             return self.process.wait(STOP_SECONDS) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         except subprocess.TimeoutExpired:
             say(f"{self.name} did not end within {STOP_SECONDS} s")
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # what it started, too
             return False
 
 
@@ -236,7 +239,10 @@ class Group:
     def _on_ready(self, child, line):
         if child is self._front and self._url is None:
             self._url = line[1]
-            child.command += ["--port", line[2]]  # of the next one as well
+            child.set_option("--port", line[2])  # of the next one as well
+        if child in self._coordinators:
+            # In its place another may serve at once: it reads experts from its disk until workers have come back.
+            child.set_option("--remote-workers", "0")
         before = bool(self._not_ready)
         self._not_ready.discard(child)
         if before and not self._not_ready:

@@ -79,7 +79,7 @@ class ControlClient::Impl {
   control::Welcome wait_for_welcome() { return welcomed_.get_future().get(); }
   control::Connect wait_for_connect() { return connect_.get_future().get(); }
   control::Assign wait_for_assign() { return assigned_.get_future().get(); }
-  ExitCode wait_for_end() { return end_.get_future().get(); }
+  ControlEnd wait_for_end() { return end_.get_future().get(); }
   [[nodiscard]] bool ended() const { return ended_; }
   void send(control::Message const& message) { connection_->send(message); }
   ServingGate& gate() { return gate_; }
@@ -90,6 +90,7 @@ class ControlClient::Impl {
   void fail(control::FailureKind kind, std::string const& reason, ExitCode code) {
     boost::asio::post(io_, [this, code] {
       exit_code_ = code;
+      for_good_ = code == ExitCode::refused;
       failing_ = true;
     });
     connection_->send(control::Failed{.kind = kind, .reason = reason});
@@ -106,6 +107,7 @@ class ControlClient::Impl {
     if (ended_) return;
     if (auto const* refuse = std::get_if<control::Refuse>(&message)) {
       exit_code_ = ExitCode::refused;
+      for_good_ = true;
       return closed("refused by the coordinator: " + refuse->reason);
     }
     if (!welcome_) return introduce(message);
@@ -128,8 +130,9 @@ class ControlClient::Impl {
       gate_.set(ServingGate::Mode::serving);
       heartbeat_interval_ = awake_interval_;
       beat();
-    } else if (std::holds_alternative<control::Shutdown>(message)) {
+    } else if (auto const* shutdown = std::get_if<control::Shutdown>(&message)) {
       exit_code_ = ExitCode::told;
+      for_good_ = shutdown->for_good;
       // It hangs up when the loop has ended its part; before there is any, at once.
       if (gate_.mode() == ServingGate::Mode::loading) return closed("told to end");
       gate_.set(ServingGate::Mode::stopped);
@@ -179,7 +182,7 @@ class ControlClient::Impl {
     break_promise(connect_, gone);
     break_promise(assigned_, gone);
     gate_.set(ServingGate::Mode::stopped);
-    end_.set_value(exit_code_);
+    end_.set_value({.code = exit_code_, .for_good = for_good_});
   }
 
   std::string const address_;
@@ -200,10 +203,11 @@ class ControlClient::Impl {
   std::promise<control::Assign> assigned_;
   bool assigned_before_ = false;
   std::function<void(control::Hold)> on_hold_;
-  std::promise<ExitCode> end_;
+  std::promise<ControlEnd> end_;
   std::atomic<bool> ended_ = false;
   bool failing_ = false;                 // last words are on their way
   ExitCode exit_code_ = ExitCode::lost;  // of an end that nobody asked for
+  bool for_good_ = false;
   ServingGate gate_;
   std::thread thread_;
 };
@@ -224,7 +228,7 @@ void ControlClient::send(control::Message const& message) {
 void ControlClient::fail(control::FailureKind kind, std::string const& reason, ExitCode code) {
   impl_->fail(kind, reason, code);
 }
-ExitCode ControlClient::wait_for_end() {
+ControlEnd ControlClient::wait_for_end() {
   return impl_->wait_for_end();
 }
 void ControlClient::hang_up() {

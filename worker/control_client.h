@@ -24,6 +24,11 @@ enum class ExitCode : int {
   refused = 2,  // it does not
 };
 
+struct ControlEnd {
+  ExitCode code = ExitCode::lost;
+  bool for_good = false;  // it is not to be looked for again, not even while the process has other coordinators
+};
+
 class ControlClient {
  public:
   struct Handlers {
@@ -42,7 +47,7 @@ class ControlClient {
   control::Welcome wait_for_welcome();
   control::Connect wait_for_connect();  // only a worker that came by itself is told
   control::Assign wait_for_assign();    // what to load; heartbeats begin
-  ExitCode wait_for_end();
+  ControlEnd wait_for_end();
 
   // From now on; on the control thread, which must not be kept: another placement to load.
   void on_hold(std::function<void(control::Hold)> handler);

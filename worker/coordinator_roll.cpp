@@ -26,6 +26,11 @@ void CoordinatorRoll::asked_to_end() {
   end_if_alone();
 }
 
+bool CoordinatorRoll::is_asked_to_end() const {
+  std::lock_guard const lock(mutex_);
+  return asked_to_end_;
+}
+
 void CoordinatorRoll::give_up() {
   end_(ExitCode::lost);
 }

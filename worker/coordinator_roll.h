@@ -21,6 +21,7 @@ class CoordinatorRoll {
   void ended(std::size_t coordinator, ExitCode code);
   // A signal: from now on one that has not taken it in yet is no reason to stay either.
   void asked_to_end();
+  [[nodiscard]] bool is_asked_to_end() const;
   void give_up();  // whatever coordinators there are: a process that begins anew is of more use to them
 
  private:
@@ -29,7 +30,7 @@ class CoordinatorRoll {
   void end_if_alone();
 
   std::function<void(ExitCode)> const end_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<State> states_;  // guarded by mutex_, like the next two
   State last_ = State::lost;   // of an end
   bool asked_to_end_ = false;

@@ -106,7 +106,7 @@ class SessionLife {
   SessionLife(SessionLife const&) = delete;
   SessionLife& operator=(SessionLife const&) = delete;
 
-  ExitCode live() {
+  ControlEnd live() {
     try {
       MpiComm const comm = join();
       serve(context_.machine(), comm);
@@ -246,7 +246,7 @@ void run_session(SessionContext& context, std::size_t coordinator) {
     auto const begin = Clock::now();
     try {
       SessionLife life(context, coordinator, alone ? address : context.mpi.resolve(address));
-      if (life.live() != ExitCode::lost) return;
+      if (life.live().for_good || context.roll.is_asked_to_end()) return;
       if (Clock::now() - begin > kLongestPause) pause = kFirstPause;
       spdlog::info("{} is looked for, while there are other coordinators", address);
     } catch (NetworkError const& error) {

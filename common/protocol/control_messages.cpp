@@ -235,6 +235,13 @@ void read(JsonReader& in, Hold& m) {
   m.epoch = in.id<PlacementEpoch>("epoch");
 }
 
+json fields(Shutdown const& m) {
+  return {{"for_good", m.for_good}};
+}
+void read(JsonReader& in, Shutdown& m) {
+  m.for_good = in.boolean("for_good");
+}
+
 json fields(Failed const& m) {
   return {{"kind", m.kind == FailureKind::model ? "model" : "other"}, {"reason", m.reason}};
 }

@@ -17,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 8;
+constexpr std::uint32_t kProtocolVersion = 9;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;
@@ -119,7 +119,9 @@ struct Leaving {};    // worker -> coordinator: it was asked to end, and serves 
 struct Heartbeat {};  // worker -> coordinator
 struct Idle {};       // coordinator -> worker: sleep until wake
 struct Wake {};       // coordinator -> worker
-struct Shutdown {};   // coordinator -> worker: leave
+struct Shutdown {     // coordinator -> worker: leave
+  bool for_good = true;  // false: so does the coordinator, and whoever comes in its place may have the worker again
+};
 
 enum class FailureKind : std::uint8_t {
   model,  // the model directory is at fault

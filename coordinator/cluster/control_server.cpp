@@ -137,13 +137,13 @@ class ControlServer::Impl {
     Worker* const worker = living(life);
     if (worker == nullptr) return;
     worker->leaving = true;
-    worker->connection->send(control::Shutdown{});
+    worker->connection->send(control::Shutdown{.for_good = true});
   }
 
   void shutdown_workers() {
     std::lock_guard lock(mutex_);
     leaving_ = true;
-    send_to_all(control::Shutdown{});
+    send_to_all(control::Shutdown{.for_good = false});
   }
 
   void kill_remaining() {

@@ -52,6 +52,9 @@ void Backends::polled(std::size_t backend, int status, std::string const& failur
   state.poll = nullptr;
   bool const was_up = state.up;
   set_up(backend, failure.empty() && status == 200, failure.empty() ? "it is not ready" : failure);
+  if (!std::exchange(state.asked, true) && !state.up)
+    spdlog::warn("coordinator {} at {} gets no requests yet: {}", backend, address(backend).text(),
+                 failure.empty() ? "it is not ready" : failure);
   if (was_up && !failure.empty() && options_.on_unreachable) options_.on_unreachable(backend);
   if (stopped_) return;
   state.pause.expires_after(options_.poll_interval);

@@ -56,6 +56,7 @@ class Backends {
     boost::asio::steady_timer pause;
     std::shared_ptr<HttpCall> poll;  // under way
     bool up = false;
+    bool asked = false;  // once at least, and it has answered or not
     std::uint64_t requests = 0;
     std::uint64_t known = 0;
   };

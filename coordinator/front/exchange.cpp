@@ -43,6 +43,8 @@ void Exchange::start() {
 }
 
 void Exchange::send_to_next() {
+  if (route_.coordinator && !context_.backends.is_up(*route_.coordinator))
+    return answer_unavailable("coordinator " + std::to_string(*route_.coordinator) + " is not ready");
   backend_ = route_.coordinator ? (tried_[*route_.coordinator] ? std::nullopt : route_.coordinator)
              : route_.prompt    ? context_.backends.choose(*route_.prompt, tried_)
                                 : context_.backends.first(tried_);
@@ -150,9 +152,10 @@ void Exchange::leave_backend() {
 }
 
 void Exchange::on_unresponsive(std::size_t backend) {
-  if (done_ || begun_ || backend_ != backend || !has_more_to_try()) return;
+  if (done_ || begun_ || backend_ != backend || (!has_more_to_try() && !route_.coordinator)) return;
   call_->cancel();
   leave_backend();
+  if (route_.coordinator) return answer_unavailable("coordinator " + std::to_string(backend) + " does not answer");
   ++context_.counts.retries;
   send_to_next();
 }

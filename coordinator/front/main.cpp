@@ -73,7 +73,10 @@ std::optional<int> parse(int argc, char** argv, Options& options) {
   } catch (CLI::ParseError const& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  for (auto const& text : options.backends) options.front.backends.addresses.push_back(address_of(text));
+  for (auto const& text : options.backends) {
+    if (std::ranges::count(options.backends, text) > 1) throw ModelError("--backends: '" + text + "' is there twice");
+    options.front.backends.addresses.push_back(address_of(text));
+  }
   options.front.backends.poll_interval = std::chrono::milliseconds(options.poll_interval_ms);
   if (!options.api_key_file.empty()) options.front.api_keys = read_api_keys(options.api_key_file);
   return std::nullopt;

@@ -195,6 +195,8 @@ def main():
         sys.stdout.write(picture(Step(options.trace, options.step), options.layer))
     except (NotThere, OSError) as error:
         sys.exit(f"draw_trace.py: {error}")
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        sys.exit(f"draw_trace.py: {options.trace}: not a trace of expertmesh: {error!r}")
 
 
 if __name__ == "__main__":

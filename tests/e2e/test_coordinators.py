@@ -152,6 +152,19 @@ class CoordinatorsTest(unittest.TestCase):
                 self.check([second, third])
             self.assertEqual(second.metric("worker_deaths_total"), 0)
 
+    def test_a_coordinator_ends_and_is_started_anew(self):
+        with self.two_coordinators() as (first, second):
+            before = {worker["pid"] for worker in serving(second)}
+            with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events:
+                tokens = tokens_of([next(events)])
+                first.process.terminate()
+                self.assertEqual(first.process.wait(60), 0)
+                with self.serve(0) as third:
+                    self.assertEqual({worker["pid"] for worker in serving(third)}, before)
+                    self.assertEqual(tokens + tokens_of(events), self.long)
+                    self.check([second, third])
+            self.assertEqual(second.metric("worker_deaths_total"), 0)
+
     def test_a_coordinator_is_stopped_that_uses_shared_memory(self):
         self.stop_a_coordinator("shm")
 

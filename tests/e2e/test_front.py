@@ -1,4 +1,5 @@
 """`serve --coordinators 2`: two coordinators that share three workers behind one front, as its clients see them."""
+import contextlib
 import json
 import os
 import secrets
@@ -32,6 +33,11 @@ def refusals(server):
 
 def cluster_of(server, coordinator):
     return server.get(f"/v1/cluster?coordinator={coordinator}")[1]
+
+
+def serving(server, coordinator):
+    status, answer = server.get(f"/v1/cluster?coordinator={coordinator}")
+    return [worker for worker in answer["workers"] if worker["state"] == "serving"] if status == 200 else []
 
 
 def metric(server, coordinator, name):
@@ -120,6 +126,25 @@ class FrontTest(unittest.TestCase):
             return metric(server, 0, "requests_finished_total") > 0
 
         wait_until(gets_work, 60, "it gets work again")
+        wait_until(lambda: len(serving(server, 0)) == NUM_WORKERS, 60, "its workers have come back")
+
+    def test_a_coordinator_and_the_front_end(self):
+        server = self.server
+        pid = cluster_of(server, 0)["coordinator"]["pid"]
+        workers = {worker["pid"] for worker in serving(server, 1)}
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not is_alive(pid), 60, "it has ended")
+        wait_until(lambda: {worker["pid"] for worker in serving(server, 0)} == workers, 60, "the next one has its workers")
+        front = next(below for below in descendants(server.pid) if Path(f"/proc/{below}/comm").read_text().startswith("expertmesh-fro"))
+        os.kill(front, signal.SIGKILL)
+
+        def answers():
+            with contextlib.suppress(OSError):
+                return server.get("/ready")[0] == 200
+
+        wait_until(lambda: not is_alive(front), 60, "it has ended")
+        wait_until(answers, 60, "there is another front at the same address")
+        self.assertEqual([plain(server, job) for job in JOBS], self.expected)
 
     def test_a_worker_is_killed(self):
         job = {**LONG, "return_token_ids": True}

@@ -6,7 +6,7 @@ class Store:
     def __init__(self, path):
         self._path = path
         self._records = {}  # key -> record
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(errors="replace") if path.exists() else ""
         for line in text.splitlines():
             try:
                 record = json.loads(line)

@@ -133,7 +133,8 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_TRUE(std::holds_alternative<Heartbeat>(decode(encode(Heartbeat{}))));
   EXPECT_TRUE(std::holds_alternative<Idle>(decode(encode(Idle{}))));
   EXPECT_TRUE(std::holds_alternative<Wake>(decode(encode(Wake{}))));
-  EXPECT_TRUE(std::holds_alternative<Shutdown>(decode(encode(Shutdown{}))));
+  for (bool const for_good : {false, true})
+    EXPECT_EQ(std::get<Shutdown>(decode(encode(Shutdown{.for_good = for_good}))).for_good, for_good);
   EXPECT_TRUE(std::holds_alternative<Called>(decode(encode(Called{}))));
 
   Capacity const capacity{.device = "cuda:0 NVIDIA H200",

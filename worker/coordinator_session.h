@@ -29,8 +29,8 @@ struct SessionContext {
   MpiEntry mpi{};
 };
 
-// Returns when it is over for good: let go, refused, or ended when the process was asked to end. The context must live as long as the process. Throws
-// NetworkError where the only coordinator cannot be reached.
+// Returns when it is over for good: let go, refused, or ended when the process was asked to end. The context must live
+// as long as the process. Throws NetworkError where the only coordinator cannot be reached.
 void run_session(SessionContext& context, std::size_t coordinator);
 
 }  // namespace expertmesh

@@ -115,11 +115,11 @@ struct Hold {
   std::vector<std::vector<std::uint32_t>> held;  // as in Assign
   PlacementEpoch epoch;
 };
-struct Leaving {};    // worker -> coordinator: it was asked to end, and serves until it gets a shutdown
-struct Heartbeat {};  // worker -> coordinator
-struct Idle {};       // coordinator -> worker: sleep until wake
-struct Wake {};       // coordinator -> worker
-struct Shutdown {     // coordinator -> worker: leave
+struct Leaving {};       // worker -> coordinator: it was asked to end, and serves until it gets a shutdown
+struct Heartbeat {};     // worker -> coordinator
+struct Idle {};          // coordinator -> worker: sleep until wake
+struct Wake {};          // coordinator -> worker
+struct Shutdown {        // coordinator -> worker: leave
   bool for_good = true;  // false: so does the coordinator, and whoever comes in its place may have the worker again
 };
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness import EXPERTMESH, REPOSITORY, Server
@@ -83,29 +84,31 @@ class InfoTest(unittest.TestCase):
                 self.assertEqual(len(re.findall(r"^worker \d+ +[\d.]+ [GM]B of experts$", text, re.M)), 4, text)
 
 
+def answers(name):
+    """-> what its two layers say, asked alone; asked twice at the same time"""
+    config = reduced(json.loads((CONFIGS / f"{name}.json").read_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        while bytes_in(info(model_directory(folder, config))) > MOST_BYTES and (cut := smaller(config)):
+            config = cut
+        model_directory(folder, config)
+        options = ("--load-format", "dummy", "--max-model-len", 256, "--max-num-seqs", 2, "--max-num-batched-tokens", 16)
+        body = {"prompt": list(range(100, 120)), "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": 1,
+                "return_token_ids": True}
+        with Server(folder, *options) as server:
+            return server.complete(**body)["choices"][0], [answer["choices"][0] for answer in server.complete_together([body] * 2)]
+
+
 class DummyTest(unittest.TestCase):
-    def check(self, name):
-        config = reduced(json.loads((CONFIGS / f"{name}.json").read_text()))
-        with tempfile.TemporaryDirectory() as folder:
-            while bytes_in(info(model_directory(folder, config))) > MOST_BYTES and (cut := smaller(config)):
-                config = cut
-            model_directory(folder, config)
-            options = ("--load-format", "dummy", "--max-model-len", 256, "--max-num-seqs", 2, "--max-num-batched-tokens", 16)
-            body = {"prompt": list(range(100, 120)), "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": 1,
-                    "return_token_ids": True}
-            with Server(folder, *options) as server:
-                first = server.complete(**body)["choices"][0]
-                self.assertEqual(len(first["token_ids"]), 6)
-                self.assertTrue(all(-50 < x <= 0 for x in first["logprobs"]["token_logprobs"]), first["logprobs"])
-                self.assertEqual([answer["choices"][0] for answer in server.complete_together([body] * 2)], [first] * 2)
+    def test_two_layers_of_each_answer(self):
+        with ThreadPoolExecutor(2) as pool:  # weights are made on one thread
+            starts = {name: pool.submit(answers, name) for name in names()}
+            for name, start in starts.items():
+                with self.subTest(config=name):
+                    alone, together = start.result()
+                    self.assertEqual(len(alone["token_ids"]), 6)
+                    self.assertTrue(all(-50 < x <= 0 for x in alone["logprobs"]["token_logprobs"]), alone["logprobs"])
+                    self.assertEqual(together, [alone] * 2)
 
-
-def _add_tests():
-    for name in names():
-        setattr(DummyTest, "test_" + re.sub(r"\W", "_", name), lambda self, n=name: self.check(n))
-
-
-_add_tests()
 
 if __name__ == "__main__":
     unittest.main()

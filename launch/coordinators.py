@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from up import BAD_COMMAND, REJOIN_SECONDS, CommandError, start
+from up import REJOIN_SECONDS, CommandError, exit_code_of, start
 
 STOP_SECONDS = 45  # longer than a coordinator lets requests end
 PAUSES = (0.2, 1, 5)  # before a child is started again: after its first death, its second …
@@ -316,11 +316,4 @@ def main(program, bin_folder, arguments):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
-    except OSError as error:
-        say(f"{error.filename}: {error.strerror}")
-        sys.exit(BAD_COMMAND)
-    except CommandError as error:
-        say(error)
-        sys.exit(BAD_COMMAND)
+    sys.exit(exit_code_of(lambda: main(*sys.argv[1:3], sys.argv[3:]), say))

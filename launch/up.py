@@ -297,12 +297,16 @@ def main(program, arguments):
                    [Host(name, shell, options.program, version, stdin, events) for name in others], events)
 
 
-if __name__ == "__main__":
+def exit_code_of(work, say):
+    """-> what work() gives. What is wrong with the command is said in a line."""
     try:
-        sys.exit(main(sys.argv[1], sys.argv[2:]))
+        return work()
     except OSError as error:
         say(f"{error.filename}: {error.strerror}")
-        sys.exit(BAD_COMMAND)
     except CommandError as error:
         say(error)
-        sys.exit(BAD_COMMAND)
+    return BAD_COMMAND
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(lambda: main(sys.argv[1], sys.argv[2:]), say))

@@ -3,29 +3,17 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
+#include "tests/support/small_mixtral.h"
 
 namespace expertmesh {
 namespace {
 
-// H 32, 2 layers, 4 heads and 2 KV heads of 8, 4 experts of 16, 2 a token, vocabulary 48; every size a multiple of a
-// panel's 16 columns, so that packing adds nothing.
-constexpr char const* kMixtral = R"({"model_type": "mixtral", "torch_dtype": "bfloat16", "hidden_act": "silu",
-  "vocab_size": 48, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-  "num_key_value_heads": 2, "max_position_embeddings": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
-  "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": %s, "tie_word_embeddings": false})";
-
 class StepCostTest : public testing::Test {
  protected:
-  StepCostTest() : dir_(testing::TempDir() + "/step_cost_model") { std::filesystem::create_directories(dir_); }
+  StepCostTest() : dir_(testing::TempDir() + "/step_cost_model") {}
   ~StepCostTest() override { std::filesystem::remove_all(dir_); }
 
-  ModelSpec spec(std::string const& window) const {
-    std::string text = kMixtral;
-    text.replace(text.find("%s"), 2, window);
-    std::ofstream(dir_ / "config.json") << text;
-    return read_model_spec(dir_, {});
-  }
+  ModelSpec spec(std::string const& window) const { return test::small_mixtral(dir_, window); }
 
  private:
   std::filesystem::path dir_;

@@ -3,17 +3,11 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
+#include "tests/support/small_mixtral.h"
 
 namespace expertmesh {
 namespace {
 
-// H 32, 2 layers, 4 heads and 2 KV heads of 8, 4 experts of 16, 2 a token, vocabulary 48; every size a multiple of a
-// panel's 16 columns, so that packing adds nothing.
-constexpr char const* kSmallMixtral = R"({"model_type": "mixtral", "torch_dtype": "bfloat16", "hidden_act": "silu",
-  "vocab_size": 48, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-  "num_key_value_heads": 2, "max_position_embeddings": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
-  "rms_norm_eps": 1e-5, "rope_theta": 1e4, "sliding_window": %s, "tie_word_embeddings": false})";
 constexpr std::size_t kWidth = 32;                                           // H
 constexpr std::size_t kProjections = kWidth * (32 + 16 + 16) + 32 * kWidth;  // q, k, v and o of a layer
 constexpr std::size_t kGate = 16 * kWidth;                                   // 4 experts padded to a panel
@@ -26,14 +20,11 @@ constexpr Ceilings kCoresOnly{.operations_per_second = 1};
 
 class StageFloorsTest : public testing::Test {
  protected:
-  StageFloorsTest() : dir_(testing::TempDir() + "/stage_floors_model") { std::filesystem::create_directories(dir_); }
+  StageFloorsTest() : dir_(testing::TempDir() + "/stage_floors_model") {}
   ~StageFloorsTest() override { std::filesystem::remove_all(dir_); }
 
   StageFloors floors(std::string const& window, Ceilings own) const {
-    std::string text = kSmallMixtral;
-    text.replace(text.find("%s"), 2, window);
-    std::ofstream(dir_ / "config.json") << text;
-    return {read_model_spec(dir_, {}), kBfloat16Weights, DType::bf16, own};
+    return {test::small_mixtral(dir_, window), kBfloat16Weights, DType::bf16, own};
   }
   // In the first layer three tokens go to experts 0, 1 and 3, one of their slots finds no room; in the second all go to
   // 2 and 0.

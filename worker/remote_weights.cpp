@@ -46,9 +46,9 @@ class RemoteWeights final : public WeightSource {
                          wanted.name + ": " + std::to_string(header.num_bytes) + " bytes of " + header.dtype,
                          connection_.peer());
     tensor.dtype = *dtype;
-    tensor.owned.resize(header.num_bytes);
-    connection_.receive_bytes(tensor.owned);
-    tensor.bytes = tensor.owned;
+    tensor.owned = AlignedBuffer<std::byte>(header.num_bytes);
+    connection_.receive_bytes(tensor.owned.span());
+    tensor.bytes = tensor.owned.span();
     return tensor;
   }
 

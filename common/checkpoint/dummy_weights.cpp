@@ -132,8 +132,8 @@ class DummyWeights final : public WeightSource {
     if (index) tensor.shape.erase(tensor.shape.begin());
     std::size_t count = 1;
     for (std::size_t n : tensor.shape) count *= n;
-    tensor.owned.resize(count * size_of(tensor.dtype));
-    tensor.bytes = tensor.owned;
+    tensor.owned = AlignedBuffer<std::byte>(count * size_of(tensor.dtype));
+    tensor.bytes = tensor.owned.span();
     static auto const fill = __builtin_cpu_supports("avx2") ? fill_avx2 : fill_plain;
     Normal const normal = distribution(info.name, info.shape);
     bool const scales = info.name.ends_with("_scales");

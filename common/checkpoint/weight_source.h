@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/base/aligned_buffer.h"
 #include "common/tensor/dtype.h"
 
 namespace expertmesh {
@@ -21,7 +22,7 @@ struct StoredTensor {
   DType dtype = DType::f32;
   std::vector<std::size_t> shape;    // of `bytes`
   std::span<std::byte const> bytes;  // a view of the mapped file, or of `owned`
-  std::vector<std::byte> owned;      // filled by sources that have no mapped file
+  AlignedBuffer<std::byte> owned;    // filled by sources that have no mapped file
 };
 
 // What a tensor may be stored as.

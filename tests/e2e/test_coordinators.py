@@ -109,100 +109,88 @@ class CoordinatorsTest(unittest.TestCase):
         self.assertEqual(metrics["expertmesh:requests_failed_total"], 0)
         self.assertEqual(metrics["expertmesh:requests_accepted_total"], metrics["expertmesh:requests_finished_total"])
 
-    def test_tokens_are_those_of_one_alone(self):
-        for transport in ("auto", "mpi"):
-            with self.subTest(transport=transport), self.two_coordinators("--transport", transport) as servers:
-                for server in servers:
-                    self.assertEqual({w["transport"] for w in serving(server)}, {"shm" if transport == "auto" else "mpi"})
-                    self.assertEqual(sum(worker["experts"] for worker in serving(server)), NUM_EXPERTS)
-                self.check(servers)
-                for server in servers:
-                    self.check_books(server)
-                    self.assertEqual(server.metric("worker_deaths_total"), 0)
-                for launcher in self.launchers:
-                    launcher.terminate()
-                self.assertEqual([launcher.wait(60) for launcher in self.launchers], [0] * NUM_WORKERS)
-                self.launchers.clear()
+    def test_by_shared_memory(self):
+        self.life_of_a_cluster("shm", "--transport", "auto")
 
-    def test_a_coordinator_is_killed_that_uses_shared_memory(self):
-        self.kill_a_coordinator("shm")
+    def test_by_mpi(self):
+        self.life_of_a_cluster("mpi", "--transport", "mpi")
 
-    def test_a_coordinator_is_killed_that_uses_mpi(self):
-        self.kill_a_coordinator("mpi")
-
-    def kill_a_coordinator(self, transport):
-        with self.two_coordinators("--transport", transport) as (first, second):
-            before = {worker["id"]: (worker["pid"], worker["incarnation"]) for worker in serving(second)}
-            with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events, \
-                    first.stream("/v1/completions", LONG) as others:
-                next(others)
-                tokens = tokens_of([next(events)])
-                os.killpg(first.pid, signal.SIGKILL)
-                first.process.wait()
-                self.assertEqual(tokens + tokens_of(events), self.long)
-            self.check([second])
-            self.check_books(second)
-            self.assertEqual(second.metric("worker_deaths_total"), 0)
-            self.assertEqual({worker["id"]: (worker["pid"], worker["incarnation"]) for worker in serving(second)}, before)
-            first.process.returncode = 0  # it was meant to
+    def life_of_a_cluster(self, transport, *options):
+        """One cluster through all of it: what one thing leaves behind, the next one meets."""
+        with self.two_coordinators(*options) as (first, second):
+            self.tokens_are_those_of_one_alone(first, second, transport)
+            self.one_is_stopped(first, second)
+            workers = {worker["id"]: (worker["pid"], worker["incarnation"]) for worker in serving(second)}
             # The next one at its address gets the same workers, which the other goes on using.
-            with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events, self.serve(0, "--transport", transport) as third:
-                self.assertEqual({worker["pid"] for worker in serving(third)}, {pid for pid, _ in before.values()})
-                self.assertEqual(tokens_of(events), self.long)
-                self.check([second, third])
-            self.assertEqual(second.metric("worker_deaths_total"), 0)
-
-    def test_a_coordinator_ends_and_is_started_anew(self):
-        with self.two_coordinators() as (first, second):
-            before = {worker["pid"] for worker in serving(second)}
-            with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events:
-                tokens = tokens_of([next(events)])
-                first.process.terminate()
-                self.assertEqual(first.process.wait(60), 0)
-                with self.serve(0) as third:
-                    self.assertEqual({worker["pid"] for worker in serving(third)}, before)
+            for end in (self.kill, self.ask_to_end):
+                with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events:
+                    tokens = tokens_of([next(events)])
+                    end(first)
                     self.assertEqual(tokens + tokens_of(events), self.long)
-                    self.check([second, third])
-            self.assertEqual(second.metric("worker_deaths_total"), 0)
+                self.check([second])
+                with second.stream("/v1/completions", {**LONG, "return_token_ids": True}) as events:
+                    first = self.enterContext(self.serve(0, *options))
+                    self.assertEqual({worker["pid"] for worker in serving(first)}, {pid for pid, _ in workers.values()})
+                    self.assertEqual(tokens_of(events), self.long)
+                self.check([first, second])
+                self.assertEqual(second.metric("worker_deaths_total"), 0)
+                self.assertEqual({worker["id"]: (worker["pid"], worker["incarnation"]) for worker in serving(second)}, workers)
+            self.a_worker_is_killed(first, second)
+            for launcher in self.launchers:
+                launcher.terminate()
+            self.assertEqual([launcher.wait(60) for launcher in self.launchers], [0] * NUM_WORKERS)
+            self.launchers.clear()
 
-    def test_a_coordinator_is_stopped_that_uses_shared_memory(self):
-        self.stop_a_coordinator("shm")
+    def tokens_are_those_of_one_alone(self, first, second, transport):
+        for server in (first, second):
+            self.assertEqual({w["transport"] for w in serving(server)}, {transport})
+            self.assertEqual(sum(worker["experts"] for worker in serving(server)), NUM_EXPERTS)
+        self.check([first, second])
+        for server in (first, second):
+            self.check_books(server)
+            self.assertEqual(server.metric("worker_deaths_total"), 0)
 
-    def test_a_coordinator_is_stopped_that_uses_mpi(self):
-        self.stop_a_coordinator("mpi")
+    def one_is_stopped(self, first, second):
+        with first.stream("/v1/completions", {**LONG, "return_token_ids": True}) as others:
+            tokens = tokens_of([next(others)])
+            os.kill(first.pid, signal.SIGSTOP)
+            try:
+                self.check([second])
+                self.assertEqual(second.metric("worker_deaths_total"), 0)
+                self.assertEqual(len(serving(second)), NUM_WORKERS)
+            finally:
+                os.kill(first.pid, signal.SIGCONT)
+            self.assertEqual(tokens + tokens_of(others), self.long)
+        self.check([first, second])
 
-    def stop_a_coordinator(self, transport):
-        with self.two_coordinators("--transport", transport) as (first, second):
-            with first.stream("/v1/completions", {**LONG, "return_token_ids": True}) as others:
-                tokens = tokens_of([next(others)])
-                os.kill(first.pid, signal.SIGSTOP)
-                try:
-                    self.check([second])
-                    self.assertEqual(second.metric("worker_deaths_total"), 0)
-                    self.assertEqual(len(serving(second)), NUM_WORKERS)
-                finally:
-                    os.kill(first.pid, signal.SIGCONT)
-                self.assertEqual(tokens + tokens_of(others), self.long)
-            self.check([first, second])
+    def kill(self, coordinator):
+        with coordinator.stream("/v1/completions", LONG) as events:  # it leaves a call in the workers' hands
+            next(events)
+            os.killpg(coordinator.pid, signal.SIGKILL)
+            coordinator.process.wait()
+        coordinator.process.returncode = 0  # it was meant to
 
-    def test_a_worker_is_killed(self):
-        with self.two_coordinators() as servers:
-            victim = serving(servers[0])[0]["pid"]
-            with contextlib.ExitStack() as stack:
-                streams = [stack.enter_context(server.stream("/v1/completions", {**LONG, "return_token_ids": True}))
-                           for server in servers]
-                tokens = [tokens_of([next(events)]) for events in streams]
-                os.kill(victim, signal.SIGKILL)
-                with ThreadPoolExecutor(2) as pool:
-                    rest = list(pool.map(tokens_of, streams))
-                self.assertEqual([first + last for first, last in zip(tokens, rest)], [self.long, self.long])
-            for server in servers:
-                self.assertEqual(server.metric("worker_deaths_total"), 1)
-                wait_until(lambda server=server: len(serving(server)) == NUM_WORKERS, 60, "it is back")
-            self.assertFalse(is_alive(victim))
-            self.check(servers)
-            for server in servers:
-                self.check_books(server)
+    def ask_to_end(self, coordinator):
+        coordinator.process.terminate()
+        self.assertEqual(coordinator.process.wait(60), 0)
+
+    def a_worker_is_killed(self, *servers):
+        victim = serving(servers[0])[0]["pid"]
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(server.stream("/v1/completions", {**LONG, "return_token_ids": True}))
+                       for server in servers]
+            tokens = [tokens_of([next(events)]) for events in streams]
+            os.kill(victim, signal.SIGKILL)
+            with ThreadPoolExecutor(2) as pool:
+                rest = list(pool.map(tokens_of, streams))
+            self.assertEqual([first + last for first, last in zip(tokens, rest)], [self.long, self.long])
+        for server in servers:
+            self.assertEqual(server.metric("worker_deaths_total"), 1)
+            wait_until(lambda server=server: len(serving(server)) == NUM_WORKERS, 60, "it is back")
+        self.assertFalse(is_alive(victim))
+        self.check(servers)
+        for server in servers:
+            self.check_books(server)
 
     def test_coordinators_that_do_not_fit_together(self):
         self.start_workers(1)

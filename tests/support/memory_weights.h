@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,17 +17,19 @@ namespace expertmesh::test {
 class MemoryWeights final : public WeightSource {
  public:
   // Returns the bytes to fill, row-major.
-  std::vector<std::byte>& add(std::string const& name, DType dtype, std::vector<std::size_t> shape) {
+  std::span<std::byte> add(std::string const& name, DType dtype, std::vector<std::size_t> shape) {
     StoredTensor& tensor = tensors_[name];
     tensor.name = name;
     tensor.dtype = dtype;
     std::size_t bytes = size_of(dtype);
     for (std::size_t const n : shape) bytes *= n;
     tensor.shape = std::move(shape);
-    tensor.owned.resize(bytes);
-    return tensor.owned;
+    tensor.owned = AlignedBuffer<std::byte>(bytes);
+    return tensor.owned.span();
   }
-  [[nodiscard]] std::vector<std::byte> const& bytes(std::string const& name) const { return tensors_.at(name).owned; }
+  [[nodiscard]] std::span<std::byte const> bytes(std::string const& name) const {
+    return tensors_.at(name).owned.span();
+  }
   void verify(ExpectedTensors const&) const override {}
 
   // (name, entry) of every read so far; entry: none for a whole tensor.
@@ -43,7 +46,7 @@ class MemoryWeights final : public WeightSource {
       throw ModelError("memory: tensor '" + wanted.name + "' has another shape or dtype");
     reads_.emplace_back(wanted.name, index);
     StoredTensor out{
-        .name = stored.name, .dtype = stored.dtype, .shape = stored.shape, .bytes = stored.owned, .owned = {}};
+        .name = stored.name, .dtype = stored.dtype, .shape = stored.shape, .bytes = stored.owned.span(), .owned = {}};
     if (!index) return out;
     std::size_t const entry_bytes = out.bytes.size() / out.shape.front();
     out.bytes = out.bytes.subspan(*index * entry_bytes, entry_bytes);

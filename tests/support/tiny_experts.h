@@ -42,12 +42,12 @@ class MadeUpWeights final : public WeightSource {
     std::uint64_t seed = 0;
     for (char const c : tensor.name) seed = mix64(seed ^ static_cast<unsigned char>(c));
     seed += index.value_or(0) * count;
-    out.owned.resize(count * sizeof(float));
+    out.owned = AlignedBuffer<std::byte>(count * sizeof(float));
     for (std::size_t i = 0; i < count; ++i) {
       auto const value = 2 * largest * static_cast<float>(static_cast<double>(mix64(seed + i) >> 11) * 0x1p-53 - 0.5);
       std::memcpy(out.owned.data() + i * sizeof(float), &value, sizeof value);
     }
-    out.bytes = out.owned;
+    out.bytes = out.owned.span();
     return out;
   }
 

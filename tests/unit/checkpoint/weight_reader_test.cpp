@@ -24,13 +24,13 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // ---- a slow oracle: one element at a time, from the description of the formats
 template <class T>
-T at(std::vector<std::byte> const& bytes, std::size_t index) {
+T at(std::span<std::byte const> bytes, std::size_t index) {
   T x;
   std::memcpy(&x, bytes.data() + index * sizeof(T), sizeof(T));
   return x;
 }
 
-float number(std::vector<std::byte> const& bytes, DType dtype, std::size_t index) {
+float number(std::span<std::byte const> bytes, DType dtype, std::size_t index) {
   if (dtype == DType::f32) return at<float>(bytes, index);
   return dtype == DType::bf16 ? to_float(at<bf16>(bytes, index)) : to_float(at<fp16>(bytes, index));
 }
@@ -67,7 +67,7 @@ float element_of(MemoryWeights const& source, WeightSlice const& w, DType dtype,
 }
 
 // Fills with what the dtype has of finite and other numbers.
-void fill(std::vector<std::byte>& bytes, DType dtype, std::mt19937& random) {
+void fill(std::span<std::byte> bytes, DType dtype, std::mt19937& random) {
   for (std::size_t i = 0; i < bytes.size() / size_of(dtype); ++i) {
     float const x = std::ldexp(static_cast<float>(static_cast<int>(random() % 4001) - 2000), -9);
     if (dtype == DType::f32) std::memcpy(&bytes[4 * i], &x, 4);

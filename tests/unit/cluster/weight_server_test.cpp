@@ -27,7 +27,7 @@ constexpr char const* kSecret = "known to both";
 struct Served {
   Served() {
     unsigned next = 0;
-    auto const fill = [&](std::vector<std::byte>& bytes) {
+    auto const fill = [&](std::span<std::byte> bytes) {
       for (std::byte& byte : bytes) byte = static_cast<std::byte>(next++ * 37 % 101);
     };
     fill(source.add("numbers", DType::bf16, {3, 4, 8}));

@@ -10,23 +10,21 @@
 #include <map>
 
 #include "tests/support/golden_file.h"
-#include "tests/support/goldens_dir.h"
-#include "tests/support/model_copy.h"
 #include "tests/unit/engine/allocation_counter.h"
-#include "tests/unit/engine/model_rig.h"
+#include "tests/unit/engine/changed_models.h"
+#include "tests/unit/engine/golden_rig.h"
 
-namespace expertmesh {
+// Of its own: it has a rig, outputs and a golden of its own kind, and is compiled together with the decoders' tests.
+namespace expertmesh::encoder_decoder {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t kMaxTokens = test::ModelRig::kMaxTokens;
+using test::kMaxTokens;
+using test::kTolerance;
+using test::largest_of;
+using test::model_dir;
 constexpr std::size_t kMaxLength = test::ModelRig::kMaxInput;
 constexpr std::size_t kBlocks = 96;
-constexpr double kTolerance = 2e-4;  // of the largest value
-
-fs::path model_dir(std::string const& name) {
-  return test::goldens_dir() / "models" / name;
-}
 
 // What the encoder gave and what the decoder's layers left, of one sequence that runs alone.
 class KeepRows final : public LayerTap {
@@ -141,12 +139,6 @@ struct Model : test::ModelRig {
   SchedulerLimits limits;
   std::size_t num_steps = 0, num_encoder_steps = 0, num_preemptions = 0;
 };
-
-float largest_of(std::vector<float> const& values) {
-  float largest = 0;
-  for (float x : values) largest = std::max(largest, std::fabs(x));
-  return largest;
-}
 
 // In units of the largest value.
 double error_of(std::vector<float> const& got, std::vector<float> const& expected) {
@@ -356,13 +348,8 @@ TEST_P(EncoderDecoder, AStepDoesNotAllocate) {
   EXPECT_GT(sequences[1].tokens.size(), 2U);
 }
 
-std::string name_of_case(testing::TestParamInfo<std::string> const& info) {
-  std::string name = info.param;
-  for (char& c : name)
-    if (c == '-' || c == '/') c = '_';
-  return name;
-}
-INSTANTIATE_TEST_SUITE_P(Cases, EncoderDecoder, testing::Values("nllb-moe", "switch_transformers"), name_of_case);
+INSTANTIATE_TEST_SUITE_P(Cases, EncoderDecoder, testing::Values("nllb-moe", "switch_transformers"),
+                         test::name_of_model);
 
 // ---- every knob matters, and every tensor that only one thing reads
 void expect_other_model(fs::path const& dir, Golden const& golden) {
@@ -376,79 +363,58 @@ void expect_other_model(fs::path const& dir, Golden const& golden) {
   }
 }
 
-struct Knob {
-  char const* model;
-  char const* field;
-  nlohmann::json value;
-};
-void PrintTo(Knob const& knob, std::ostream* out) {
-  *out << knob.model << " " << knob.field;
-}
-class TurnedEncoderDecoderKnob : public testing::TestWithParam<Knob> {};
+class TurnedEncoderDecoderKnob : public testing::TestWithParam<test::Knob> {};
 TEST_P(TurnedEncoderDecoderKnob, MakesAnotherModel) {
-  test::ModelCopy const copy(GetParam().model);
-  copy.edit_config([](nlohmann::json& config) { config[GetParam().field] = GetParam().value; });
-  expect_other_model(copy.path(), Golden(model_dir(GetParam().model)));
+  expect_other_model(test::ChangedModel(GetParam()).path(), Golden(model_dir(GetParam().model)));
 }
-constexpr char const* kSwitch = "switch_transformers";
-constexpr char const* kNllb = "nllb-moe";
-INSTANTIATE_TEST_SUITE_P(
-    Knobs, TurnedEncoderDecoderKnob,
-    testing::Values(Knob{kSwitch, "expert_capacity", 1}, Knob{kSwitch, "relative_attention_num_buckets", 16},
-                    Knob{kSwitch, "relative_attention_max_distance", 20}, Knob{kSwitch, "dense_act_fn", "gelu"},
-                    Knob{kSwitch, "d_kv", 8}, Knob{kSwitch, "encoder_sparse_step", 3},
-                    Knob{kSwitch, "decoder_sparse_step", 1}, Knob{kSwitch, "layer_norm_epsilon", 0.1},
-                    Knob{kSwitch, "tie_word_embeddings", false}, Knob{kSwitch, "router_bias", true},
-                    Knob{kSwitch, "num_experts", 3}, Knob{kNllb, "scale_embedding", false},
-                    Knob{kNllb, "moe_token_dropout", 0.0}, Knob{kNllb, "pad_token_id", 0},
-                    Knob{kNllb, "encoder_attention_heads", 2}, Knob{kNllb, "decoder_attention_heads", 8},
-                    Knob{kNllb, "activation_function", "gelu"}, Knob{kNllb, "moe_eval_capacity_token_fraction", 0.5},
-                    Knob{kNllb, "second_expert_policy", "random"}, Knob{kNllb, "decoder_sparse_step", 4},
-                    Knob{kNllb, "router_bias", true}, Knob{kNllb, "decoder_layers", 3}),
-    [](auto const& test) {
-      std::string name = std::string(test.param.model) + "_" + test.param.field;
-      std::ranges::replace(name, '-', '_');
-      return name;
-    });
+constexpr test::Knob kKnobs[] = {{"switch_transformers", "/expert_capacity", "1"},
+                                 {"switch_transformers", "/relative_attention_num_buckets", "16"},
+                                 {"switch_transformers", "/relative_attention_max_distance", "20"},
+                                 {"switch_transformers", "/dense_act_fn", R"("gelu")"},
+                                 {"switch_transformers", "/d_kv", "8"},
+                                 {"switch_transformers", "/encoder_sparse_step", "3"},
+                                 {"switch_transformers", "/decoder_sparse_step", "1"},
+                                 {"switch_transformers", "/layer_norm_epsilon", "0.1"},
+                                 {"switch_transformers", "/tie_word_embeddings", "false"},
+                                 {"switch_transformers", "/router_bias", "true"},
+                                 {"switch_transformers", "/num_experts", "3"},
+                                 {"nllb-moe", "/scale_embedding", "false"},
+                                 {"nllb-moe", "/moe_token_dropout", "0.0"},
+                                 {"nllb-moe", "/pad_token_id", "0"},
+                                 {"nllb-moe", "/encoder_attention_heads", "2"},
+                                 {"nllb-moe", "/decoder_attention_heads", "8"},
+                                 {"nllb-moe", "/activation_function", R"("gelu")"},
+                                 {"nllb-moe", "/moe_eval_capacity_token_fraction", "0.5"},
+                                 {"nllb-moe", "/second_expert_policy", R"("random")"},
+                                 {"nllb-moe", "/decoder_sparse_step", "4"},
+                                 {"nllb-moe", "/router_bias", "true"},
+                                 {"nllb-moe", "/decoder_layers", "3"}};
+INSTANTIATE_TEST_SUITE_P(Knobs, TurnedEncoderDecoderKnob, testing::ValuesIn(kKnobs), test::name_of_change<test::Knob>);
 
-struct LoneTensor {
-  char const* model;
-  char const* name;
-};
-void PrintTo(LoneTensor const& tensor, std::ostream* out) {
-  *out << tensor.model << " " << tensor.name;
-}
-class ZeroedEncoderDecoderTensor : public testing::TestWithParam<LoneTensor> {};
+class ZeroedEncoderDecoderTensor : public testing::TestWithParam<test::LoneTensor> {};
 TEST_P(ZeroedEncoderDecoderTensor, MakesAnotherModel) {
-  test::ModelCopy const copy(GetParam().model);
-  copy.zero_tensor(GetParam().name);
-  expect_other_model(copy.path(), Golden(model_dir(GetParam().model)));
+  expect_other_model(test::ChangedModel(GetParam()).path(), Golden(model_dir(GetParam().model)));
 }
-INSTANTIATE_TEST_SUITE_P(
-    Tensors, ZeroedEncoderDecoderTensor,
-    testing::Values(LoneTensor{kSwitch, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
-                    LoneTensor{kSwitch, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
-                    LoneTensor{kSwitch, "encoder.block.3.layer.1.mlp.router.classifier.weight"},
-                    LoneTensor{kSwitch, "encoder.final_layer_norm.weight"},
-                    LoneTensor{kSwitch, "decoder.final_layer_norm.weight"},
-                    LoneTensor{kSwitch, "decoder.block.2.layer.1.layer_norm.weight"},
-                    LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.k.weight"},
-                    LoneTensor{kSwitch, "decoder.block.3.layer.1.EncDecAttention.v.weight"},
-                    LoneTensor{kNllb, "model.encoder.layer_norm.bias"},
-                    LoneTensor{kNllb, "model.decoder.layer_norm.bias"},
-                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.q_proj.bias"},
-                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.v_proj.bias"},
-                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention.out_proj.bias"},
-                    LoneTensor{kNllb, "model.decoder.layers.0.cross_attention_layer_norm.bias"},
-                    LoneTensor{kNllb, "model.decoder.layers.1.ffn.router.classifier.weight"},
-                    LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc1.bias"},
-                    LoneTensor{kNllb, "model.encoder.layers.1.ffn.experts.expert_2.fc2.bias"}),
-    [](auto const& test) {
-      std::string name = std::string(test.param.model) + "_" + test.param.name;
-      for (char& c : name)
-        if (c == '.' || c == '-') c = '_';
-      return name;
-    });
+constexpr test::LoneTensor kLoneTensors[] = {
+    {"switch_transformers", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+    {"switch_transformers", "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"},
+    {"switch_transformers", "encoder.block.3.layer.1.mlp.router.classifier.weight"},
+    {"switch_transformers", "encoder.final_layer_norm.weight"},
+    {"switch_transformers", "decoder.final_layer_norm.weight"},
+    {"switch_transformers", "decoder.block.2.layer.1.layer_norm.weight"},
+    {"switch_transformers", "decoder.block.3.layer.1.EncDecAttention.k.weight"},
+    {"switch_transformers", "decoder.block.3.layer.1.EncDecAttention.v.weight"},
+    {"nllb-moe", "model.encoder.layer_norm.bias"},
+    {"nllb-moe", "model.decoder.layer_norm.bias"},
+    {"nllb-moe", "model.decoder.layers.0.cross_attention.q_proj.bias"},
+    {"nllb-moe", "model.decoder.layers.0.cross_attention.v_proj.bias"},
+    {"nllb-moe", "model.decoder.layers.0.cross_attention.out_proj.bias"},
+    {"nllb-moe", "model.decoder.layers.0.cross_attention_layer_norm.bias"},
+    {"nllb-moe", "model.decoder.layers.1.ffn.router.classifier.weight"},
+    {"nllb-moe", "model.encoder.layers.1.ffn.experts.expert_2.fc1.bias"},
+    {"nllb-moe", "model.encoder.layers.1.ffn.experts.expert_2.fc2.bias"}};
+INSTANTIATE_TEST_SUITE_P(Tensors, ZeroedEncoderDecoderTensor, testing::ValuesIn(kLoneTensors),
+                         test::name_of_change<test::LoneTensor>);
 
 }  // namespace
-}  // namespace expertmesh
+}  // namespace expertmesh::encoder_decoder

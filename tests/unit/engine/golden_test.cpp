@@ -12,6 +12,7 @@
 #include "tests/support/golden_file.h"
 #include "tests/support/model_copy.h"
 #include "tests/unit/engine/allocation_counter.h"
+#include "tests/unit/engine/changed_models.h"
 #include "tests/unit/engine/golden_rig.h"
 
 namespace expertmesh {
@@ -146,15 +147,6 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
 INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel, testing::ValuesIn(test::kReferenceModels), test::name_of_model);
 
 // ---- every knob of a family matters: with it turned, the model is another one, or none
-struct Knob {
-  char const* model;
-  char const* name;
-  std::function<void(nlohmann::json&)> turn;
-};
-void PrintTo(Knob const& knob, std::ostream* out) {
-  *out << knob.model << " " << knob.name;
-}
-
 // What must not stay as it was: the checkpoint fits no more, or the logits of the longest prompt are others.
 void expect_other_model(fs::path const& dir, test::GoldenFile const& golden) {
   std::size_t const last = num_prompts(golden) - 1;
@@ -168,71 +160,100 @@ void expect_other_model(fs::path const& dir, test::GoldenFile const& golden) {
   }
 }
 
-class TurnedKnob : public testing::TestWithParam<Knob> {};
+class TurnedKnob : public testing::TestWithParam<test::Knob> {};
 TEST_P(TurnedKnob, MakesAnotherModel) {
-  test::ModelCopy const copy(GetParam().model);
-  copy.edit_config(GetParam().turn);
-  expect_other_model(copy.path(), test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
+  expect_other_model(test::ChangedModel(GetParam()).path(),
+                     test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
 }
-
-Knob set(char const* model, char const* field, nlohmann::json const& value) {
-  return {model, field, [=](nlohmann::json& config) { config.at(field) = value; }};
-}
-Knob set_rope(char const* model, char const* field, nlohmann::json const& value) {
-  return {model, field, [=](nlohmann::json& config) { config.at("rope_scaling").at(field) = value; }};
-}
-INSTANTIATE_TEST_SUITE_P(
-    Knobs, TurnedKnob,
-    testing::Values(
-        set("deepseek_v2", "routed_scaling_factor", 1.0), set("deepseek_v2", "topk_method", "greedy"),
-        set("deepseek_v2", "topk_group", 3), set("deepseek_v2", "n_group", 2),
-        set("deepseek_v2", "num_experts_per_tok", 2), set("deepseek_v2", "rope_theta", 500.0),
-        set("deepseek_v2", "first_k_dense_replace", 0), set("deepseek_v3", "routed_scaling_factor", 1.0),
-        set("deepseek_v3", "norm_topk_prob", false), set("deepseek_v3", "topk_group", 3),
-        set("deepseek_v3", "rope_interleave", false), set_rope("deepseek_v3", "factor", 10.0),
-        set_rope("deepseek_v3", "mscale_all_dim", 0.5), set_rope("deepseek_v3", "original_max_position_embeddings", 64),
-        set("deepseek_v3-fp8", "quantization_config", nullptr), set("dots1", "routed_scaling_factor", 1.0),
-        set("dots1", "norm_topk_prob", false), set("dots1", "num_experts_per_tok", 2),
-        set("ernie4_5_moe", "moe_norm_min", 2.0), set("ernie4_5_moe", "moe_k", 2),
-        set("ernie4_5_moe", "moe_layer_end_index", 1), set("ernie4_5_moe", "moe_num_shared_experts", 0),
-        set("ernie4_5_moe", "use_bias", false), set("ernie4_5_moe", "rope_theta", 500.0),
-        set("glm4_moe", "partial_rotary_factor", 1.0), set("glm4_moe", "routed_scaling_factor", 2.0),
-        set("glm4_moe", "norm_topk_prob", false), set("glm4_moe", "use_qk_norm", false),
-        set("glm4_moe", "attention_bias", false), set("gpt_oss", "swiglu_limit", 7.0),
-        set("gpt_oss", "swiglu_alpha", 1.0), set("gpt_oss", "sliding_window", 7),
-        set("gpt_oss", "layer_types", {"full_attention", "sliding_attention", "full_attention"}),
-        set_rope("gpt_oss", "factor", 4.0), set_rope("gpt_oss", "beta_slow", 4.0),
-        set("gpt_oss", "num_experts_per_tok", 1), set("gpt_oss-mxfp4", "swiglu_alpha", 1.0),
-        set("gpt_oss-mxfp4", "quantization_config", nullptr), set("granitemoe", "embedding_multiplier", 1.0),
-        set("granitemoe", "attention_multiplier", 0.25), set("granitemoe", "residual_multiplier", 1.0),
-        set("granitemoe", "logits_scaling", 1.0), set("granitemoeshared", "shared_intermediate_size", 0),
-        set("granitemoeshared", "residual_multiplier", 1.0), set("hunyuan_v1_moe", "moe_topk", 1),
-        set("hunyuan_v1_moe", "rope_theta", 500.0), set("llama", "tie_word_embeddings", false),
-        set("llama", "rope_theta", 500.0), set_rope("llama-dynamic", "factor", 2.0),
-        set_rope("llama-linear", "factor", 2.0), set_rope("llama-llama3", "factor", 2.0),
-        set_rope("llama-llama3", "low_freq_factor", 2.0), set_rope("llama-llama3", "high_freq_factor", 2.0),
-        set_rope("llama-llama3", "original_max_position_embeddings", 64), set("llama4", "attention_chunk_size", 15),
-        set("llama4", "floor_scale", 4), set("llama4", "attn_scale", 0.1),
-        set("llama4", "attn_temperature_tuning", false), set("llama4", "use_qk_norm", false),
-        set("llama4", "no_rope_layers", {1, 1, 1, 1}), set("llama4", "num_experts_per_tok", 2),
-        set("llama4", "moe_layers", {3}), set("minimax_m2", "partial_rotary_factor", 1.0),
-        set("minimax_m2", "num_experts_per_tok", 2), set("mistral", "sliding_window", 11),
-        set("mixtral", "num_experts_per_tok", 1), set("mixtral", "rope_theta", 500.0),
-        set("mixtral", "rms_norm_eps", 0.1), set("mixtral-window", "sliding_window", 15),
-        set("noisy_topk_moe", "num_experts_per_tok", 1), set("noisy_topk_moe", "router_noise", true),
-        set("noisy_topk_moe", "moe_layer_interval", 1), set("olmoe", "clip_qkv", nullptr),
-        set("olmoe", "clip_qkv", 1.0), set("olmoe", "norm_topk_prob", true), set("phimoe", "router_jitter_noise", 0.3),
-        set("phimoe", "lm_head_bias", false), set("phimoe", "attention_bias", false),
-        set_rope("phimoe-longrope", "long_mscale", 1.0),
-        set_rope("phimoe-longrope", "short_factor", {1, 1, 1, 1, 1, 1, 1, 1}), set("qwen2", "rope_theta", 500.0),
-        set("qwen2_moe", "norm_topk_prob", true), set("qwen2_moe", "qkv_bias", false),
-        set("qwen2_moe", "decoder_sparse_step", 1), set("qwen3", "rms_norm_eps", 0.1),
-        set("qwen3_moe", "norm_topk_prob", false), set("qwen3_moe", "mlp_only_layers", {1})),
-    [](auto const& test) {
-      std::string name = std::string(test.param.model) + "_" + test.param.name + "_" + std::to_string(test.index);
-      std::ranges::replace(name, '-', '_');
-      return name;
-    });
+constexpr test::Knob kKnobs[] = {
+    {"deepseek_v2", "/routed_scaling_factor", "1.0"},
+    {"deepseek_v2", "/topk_method", R"("greedy")"},
+    {"deepseek_v2", "/topk_group", "3"},
+    {"deepseek_v2", "/n_group", "2"},
+    {"deepseek_v2", "/num_experts_per_tok", "2"},
+    {"deepseek_v2", "/rope_theta", "500.0"},
+    {"deepseek_v2", "/first_k_dense_replace", "0"},
+    {"deepseek_v3", "/routed_scaling_factor", "1.0"},
+    {"deepseek_v3", "/norm_topk_prob", "false"},
+    {"deepseek_v3", "/topk_group", "3"},
+    {"deepseek_v3", "/rope_interleave", "false"},
+    {"deepseek_v3", "/rope_scaling/factor", "10.0"},
+    {"deepseek_v3", "/rope_scaling/mscale_all_dim", "0.5"},
+    {"deepseek_v3", "/rope_scaling/original_max_position_embeddings", "64"},
+    {"deepseek_v3-fp8", "/quantization_config", "null"},
+    {"dots1", "/routed_scaling_factor", "1.0"},
+    {"dots1", "/norm_topk_prob", "false"},
+    {"dots1", "/num_experts_per_tok", "2"},
+    {"ernie4_5_moe", "/moe_norm_min", "2.0"},
+    {"ernie4_5_moe", "/moe_k", "2"},
+    {"ernie4_5_moe", "/moe_layer_end_index", "1"},
+    {"ernie4_5_moe", "/moe_num_shared_experts", "0"},
+    {"ernie4_5_moe", "/use_bias", "false"},
+    {"ernie4_5_moe", "/rope_theta", "500.0"},
+    {"glm4_moe", "/partial_rotary_factor", "1.0"},
+    {"glm4_moe", "/routed_scaling_factor", "2.0"},
+    {"glm4_moe", "/norm_topk_prob", "false"},
+    {"glm4_moe", "/use_qk_norm", "false"},
+    {"glm4_moe", "/attention_bias", "false"},
+    {"gpt_oss", "/swiglu_limit", "7.0"},
+    {"gpt_oss", "/swiglu_alpha", "1.0"},
+    {"gpt_oss", "/sliding_window", "7"},
+    {"gpt_oss", "/layer_types", R"(["full_attention", "sliding_attention", "full_attention"])"},
+    {"gpt_oss", "/rope_scaling/factor", "4.0"},
+    {"gpt_oss", "/rope_scaling/beta_slow", "4.0"},
+    {"gpt_oss", "/num_experts_per_tok", "1"},
+    {"gpt_oss-mxfp4", "/swiglu_alpha", "1.0"},
+    {"gpt_oss-mxfp4", "/quantization_config", "null"},
+    {"granitemoe", "/embedding_multiplier", "1.0"},
+    {"granitemoe", "/attention_multiplier", "0.25"},
+    {"granitemoe", "/residual_multiplier", "1.0"},
+    {"granitemoe", "/logits_scaling", "1.0"},
+    {"granitemoeshared", "/shared_intermediate_size", "0"},
+    {"granitemoeshared", "/residual_multiplier", "1.0"},
+    {"hunyuan_v1_moe", "/moe_topk", "1"},
+    {"hunyuan_v1_moe", "/rope_theta", "500.0"},
+    {"llama", "/tie_word_embeddings", "false"},
+    {"llama", "/rope_theta", "500.0"},
+    {"llama-dynamic", "/rope_scaling/factor", "2.0"},
+    {"llama-linear", "/rope_scaling/factor", "2.0"},
+    {"llama-llama3", "/rope_scaling/factor", "2.0"},
+    {"llama-llama3", "/rope_scaling/low_freq_factor", "2.0"},
+    {"llama-llama3", "/rope_scaling/high_freq_factor", "2.0"},
+    {"llama-llama3", "/rope_scaling/original_max_position_embeddings", "64"},
+    {"llama4", "/attention_chunk_size", "15"},
+    {"llama4", "/floor_scale", "4"},
+    {"llama4", "/attn_scale", "0.1"},
+    {"llama4", "/attn_temperature_tuning", "false"},
+    {"llama4", "/use_qk_norm", "false"},
+    {"llama4", "/no_rope_layers", "[1, 1, 1, 1]"},
+    {"llama4", "/num_experts_per_tok", "2"},
+    {"llama4", "/moe_layers", "[3]"},
+    {"minimax_m2", "/partial_rotary_factor", "1.0"},
+    {"minimax_m2", "/num_experts_per_tok", "2"},
+    {"mistral", "/sliding_window", "11"},
+    {"mixtral", "/num_experts_per_tok", "1"},
+    {"mixtral", "/rope_theta", "500.0"},
+    {"mixtral", "/rms_norm_eps", "0.1"},
+    {"mixtral-window", "/sliding_window", "15"},
+    {"noisy_topk_moe", "/num_experts_per_tok", "1"},
+    {"noisy_topk_moe", "/router_noise", "true"},
+    {"noisy_topk_moe", "/moe_layer_interval", "1"},
+    {"olmoe", "/clip_qkv", "null"},
+    {"olmoe", "/clip_qkv", "1.0"},
+    {"olmoe", "/norm_topk_prob", "true"},
+    {"phimoe", "/router_jitter_noise", "0.3"},
+    {"phimoe", "/lm_head_bias", "false"},
+    {"phimoe", "/attention_bias", "false"},
+    {"phimoe-longrope", "/rope_scaling/long_mscale", "1.0"},
+    {"phimoe-longrope", "/rope_scaling/short_factor", "[1, 1, 1, 1, 1, 1, 1, 1]"},
+    {"qwen2", "/rope_theta", "500.0"},
+    {"qwen2_moe", "/norm_topk_prob", "true"},
+    {"qwen2_moe", "/qkv_bias", "false"},
+    {"qwen2_moe", "/decoder_sparse_step", "1"},
+    {"qwen3", "/rms_norm_eps", "0.1"},
+    {"qwen3_moe", "/norm_topk_prob", "false"},
+    {"qwen3_moe", "/mlp_only_layers", "[1]"}};
+INSTANTIATE_TEST_SUITE_P(Knobs, TurnedKnob, testing::ValuesIn(kKnobs), test::name_of_change<test::Knob>);
 
 TEST(TiedModel, HasItsStoredHead) {
   test::ModelCopy const copy("mixtral");
@@ -244,53 +265,41 @@ TEST(TiedModel, HasItsStoredHead) {
 }
 
 // ---- and so does every tensor that only one thing reads
-struct LoneTensor {
-  char const* model;
-  char const* name;
-};
-void PrintTo(LoneTensor const& tensor, std::ostream* out) {
-  *out << tensor.model << " " << tensor.name;
-}
-class ZeroedTensor : public testing::TestWithParam<LoneTensor> {};
+class ZeroedTensor : public testing::TestWithParam<test::LoneTensor> {};
 TEST_P(ZeroedTensor, MakesAnotherModel) {
-  test::ModelCopy const copy(GetParam().model);
-  copy.zero_tensor(GetParam().name);
-  expect_other_model(copy.path(), test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
+  expect_other_model(test::ChangedModel(GetParam()).path(),
+                     test::GoldenFile(model_dir(GetParam().model) / "golden.safetensors"));
 }
-INSTANTIATE_TEST_SUITE_P(
-    Tensors, ZeroedTensor,
-    testing::Values(LoneTensor{"deepseek_v2", "model.layers.1.self_attn.q_a_layernorm.weight"},
-                    LoneTensor{"deepseek_v2", "model.layers.1.self_attn.kv_a_layernorm.weight"},
-                    LoneTensor{"deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"},
-                    LoneTensor{"deepseek_v3", "model.layers.1.mlp.shared_experts.up_proj.weight"},
-                    LoneTensor{"deepseek_v3-fp8", "model.layers.1.mlp.shared_experts.up_proj.weight_scale_inv"},
-                    LoneTensor{"deepseek_v3-fp8", "model.layers.1.self_attn.kv_b_proj.weight_scale_inv"},
-                    LoneTensor{"dots1", "model.layers.1.mlp.gate.e_score_correction_bias"},
-                    LoneTensor{"ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias"},
-                    LoneTensor{"ernie4_5_moe", "lm_head.bias"},
-                    LoneTensor{"ernie4_5_moe", "model.layers.0.mlp.down_proj.bias"},
-                    LoneTensor{"ernie4_5_moe", "model.layers.1.mlp.shared_experts.gate_proj.bias"},
-                    LoneTensor{"glm4_moe", "model.layers.1.mlp.gate.e_score_correction_bias"},
-                    LoneTensor{"glm4_moe", "model.layers.1.self_attn.v_proj.bias"},
-                    LoneTensor{"gpt_oss", "model.layers.1.self_attn.sinks"},
-                    LoneTensor{"gpt_oss", "model.layers.1.mlp.router.bias"},
-                    LoneTensor{"gpt_oss", "model.layers.1.mlp.experts.gate_up_proj_bias"},
-                    LoneTensor{"gpt_oss", "model.layers.1.mlp.experts.down_proj_bias"},
-                    LoneTensor{"gpt_oss", "model.layers.1.self_attn.o_proj.bias"},
-                    LoneTensor{"gpt_oss-mxfp4", "model.layers.1.mlp.experts.down_proj_scales"},
-                    LoneTensor{"hunyuan_v1_moe", "model.layers.1.mlp.shared_mlp.down_proj.weight"},
-                    LoneTensor{"llama4", "model.layers.1.feed_forward.shared_expert.down_proj.weight"},
-                    LoneTensor{"minimax_m2", "model.layers.1.block_sparse_moe.e_score_correction_bias"},
-                    LoneTensor{"phimoe", "model.norm.bias"},
-                    LoneTensor{"phimoe", "model.layers.1.input_layernorm.bias"}, LoneTensor{"phimoe", "lm_head.bias"},
-                    LoneTensor{"qwen2_moe", "model.layers.1.mlp.shared_expert_gate.weight"},
-                    LoneTensor{"qwen2_moe", "model.layers.1.self_attn.k_proj.bias"}),
-    [](auto const& test) {
-      std::string name = std::string(test.param.model) + "_" + test.param.name;
-      for (char& c : name)
-        if (c == '.' || c == '-') c = '_';
-      return name;
-    });
+constexpr test::LoneTensor kLoneTensors[] = {
+    {"deepseek_v2", "model.layers.1.self_attn.q_a_layernorm.weight"},
+    {"deepseek_v2", "model.layers.1.self_attn.kv_a_layernorm.weight"},
+    {"deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"},
+    {"deepseek_v3", "model.layers.1.mlp.shared_experts.up_proj.weight"},
+    {"deepseek_v3-fp8", "model.layers.1.mlp.shared_experts.up_proj.weight_scale_inv"},
+    {"deepseek_v3-fp8", "model.layers.1.self_attn.kv_b_proj.weight_scale_inv"},
+    {"dots1", "model.layers.1.mlp.gate.e_score_correction_bias"},
+    {"ernie4_5_moe", "model.layers.1.mlp.moe_statics.e_score_correction_bias"},
+    {"ernie4_5_moe", "lm_head.bias"},
+    {"ernie4_5_moe", "model.layers.0.mlp.down_proj.bias"},
+    {"ernie4_5_moe", "model.layers.1.mlp.shared_experts.gate_proj.bias"},
+    {"glm4_moe", "model.layers.1.mlp.gate.e_score_correction_bias"},
+    {"glm4_moe", "model.layers.1.self_attn.v_proj.bias"},
+    {"gpt_oss", "model.layers.1.self_attn.sinks"},
+    {"gpt_oss", "model.layers.1.mlp.router.bias"},
+    {"gpt_oss", "model.layers.1.mlp.experts.gate_up_proj_bias"},
+    {"gpt_oss", "model.layers.1.mlp.experts.down_proj_bias"},
+    {"gpt_oss", "model.layers.1.self_attn.o_proj.bias"},
+    {"gpt_oss-mxfp4", "model.layers.1.mlp.experts.down_proj_scales"},
+    {"hunyuan_v1_moe", "model.layers.1.mlp.shared_mlp.down_proj.weight"},
+    {"llama4", "model.layers.1.feed_forward.shared_expert.down_proj.weight"},
+    {"minimax_m2", "model.layers.1.block_sparse_moe.e_score_correction_bias"},
+    {"phimoe", "model.norm.bias"},
+    {"phimoe", "model.layers.1.input_layernorm.bias"},
+    {"phimoe", "lm_head.bias"},
+    {"qwen2_moe", "model.layers.1.mlp.shared_expert_gate.weight"},
+    {"qwen2_moe", "model.layers.1.self_attn.k_proj.bias"}};
+INSTANTIATE_TEST_SUITE_P(Tensors, ZeroedTensor, testing::ValuesIn(kLoneTensors),
+                         test::name_of_change<test::LoneTensor>);
 
 }  // namespace
 }  // namespace expertmesh

@@ -17,7 +17,7 @@ using test::MemoryWeights;
 
 std::vector<float> add_numbers(MemoryWeights& source, std::string const& name, std::vector<std::size_t> shape,
                                std::uint64_t seed) {
-  auto& bytes = source.add(name, DType::f32, std::move(shape));
+  auto const bytes = source.add(name, DType::f32, std::move(shape));
   std::mt19937 random(seed);
   auto const numbers = test::random_floats(random, bytes.size() / sizeof(float));
   std::memcpy(bytes.data(), numbers.data(), bytes.size());

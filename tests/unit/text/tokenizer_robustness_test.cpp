@@ -55,97 +55,104 @@ TEST(TokenizerFile, NoneIsNoError) {
 
 // How a sound file is spoilt, and what the message must name.
 struct Fault {
-  std::string pointer;  // JSON pointer; its value is replaced
-  Json value;
-  std::string named;
+  char const* pointer;  // JSON pointer; its value is replaced
+  std::string value;    // JSON
+  char const* named;
 };
 
+std::string split_by(std::string const& regex) {
+  return R"({"type": "Split", "behavior": "Isolated", "pattern": {"Regex": )" + Json(regex).dump() + "}}";
+}
+
+std::string begin_token(std::string const& special_tokens) {
+  return R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<x>"}}, {"Sequence": {"id": "A"}}],
+             "special_tokens": )" +
+         special_tokens + "}";
+}
+
 TEST(TokenizerFile, EveryFaultIsNamed) {
-  Json const split = {{"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Isolated"}};
-  auto const with = [](Json object, char const* pointer, Json value) {
-    object[Json::json_pointer(pointer)] = std::move(value);
-    return object;
-  };
-  auto const steps = [](char const* list, Json items) { return Json{{"type", "Sequence"}, {list, std::move(items)}}; };
-  Json const begin_token = {{"type", "TemplateProcessing"},
-                            {"single", {{{"SpecialToken", {{"id", "<x>"}}}}, {{"Sequence", {{"id", "A"}}}}}},
-                            {"special_tokens", {{"<x>", {{"ids", {1}}}}}}};
-  Json const fuse = {{"type", "Fuse"}};
-  Json const strip = {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}};
   std::vector<Fault> const faults = {
-      {"/model", nullptr, "model"},
-      {"/model/type", "WordPiece", "WordPiece"},
-      {"/model/type", "Unigram", "vocab"},
-      {"/model", {{"type", "Unigram"}, {"unk_id", 1}, {"vocab", Json::array({Json::array({"a", 0.0})})}}, "unk_id"},
-      {"/model",
-       {{"type", "Unigram"}, {"unk_id", nullptr}, {"vocab", Json::array({Json::array({"a", 0.0})})}},
-       "unk_id"},
-      {"/model", {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", Json::array({Json::array({"a", "0"})})}}, "entry 0"},
-      {"/model/type", 3, "type"},
-      {"/model/vocab", Json::array(), "vocab"},
-      {"/model/vocab/a", "1", "vocab/a"},
-      {"/model/vocab/a", 1.5, "vocab/a"},
-      {"/model/vocab/a", -4, "'a'"},
-      {"/model/vocab/a", std::int64_t{1} << 40, "vocab/a"},
-      {"/model/vocab/a", 1 << 30, "token id"},
-      {"/model/merges", Json::object(), "merges"},
-      {"/model/merges/0", "ab", "'ab'"},
-      {"/model/merges/0", 5, "merge 0"},
-      {"/model/merges/0", {"a", "no such token"}, "no such token"},
-      {"/model/dropout", 0.1, "dropout"},
-      {"/model/continuing_subword_prefix", "##", "continuing_subword_prefix"},
-      {"/model/end_of_word_suffix", "</w>", "end_of_word_suffix"},
-      {"/normalizer", {{"type", "BertNormalizer"}}, "BertNormalizer"},
-      {"/normalizer", "NFC", "normalizer"},
-      {"/normalizer", steps("normalizers", 5), "normalizer"},
-      {"/normalizer", {{"type", "Replace"}, {"pattern", Json::object()}, {"content", ""}}, "Regex"},
-      {"/normalizer", {{"type", "Precompiled"}, {"precompiled_charsmap", "A?"}}, "base64"},
-      {"/normalizer", {{"type", "Precompiled"}, {"precompiled_charsmap", "AAAA"}}, "precompiled_charsmap"},
-      {"/pre_tokenizer", {{"type", "UnicodeScripts"}}, "UnicodeScripts"},
-      {"/pre_tokenizer", {{"type", "FixedLength"}, {"length", 0}}, "length"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "[a"), "[a"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "(?>a)b"), "(?>a)b"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "(a)\\1"), "\\1"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "(a*)*"), "(a*)*"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "(?<=a+)b"), "look-behind"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "\\p{Klingon}"), "Klingon"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", std::string(1000, '(')), "deep"},
-      {"/pre_tokenizer", with(split, "/pattern/Regex", "(abc|d){1000}{1000}"), "too large"},
-      {"/pre_tokenizer", with(split, "/behavior", "Odd"), "Odd"},
-      {"/pre_tokenizer", {{"type", "Split"}, {"pattern", {{"String", ""}}}, {"behavior", "Removed"}}, "empty"},
-      {"/pre_tokenizer", {{"type", "Metaspace"}}, "replacement"},
-      {"/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "odd"}}, "odd"},
-      {"/pre_tokenizer",
-       {{"type", "Metaspace"}, {"replacement", "_"}, {"add_prefix_space", false}},
-       "add_prefix_space"},
-      {"/decoder", {{"type", "WordPiece"}}, "WordPiece"},
-      {"/decoder", steps("decoders", {fuse, with(strip, "/start", -1)}), "start"},
-      {"/decoder", steps("decoders", {fuse, with(strip, "/content", "")}), "Strip"},
-      {"/decoder", steps("decoders", {fuse, strip, {{"type", "ByteLevel"}}}), "ByteLevel"},
-      {"/post_processor", {{"type", "PairProcessing"}}, "PairProcessing"},
-      {"/post_processor", {{"type", "BertProcessing"}, {"cls", {"a", 1}}}, "sep"},
-      {"/post_processor", with(begin_token, "/special_tokens", Json::object()), "<x>"},
-      {"/post_processor", with(begin_token, "/special_tokens/<x>/ids/0", -7), "-7"},
-      {"/post_processor", with(begin_token, "/special_tokens/<x>/ids/0", 999999), "999999"},
-      {"/added_tokens", "x", "added_tokens"},
-      {"/added_tokens", Json::array({{{"content", "x"}}}), "'id'"},
-      {"/added_tokens", Json::array({{{"content", "x"}, {"id", -1}}}), "'x'"},
-      {"/added_tokens", Json::array({{{"content", "no such token"}, {"id", 7}}}), "'no such token' has id 7"},
-      {"/added_tokens", Json::array({{{"content", "x"}, {"id", 7}, {"special", "yes"}}}), "special"},
+      {"/model", "null", "model"},
+      {"/model/type", R"("WordPiece")", "WordPiece"},
+      {"/model/type", R"("Unigram")", "vocab"},
+      {"/model", R"({"type": "Unigram", "unk_id": 1, "vocab": [["a", 0.0]]})", "unk_id"},
+      {"/model", R"({"type": "Unigram", "unk_id": null, "vocab": [["a", 0.0]]})", "unk_id"},
+      {"/model", R"({"type": "Unigram", "unk_id": 0, "vocab": [["a", "0"]]})", "entry 0"},
+      {"/model/type", "3", "type"},
+      {"/model/vocab", "[]", "vocab"},
+      {"/model/vocab/a", R"("1")", "vocab/a"},
+      {"/model/vocab/a", "1.5", "vocab/a"},
+      {"/model/vocab/a", "-4", "'a'"},
+      {"/model/vocab/a", "1099511627776", "vocab/a"},
+      {"/model/vocab/a", "1073741824", "token id"},
+      {"/model/merges", "{}", "merges"},
+      {"/model/merges/0", R"("ab")", "'ab'"},
+      {"/model/merges/0", "5", "merge 0"},
+      {"/model/merges/0", R"(["a", "no such token"])", "no such token"},
+      {"/model/dropout", "0.1", "dropout"},
+      {"/model/continuing_subword_prefix", R"("##")", "continuing_subword_prefix"},
+      {"/model/end_of_word_suffix", R"("</w>")", "end_of_word_suffix"},
+      {"/normalizer", R"({"type": "BertNormalizer"})", "BertNormalizer"},
+      {"/normalizer", R"("NFC")", "normalizer"},
+      {"/normalizer", R"({"type": "Sequence", "normalizers": 5})", "normalizer"},
+      {"/normalizer", R"({"type": "Replace", "pattern": {}, "content": ""})", "Regex"},
+      {"/normalizer", R"({"type": "Precompiled", "precompiled_charsmap": "A?"})", "base64"},
+      {"/normalizer", R"({"type": "Precompiled", "precompiled_charsmap": "AAAA"})", "precompiled_charsmap"},
+      {"/pre_tokenizer", R"({"type": "UnicodeScripts"})", "UnicodeScripts"},
+      {"/pre_tokenizer", R"({"type": "FixedLength", "length": 0})", "length"},
+      {"/pre_tokenizer", split_by("[a"), "[a"},
+      {"/pre_tokenizer", split_by("(?>a)b"), "(?>a)b"},
+      {"/pre_tokenizer", split_by("(a)\\1"), "\\1"},
+      {"/pre_tokenizer", split_by("(a*)*"), "(a*)*"},
+      {"/pre_tokenizer", split_by("(?<=a+)b"), "look-behind"},
+      {"/pre_tokenizer", split_by("\\p{Klingon}"), "Klingon"},
+      {"/pre_tokenizer", split_by(std::string(1000, '(')), "deep"},
+      {"/pre_tokenizer", split_by("(abc|d){1000}{1000}"), "too large"},
+      {"/pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Odd"})", "Odd"},
+      {"/pre_tokenizer", R"({"type": "Split", "pattern": {"String": ""}, "behavior": "Removed"})", "empty"},
+      {"/pre_tokenizer", R"({"type": "Metaspace"})", "replacement"},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "odd"})", "odd"},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "add_prefix_space": false})", "add_prefix_space"},
+      {"/decoder", R"({"type": "WordPiece"})", "WordPiece"},
+      {"/decoder",
+       R"({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": -1, "stop": 0}]})",
+       "start"},
+      {"/decoder",
+       R"({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": "", "start": 1, "stop": 0}]})",
+       "Strip"},
+      {"/decoder",
+       R"({"type": "Sequence", "decoders": [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                                            {"type": "ByteLevel"}]})",
+       "ByteLevel"},
+      {"/post_processor", R"({"type": "PairProcessing"})", "PairProcessing"},
+      {"/post_processor", R"({"type": "BertProcessing", "cls": ["a", 1]})", "sep"},
+      {"/post_processor", begin_token("{}"), "<x>"},
+      {"/post_processor", begin_token(R"({"<x>": {"ids": [-7]}})"), "-7"},
+      {"/post_processor", begin_token(R"({"<x>": {"ids": [999999]}})"), "999999"},
+      {"/added_tokens", R"("x")", "added_tokens"},
+      {"/added_tokens", R"([{"content": "x"}])", "'id'"},
+      {"/added_tokens", R"([{"content": "x", "id": -1}])", "'x'"},
+      {"/added_tokens", R"([{"content": "no such token", "id": 7}])", "'no such token' has id 7"},
+      {"/added_tokens", R"([{"content": "x", "id": 7, "special": "yes"}])", "special"},
   };
   Json const sound = fixture_json("qwen");
+  auto const spoilt_by = [&](char const* pointer, std::string const& value) {
+    Json file = sound;
+    file[Json::json_pointer(pointer)] = Json::parse(value);
+    return file.dump();
+  };
   ASSERT_NE(load(sound.dump()), nullptr);
-  ASSERT_NE(load(with(sound, "/post_processor", begin_token).dump()), nullptr);
-  for (auto const& fault : faults) {
-    std::string const spoilt = with(sound, fault.pointer.c_str(), fault.value).dump();
-    std::string const name = fault.pointer + " = " + fault.value.dump();
+  ASSERT_NE(load(spoilt_by("/pre_tokenizer", split_by("a"))), nullptr);
+  ASSERT_NE(load(spoilt_by("/post_processor", begin_token(R"({"<x>": {"ids": [1]}})"))), nullptr);
+  for (auto const& [pointer, value, named] : faults) {
+    std::string const name = std::string(pointer) + " = " + value;
     try {
-      (void)load(spoilt);
+      (void)load(spoilt_by(pointer, value));
       ADD_FAILURE() << name << " was accepted";
     } catch (ModelError const& error) {
       std::string const what = error.what();
       EXPECT_TRUE(what.starts_with("tokenizer.json: ")) << name << ": " << what;
-      EXPECT_NE(what.find(fault.named), std::string::npos) << name << ": " << what;
+      EXPECT_NE(what.find(named), std::string::npos) << name << ": " << what;
     }
   }
 }
@@ -291,55 +298,49 @@ TEST(AddedTokens, SingleWordAsksForNoWordCharacterBesideIt) {
 
 // Ids that tokenizers 0.23.3 gives.
 TEST(Metaspace, FirstMarksTheTextsOwnFirstCharacterOnly) {
-  auto const replace = [](char const* kind, char const* what, char const* with) {
-    return Json{{"type", "Replace"}, {"pattern", {{kind, what}}}, {"content", with}};
-  };
-  auto const strip = [](bool left) { return Json{{"type", "Strip"}, {"strip_left", left}, {"strip_right", true}}; };
-  Json const prepend = {{"type", "Prepend"}, {"prepend", "X"}};
   struct Case {
-    Json normalizer;
-    std::string text;
+    char const* normalizer;  // JSON
+    char const* text;
     Ids ids;
   };
-  for (auto const& [normalizer, text, ids] :
-       std::vector<Case>{{strip(true), "  a", {1}},
-                         {strip(false), "a ", {0, 1}},
-                         {{{"type", "StripAccents"}}, "\u0301a", {1}},
-                         {{{"type", "StripAccents"}}, "a\u0301", {0, 1}},
-                         {{{"type", "Nmt"}},
-                          "\x01"
-                          "a",
-                          {1}},
-                         {replace("String", "ab", "X"), "aba", {3, 1}},
-                         {replace("String", "a", ""), "aab", {2}},
-                         {replace("String", "a", "X"), "ab", {0, 3, 2}},
-                         {replace("String", "\u00E9", "e"),
-                          "\u00E9"
-                          "a",
-                          {0, 5, 1}},
-                         {replace("Regex", "a+", "X"), "aab", {3, 2}},
-                         {replace("Regex", "^", "X"), "ab", {0, 3, 1, 2}},
-                         {replace("Regex", "b*", ""), "ba", {1}},
-                         {{{"type", "Sequence"}, {"normalizers", {strip(true), prepend}}}, " a", {3, 1}}}) {
-    Json const model = {{"type", "BPE"},
-                        {"vocab", {{"\u2581", 0}, {"a", 1}, {"b", 2}, {"X", 3}, {"\u00E9", 4}, {"e", 5}}},
-                        {"merges", Json::array()}};
-    Json const first = {
-        {"type", "Metaspace"}, {"replacement", "\u2581"}, {"prepend_scheme", "first"}, {"split", false}};
-    Json const file = {{"normalizer", normalizer}, {"pre_tokenizer", first}, {"model", model}};
+  for (auto const& [normalizer, text, ids] : std::vector<Case>{
+           {R"({"type": "Strip", "strip_left": true, "strip_right": true})", "  a", {1}},
+           {R"({"type": "Strip", "strip_left": false, "strip_right": true})", "a ", {0, 1}},
+           {R"({"type": "StripAccents"})", "\u0301a", {1}},
+           {R"({"type": "StripAccents"})", "a\u0301", {0, 1}},
+           {R"({"type": "Nmt"})",
+            "\x01"
+            "a",
+            {1}},
+           {R"({"type": "Replace", "pattern": {"String": "ab"}, "content": "X"})", "aba", {3, 1}},
+           {R"({"type": "Replace", "pattern": {"String": "a"}, "content": ""})", "aab", {2}},
+           {R"({"type": "Replace", "pattern": {"String": "a"}, "content": "X"})", "ab", {0, 3, 2}},
+           {"{\"type\": \"Replace\", \"pattern\": {\"String\": \"\u00E9\"}, \"content\": \"e\"}",
+            "\u00E9"
+            "a",
+            {0, 5, 1}},
+           {R"({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "X"})", "aab", {3, 2}},
+           {R"({"type": "Replace", "pattern": {"Regex": "^"}, "content": "X"})", "ab", {0, 3, 1, 2}},
+           {R"({"type": "Replace", "pattern": {"Regex": "b*"}, "content": ""})", "ba", {1}},
+           {R"({"type": "Sequence", "normalizers": [{"type": "Strip", "strip_left": true, "strip_right": true},
+                                                    {"type": "Prepend", "prepend": "X"}]})",
+            " a",
+            {3, 1}}}) {
+    Json file = Json::parse(
+        "{\"model\": {\"type\": \"BPE\", \"merges\": [],"
+        " \"vocab\": {\"\u2581\": 0, \"a\": 1, \"b\": 2, \"X\": 3, \"\u00E9\": 4, \"e\": 5}},"
+        " \"pre_tokenizer\": {\"type\": \"Metaspace\", \"replacement\": \"\u2581\", \"prepend_scheme\": \"first\","
+        " \"split\": false}}");
+    file["normalizer"] = Json::parse(normalizer);
     EXPECT_EQ(load(file.dump())->encode(text, false), ids) << normalizer << " of '" << text << "'";
   }
 }
 
 // The two cuts of "aaa" have the same score but for the last bit, which the tokenizers library reads in its own way.
 TEST(Unigram, EqualScoresAreToldApartAsInTheReference) {
-  Json const file = {
-      {"model",
-       {{"type", "Unigram"},
-        {"unk_id", 0},
-        {"vocab", Json::array({Json::array({"<unk>", -20.0}), Json::array({"a", -7.984389405774261}),
-                               Json::array({"aa", -10.391292687906489}), Json::array({"c", -8.16437370560691})})}}}};
-  EXPECT_EQ(load(file.dump())->encode("caaa", false), (Ids{3, 1, 2}));
+  std::string const file = R"({"model": {"type": "Unigram", "unk_id": 0, "vocab": [
+      ["<unk>", -20.0], ["a", -7.984389405774261], ["aa", -10.391292687906489], ["c", -8.16437370560691]]}})";
+  EXPECT_EQ(load(file)->encode("caaa", false), (Ids{3, 1, 2}));
 }
 
 }  // namespace

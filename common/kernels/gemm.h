@@ -2,6 +2,8 @@
 // Private to common/kernels.
 #pragma once
 #include <algorithm>
+#include <optional>
+#include <span>
 
 #include "common/kernels/activation_rows.h"
 #include "common/kernels/exec.h"
@@ -28,11 +30,31 @@ inline std::size_t divided_up(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;
 }
 
-inline void gemm_tile(Exec const& exec, GemmJob const& job, std::size_t tile) {
-  std::size_t const row_blocks = divided_up(job.m, kTileRowsMax);
+struct GemmTile {
+  GemmJob job;
+  std::size_t tile;  // of num_tiles(job): row blocks inside, so that the next tile has the same weights
+
+  [[nodiscard]] std::size_t row_blocks() const { return divided_up(job.m, kTileRowsMax); }
+  [[nodiscard]] std::size_t panel() const { return tile / row_blocks() * kTilePanels; }  // the first
+  [[nodiscard]] std::span<std::byte const> weights() const {
+    std::size_t const panels = divided_up(job.w.n(), kPanelColumns);
+    std::size_t const panel_bytes = job.w.size_bytes() / panels;
+    return {job.w.data() + panel() * panel_bytes, std::min(kTilePanels, panels - panel()) * panel_bytes};
+  }
+};
+
+inline std::size_t num_tiles(GemmJob const& job) {
+  return divided_up(divided_up(job.w.n(), kPanelColumns), kTilePanels) * divided_up(job.m, kTileRowsMax);
+}
+
+// next: what the same thread runs after it, or null.
+inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next) {
+  GemmJob const& job = t.job;
   std::size_t const panels = divided_up(job.w.n(), kPanelColumns);
-  std::size_t const panel = tile / row_blocks * kTilePanels;  // row blocks inside: the next tile has the same weights
-  std::size_t const row = tile % row_blocks * kTileRowsMax;
+  std::size_t const panel = t.panel();
+  std::size_t const row = t.tile % t.row_blocks() * kTileRowsMax;
+  std::span<std::byte const> ahead;
+  if (next != nullptr && next->weights().data() != t.weights().data()) ahead = next->weights();
   GemmPart const part{.x = job.x + row,
                       .y = job.y + row,
                       .m = std::min(job.m - row, kTileRowsMax),
@@ -40,7 +62,9 @@ inline void gemm_tile(Exec const& exec, GemmJob const& job, std::size_t tile) {
                       .k = job.w.k(),
                       .panels = job.w.data(),
                       .panel_begin = panel,
-                      .panel_end = std::min(panel + kTilePanels, panels)};
+                      .panel_end = std::min(panel + kTilePanels, panels),
+                      .next = ahead.data(),
+                      .next_bytes = ahead.size()};
   gemm_of(exec, job.w.format(), part);
   if (job.bias == nullptr) return;
   std::size_t const column = panel * kPanelColumns;
@@ -55,14 +79,19 @@ void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
   std::size_t const num_threads = exec.pool().num_threads();
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t share = begin; share < end; ++share) {
-      std::size_t next = share;  // tile, counted from the first of the job
+      std::optional<GemmTile> tile;  // found, and run when the one after it is known
+      std::size_t next = share;      // counted from the first of the job
       for (std::size_t i = 0; i < num_jobs; ++i) {
         GemmJob const job = job_of(i);
-        std::size_t const tiles =
-            divided_up(divided_up(job.w.n(), kPanelColumns), kTilePanels) * divided_up(job.m, kTileRowsMax);
-        for (; next < tiles; next += num_threads) gemm_tile(exec, job, next);
+        std::size_t const tiles = num_tiles(job);
+        for (; next < tiles; next += num_threads) {
+          GemmTile const found{job, next};
+          if (tile) gemm_tile(exec, *tile, &found);
+          tile.emplace(found);
+        }
         next -= tiles;
       }
+      if (tile) gemm_tile(exec, *tile, nullptr);
     }
   });
 }

@@ -21,6 +21,9 @@ struct GemmPart {
   std::size_t m, n, k;
   std::byte const* panels;  // PackedMatrix::data()
   std::size_t panel_begin, panel_end;
+  // Weights that are read after these: fetched from memory while these are multiplied.
+  std::byte const* next = nullptr;
+  std::size_t next_bytes = 0;
 };
 
 // Query heads of one token that share a KV head, against the blocks of its sequence.

@@ -3,7 +3,7 @@
 #pragma once
 #include "common/kernels/int4_panels.h"
 #include "common/kernels/isa/gemm_int8_impl.h"
-#include "common/kernels/isa/vec_math.h"
+#include "common/kernels/isa/gemm_tile.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -31,49 +31,52 @@ void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
   }
 }
 
-// As GemmInt8: the sums lie in y from one group of activations to the next.
 struct GemmInt4 {
+  static std::size_t ticks(std::size_t k) { return int4_groups(k); }
+
   template <std::size_t MR, std::size_t NP>
-  static void tile(GemmGroup const& part, std::size_t row, std::size_t panel) {
-    GemmPart const& g = part.whole;
-    std::size_t const first = part.group * kInt4GroupsAtOnce;
-    std::size_t const left = int4_groups(g.k) - first;
-    std::size_t const groups = left < kInt4GroupsAtOnce ? left : kInt4GroupsAtOnce;
+  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
     std::byte const* block[NP];
-    for (std::size_t j = 0; j < NP; ++j)
-      block[j] = g.panels + (panel + j) * int4_panel_bytes(g.k) + first * kInt4BlockBytes;
+    EM_UNROLL
+    for (std::size_t j = 0; j < NP; ++j) block[j] = g.panels + (panel + j) * int4_panel_bytes(g.k);
     Int4RowGroup const* x[MR];
-    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<Int4RowGroup const*>(g.x[row + i]) + part.group;
-    Vec sum[MR][NP];
-    for (std::size_t i = 0; i < MR; ++i)
-      for (std::size_t j = 0; j < NP; ++j) {
-        std::size_t const column = (panel + j) * kLanes;
-        sum[i][j] = part.group == 0 ? zero() : load_some(g.y[row + i] + column, g.n - column);
-      }
-    for (std::size_t group = 0; group < groups; ++group) {
+    EM_UNROLL
+    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<Int4RowGroup const*>(g.x[row + i]);
+    TileSums<MR, NP> sums;
+    for (std::size_t group = 0; group < int4_groups(g.k); ++group) {
+      ahead.tick();
+      std::size_t const part = group % kInt4GroupsAtOnce;  // of a group of activations
       Int4Sums acc[MR][NP];
-      for (auto& line : acc)
-        for (auto& a : line) a = no_int4_sums();
+      EM_UNROLL
+      for (std::size_t i = 0; i < MR; ++i) {
+        EM_UNROLL
+        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
+      }
+      EM_UNROLL
       for (std::size_t step = 0; step < kInt4Group / kInt4StepK; ++step) {
         Int4Weights w[NP];
+        EM_UNROLL
         for (std::size_t j = 0; j < NP; ++j) w[j] = load_int4(block[j] + kInt4ScaleBytes + step * kInt4StepBytes);
+        EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i) {
-          Int4Row const xi = broadcast_int4(x[i]->x + group * kInt4Group + step * kInt4StepK);
+          Int4Row const xi = broadcast_int4(x[i]->x + part * kInt4Group + step * kInt4StepK);
+          EM_UNROLL
           for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int4(acc[i][j], w[j], xi);
         }
       }
+      EM_UNROLL
       for (std::size_t j = 0; j < NP; ++j) {
         Vec const weights = load(reinterpret_cast<std::uint16_t const*>(block[j]));
+        EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i)
-          sum[i][j] = fma(to_floats(total(acc[i][j], x[i]->start[group])), broadcast(x[i]->scale) * weights, sum[i][j]);
+          sums.add(i, j, to_floats(total(acc[i][j], x[i]->start[part])), broadcast(x[i]->scale) * weights);
         block[j] += kInt4BlockBytes;
       }
+      if (part + 1 != kInt4GroupsAtOnce) continue;
+      EM_UNROLL
+      for (std::size_t i = 0; i < MR; ++i) ++x[i];
     }
-    for (std::size_t i = 0; i < MR; ++i)
-      for (std::size_t j = 0; j < NP; ++j) {
-        std::size_t const column = (panel + j) * kLanes;
-        store_some(g.y[row + i] + column, sum[i][j], g.n - column);
-      }
+    sums.store(g, row, panel);
   }
 };
 

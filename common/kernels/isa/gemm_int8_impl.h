@@ -2,7 +2,7 @@
 // whatever computes it; scaled, the groups are added in the order of K. So all ISAs have the same bits.
 #pragma once
 #include "common/kernels/int8_panels.h"
-#include "common/kernels/isa/vec_math.h"
+#include "common/kernels/isa/gemm_tile.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -28,44 +28,49 @@ void quantise_int8(float const* x, std::size_t n, std::byte* out) {
   }
 }
 
-// One group of K of a GemmPart.
-struct GemmGroup {
-  GemmPart const& whole;
-  std::size_t group;
-  std::size_t m, panel_begin, panel_end;
-};
-
-// The sums lie in y from group to group: so a group's weights stay in the nearest cache for all rows.
 struct GemmInt8 {
+  static std::size_t ticks(std::size_t k) { return int8_groups(k) * (kInt8Group / kInt8StepK / kStepsATick); }
+
   template <std::size_t MR, std::size_t NP>
-  static void tile(GemmGroup const& part, std::size_t row, std::size_t panel) {
-    GemmPart const& g = part.whole;
-    std::size_t const k = part.group * kInt8Group;
-    std::size_t const steps = ((g.k - k < kInt8Group ? g.k - k : kInt8Group) + kInt8StepK - 1) / kInt8StepK;
+  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
     std::byte const* block[NP];
-    for (std::size_t j = 0; j < NP; ++j)
-      block[j] = g.panels + (panel + j) * int8_panel_bytes(g.k) + part.group * kInt8BlockBytes;
+    EM_UNROLL
+    for (std::size_t j = 0; j < NP; ++j) block[j] = g.panels + (panel + j) * int8_panel_bytes(g.k);
     QuantisedGroup const* x[MR];
-    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<QuantisedGroup const*>(g.x[row + i]) + part.group;
-    Ints acc[MR][NP];
-    for (std::size_t i = 0; i < MR; ++i)
-      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = broadcast(x[i]->start);
-    for (std::size_t step = 0; step < steps; ++step) {
-      Int8Weights w[NP];
-      for (std::size_t j = 0; j < NP; ++j) w[j] = load_int8(block[j] + kInt8ScaleBytes + step * kInt8StepBytes);
+    EM_UNROLL
+    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<QuantisedGroup const*>(g.x[row + i]);
+    TileSums<MR, NP> sums;
+    for (std::size_t k = 0; k < g.k; k += kInt8Group) {
+      std::size_t const steps = ((g.k - k < kInt8Group ? g.k - k : kInt8Group) + kInt8StepK - 1) / kInt8StepK;
+      Ints acc[MR][NP];
+      EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) {
-        Int8Row const xi = broadcast_int8(x[i]->x + step * kInt8StepK);
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int8(acc[i][j], w[j], xi);
+        EM_UNROLL
+        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = broadcast(x[i]->start);
       }
-    }
-    for (std::size_t i = 0; i < MR; ++i)
+      for (std::size_t step = 0; step < steps; ++step) {
+        if (step % kStepsATick == 0) ahead.tick();
+        Int8Weights w[NP];
+        EM_UNROLL
+        for (std::size_t j = 0; j < NP; ++j) w[j] = load_int8(block[j] + kInt8ScaleBytes + step * kInt8StepBytes);
+        EM_UNROLL
+        for (std::size_t i = 0; i < MR; ++i) {
+          Int8Row const xi = broadcast_int8(x[i]->x + step * kInt8StepK);
+          EM_UNROLL
+          for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int8(acc[i][j], w[j], xi);
+        }
+      }
+      EM_UNROLL
       for (std::size_t j = 0; j < NP; ++j) {
-        std::size_t const column = (panel + j) * kLanes;
-        float* const y = g.y[row + i] + column;
-        Vec const scale = broadcast(x[i]->scale) * load(reinterpret_cast<float const*>(block[j]));
-        Vec const before = part.group == 0 ? zero() : load_some(y, g.n - column);
-        store_some(y, fma(to_floats(acc[i][j]), scale, before), g.n - column);
+        Vec const weights = load(reinterpret_cast<float const*>(block[j]));
+        EM_UNROLL
+        for (std::size_t i = 0; i < MR; ++i) sums.add(i, j, to_floats(acc[i][j]), broadcast(x[i]->scale) * weights);
+        block[j] += kInt8ScaleBytes + steps * kInt8StepBytes;
       }
+      EM_UNROLL
+      for (std::size_t i = 0; i < MR; ++i) ++x[i];
+    }
+    sums.store(g, row, panel);
   }
 };
 

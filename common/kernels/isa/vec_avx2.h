@@ -11,6 +11,10 @@ namespace {
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it: of 2 registers each; 16 registers
 
+inline void fetch_ahead(std::byte const* line) {
+  _mm_prefetch(reinterpret_cast<char const*>(line), _MM_HINT_T1);
+}
+
 struct Vec {
   __m256 low;
   __m256 high;
@@ -187,7 +191,7 @@ struct Int4Row {
   __m256i first, second;
 };
 
-inline Int4Sums no_int4_sums() {
+inline Int4Sums first_int4_sums(std::int32_t /*start*/) {
   return {_mm256_setzero_si256(), _mm256_setzero_si256()};
 }
 inline Int4Weights load_int4(std::byte const* p) {

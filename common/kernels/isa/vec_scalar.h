@@ -11,6 +11,8 @@ namespace {
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it
 
+inline void fetch_ahead(std::byte const* /*line*/) {}
+
 struct Vec {
   float lane[16];
 
@@ -151,8 +153,9 @@ struct Int4Row {
   Int8Row low, high;
 };
 
-inline Int4Sums no_int4_sums() {
-  return broadcast(0);
+// start: what a group's sums begin with; it is in the total, wherever an ISA adds it.
+inline Int4Sums first_int4_sums(std::int32_t start) {
+  return broadcast(start);
 }
 inline Int4Weights load_int4(std::byte const* p) {
   Int4Weights w;
@@ -170,10 +173,8 @@ inline Int4Row broadcast_int4(std::int8_t const* x) {
 inline Int4Sums dot_int4(Int4Sums const& acc, Int4Weights const& w, Int4Row const& row) {
   return dot_int8(dot_int8(acc, w.low, row.low), w.high, row.high);
 }
-inline Ints total(Int4Sums const& sums, std::int32_t start) {
-  Ints out = sums;
-  for (std::int32_t& lane : out.lane) lane += start;
-  return out;
+inline Ints const& total(Int4Sums const& sums, std::int32_t /*start*/) {
+  return sums;
 }
 
 }  // namespace

@@ -19,9 +19,9 @@ constexpr std::size_t kLineBytes = 64;
 constexpr std::size_t kStepsATick = 8;  // of a loop over k
 
 struct Ahead {
-  std::byte const* line;
-  std::byte const* end;
-  std::size_t lines_a_tick;
+  std::byte const* line = nullptr;
+  std::byte const* end = nullptr;
+  std::size_t lines_a_tick = 0;
 
   void tick() {
     std::byte const* const until = line + lines_a_tick * kLineBytes < end ? line + lines_a_tick * kLineBytes : end;

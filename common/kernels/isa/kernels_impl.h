@@ -26,6 +26,7 @@ void store_tile(GemmPart const& g, std::size_t row, std::size_t panel, Vec const
 }
 
 struct GemmF32 {
+  static constexpr std::size_t kAheadFrom = 4;
   static std::size_t ticks(std::size_t k) { return (k + kStepsATick - 1) / kStepsATick; }
 
   template <std::size_t MR, std::size_t NP>
@@ -59,6 +60,7 @@ struct GemmF32 {
 };
 
 struct GemmBf16 {
+  static constexpr std::size_t kAheadFrom = 4;
   static std::size_t ticks(std::size_t k) { return (k / 2 + kStepsATick - 1) / kStepsATick; }
 
   template <std::size_t MR, std::size_t NP>
@@ -123,9 +125,12 @@ void gemm_last_rows(GemmPart const& g, Ahead& ahead, std::size_t row) {
   if constexpr (MR > 1) gemm_last_rows<Kernel, MR - 1>(g, ahead, row);
 }
 
-// The part's next weights, spread over all ticks of its tiles.
+// The part's next weights, spread over all ticks of its tiles. Nothing below Kernel::kAheadFrom rows: where the memory
+// is all that is waited for, the processor's own prefetchers keep more lines under way than instructions can (measured
+// on Zen 5: a third more bytes a second at one row).
 template <class Kernel>
 Ahead ahead_of(GemmPart const& g) {
+  if (g.m < Kernel::kAheadFrom) return {};
   std::size_t const panels = g.panel_end - g.panel_begin;
   std::size_t tiles = 0;
   for (std::size_t row = 0; row < g.m; row += kTileRows) {

@@ -22,6 +22,14 @@ struct Lanes {
   std::size_t begin, end;
 };
 
+Vec only(Lanes lanes, Vec const& scores) {
+  float score[kLanes];
+  store(score, scores);
+  for (std::size_t j = 0; j < kLanes; ++j)
+    if (j < lanes.begin || j >= lanes.end) score[j] = kNegativeInfinity;
+  return load(score);
+}
+
 struct AttendState {
   float largest[kHeadsPerPart];  // score so far
   float sum[kHeadsPerPart];      // of e^(score - largest)
@@ -62,25 +70,28 @@ void score_block(AttendPart const& a, std::size_t head, T const* keys, Lanes lan
     Vec const key = load(keys + d * kLanes);
     for (std::size_t h = 0; h < HN; ++h) dots[h] = fma(broadcast(q[h * a.key_dim + d]), key, dots[h]);
   }
+  float before[kLanes] = {};  // the heads' largest scores, less those with this block
+  float sums[HN];
   for (std::size_t h = 0; h < HN; ++h) {
-    float score[kLanes];
-    Vec const scaled = dots[h] * broadcast(a.scale);
-    store(score, bias ? scaled + load(bias + (head + h) * a.bias_stride) : scaled);
-    for (std::size_t j = 0; j < kLanes; ++j)
-      if (j < lanes.begin || j >= lanes.end) score[j] = kNegativeInfinity;
+    Vec scores = dots[h] * broadcast(a.scale);
+    if (bias) scores = scores + load(bias + (head + h) * a.bias_stride);
+    if (lanes.begin != 0 || lanes.end != kLanes) scores = only(lanes, scores);
     float& largest = state.largest[head + h];
-    float& sum = state.sum[head + h];
-    float const tile_max = max_lanes(score);
+    float const tile_max = max_lanes(scores);
     float const new_max = tile_max > largest ? tile_max : largest;
     // Subtracting -inf from -inf would spoil what later blocks can still mend.
-    Vec const shift = broadcast(new_max > kNegativeInfinity ? new_max : 0.0F);
-    float corrections[kLanes];
-    store(corrections, exponential(broadcast(largest) - shift));
-    Vec const weights = exponential(load(score) - shift);
+    float const shift = new_max > kNegativeInfinity ? new_max : 0.0F;
+    Vec const weights = exponential(scores - broadcast(shift));
     store(state.weight[head + h], weights);
-    state.correction[head + h] = corrections[0];
-    sum = sum * corrections[0] + sum_lanes(weights);
+    before[h] = largest - shift;
+    sums[h] = sum_lanes(weights);
     largest = new_max;
+  }
+  float corrections[kLanes];
+  store(corrections, exponential(load(before)));  // of all heads at once
+  for (std::size_t h = 0; h < HN; ++h) {
+    state.correction[head + h] = corrections[h];
+    state.sum[head + h] = state.sum[head + h] * corrections[h] + sums[h];
   }
 }
 

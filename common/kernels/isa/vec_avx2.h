@@ -77,6 +77,19 @@ inline Vec zero_below(Vec x0, float bound, Vec x) {
   return {_mm256_and_ps(_mm256_cmp_ps(x0.low, b, _CMP_NLT_UQ), x.low),
           _mm256_and_ps(_mm256_cmp_ps(x0.high, b, _CMP_NLT_UQ), x.high)};
 }
+inline float sum_lanes(Vec v) {
+  __m256 const half = _mm256_add_ps(v.low, v.high);
+  __m128 const four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  __m128 const two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float max_lanes(Vec v) {
+  __m256 const least = _mm256_set1_ps(-__builtin_huge_valf());  // in the place of NaN
+  __m256 const half = _mm256_max_ps(_mm256_max_ps(v.low, least), _mm256_max_ps(v.high, least));
+  __m128 const four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  __m128 const two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 // Row i of the tile becomes column i: pairs of floats, then of doubles, then of 128-bit lanes change places.
 inline void transpose(__m256 (&tile)[8]) {
   __m256 a[8];

@@ -67,6 +67,19 @@ inline Vec power_of_two(Vec n) {
 inline Vec zero_below(Vec x0, float bound, Vec x) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x0.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
+inline float sum_lanes(Vec v) {
+  __m256 const half = _mm256_add_ps(_mm512_castps512_ps256(v.v), _mm512_extractf32x8_ps(v.v, 1));
+  __m128 const four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  __m128 const two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float max_lanes(Vec v) {
+  __m512 const known = _mm512_max_ps(v.v, _mm512_set1_ps(-__builtin_huge_valf()));  // in the place of NaN
+  __m256 const half = _mm256_max_ps(_mm512_castps512_ps256(known), _mm512_extractf32x8_ps(known, 1));
+  __m128 const four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  __m128 const two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 // Row i of the tile becomes column i: pairs of floats, then of doubles, then of 128-bit lanes change places.
 inline void transpose(Vec (&tile)[16]) {
   __m512 a[16];

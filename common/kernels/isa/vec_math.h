@@ -28,22 +28,6 @@ void store_some(float* p, Vec const& v, std::size_t n) {
   std::memcpy(p, lanes, n * sizeof(float));
 }
 
-// Sum of the lanes as a tree of fixed shape.
-float sum_lanes(Vec const& v) {
-  float s[kLanes];
-  store(s, v);
-  for (std::size_t width = kLanes / 2; width > 0; width /= 2)
-    for (std::size_t i = 0; i < width; ++i) s[i] += s[i + width];
-  return s[0];
-}
-
-// NaN is passed over.
-float max_lanes(float const (&x)[kLanes]) {
-  float largest = kNegativeInfinity;
-  for (float lane : x) largest = lane > largest ? lane : largest;
-  return largest;
-}
-
 // e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -86.6 (where
 // e^x < 2.5e-38), infinite where float ends, NaN for NaN.
 Vec exponential(Vec const& x0) {

@@ -80,6 +80,19 @@ inline Vec power_of_two(Vec const& n) {
 inline Vec zero_below(Vec const& x0, float bound, Vec const& x) {
   return Vec::make([&](int i) { return x0.lane[i] < bound ? 0.0F : x.lane[i]; });
 }
+// Sum of the lanes as a tree of fixed shape: halves, quarters, pairs.
+inline float sum_lanes(Vec const& v) {
+  Vec s = v;
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) s.lane[i] += s.lane[i + width];
+  return s.lane[0];
+}
+// NaN is passed over: -inf where there is nothing else.
+inline float max_lanes(Vec const& v) {
+  float largest = -__builtin_huge_valf();
+  for (float const lane : v.lane) largest = lane > largest ? lane : largest;
+  return largest;
+}
 // Row i of the tile becomes column i.
 inline void transpose(Vec (&tile)[16]) {
   for (int i = 0; i < 16; ++i)

@@ -195,36 +195,39 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   std::size_t const parts = (heads + heads_each - 1) / heads_each;  // of the heads of a pair
   std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
-  exec.pool().parallel_for(pairs * parts, [&](std::size_t begin, std::size_t end, std::size_t thread) {
-    for (std::size_t i = begin; i < end; ++i) {
-      std::size_t const t = i / parts / kv.num_kv_heads;
-      std::size_t const g = i / parts % kv.num_kv_heads;
-      std::size_t const first_head = i % parts * heads_each;
-      std::size_t const head = g * heads + first_head;
-      std::uint32_t const position = places.positions[t];
-      std::uint32_t const first = shape.span.first(position);
-      std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
-      EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
-      attend({.q = q.row(t) + head * kv.key_dim,
-              .out = out.row(t) + head * kv.value_dim,
-              .heads = std::min(heads_each, heads - first_head),
-              .key_dim = kv.key_dim,
-              .value_dim = kv.value_dim,
-              .blocks = blocks,
-              .keys = cache.keys() + g * kv.key_dim * position_bytes,
-              .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
-              .key_stride = key_block_elements(kv),
-              .value_stride = value_block_elements(kv),
-              .first = first,
-              .last = places.last.empty() ? position : places.last[t],
-              .scale = shape.scale,
-              .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
-              .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
-              .bias_stride = shape.bias ? shape.bias->stride() : 0,
-              .bias_reach = shape.bias ? shape.bias->reach() : 0,
-              .query = position,
-              .scratch = exec.scratch().attention_of(thread)});
-    }
+  // Dealt in turn: later tokens of a prompt attend to more, so halves would not take the same time.
+  std::size_t const num_threads = exec.pool().num_threads();
+  exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
+    for (std::size_t share = begin; share < end; ++share)
+      for (std::size_t i = share; i < pairs * parts; i += num_threads) {
+        std::size_t const t = i / parts / kv.num_kv_heads;
+        std::size_t const g = i / parts % kv.num_kv_heads;
+        std::size_t const first_head = i % parts * heads_each;
+        std::size_t const head = g * heads + first_head;
+        std::uint32_t const position = places.positions[t];
+        std::uint32_t const first = shape.span.first(position);
+        std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
+        EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
+        attend({.q = q.row(t) + head * kv.key_dim,
+                .out = out.row(t) + head * kv.value_dim,
+                .heads = std::min(heads_each, heads - first_head),
+                .key_dim = kv.key_dim,
+                .value_dim = kv.value_dim,
+                .blocks = blocks,
+                .keys = cache.keys() + g * kv.key_dim * position_bytes,
+                .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
+                .key_stride = key_block_elements(kv),
+                .value_stride = value_block_elements(kv),
+                .first = first,
+                .last = places.last.empty() ? position : places.last[t],
+                .scale = shape.scale,
+                .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
+                .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
+                .bias_stride = shape.bias ? shape.bias->stride() : 0,
+                .bias_reach = shape.bias ? shape.bias->reach() : 0,
+                .query = position,
+                .scratch = exec.scratch().attention_of(thread)});
+      }
   });
 }
 

@@ -2,6 +2,7 @@
 // Private to common/kernels.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <span>
 
@@ -82,24 +83,27 @@ inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next)
   for (std::size_t r = 0; r < part.m; ++r) exec.table().add(part.y[r] + column, job.bias + column, columns);
 }
 
-// Runs job(0) … job(num_jobs - 1) with all their tiles in one row, dealt to the threads in turn: no barrier between
-// jobs, and every thread gets its part of a job with many rows.
+// Runs job(0) … job(num_jobs - 1) with all their tiles in one row, from which each thread takes the next: no barrier
+// between jobs, and they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
 template <class JobOf>
 void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
   std::size_t const num_threads = exec.pool().num_threads();
+  std::atomic<std::size_t> untaken = num_threads;  // the first ones go to the threads by their numbers
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t share = begin; share < end; ++share) {
-      std::optional<GemmTile> tile;  // found, and run when the one after it is known
-      std::size_t next = share;      // counted from the first of the job
+      std::optional<GemmTile> tile;  // taken, and run when the one after it is known
+      std::size_t next = share;      // counted from the first job's first
+      std::size_t first_of_job = 0;
       for (std::size_t i = 0; i < num_jobs; ++i) {
         GemmJob const job = job_of(i);
-        std::size_t const tiles = num_tiles(job);
-        for (; next < tiles; next += num_threads) {
-          GemmTile const found{job, next};
-          if (tile) gemm_tile(exec, *tile, &found);
-          tile.emplace(found);
+        std::size_t const end_of_job = first_of_job + num_tiles(job);
+        while (next < end_of_job) {
+          GemmTile const taken{job, next - first_of_job};
+          if (tile) gemm_tile(exec, *tile, &taken);
+          tile.emplace(taken);
+          next = untaken.fetch_add(1, std::memory_order_relaxed);
         }
-        next -= tiles;
+        first_of_job = end_of_job;
       }
       if (tile) gemm_tile(exec, *tile, nullptr);
     }

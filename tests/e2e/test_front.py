@@ -219,11 +219,13 @@ class LaunchTest(unittest.TestCase):
 
     def test_what_cannot_be_started_is_said(self):
         self.assertIn("--workers N says how many", self.refusal("--coordinators", 2))
-        self.assertIn("coordinators: ", self.refusal("--coordinators", 65, "--workers", 1))
+        self.assertIn("serve: --coordinators: 65 is more than 64", self.refusal("--coordinators", 65, "--workers", 1))
+        self.assertIn("serve: --worker-device: 'tpu' is none of", self.refusal("--coordinators", 2, "--workers", 1, "--worker-device", "tpu"))
         self.assertIn("--interface: with --coordinators that takes a cluster file", self.refusal("--coordinators", 2, "--interface", "lo"))
         self.assertIn("--cluster says what --workers says", self.refusal("--cluster", self.write_cluster(), "--workers", 1))
         self.assertIn("colour: unknown field", self.refusal("--cluster", self.write_cluster(colour="blue")))
-        self.assertIn("no such option: 'colour'", self.refusal("--coordinators", 2, "--workers", 1, "--config", self.config("colour = blue")))
+        config = self.config("workers = 1\ncolour = blue")
+        self.assertIn(f"serve: {config}:2: no such option: 'colour'", self.refusal("--coordinators", 2, "--config", config))
         with socket.create_server(("127.0.0.1", 0)) as other:
             self.assertIn("Address already in use", self.refusal("--coordinators", 2, "--workers", 1, "--port", other.getsockname()[1], code=1))
 

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "common/base/error.h"
+#include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "coordinator/front/front.h"
 #include "coordinator/http/api_keys.h"
@@ -24,15 +25,9 @@ struct Options {
 };
 
 HttpAddress address_of(std::string const& text) {
-  std::size_t const colon = text.rfind(':');
-  std::string const port = colon == std::string::npos ? "" : text.substr(colon + 1);
-  bool const digits =
-      !port.empty() && port.size() <= 5 && std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; });
-  if (colon == 0 || !digits || std::stoul(port) == 0 || std::stoul(port) > 65535)
-    throw ModelError("--backends: expected HOST:PORT, got '" + text + "'");
-  std::string host = text.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  return {.host = host, .port = port};
+  auto place = split_host_port(text);
+  if (!place) throw ModelError("--backends: expected HOST:PORT, got '" + text + "'");
+  return {.host = std::move(place->host), .port = std::move(place->port)};
 }
 
 std::optional<int> parse(int argc, char** argv, Options& options) {

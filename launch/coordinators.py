@@ -327,12 +327,14 @@ def main(program, bin_folder, arguments):
     events = queue.SimpleQueue()
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signal_number, lambda *_: events.put((None, None)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))  # the launcher blocked them
     with tempfile.TemporaryDirectory(prefix="expertmesh-serve-") as folder:
         folder = Path(folder)
         options, others = parse(arguments, folder, f"{bin_folder}/expertmesh-coordinator")
         file = options.cluster or write_cluster(options, folder)
         cluster = read_cluster(file, f"{bin_folder}/expertmesh-worker", from_options=not options.cluster)
-        return children(program, cluster, file, options, others, folder, events).run()
+        group = children(program, cluster, file, options, others, folder, events)
+        return group.run() if events.empty() else 0  # asked to end before anything was started
 
 
 if __name__ == "__main__":

@@ -237,3 +237,11 @@ class LaunchTest(unittest.TestCase):
 
 if __name__ == "__main__":
     unittest.main()
+    def test_asked_to_end_while_python_starts_it_does(self):
+        # Before any line of the launcher's own.
+        (self.folder / "sitecustomize.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+        done = subprocess.run([EXPERTMESH, "serve", str(DEMO_MODEL), "--port", "0", "--coordinators", "2", "--workers", "1"], capture_output=True,
+                              text=True, stdin=subprocess.DEVNULL, timeout=60, env={**os.environ, "PYTHONPATH": str(self.folder)})
+        self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+

@@ -245,3 +245,38 @@ if __name__ == "__main__":
         self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
         self.assertNotIn("Traceback", done.stderr)
 
+    def test_a_name_server_keeps_to_its_file(self):
+        names = self.folder / "names"
+
+        def command(file):
+            return [EXPERTMESH, "name-server", str(file), "--interface", "lo"]
+
+        def refused(file):
+            done = subprocess.run(command(file), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            return done.stderr
+
+        names.write_text("a letter\n")
+        self.assertIn(f"{names}: no name server has written that", refused(names))
+        self.assertEqual(names.read_text(), "a letter\n")
+        self.assertIn("cannot be written", refused(self.folder / "nowhere" / "names"))
+        with socket.socket() as gone:
+            gone.bind(("127.0.0.1", 0))
+            stale = f"1901854720.0;tcp://127.0.0.1:{gone.getsockname()[1]}\n"
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            names.write_text(stale)
+            with subprocess.Popen(command(names), stdin=subprocess.DEVNULL) as server:
+                wait_until(lambda: names.exists() and names.read_text() not in ("", stale), 30, "it has written its file")
+                self.assertIn("is running", refused(names))
+                server.send_signal(signal_number)
+            self.assertEqual(server.returncode, 0)
+            self.assertFalse(names.exists())
+
+    def config(self, text):
+        file = self.folder / "config"
+        file.write_text(text + "\n")
+        return file
+
+
+if __name__ == "__main__":
+    unittest.main()

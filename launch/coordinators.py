@@ -30,7 +30,7 @@ LOOPBACK = "127.0.0.1"
 OF_WORKERS = ("workers", "worker_threads", "worker_device", "worker_capacity")
 OF_COORDINATORS = ("device", "gpu_memory_utilization")
 OF_JOINING = ("interface", "control_port", "secret_file", "remote_workers", "name_server")
-OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file")  # of the coordinators, too
+OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file", "allowed_origin")  # of the coordinators, too
 
 # Fields of the cluster file that is made here: where what options say stands.
 FIELDS = {"coordinators": "coordinators", "workers[0].count": "workers", "workers[0].threads": "worker_threads", "workers[0].devices": "worker_device",
@@ -304,7 +304,7 @@ def children(program, cluster, file, options, others, folder, events):
             **{name: getattr(options, name) for name in OF_FRONT if name != "max_connections"}}
     for name, value in said.items():
         if value is not None:
-            common += [option(name), str(value)]
+            common.append(f"{option(name)}={value}")
     coordinators = []
     for k in range(count):
         own = ["--control-port", str(cluster.get("control_port", 7070) + k), "--port", str(ports + k)]
@@ -316,7 +316,7 @@ def children(program, cluster, file, options, others, folder, events):
              "--port", options.port or "8000"]
     for name in OF_FRONT:
         if getattr(options, name) is not None:
-            front += [option(name), getattr(options, name)]
+            front.append(f"{option(name)}={getattr(options, name)}")
     workers = [program, "worker", "--cluster", str(file), "--host", host, "--rejoin-for", str(REJOIN_SECONDS), "--shared-cores"]
     say(f"{num_workers} workers for each of {count} coordinators" + ("" if here else ", none of them on this host"))
     return Group(Child("the front", front, events), coordinators, [Child("the workers of this host", workers, events)] if here else [],

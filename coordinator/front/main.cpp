@@ -20,6 +20,7 @@ constexpr std::chrono::seconds kDrainDeadline{30};
 struct Options {
   std::vector<std::string> backends;
   std::string api_key_file;
+  std::string allowed_origin = "*";
   std::size_t poll_interval_ms = 500;
   FrontOptions front;
 };
@@ -63,6 +64,10 @@ std::optional<int> parse(int argc, char** argv, Options& options) {
   app.add_option(
       "--api-key-file", options.api_key_file,
       "File with one API key a line; /metrics needs one (the coordinators judge the rest) [no key is asked]");
+  app.add_option("--allowed-origin", options.allowed_origin,
+                 "Origin of browser pages that may read the front's own answers (CORS; the coordinators' have theirs); "
+                 "an empty one: none")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& error) {
@@ -73,6 +78,7 @@ std::optional<int> parse(int argc, char** argv, Options& options) {
     options.front.backends.addresses.push_back(address_of(text));
   }
   options.front.backends.poll_interval = std::chrono::milliseconds(options.poll_interval_ms);
+  if (!options.allowed_origin.empty()) options.front.allowed_origin = options.allowed_origin;
   if (!options.api_key_file.empty()) options.front.api_keys = read_api_keys(options.api_key_file);
   return std::nullopt;
 }

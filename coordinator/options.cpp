@@ -229,8 +229,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   TokenizeOptions tokenizing;
   auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");
   t->add_option("model", tokenizing.model_dir, "Directory with a tokenizer")->required();
-  auto* decode = t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}");
-  t->add_flag("--stream", tokenizing.stream, "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}")
+  auto* decode =
+      t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}; an id outside the vocabulary is an error");
+  t->add_flag("--stream", tokenizing.stream,
+              "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}; such an id, too")
       ->excludes(decode);
 
   RenderOptions render;

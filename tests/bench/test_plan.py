@@ -251,6 +251,12 @@ class SearchTest(unittest.TestCase):
     def test_fixed_dimensions_stay(self):
         best, _ = self.best(Bounds(9.0, 1.0), Limits(4, 6, coordinators=2, fixed_workers=3, micro_batches=2, redundant=1, step_tokens=300))
         self.assertEqual((best.split, best.step_tokens), (Split(2, 3, 2, 1), 300))
+        # Also where one process would be faster.
+        slow = Link("slow", 100.0, 1.0)
+        self.assertEqual(self.best(Bounds(9e9, 9e9), Limits(1, 2), link=slow)[0].split.workers, 0)
+        for name in ("micro_batches", "redundant"):
+            best, _ = self.best(Bounds(9e9, 9e9), Limits(1, 2, **{name: 2}), link=slow)
+            self.assertEqual((getattr(best.split, name), best.split.workers > 0), (2, True), best.split)
 
 
 class CalibrationTest(unittest.TestCase):
@@ -397,12 +403,6 @@ class CommandTest(unittest.TestCase):
         for line in ("split", "options", "throughput", "latency", "decode step", "bottleneck", "memory", "cost", "one worker more"):
             self.assertRegex(text, f"(?m)^{line} ")
         self.assertRegex(text, r"(?m)^cost +[\d.]+ an hour, [\d.e+-]+ a million tokens$")
-
-    def test_what_is_fixed_stays_where_one_process_would_be_faster(self):
-        for option in ("micro_batches", "redundant_experts"):
-            split = json.loads(self.plan(*self.usual(**{option: 2}), "--json").stdout)["best"]["split"]
-            self.assertEqual(split[option], 2, split)
-            self.assertGreater(split["workers"], 0)
 
     def test_broken_off_it_leaves_nothing(self):
         place = {**os.environ, "TMPDIR": str(self.folder)}

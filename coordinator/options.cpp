@@ -72,7 +72,7 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
     if (!option || name == "help") throw ModelError(fmt::format("{}no such option: '{}'", where, name));
     std::string const value = trimmed(line.substr(equals + 1));
     if (option->get_expected_min() > 0) {
-      added.push_back(fmt::format("--{}={}", name, value));
+      added.insert(added.end(), {"--" + name, value});  // in one, an empty value would be the next argument
     } else if (value == "true") {
       added.push_back("--" + name);
     } else if (value != "false") {

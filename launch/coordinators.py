@@ -304,7 +304,7 @@ def children(program, cluster, file, options, others, folder, events):
             **{name: getattr(options, name) for name in OF_FRONT if name != "max_connections"}}
     for name, value in said.items():
         if value is not None:
-            common.append(f"{option(name)}={value}")
+            common += [option(name), str(value)]
     coordinators = []
     for k in range(count):
         own = ["--control-port", str(cluster.get("control_port", 7070) + k), "--port", str(ports + k)]
@@ -316,7 +316,7 @@ def children(program, cluster, file, options, others, folder, events):
              "--port", options.port or "8000"]
     for name in OF_FRONT:
         if getattr(options, name) is not None:
-            front.append(f"{option(name)}={getattr(options, name)}")
+            front += [option(name), getattr(options, name)]
     workers = [program, "worker", "--cluster", str(file), "--host", host, "--rejoin-for", str(REJOIN_SECONDS), "--shared-cores"]
     say(f"{num_workers} workers for each of {count} coordinators" + ("" if here else ", none of them on this host"))
     return Group(Child("the front", front, events), coordinators, [Child("the workers of this host", workers, events)] if here else [],

@@ -8,6 +8,7 @@
 #include "common/base/log.h"
 #include "common/base/paths.h"
 #include "common/kernels/machine_ceilings.h"
+#include "common/moe/placement_plan.h"
 #include "common/protocol/control_messages.h"
 #include "common/transport/mpi_runtime.h"
 #include "common/transport/nccl_link.h"
@@ -325,6 +326,17 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
   return started;
 }
 
+void warn_of_too_many_replicas(ModelRuntimeOptions const& options, ExpertModelSpec const& experts) {
+  std::size_t const workers = options.workers + options.remote_workers;
+  std::size_t most = 0;
+  for (auto const& layer : experts.layers) most = std::max(most, most_redundant(layer.experts.size(), workers));
+  if (options.redundant_experts <= most) return;
+  spdlog::warn(
+      "--redundant-experts {}: {} workers have places for {} replicas in each MoE layer, since none holds an expert "
+      "twice; there are more only when further workers come",
+      options.redundant_experts, workers, most);
+}
+
 }  // namespace
 
 ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
@@ -347,6 +359,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
     throw ModelError("config.json: field 'model_type': family '" + spec_.family +
                      "' has no experts for workers to hold; serve it with --workers 0");
   check_memory(options, plan_, sizes_);
+  warn_of_too_many_replicas(options, experts_spec_);
 }
 
 void ModelRuntime::load(Cluster::OnChange on_change) {

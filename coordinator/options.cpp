@@ -72,7 +72,7 @@ void add_config_file(std::vector<std::string>& arguments, CLI::App const& serve)
     if (!option || name == "help") throw ModelError(fmt::format("{}no such option: '{}'", where, name));
     std::string const value = trimmed(line.substr(equals + 1));
     if (option->get_expected_min() > 0) {
-      added.push_back(fmt::format("--{}={}", name, value));
+      added.insert(added.end(), {"--" + name, value});  // in one, an empty value would be the next argument
     } else if (value == "true") {
       added.push_back("--" + name);
     } else if (value != "false") {
@@ -229,8 +229,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   TokenizeOptions tokenizing;
   auto* t = app.add_subcommand("tokenize", "Answer JSON lines: {\"text\"} with {\"ids\"}");
   t->add_option("model", tokenizing.model_dir, "Directory with a tokenizer")->required();
-  auto* decode = t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}");
-  t->add_flag("--stream", tokenizing.stream, "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}")
+  auto* decode =
+      t->add_flag("--decode", tokenizing.decode, "{\"ids\"} with {\"text\"}; an id outside the vocabulary is an error");
+  t->add_flag("--stream", tokenizing.stream,
+              "{\"ids\"} with {\"pieces\"}, one for each id, and {\"tail\"}; such an id, too")
       ->excludes(decode);
 
   RenderOptions render;

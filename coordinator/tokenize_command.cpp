@@ -13,16 +13,15 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::vector<TokenId> ids_of(Json const& line) {
+std::vector<TokenId> ids_of(Tokenizer const& tokenizer, Json const& line) {
   if (!line.contains("ids")) throw BadLine("no field 'ids'");
   if (!line["ids"].is_array()) throw BadLine("field 'ids' is not a list");
   std::vector<TokenId> ids;
   ids.reserve(line["ids"].size());
   for (auto const& id : line["ids"]) {
-    bool const fits = id.is_number_unsigned()
-                          ? std::in_range<TokenId>(id.get<std::uint64_t>())
-                          : id.is_number_integer() && std::in_range<TokenId>(id.get<std::int64_t>());
-    if (!fits) throw BadLine("field 'ids' holds " + id.dump() + ", which is no token id");
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= tokenizer.vocab_size())
+      throw BadLine("field 'ids' holds " + id.dump() + ", which is no token id from 0 to " +
+                    std::to_string(tokenizer.vocab_size() - 1));
     ids.push_back(id.get<TokenId>());
   }
   return ids;
@@ -35,14 +34,14 @@ Json encoded(Tokenizer const& tokenizer, Json const& line) {
 
 Json decoded(Tokenizer const& tokenizer, Json const& line) {
   check_fields(line, {"ids", "skip_special_tokens"});
-  return {{"text", tokenizer.decode(ids_of(line), flag_field(line, "skip_special_tokens", true))}};
+  return {{"text", tokenizer.decode(ids_of(tokenizer, line), flag_field(line, "skip_special_tokens", true))}};
 }
 
 Json streamed(Tokenizer const& tokenizer, Json const& line) {
   check_fields(line, {"ids", "skip_special_tokens"});
   StreamDetokenizer stream(tokenizer, flag_field(line, "skip_special_tokens", true));
   Json pieces = Json::array();
-  for (TokenId id : ids_of(line)) pieces.push_back(stream.push(id));
+  for (TokenId id : ids_of(tokenizer, line)) pieces.push_back(stream.push(id));
   return {{"pieces", std::move(pieces)}, {"tail", stream.finish()}};
 }
 

@@ -15,6 +15,7 @@ struct TokenizeOptions {
 // encode: {"text", "add_special_tokens": true} -> {"ids"}
 // decode: {"ids", "skip_special_tokens": true} -> {"text"}
 // stream: the same -> {"pieces": one for each id, "tail"}
+// A line with an id outside the vocabulary is answered with {"error"}.
 // Throws ModelError if the directory has no tokenizer, or not one that is supported.
 void tokenize(TokenizeOptions const& options, std::istream& in, std::ostream& out);
 

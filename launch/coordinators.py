@@ -30,7 +30,11 @@ LOOPBACK = "127.0.0.1"
 OF_WORKERS = ("workers", "worker_threads", "worker_device", "worker_capacity")
 OF_COORDINATORS = ("device", "gpu_memory_utilization")
 OF_JOINING = ("interface", "control_port", "secret_file", "remote_workers", "name_server")
-OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file")  # of the coordinators, too
+OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file", "allowed_origin")  # of the coordinators, too
+
+# Fields of the cluster file that is made here: where what options say stands.
+FIELDS = {"coordinators": "coordinators", "workers[0].count": "workers", "workers[0].threads": "worker_threads", "workers[0].devices": "worker_device",
+          "workers[0].capacity": "worker_capacity"}
 
 
 def say(text):
@@ -43,13 +47,14 @@ def option(name):
 
 # ---- the command line
 
-def parse(arguments, folder):
+def parse(arguments, folder, coordinator_program):
     """-> (options that this program has to know, the others)"""
     parser = argparse.ArgumentParser(prog="expertmesh serve", allow_abbrev=False, add_help=False)
     for name in ("coordinators", "cluster", "host", "port", "threads", "trace", "config", *OF_WORKERS, *OF_COORDINATORS, *OF_JOINING, *OF_FRONT):
         parser.add_argument(option(name))
     options, others = parser.parse_known_args(arguments)
     if options.config:
+        check_config(options.config, coordinator_program)
         said, rest = split_config(options.config, vars(options))
         options = parser.parse_args(said, namespace=None)
         of_command_line, others = parser.parse_known_args(arguments)
@@ -66,6 +71,13 @@ def parse(arguments, folder):
             raise CommandError(f"--cluster says what {option(name)} says" if options.cluster else
                                f"{option(name)}: with --coordinators that takes a cluster file (--cluster)")
     return options, others
+
+
+def check_config(path, coordinator_program):
+    """What the coordinators get is made from it: only here is it called what the user calls it."""
+    done = subprocess.run([coordinator_program, "serve", "--config", path, "--help"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise CommandError(done.stderr.strip().partition("\n")[0].removeprefix("expertmesh: "))
 
 
 def split_config(path, known):
@@ -127,8 +139,15 @@ def write_cluster(options, folder):
     return file
 
 
-def read_cluster(file, worker_program):
-    """-> the file's content, of which the program has judged every field"""
+def in_options(refusal, file):
+    """What is wrong with a file that is made here, by the options' names"""
+    for field, name in FIELDS.items():
+        refusal = refusal.replace(f"{file}.{field}: ", f"{option(name)}: ")
+    return refusal
+
+
+def read_cluster(file, worker_program, from_options):
+    """-> the file's content, of which the program has judged every field. from_options: it was made here"""
     try:
         cluster = json.loads(Path(file).read_text())
         host = cluster["workers"][0]["host"]
@@ -136,7 +155,8 @@ def read_cluster(file, worker_program):
         host = "localhost"  # the program says what is wrong
     done = subprocess.run([worker_program, "--cluster", str(file), "--host", str(host)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise CommandError(done.stderr.strip().splitlines()[-1].partition(": ")[2] or done.stderr)
+        refusal = done.stderr.strip().splitlines()[-1].partition(": ")[2] or done.stderr
+        raise CommandError(in_options(refusal, file) if from_options else refusal)
     return cluster
 
 
@@ -304,15 +324,17 @@ def children(program, cluster, file, options, others, folder, events):
 
 
 def main(program, bin_folder, arguments):
+    events = queue.SimpleQueue()
+    for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signal_number, lambda *_: events.put((None, None)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))  # the launcher blocked them
     with tempfile.TemporaryDirectory(prefix="expertmesh-serve-") as folder:
         folder = Path(folder)
-        events = queue.SimpleQueue()
-        for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signal_number, lambda *_: events.put((None, None)))
-        options, others = parse(arguments, folder)
+        options, others = parse(arguments, folder, f"{bin_folder}/expertmesh-coordinator")
         file = options.cluster or write_cluster(options, folder)
-        cluster = read_cluster(file, f"{bin_folder}/expertmesh-worker")
-        return children(program, cluster, file, options, others, folder, events).run()
+        cluster = read_cluster(file, f"{bin_folder}/expertmesh-worker", from_options=not options.cluster)
+        group = children(program, cluster, file, options, others, folder, events)
+        return group.run() if events.empty() else 0  # asked to end before anything was started
 
 
 if __name__ == "__main__":

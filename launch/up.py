@@ -23,6 +23,7 @@ from pathlib import Path
 BAD_COMMAND = 2  # the exit code of whatever will not work the second time either
 STOP_SECONDS = 30
 AGAIN_SECONDS = 5
+MOST_OF_A_HOST = 256  # as a cluster file has it
 SSH = "ssh -T -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 SRUN = "srun --quiet --nodes=1 --ntasks=1 --ntasks-per-node=1 --overlap --cpu-bind=none --nodelist"
 # Workers are told by their standard input when the coordinator is gone: how long they look for one does not matter.
@@ -49,6 +50,8 @@ def hosts_in(path):
         slots = [word for word in words[1:] if not re.fullmatch(r"slots=[1-9]\d{0,2}", word)]
         if slots:
             raise CommandError(f"{path}:{number}: '{slots[0]}': only slots=N is known")
+        if words[1:] and int(words[1][len("slots="):]) > MOST_OF_A_HOST:
+            raise CommandError(f"{path}:{number}: '{words[1]}': there may be {MOST_OF_A_HOST}")
         if words[0] in hosts:
             raise CommandError(f"{path}:{number}: '{words[0]}' is there twice")
         hosts[words[0]] = int(words[1][len("slots="):]) if words[1:] else 1

@@ -16,6 +16,7 @@
 
 #include "common/base/cores.h"
 #include "common/base/error.h"
+#include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/base/network_interface.h"
 #include "common/checkpoint/fingerprint.h"
@@ -166,6 +167,20 @@ class SharedMachine {
 }
 
 namespace {
+// HOST:PORT[,HOST:PORT ...], each once.
+std::vector<std::string> addresses_in(std::string const& text) {
+  std::vector<std::string> addresses;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    std::size_t const end = std::min(text.find(',', begin), text.size());
+    std::string const address = text.substr(begin, end - begin);
+    if (!split_host_port(address)) throw ModelError("expected HOST:PORT, got '" + address + "'");
+    if (std::ranges::find(addresses, address) != addresses.end()) throw ModelError(address + " is there twice");
+    addresses.push_back(address);
+    begin = end + 1;
+  }
+  return addresses;
+}
+
 int print_workers(std::string const& cluster_file, std::string const& host) {
   try {
     for (auto const& arguments : worker_arguments(read_cluster_file(cluster_file), host, usable_cores())) {
@@ -186,17 +201,17 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C reaches the whole terminal; the coordinator decides when workers leave
   CLI::App app{"Holds experts of a Mixture-of-Experts model for an ExpertMesh coordinator, which starts it"};
   WorkerOptions options;
+  std::string joined;
   std::string cluster_file;
   std::string cluster_host;
   auto* control =
       app.add_option("--control", options.coordinators, "HOST:PORT of the coordinator that starts this worker")
           ->expected(1);
   auto* join =
-      app.add_option("--join", options.coordinators,
+      app.add_option("--join", joined,
                      "HOST:PORT of the coordinator to join (serve --interface); of several, with commas between "
                      "them: all of them are served at once, and their experts held once")
-          ->delimiter(',')
-          ->allow_extra_args(false);
+          ->expected(1);
   auto* secret = app.add_option("--secret-file", options.secret_file, "file with the cluster's secret");
   app.add_option(
       "--model", options.model_dir,
@@ -236,11 +251,12 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
     std::cerr << "expertmesh-worker: --secret-file is required" << std::endl;
     return kExitModel;
   }
-  for (auto i = options.coordinators.begin(); i != options.coordinators.end(); ++i)
-    if (std::find(options.coordinators.begin(), i, *i) != i) {
-      std::cerr << "expertmesh-worker: --join: " << *i << " is there twice" << std::endl;
-      return kExitModel;
-    }
+  try {
+    if (join->count() != 0) options.coordinators = addresses_in(joined);
+  } catch (ModelError const& error) {
+    std::cerr << "expertmesh-worker: --join: " << error.what() << std::endl;
+    return kExitModel;
+  }
   if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();
   if (options.threads == 0) options.threads = 1;
   try {

@@ -195,6 +195,10 @@ LayerShares plan_layer(PlacementProblem const& problem) {
   return Planner(problem).shares();
 }
 
+std::size_t most_redundant(std::size_t num_experts, std::size_t num_workers) {
+  return num_workers < 2 ? 0 : num_experts * (num_workers - 1);
+}
+
 double imbalance(std::span<double const> load, std::span<double const> capacity, LayerShares const& shares) {
   std::vector<std::size_t> holders(load.size());
   for (auto const& share : shares)

@@ -25,6 +25,9 @@ struct PlacementProblem {
 // and the others' parts are of the rest. Experts for which nobody has room get no holder. Needs a worker with capacity.
 LayerShares plan_layer(PlacementProblem const& problem);
 
+// The most redundant replicas that have a place, where every worker has room for all experts: none holds one twice.
+std::size_t most_redundant(std::size_t num_experts, std::size_t num_workers);
+
 // The largest share of load over share of capacity, among the workers with capacity: 1 is perfect balance. An expert's
 // load is split evenly among its holders; one without a holder is left out.
 double imbalance(std::span<double const> load, std::span<double const> capacity, LayerShares const& shares);

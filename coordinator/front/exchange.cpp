@@ -142,7 +142,10 @@ void Exchange::answer(HttpResponse response) {
 }
 
 void Exchange::answer_unavailable(std::string const& why) {
-  answer(refusal_ ? std::move(*refusal_) : error_response(unavailable(why)));
+  if (refusal_) return answer(std::move(*refusal_));
+  HttpResponse response = error_response(unavailable(why));
+  response.headers.insert(response.headers.end(), context_.own_headers.begin(), context_.own_headers.end());
+  answer(std::move(response));
 }
 
 void Exchange::leave_backend() {

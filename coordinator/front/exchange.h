@@ -4,6 +4,8 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/front/backends.h"
@@ -28,7 +30,8 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
     boost::asio::io_context& io;
     Backends& backends;
     ExchangeCounts& counts;
-    std::function<void(Exchange&)> on_done;  // called once, last
+    std::vector<std::pair<std::string, std::string>> const& own_headers;  // of answers that no coordinator gave
+    std::function<void(Exchange&)> on_done;                               // called once, last
   };
   Exchange(Context context, HttpRequest request, std::shared_ptr<HttpResponder> responder, ExchangeRoute route);
   void start();

@@ -12,6 +12,7 @@
 #include "coordinator/front/prompt_summary.h"
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/api_keys.h"
+#include "coordinator/http/cors.h"
 #include "coordinator/http/request_target.h"
 
 namespace expertmesh {
@@ -23,6 +24,23 @@ ApiError client_error(int status, std::string message, std::optional<std::string
 
 bool is_generation(HttpRequest const& request, std::string const& path) {
   return request.method == "POST" && (path == "/v1/completions" || path == "/v1/chat/completions");
+}
+
+bool changes_cluster(HttpRequest const& request, std::string const& path) {
+  return request.method == "POST" && path.starts_with("/v1/cluster/");
+}
+
+// Each coordinator has numbers of its own for its workers, and those that it starts itself are no other's: asked of all
+// at once, they would let different ones go.
+ApiError which_coordinator(std::string const& path, std::size_t num_backends) {
+  ApiError error = client_error(
+      400,
+      fmt::format(
+          "{} is for one coordinator, whose workers have its numbers: say which by ?coordinator=K, K from 0 to {}",
+          path, num_backends - 1),
+      "coordinator_required");
+  error.param = "coordinator";
+  return error;
 }
 
 // The coordinator that a target names; an error if there is no such one.
@@ -41,11 +59,13 @@ Result<std::optional<std::size_t>> coordinator_of(std::string_view target, std::
 struct Front::Impl {
   explicit Impl(FrontOptions& options)
       : keys(std::move(options.api_keys)),
+        own_headers(cors_headers(options.allowed_origin)),
         on_ready(std::move(options.on_ready)),
         backends(io, with_callbacks(options)) {}
 
   boost::asio::io_context io{1};
   ApiKeys keys;
+  std::vector<std::pair<std::string, std::string>> const own_headers;  // a coordinator's answers bring theirs
   // Of the io thread, like all that follows.
   std::function<void()> on_ready;
   Backends backends;
@@ -69,6 +89,11 @@ struct Front::Impl {
     return out;
   }
 
+  void answer(Responder const& responder, HttpResponse response) const {
+    response.headers.insert(response.headers.end(), own_headers.begin(), own_headers.end());
+    responder->respond(std::move(response));
+  }
+
   template <class Action>
   void on_io(Action action) {
     boost::asio::post(io, std::move(action));
@@ -78,9 +103,11 @@ struct Front::Impl {
   void handle(HttpRequest request, Responder responder) {
     std::string const path = path_of(request.target);
     auto const coordinator = coordinator_of(request.target, backends.size());
-    if (!coordinator) return responder->respond(error_response(coordinator.error()));
+    if (!coordinator) return answer(responder, error_response(coordinator.error()));
     if (!coordinator.value() && (path == "/health" || path == "/ready" || path == "/metrics"))
       return answer_itself(path, request, responder);
+    if (!coordinator.value() && changes_cluster(request, path) && backends.size() > 1)
+      return answer(responder, error_response(which_coordinator(path, backends.size())));
     ExchangeRoute route{.coordinator = coordinator.value(), .repeatable = !path.starts_with("/v1/cluster/")};
     if (is_generation(request, path)) route.prompt = summarise(request.body);
     on_io([this, r = std::move(request), to = std::move(responder), by = std::move(route)]() mutable {
@@ -88,6 +115,7 @@ struct Front::Impl {
           Exchange::Context{.io = io,
                             .backends = backends,
                             .counts = counts,
+                            .own_headers = own_headers,
                             .on_done = [this](Exchange& done) { exchanges.erase(done.shared_from_this()); }},
           std::move(r), std::move(to), std::move(by));
       exchanges.insert(exchange);
@@ -96,30 +124,31 @@ struct Front::Impl {
   }
 
   void answer_itself(std::string const& path, HttpRequest const& request, Responder const& responder) {
+    if (request.method == "OPTIONS") return answer(responder, {.status = 204, .body = {}, .headers = {}});
     if (request.method != "GET" && request.method != "HEAD") {
       HttpResponse response =
           error_response(client_error(405, path + " does not take " + request.method, "method_not_allowed"));
       response.headers.emplace_back("Allow", "GET, HEAD");
-      return responder->respond(std::move(response));
+      return answer(responder, std::move(response));
     }
-    if (path == "/health") return responder->respond({.body = R"({"status":"ok"})", .headers = {}});
+    if (path == "/health") return answer(responder, {.body = R"({"status":"ok"})", .headers = {}});
     if (path == "/metrics" && !keys.allow(request.authorization)) {
       HttpResponse response =
           error_response(client_error(401, "no valid API key: send 'Authorization: Bearer KEY'", "invalid_api_key"));
       response.headers.emplace_back("WWW-Authenticate", "Bearer");
-      return responder->respond(std::move(response));
+      return answer(responder, std::move(response));
     }
     on_io([this, responder, is_metrics = path == "/metrics"] {
       if (is_metrics)
-        return responder->respond(
-            {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics(), .headers = {}});
-      if (backends.any_up()) return responder->respond({.body = R"({"status":"ready"})", .headers = {}});
-      responder->respond(error_response({.status = 503,
-                                         .message = "no coordinator is ready",
-                                         .type = "service_unavailable",
-                                         .param = {},
-                                         .code = {},
-                                         .retry_after_s = 5}));
+        return answer(responder,
+                      {.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics(), .headers = {}});
+      if (backends.any_up()) return answer(responder, {.body = R"({"status":"ready"})", .headers = {}});
+      answer(responder, error_response({.status = 503,
+                                        .message = "no coordinator is ready",
+                                        .type = "service_unavailable",
+                                        .param = {},
+                                        .code = {},
+                                        .retry_after_s = 5}));
     });
   }
 
@@ -159,10 +188,12 @@ Front::Front(FrontOptions options) : impl_(std::make_unique<Impl>(options)) {
       [&s](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
         s.handle(std::move(request), std::move(responder));
       },
-      [](int status, std::string const& message) {
+      [&s](int status, std::string const& message) {
         ApiError error = client_error(status, message, {});
         if (status >= 500) error.type = "internal_error";
-        return error_response(error);
+        HttpResponse response = error_response(error);
+        response.headers.insert(response.headers.end(), s.own_headers.begin(), s.own_headers.end());
+        return response;
       });
   s.on_io([&s] { s.backends.start(); });
   s.thread = std::thread([&s] { s.io.run(); });

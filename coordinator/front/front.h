@@ -4,6 +4,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@ struct FrontOptions {
   HttpServerOptions http;
   BackendsOptions backends;
   std::vector<std::string> api_keys{};  // one of them must come with /metrics; the rest is the coordinators' business
+  std::optional<std::string> allowed_origin{};  // of browser pages that may read the front's own answers: "*" or one
   std::function<void()>
       on_ready{};  // a coordinator is ready, for the first time; called once, on a thread of the front
 };

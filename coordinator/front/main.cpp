@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "common/base/error.h"
+#include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "coordinator/front/front.h"
 #include "coordinator/http/api_keys.h"
@@ -19,20 +20,15 @@ constexpr std::chrono::seconds kDrainDeadline{30};
 struct Options {
   std::vector<std::string> backends;
   std::string api_key_file;
+  std::string allowed_origin = "*";
   std::size_t poll_interval_ms = 500;
   FrontOptions front;
 };
 
 HttpAddress address_of(std::string const& text) {
-  std::size_t const colon = text.rfind(':');
-  std::string const port = colon == std::string::npos ? "" : text.substr(colon + 1);
-  bool const digits =
-      !port.empty() && port.size() <= 5 && std::ranges::all_of(port, [](char c) { return c >= '0' && c <= '9'; });
-  if (colon == 0 || !digits || std::stoul(port) == 0 || std::stoul(port) > 65535)
-    throw ModelError("--backends: expected HOST:PORT, got '" + text + "'");
-  std::string host = text.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  return {.host = host, .port = port};
+  auto place = split_host_port(text);
+  if (!place) throw ModelError("--backends: expected HOST:PORT, got '" + text + "'");
+  return {.host = std::move(place->host), .port = std::move(place->port)};
 }
 
 std::optional<int> parse(int argc, char** argv, Options& options) {
@@ -68,6 +64,10 @@ std::optional<int> parse(int argc, char** argv, Options& options) {
   app.add_option(
       "--api-key-file", options.api_key_file,
       "File with one API key a line; /metrics needs one (the coordinators judge the rest) [no key is asked]");
+  app.add_option("--allowed-origin", options.allowed_origin,
+                 "Origin of browser pages that may read the front's own answers (CORS; the coordinators' have theirs); "
+                 "an empty one: none")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& error) {
@@ -78,6 +78,7 @@ std::optional<int> parse(int argc, char** argv, Options& options) {
     options.front.backends.addresses.push_back(address_of(text));
   }
   options.front.backends.poll_interval = std::chrono::milliseconds(options.poll_interval_ms);
+  if (!options.allowed_origin.empty()) options.front.allowed_origin = options.allowed_origin;
   if (!options.api_key_file.empty()) options.front.api_keys = read_api_keys(options.api_key_file);
   return std::nullopt;
 }

@@ -25,8 +25,8 @@ std::size_t count_tokens(ApiJson const& value) {
 
 std::size_t whole_or(ApiJson const& object, char const* field, std::size_t otherwise) {
   auto const place = object.find(field);
-  if (place == object.end() || !place->is_number_unsigned()) return otherwise;
-  return static_cast<std::size_t>(std::min<std::uint64_t>(place->get<std::uint64_t>(), kMostTokens));
+  auto const number = place == object.end() ? std::nullopt : whole_number<std::uint64_t>(*place);
+  return number ? static_cast<std::size_t>(std::min<std::uint64_t>(*number, kMostTokens)) : otherwise;
 }
 
 // FNV-1a; of the beginnings that end with a whole block.

@@ -8,6 +8,7 @@
 #include "common/base/log.h"
 #include "coordinator/http/api_json.h"
 #include "coordinator/http/api_keys.h"
+#include "coordinator/http/cors.h"
 #include "coordinator/http/generation_run.h"
 #include "coordinator/http/request_target.h"
 #include "coordinator/http/text_endpoints.h"
@@ -171,22 +172,6 @@ struct ApiServer::Impl {
   }
 };
 
-namespace {
-
-// What a browser needs to hear before it lets a page of that origin use the API.
-void add_cors_headers(ApiServerOptions& options) {
-  if (!options.allowed_origin) return;
-  auto& headers = options.http.headers;
-  headers.emplace_back("Access-Control-Allow-Origin", *options.allowed_origin);
-  headers.emplace_back("Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS");
-  headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, *");
-  headers.emplace_back("Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
-  headers.emplace_back("Access-Control-Max-Age", "600");
-  if (*options.allowed_origin != "*") headers.emplace_back("Vary", "Origin");
-}
-
-}  // namespace
-
 ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer const* tokenizer,
                      ChatTemplates* templates, Metrics& metrics, ApiCallbacks callbacks)
     : impl_(new Impl{.context = {.model = options.model,
@@ -201,7 +186,7 @@ ApiServer::ApiServer(ApiServerOptions options, Generator& generator, Tokenizer c
                      .threads = {.templates = boost::asio::thread_pool(options.text_threads),
                                  .text = boost::asio::thread_pool(options.text_threads)},
                      .server = nullptr}) {
-  add_cors_headers(options);
+  for (auto& header : cors_headers(options.allowed_origin)) options.http.headers.push_back(std::move(header));
   impl_->server = std::make_unique<HttpServer>(
       options.http,
       [impl = impl_.get()](HttpRequest request, std::shared_ptr<HttpResponder> responder) {

@@ -99,11 +99,11 @@ std::optional<std::string> BodyReader::text(std::string const& field) {
 std::optional<std::int64_t> BodyReader::whole(std::string const& field, std::int64_t least, std::int64_t most) {
   auto const* v = find(field);
   if (!v) return std::nullopt;
-  bool const too_large = v->is_number_unsigned() && v->get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX);
-  if (!v->is_number_integer() || too_large || v->get<std::int64_t>() < least || v->get<std::int64_t>() > most)
+  auto const number = whole_number<std::int64_t>(*v);
+  if (!number || *number < least || *number > most)
     refuse_field(prefix_ + field, "must be a whole number from " + std::to_string(least) + " to " +
                                       std::to_string(most) + ", got " + shown(*v));
-  return v->get<std::int64_t>();
+  return number;
 }
 
 std::optional<double> BodyReader::number(std::string const& field, double least, double most) {

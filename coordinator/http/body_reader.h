@@ -1,10 +1,14 @@
 // Reads the fields of a JSON body: each is used, refused by name, or listed as unknown. Included by .cpp files of this
 // folder only.
 #pragma once
+#include <cmath>
+#include <concepts>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/error.h"
@@ -22,6 +26,23 @@ struct BadRequest {
 
 // The body as an object; nesting and fields per object are bounded. Of a repeated field the last one counts.
 ApiJson parse_body(std::string const& body);
+
+// A whole number within T's range, none if it is no such. 2.0 is one, as clients in languages without integers write
+// it.
+template <std::integral T>
+std::optional<T> whole_number(ApiJson const& value) {
+  if (value.is_number_float()) {
+    double const number = value.get<double>();
+    double const end =
+        std::ldexp(1.0, std::numeric_limits<T>::digits);  // the first beyond: the largest may be no double
+    bool const fits = number == std::trunc(number) && number < end && number >= (std::unsigned_integral<T> ? 0 : -end);
+    return fits ? std::optional(static_cast<T>(number)) : std::nullopt;
+  }
+  bool const fits = value.is_number_unsigned()
+                        ? std::in_range<T>(value.get<std::uint64_t>())
+                        : value.is_number_integer() && std::in_range<T>(value.get<std::int64_t>());
+  return fits ? std::optional(value.get<T>()) : std::nullopt;
+}
 
 class BodyReader {
  public:

@@ -57,17 +57,19 @@ void read_stream(BodyReader& body, ApiRequest& out) {
 void read_seed(BodyReader& body, ApiRequest& out) {
   auto const* v = body.find("seed");
   if (!v) return;
-  if (!v->is_number_integer()) refuse_field("seed", "must be a whole number of at most 64 bits");
-  out.sampling.seed =
-      v->is_number_unsigned() ? v->get<std::uint64_t>() : static_cast<std::uint64_t>(v->get<std::int64_t>());
+  auto const positive = whole_number<std::uint64_t>(*v);
+  auto const any = whole_number<std::int64_t>(*v);
+  if (!positive && !any) refuse_field("seed", "must be a whole number of at most 64 bits");
+  out.sampling.seed = positive ? *positive : static_cast<std::uint64_t>(*any);
   out.seed_given = true;
 }
 
 TokenId token_id_of(ApiJson const& value, std::string const& field, ApiModel const& model) {
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() >= model.vocab_size)
+  auto const id = whole_number<TokenId>(value);
+  if (!id || *id < 0 || static_cast<std::size_t>(*id) >= model.vocab_size)
     refuse_field(field, "a token id must be a whole number from 0 to " + std::to_string(model.vocab_size - 1) +
                             ", got " + value.dump().substr(0, 40));
-  return value.get<TokenId>();
+  return *id;
 }
 
 std::vector<TokenId> read_ids(ApiJson const& list, std::string const& field, ApiModel const& model) {

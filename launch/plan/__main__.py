@@ -5,6 +5,7 @@ and from costs, measured on processors like this one (--calibrate makes their fi
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -16,18 +17,19 @@ import report  # noqa: E402
 import routing  # noqa: E402
 import system as systems  # noqa: E402
 from fields import PlanError  # noqa: E402
-from search import Bounds, Limits, Search  # noqa: E402
+from search import MOST_MICRO_BATCHES, Bounds, Limits, Search  # noqa: E402
 from serving import Workload  # noqa: E402
 
 BAD_COMMAND = 2
 NOT_WITHIN_BOUNDS = 1
+BROKEN_OFF = 130
 FOOTER = """\
 files:
   CONFIG    a model directory, a config.json, or what `expertmesh info --json` wrote
   cluster   the JSON file of `expertmesh serve --cluster`: its devices are what there is; the planner says who is coordinator
   costs     made by --calibrate on a machine like the cluster's, which should have nothing else to do
 
-exit codes: 0 a split within the bounds; 1 there is none (the nearest is shown); 2 a bad command line or file"""
+exit codes: 0 a split within the bounds; 1 there is none (the nearest is shown); 2 a bad command line or file; 130 broken off"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,10 +94,10 @@ def parser():
     add("--grouping", choices=("apart", "together"), default="apart",
         help="rows of several coordinators at a worker: computed one after the other, or together, weights read once [apart]")
     add("--sequences", type=_number(1, 10**9), metavar="N", help="most that decode at a time [as many as there is room for]")
-    for option, low, what in (("coordinators", 1, "coordinators"), ("workers", 0, "workers; 0 has the experts in the coordinators"),
-                              ("micro-batches", 1, "micro-batches"), ("redundant-experts", 0, "replicas in each layer"),
-                              ("max-num-batched-tokens", 1, "tokens of a step")):
-        add(f"--{option}", type=_number(low, 10**6), metavar="N", help=f"exactly so many {what} [what is best]")
+    for option, low, high, what in (("coordinators", 1, 10**6, "coordinators"), ("workers", 0, 10**6, "workers; 0 has the experts in the coordinators"),
+                                    ("micro-batches", 1, MOST_MICRO_BATCHES, f"micro-batches, {MOST_MICRO_BATCHES} at most"),
+                                    ("redundant-experts", 0, 10**6, "replicas in each layer"), ("max-num-batched-tokens", 1, 10**6, "tokens of a step")):
+        add(f"--{option}", type=_number(low, high), metavar="N", help=f"exactly so many {what} [what is best]")
     add("--json", action="store_true", help="print the plan as JSON")
     others = made.add_argument_group("in place of a plan")
     others.add_argument("--calibrate", metavar="FILE", help="measure the costs of this machine, in some minutes; --model [two that come with the program], "
@@ -116,6 +118,9 @@ def _required(options, *names):
 def _limits(options, parts):
     if options.workers is not None and options.workers > parts.cluster.count:
         raise PlanError(f"--workers {options.workers}: the cluster has {parts.cluster.count}")
+    for name, least in (("micro_batches", 2), ("redundant_experts", 1)):
+        if (getattr(options, name) or 0) >= least and (options.workers == 0 or not parts.system.model.most_experts):
+            raise PlanError(f"--{name.replace('_', '-')} {getattr(options, name)}: has no effect without workers")
     if options.coordinators is not None and options.coordinators > parts.coordinators:
         raise PlanError(f"--coordinators {options.coordinators}: the cluster has devices for {parts.coordinators}")
     return Limits(parts.coordinators, parts.cluster.count, options.coordinators, options.workers, options.micro_batches, options.redundant_experts,
@@ -173,8 +178,16 @@ def main(program, folder_of_programs, arguments):
         print(f"expertmesh plan: {error.filename}: {error.strerror}", file=sys.stderr)
     except PlanError as error:
         print(f"expertmesh plan: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("expertmesh plan: broken off", file=sys.stderr)
+        return BROKEN_OFF
     return BAD_COMMAND
 
 
+def _broken_off(*_):
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _broken_off)  # so that what is under way ends, and its folders go
     sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -216,7 +216,18 @@ def _content(engines, smallest, ceilings, runs, cores):
     return content
 
 
+def check_place(path):
+    """What is measured for minutes must have a place to go to."""
+    if not path.parent.is_dir():
+        raise PlanError(f"--calibrate {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise PlanError(f"--calibrate {path}: is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PlanError(f"--calibrate {path}: cannot be written")
+
+
 def main(program, folder_of_programs, options, arguments):
+    check_place(Path(options.calibrate))
     data = Path(__file__).resolve().parent.parent
     paths = [options.model] if options.model else [data / "demo-model" / "config.json", data / "bench" / "configs" / "qwen3moe-703m.json"]
     load = round(os.getloadavg()[0], 2)

@@ -171,6 +171,9 @@ class Search:
             return 0
         return max(0, self._limits.workers_left(coordinators))
 
+    def _only_with_workers(self):
+        return (self._limits.micro_batches or 1) > 1 or bool(self._limits.redundant)
+
     def best(self):
         counts = self._counts()
         found = {}
@@ -198,7 +201,7 @@ class Search:
         best = self.of_counts(best.split.coordinators, best.split.workers, best)
         if self._limits.fixed_workers is None:
             best = self._fewest_workers(best)
-            if self._limits.workers == 0 or (self._limits.coordinators or 1) == 1:
+            if (self._limits.workers == 0 or (self._limits.coordinators or 1) == 1) and not self._only_with_workers():
                 alone = self.of_counts(1, 0)
                 if alone.score >= best.score:
                     best = alone

@@ -8,6 +8,8 @@ from device import Link
 from fields import PlanError
 from step import System
 
+MOST_PRICE = 10**9
+
 
 def hardware_of(names, table):
     """names: of `--hardware`, NAME or HOST=NAME -> (host, device) -> NAME"""
@@ -124,7 +126,9 @@ def _prices(wanted, table, names):
         try:
             prices[name] = float(amount)
         except ValueError:
-            raise PlanError(f"--price {text}: expected a number behind the =") from None
+            prices[name] = -1.0
+        if not 0 <= prices[name] <= MOST_PRICE:
+            raise PlanError(f"--price {text}: expected a number from 0 to {MOST_PRICE} behind the =")
     return prices
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY
+from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY, wait_until
 
 PLAN = REPOSITORY / "launch" / "plan"
 CONFIGS = REPOSITORY / "launch" / "bench" / "configs"
@@ -250,6 +251,12 @@ class SearchTest(unittest.TestCase):
     def test_fixed_dimensions_stay(self):
         best, _ = self.best(Bounds(9.0, 1.0), Limits(4, 6, coordinators=2, fixed_workers=3, micro_batches=2, redundant=1, step_tokens=300))
         self.assertEqual((best.split, best.step_tokens), (Split(2, 3, 2, 1), 300))
+        # Also where one process would be faster.
+        slow = Link("slow", 100.0, 1.0)
+        self.assertEqual(self.best(Bounds(9e9, 9e9), Limits(1, 2), link=slow)[0].split.workers, 0)
+        for name in ("micro_batches", "redundant"):
+            best, _ = self.best(Bounds(9e9, 9e9), Limits(1, 2, **{name: 2}), link=slow)
+            self.assertEqual((getattr(best.split, name), best.split.workers > 0), (2, True), best.split)
 
 
 class CalibrationTest(unittest.TestCase):
@@ -397,6 +404,17 @@ class CommandTest(unittest.TestCase):
             self.assertRegex(text, f"(?m)^{line} ")
         self.assertRegex(text, r"(?m)^cost +[\d.]+ an hour, [\d.e+-]+ a million tokens$")
 
+    def test_broken_off_it_leaves_nothing(self):
+        place = {**os.environ, "TMPDIR": str(self.folder)}
+        with subprocess.Popen([EXPERTMESH, "plan", "--calibrate", self.folder / "mine.json", "--model", DEMO_MODEL / "config.json"], env=place,
+                              stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: list(self.folder.glob("expertmesh-plan-*")), RUN_SECONDS, "it measures")
+            process.terminate()
+            said = process.stderr.read()
+        self.assertEqual((process.returncode, said.splitlines()[-1]), (130, "expertmesh plan: broken off"))
+        self.assertEqual(list(self.folder.glob("expertmesh-*")), [])
+        self.assertFalse((self.folder / "mine.json").exists())
+
     def test_more_processes_than_cores_wait_for_their_turn(self):
         links = {"shm": {"latency_us": 20, "gb_per_second": 1, "crowded_us": 0}}
         for workers, alike in ((1, True), (2, False)):
@@ -464,7 +482,12 @@ class CommandTest(unittest.TestCase):
                 (["--skew"], self.usual(skew="flat:1")), (["--network"], self.usual(network="1")), (["--workers", "2"], self.usual(workers=3)),
                 (["--coordinators"], self.usual(coordinators=2)), (["--costs"], self.usual(costs=None)), (["/nowhere"], self.usual(model="/nowhere")),
                 (["/nowhere"], self.usual(cluster="/nowhere")), (["int8", "bfloat16"], self.usual(quantization="int8")),
-                (["--price"], self.usual(price="h100-sxm=2")), (["--hardware", "h100-sxm"], self.usual(hardware="abacus")),
+                (["--price h100-sxm=2"], self.usual(price="h100-sxm=2")),
+                *((["--price", "from 0 to 1000000000"], self.usual(price=f"cpu={amount}")) for amount in ("-1", "nan", "1e10", "x")),
+                (["--micro-batches", "from 1 to 4"], self.usual(micro_batches=99)), (["--micro-batches 2", "workers"], self.usual(micro_batches=2, workers=0)),
+                (["--redundant-experts 1", "workers"], self.usual(redundant_experts=1, workers=0)),
+                (["--calibrate", "no folder /nowhere"], ["--calibrate", "/nowhere/costs.json"]),
+                (["--calibrate", "is a folder"], ["--calibrate", self.folder]), (["--hardware", "h100-sxm"], self.usual(hardware="abacus")),
                 (["512"], self.usual(input_len=600)), (["encoder"], self.usual(model=CONFIGS / "switch-base-8.json"))):
             with self.subTest(words=words):
                 self.refused(words, *arguments)

@@ -367,9 +367,10 @@ class ConfigFileTest(unittest.TestCase):
         return [str(DEMO_MODEL), "--config", str(config), *options]
 
     def test_options_come_from_the_file_and_the_command_line_wins(self):
-        text = "# how we serve\nmax-num-seqs = 3\nserved-model-name = tales\nworkers = 1\napi-key-file = KEYS\nenable-return-routed-experts = true\n"
+        text = "# how we serve\nmax-num-seqs = 3\nserved-model-name = tales\nworkers = 1\napi-key-file = KEYS\nenable-return-routed-experts = true\nallowed-origin =\n"
         with Server(*self.serve(text, "--served-model-name", "stories")) as server:
-            self.assertEqual(server.request("GET", "/v1/models")[0], 401)
+            status, answered, _ = server.request("GET", "/v1/models")
+            self.assertEqual((status, answered["Access-Control-Allow-Origin"]), (401, None))
             headers = {"Authorization": "Bearer key-two"}
             cluster = json.loads(server.request("GET", "/v1/cluster", headers=headers)[2])
             self.assertEqual((cluster["model"], cluster["limits"]["max_num_seqs"], len(cluster["workers"])), ("stories", 3, 1))

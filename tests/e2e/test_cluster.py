@@ -113,6 +113,9 @@ class ClusterTest(unittest.TestCase):
             self.assertIn(text, self.refusal("worker", "--cluster", self.file, "--host", host))
         self.write(workers=[{"host": "here", "devices": ["cpu", "cuda:0"]}, {"host": "there"}])
         self.assertIn("--allow-mixed-numerics", self.refusal(*serve))
+        for join, wrong in (("A", "A"), ("A:0", "A:0"), ("A:1,,B:1", ""), ("A:1,", ""), ("A:1,B", "B")):
+            self.assertIn(f"--join: expected HOST:PORT, got '{wrong}'", self.refusal("worker", "--join", join, "--secret-file", self.secret))
+        self.assertIn("--join: A:1 is there twice", self.refusal("worker", "--join", "A:1,A:1", "--secret-file", self.secret))
         self.assertIn("there are no workers", self.refusal("serve", DEMO_MODEL, "--port", 0, "--worker-capacity", 2))
 
 

@@ -92,7 +92,8 @@ class ExpertsTest(unittest.TestCase):
             self.assertEqual(len(server.get("/v1/cluster")[1]["deaths"]), 1)  # to leave is not to die
 
     def test_without_workers_the_coordinator_holds_them_all(self):
-        with Server(DEMO_MODEL) as server:
+        with Server(DEMO_MODEL, "--redundant-experts", 99) as server:
+            self.assertIn("--redundant-experts 99: 0 workers have places for 0 replicas", server.log())
             layers = layers_of(server)
             self.check_shape(layers)
             for layer in layers:

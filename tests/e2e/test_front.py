@@ -17,6 +17,7 @@ from test_cluster import free_port
 from test_coordinators import JOBS, LONG, NUM_WORKERS, PATIENT, stream, tokens_of
 
 COORDINATORS = (0, 1)
+PAGES = "http://pages.example"
 TEXT = "Once upon a time there was a king who had three sons, and the youngest of them was called the simpleton. "
 BAD_REQUESTS = (("GET", "/nowhere", None), ("POST", "/v1/completions", b"{"), ("POST", "/v1/completions", b'{"prompt": "x", "n": 0}'),
                 ("GET", "/v1/completions", None), ("POST", "/v1/completions", b"x" * (8 << 20) + b"x"), ("GET", "/v1/models/other", None))
@@ -56,7 +57,7 @@ class FrontTest(unittest.TestCase):
             cls.expected = [stream(alone, job) for job in JOBS]
             cls.long = stream(alone, LONG)
             cls.refused = refusals(alone)
-        cls.server = Server(DEMO_MODEL, "--dtype", "float32", "--coordinators", 2, "--workers", NUM_WORKERS, *PATIENT)
+        cls.server = Server(DEMO_MODEL, "--dtype", "float32", "--coordinators", 2, "--workers", NUM_WORKERS, "--allowed-origin", PAGES, *PATIENT)
         cls.addClassCleanup(cls.server.close)
         wait_until(lambda: sum(up for name, up in cls.server.metrics().items() if name.startswith("expertmesh:front_backend_up")) == 2, 60,
                    "the front has seen both")
@@ -171,6 +172,19 @@ class FrontTest(unittest.TestCase):
         self.assertEqual(self.server.get("/v1/models")[1]["data"][0]["id"], "demo-model")
         self.assertEqual(self.server.get("/ready")[0], 200)
 
+    def test_pages_may_read_its_answers_as_the_coordinators(self):
+        for path in ("/health", "/v1/models"):
+            self.assertEqual(self.server.request("GET", path)[1].get_all("Access-Control-Allow-Origin"), [PAGES], path)
+
+    def test_workers_are_changed_at_one_coordinator(self):
+        def drain(query):
+            done = subprocess.run([EXPERTMESH, "drain", "99", f"http://127.0.0.1:{self.server.port}{query}"], capture_output=True, text=True, timeout=60)
+            self.assertNotEqual(done.returncode, 0)
+            return done.stdout
+
+        self.assertIn("?coordinator=K", drain(""))
+        self.assertIn("there is no worker 99", drain("?coordinator=1"))
+
 
 class LaunchTest(unittest.TestCase):
     def setUp(self):
@@ -219,13 +233,50 @@ class LaunchTest(unittest.TestCase):
 
     def test_what_cannot_be_started_is_said(self):
         self.assertIn("--workers N says how many", self.refusal("--coordinators", 2))
-        self.assertIn("coordinators: ", self.refusal("--coordinators", 65, "--workers", 1))
+        self.assertIn("serve: --coordinators: 65 is more than 64", self.refusal("--coordinators", 65, "--workers", 1))
+        self.assertIn("serve: --worker-device: 'tpu' is none of", self.refusal("--coordinators", 2, "--workers", 1, "--worker-device", "tpu"))
         self.assertIn("--interface: with --coordinators that takes a cluster file", self.refusal("--coordinators", 2, "--interface", "lo"))
         self.assertIn("--cluster says what --workers says", self.refusal("--cluster", self.write_cluster(), "--workers", 1))
         self.assertIn("colour: unknown field", self.refusal("--cluster", self.write_cluster(colour="blue")))
-        self.assertIn("no such option: 'colour'", self.refusal("--coordinators", 2, "--workers", 1, "--config", self.config("colour = blue")))
+        config = self.config("workers = 1\ncolour = blue")
+        self.assertIn(f"serve: {config}:2: no such option: 'colour'", self.refusal("--coordinators", 2, "--config", config))
         with socket.create_server(("127.0.0.1", 0)) as other:
             self.assertIn("Address already in use", self.refusal("--coordinators", 2, "--workers", 1, "--port", other.getsockname()[1], code=1))
+
+    def test_asked_to_end_while_python_starts_it_does(self):
+        # Before any line of the launcher's own.
+        (self.folder / "sitecustomize.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+        done = subprocess.run([EXPERTMESH, "serve", str(DEMO_MODEL), "--port", "0", "--coordinators", "2", "--workers", "1"], capture_output=True,
+                              text=True, stdin=subprocess.DEVNULL, timeout=60, env={**os.environ, "PYTHONPATH": str(self.folder)})
+        self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
+    def test_a_name_server_keeps_to_its_file(self):
+        names = self.folder / "names"
+
+        def command(file):
+            return [EXPERTMESH, "name-server", str(file), "--interface", "lo"]
+
+        def refused(file):
+            done = subprocess.run(command(file), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            return done.stderr
+
+        names.write_text("a letter\n")
+        self.assertIn(f"{names}: no name server has written that", refused(names))
+        self.assertEqual(names.read_text(), "a letter\n")
+        self.assertIn("cannot be written", refused(self.folder / "nowhere" / "names"))
+        with socket.socket() as gone:
+            gone.bind(("127.0.0.1", 0))
+            stale = f"1901854720.0;tcp://127.0.0.1:{gone.getsockname()[1]}\n"
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            names.write_text(stale)
+            with subprocess.Popen(command(names), stdin=subprocess.DEVNULL) as server:
+                wait_until(lambda: names.exists() and names.read_text() not in ("", stale), 30, "it has written its file")
+                self.assertIn("is running", refused(names))
+                server.send_signal(signal_number)
+            self.assertEqual(server.returncode, 0)
+            self.assertFalse(names.exists())
 
     def config(self, text):
         file = self.folder / "config"

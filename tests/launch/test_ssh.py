@@ -175,7 +175,8 @@ class SshTest(unittest.TestCase):
             self.assertEqual(got, code, said)
 
     def test_what_cannot_be_meant_is_refused(self):
-        for hosts, text in (("", "there are no hosts"), ("host1 cores=2\n", "'cores=2': only slots=N is known"), ("host1\nhost1\n", "twice")):
+        for hosts, text in (("", "there are no hosts"), ("host1 cores=2\n", "'cores=2': only slots=N is known"), ("host1\nhost1\n", "twice"),
+                            ("host1 slots=257\n", "'slots=257': there may be 256")):
             code, said = self.failure(hosts=hosts)
             self.assertEqual((code, text in said), (2, True), said)
         code, said = self.failure("--cluster", self.folder / "none")

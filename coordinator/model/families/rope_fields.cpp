@@ -101,9 +101,10 @@ class RopeObject {
 
   void read_yarn(RopeSpec& spec) {
     spec.original_max_position = original_max_position();
-    spec.factor = rope_.has("factor")
-                      ? factor()
-                      : static_cast<double>(defaults_.max_position) / static_cast<double>(spec.original_max_position);
+    // The reference wants the field, and takes a null in it for the quotient.
+    spec.factor = rope_.is_null("factor")
+                      ? static_cast<double>(defaults_.max_position) / static_cast<double>(spec.original_max_position)
+                      : factor();
     auto const beta = [&](std::string_view field, double fallback) {
       double const value = rope_.number_or(field, fallback);
       if (value < 0) rope_.refuse(field, "must not be negative");
@@ -179,7 +180,9 @@ RopeSpec read_rope(ConfigReader& config, RopeDefaults const& defaults) {
   };
   read("rope_theta", spec.theta);
   read("partial_rotary_factor", share);
-  if (!(spec.theta > 0)) config.refuse("rope_theta", "must be positive");
+  // As the reference has it: a number of 32 bits.
+  if (!(spec.theta > 0) || !std::isnormal(static_cast<float>(spec.theta)))
+    config.refuse("rope_theta", "must be positive, from 1.2e-38 to 3.4e38");
   if (!(share > 0 && share <= 1)) config.refuse("partial_rotary_factor", "must be above 0 and at most 1");
   if (share != 1 && !defaults.partial) config.refuse("partial_rotary_factor", "this family rotates whole heads");
   spec.rotary_dim = static_cast<std::size_t>(static_cast<double>(defaults.head_dim) * share);

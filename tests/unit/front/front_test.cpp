@@ -72,6 +72,7 @@ class FrontTest : public testing::Test {
                                                   .backends = {.addresses = {first_.address(), second_.address()},
                                                                .poll_interval = std::chrono::milliseconds(20)},
                                                   .api_keys = {},
+                                                  .allowed_origin = "http://pages",
                                                   .on_ready = [&] {
                                                     std::lock_guard lock(mutex);
                                                     ready = true;
@@ -232,6 +233,43 @@ TEST_F(FrontTest, SaysWhatIsWrong) {
   EXPECT_EQ(none.json()["error"]["code"], "no_coordinator");
   EXPECT_EQ(none.header("Retry-After"), "5");
   while (d.get("/ready").status != 503) {
+  }
+}
+
+// A coordinator's answers keep what it says of that itself.
+TEST_F(FrontTest, ItsOwnAnswersMayBeReadByPages) {
+  auto c = client();
+  for (char const* target : {"/health", "/ready", "/metrics", "/v1/cluster?coordinator=2"})
+    EXPECT_EQ(c.get(target).header("Access-Control-Allow-Origin"), "http://pages") << target;
+  c.send("OPTIONS /health HTTP/1.1\r\nHost: x\r\nOrigin: http://pages\r\nAccess-Control-Request-Method: GET\r\n\r\n");
+  Answer const asked_before = c.receive();
+  EXPECT_EQ(asked_before.status, 204);
+  EXPECT_EQ(asked_before.header("Access-Control-Allow-Methods"), "GET, HEAD, POST, OPTIONS");
+  EXPECT_EQ(c.post(kCompletions, std::string(1001, ' ')).header("Access-Control-Allow-Origin"), "http://pages");
+  for (char const* theirs : {"*", ""}) {
+    auto d = client();
+    d.send("GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n");
+    HttpResponse answer{.body = "theirs", .headers = {}};
+    if (*theirs != '\0') answer.headers.emplace_back("Access-Control-Allow-Origin", theirs);
+    first_.next().responder->respond(std::move(answer));
+    EXPECT_EQ(d.receive().header("Access-Control-Allow-Origin"), theirs);
+  }
+  first_.die();
+  second_.die();
+  EXPECT_EQ(client().post(kCompletions, kBody).header("Access-Control-Allow-Origin"), "http://pages");
+}
+
+// Each coordinator has numbers of its own for its workers.
+TEST_F(FrontTest, WorkersOfOneCoordinatorAreChangedByItsNumber) {
+  for (char const* target : {"/v1/cluster/drain", "/v1/cluster/workers"}) {
+    auto c = client();
+    Answer const refused = c.post(target, R"({"worker": 1})");
+    EXPECT_EQ(refused.status, 400);
+    EXPECT_EQ(refused.json()["error"]["param"], "coordinator");
+    EXPECT_NE(refused.body.find("?coordinator=K, K from 0 to 1"), std::string::npos) << refused.body;
+    c.send(HttpClient::post_text(std::string(target) + "?coordinator=1", "{}"));
+    second_.next().responder->respond({.status = 202, .body = "done", .headers = {}});
+    EXPECT_EQ(c.receive().status, 202);
   }
 }
 

@@ -69,7 +69,7 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": [true]})", "prompt"},
            {R"({"prompt": [1, 100]})", "prompt"},
            {R"({"prompt": [-1]})", "prompt"},
-           {R"({"prompt": [1.0]})", "prompt"},
+           {R"({"prompt": [1.5]})", "prompt"},
            {R"({"prompt": [1, "a"]})", "prompt"},
            {R"({"prompt": [1, null]})", "prompt"},
            {R"({"prompt": [18446744073709551615]})", "prompt"},
@@ -107,7 +107,7 @@ TEST(RequestParsing, RefusesBadCompletions) {
            {R"({"prompt": "a", "echo": 1})", "echo"},
            {R"({"prompt": "a", "n": 9})", "n"},
            {R"({"prompt": ["a", "b"], "n": 5})", "n"},
-           {R"({"prompt": "a", "n": 1.0})", "n"},
+           {R"({"prompt": "a", "n": 1.5})", "n"},
            {R"({"prompt": "a", "n": 0})", "n"},
            {R"({"prompt": "a", "n": true})", "n"},
            {R"({"prompt": "a", "best_of": 0})", "best_of"},
@@ -352,6 +352,37 @@ TEST(RequestParsing, LastOfRepeatedFieldsCounts) {
 TEST(RequestParsing, TakesAllSeedsOf64Bits) {
   for (char const* seed : {"0", "-9223372036854775808", "9223372036854775807", "18446744073709551615"})
     EXPECT_TRUE(parse_completion(std::string(R"({"prompt": "a", "seed": )") + seed + "}", tiny_model())) << seed;
+}
+
+TEST(RequestParsing, TakesWholeNumbersAsClientsWithoutIntegersWriteThem) {
+  auto const result = parse_completion(
+      R"({"prompt": [1.0, 99e0], "max_tokens": 2.0, "seed": -1.0, "n": 2.0, "top_k": -1.0, "logprobs": 5.0,
+          "stop_token_ids": [5.0], "best_of": 2.0})",
+      tiny_model());
+  ASSERT_TRUE(result) << result.error().message;
+  ApiRequest const& r = result.value();
+  EXPECT_EQ(r.prompts, (std::vector<ApiPrompt>{std::vector<TokenId>{1, 99}}));
+  EXPECT_EQ(r.max_tokens, 2);
+  EXPECT_EQ(r.sampling.seed, ~std::uint64_t{0});
+  EXPECT_EQ(r.n, 2U);
+  EXPECT_EQ(r.sampling.top_k, 0U);
+  EXPECT_EQ(r.logprobs, 5);
+  EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<TokenId>{5}));
+  EXPECT_EQ(parse_completion(R"({"prompt": "a", "seed": 18446744073709549568.0})", tiny_model()).value().sampling.seed,
+            18446744073709549568U);
+  for (auto const& [field, value] : std::vector<std::pair<std::string, std::string>>{{"max_tokens", "2.5"},
+                                                                                     {"max_tokens", "1e300"},
+                                                                                     {"max_tokens", "-1.0"},
+                                                                                     {"seed", "18446744073709551616.0"},
+                                                                                     {"seed", "-9.3e18"},
+                                                                                     {"seed", "0.5"},
+                                                                                     {"stop_token_ids", "[-1.0]"},
+                                                                                     {"stop_token_ids", "[100.0]"},
+                                                                                     {"stop_token_ids", "[1e10]"}}) {
+    auto const refused = parse_completion(R"({"prompt": "a", ")" + field + "\": " + value + "}", tiny_model());
+    ASSERT_FALSE(refused) << field << value;
+    EXPECT_EQ(refused.error().param, field);
+  }
 }
 
 TEST(RequestParsing, TakesNeutralValuesOfWhatIsNotBuilt) {

@@ -321,6 +321,12 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"rope_twice", "llama", {{"rope_parameters", {{"rope_theta", 5}}}}, {"'rope_theta'", "differs"}},
         ConfigCase{"rope_text", "llama", {{"rope_scaling", "yarn"}}, {"'rope_scaling'", "an object"}},
         ConfigCase{"theta", "llama", {{"rope_theta", 0}}, {"'rope_theta'", "positive"}},
+        ConfigCase{"theta_tiny", "llama", {{"rope_theta", 1e-320}}, {"'rope_theta'", "from 1.2e-38"}},
+        ConfigCase{"theta_huge", "llama", {{"rope_theta", 1e39}}, {"'rope_theta'", "to 3.4e38"}},
+        ConfigCase{"yarn_bare",
+                   "llama",
+                   {{"rope_scaling", {{"rope_type", "yarn"}, {"original_max_position_embeddings", 16}}}},
+                   {"rope_scaling", "'factor'", "missing"}},
         ConfigCase{"theta_text", "llama", {{"rope_theta", "big"}}, {"'rope_theta'", "a number"}},
         ConfigCase{"partial", "llama", {{"partial_rotary_factor", 0.6}}, {"'partial_rotary_factor'", "whole heads"}},
         ConfigCase{

@@ -76,6 +76,22 @@ TEST(PlacementPlan, AWorkerThatLeavesGivesItsExpertsAndNothingElseMoves) {
   EXPECT_EQ(shares[0].size(), 6U);
 }
 
+TEST(PlacementPlan, ThereAreAsManyReplicasAsHaveAPlace) {
+  for (std::size_t const workers : {1, 2, 3, 5})
+    for (std::size_t const experts : {1, 2, 8, 13}) {
+      std::size_t const most = most_redundant(experts, workers);
+      for (std::size_t const redundant : {most, most + 99}) {
+        auto const shares = plan_layer({.load = std::vector(experts, 0.0),
+                                        .capacity = std::vector(workers, 1.0),
+                                        .redundant = redundant,
+                                        .current = {}});
+        std::size_t held = 0;
+        for (auto const& share : shares) held += share.size();
+        EXPECT_EQ(held, experts + most) << experts << " experts, " << workers << " workers, " << redundant;
+      }
+    }
+}
+
 TEST(PlacementPlan, WhateverIsAskedTheRulesHold) {
   std::mt19937 random(21);
   for (int round = 0; round < 3000; ++round) {

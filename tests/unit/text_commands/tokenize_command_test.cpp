@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "common/base/error.h"
+#include "coordinator/text/tokenizer.h"
 #include "coordinator/tokenize_command.h"
 #include "tests/support/goldens_dir.h"
 
@@ -68,12 +69,15 @@ TEST(TokenizeCommand, ABadLineIsAnsweredAndTheNextOneRead) {
       {R"({"text": "a", "add_special_token": true})", "'add_special_token'"},
       {"{\"text\": \"\xFF\"}", "UTF-8"},
   };
+  std::size_t const vocab_size = Tokenizer::load(kFixture)->vocab_size();
   std::vector<std::pair<std::string, std::string>> const bad_ids = {
       {"{}", "'ids'"},
       {R"({"ids": 5})", "'ids'"},
       {R"({"ids": [1, "a"]})", "\"a\""},
       {R"({"ids": [1.5]})", "1.5"},
       {R"({"ids": [1099511627776]})", "1099511627776"},
+      {R"({"ids": [1, -1]})", "-1"},
+      {R"({"ids": [1, )" + std::to_string(vocab_size) + "]}", std::to_string(vocab_size)},
   };
   auto const check = [](TokenizeOptions const& options, auto const& lines, std::string const& good) {
     for (auto const& [line, named] : lines) {
@@ -85,8 +89,9 @@ TEST(TokenizeCommand, ABadLineIsAnsweredAndTheNextOneRead) {
     }
   };
   check({}, bad_texts, R"({"text": "a"})");
-  check(kDecode, bad_ids, R"({"ids": [1]})");
-  check(kStream, bad_ids, R"({"ids": [1]})");
+  std::string const last = R"({"ids": [1, )" + std::to_string(vocab_size - 1) + "]}";
+  check(kDecode, bad_ids, last);
+  check(kStream, bad_ids, last);
 }
 
 TEST(TokenizeCommand, ADirectoryWithoutATokenizerIsNamed) {

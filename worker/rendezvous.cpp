@@ -70,36 +70,41 @@ void Rendezvous::decide(Time now) {
 }
 
 bool Rendezvous::is_worth_waiting(Traveller const& waiting, Time now) {
-  bool const over = now >= waiting.since + longest_wait_;
   bool worth = false;
   for (Traveller& other : travellers_) {
-    if (!is_expected(other, waiting, now)) continue;
-    if (over)
-      other.given_up = true;
-    else
+    auto const until = expected_until(other, waiting, now);
+    if (!until) continue;
+    if (now < *until)
       worth = true;
+    else if (waiting.held)
+      other.given_up = true;
   }
   return worth;
 }
 
-// Whether it comes to the layer of the one that waits before that has waited for too long.
-bool Rendezvous::is_expected(Traveller const& other, Traveller const& waiting, Time now) const {
-  if (other.coordinator == waiting.coordinator || other.wants_to_wait || other.given_up) return false;
-  if (waiting.layer == kUnknown || other.layer == kUnknown) return false;
-  Time at;
+// For how long it is worth while to wait for the other one at the layer of the one that waits; none: it is not.
+std::optional<Rendezvous::Time> Rendezvous::expected_until(Traveller const& other, Traveller const& waiting,
+                                                           Time now) const {
+  if (other.coordinator == waiting.coordinator || other.wants_to_wait || other.given_up) return std::nullopt;
+  if (waiting.layer == kUnknown || other.layer == kUnknown) return std::nullopt;
+  Time due;
+  Duration grace;
   if (waiting.layer == other.layer + 1) {
-    if (!other.way.known()) return false;
-    at = other.since + other.way.value();
-    if (other.here) at += other.stay.value();
+    if (!other.way.known()) return std::nullopt;
+    due = other.since + other.way.value() + (other.here ? other.stay.value() : Duration(0));
+    grace = other.way.value() + other.stay.value();
   } else if (waiting.layer == other.first_layer) {
+    if (!other.period.known()) return std::nullopt;
+    due = other.began + other.period.value();
+    grace = other.period.value() / 4;
     // Of two that could wait for each other's next step, the one that waits less.
-    if (!other.period.known()) return false;
-    at = other.began + other.period.value();
-    if (at - now > other.period.value() / 2) return false;
+    if (due - now > other.period.value() / 2) return std::nullopt;
   } else {
-    return false;
+    return std::nullopt;
   }
-  return at <= waiting.since + longest_wait_ && now <= at + longest_wait_;
+  Time const latest = waiting.since + longest_wait_;
+  if (due > latest) return std::nullopt;
+  return std::min(latest, due + grace);
 }
 
 bool Rendezvous::holds(PeerId coordinator) const {

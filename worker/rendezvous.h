@@ -4,13 +4,14 @@
 // of a step waits for one that begins its next step soon, and so they fall into step; at each layer the faster one
 // waits for the slower, and so they stay there.
 //
-// Who waits is not waited for, so no two wait for each other. One that did not come is not waited for again until it
-// has begun another step.
+// Who waits is not waited for, so no two wait for each other. One that did not come when it was due is not waited for
+// again until it has begun another step.
 #pragma once
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "common/base/strong_id.h"
@@ -84,7 +85,7 @@ class Rendezvous {
   };
 
   Traveller& find_or_add(PeerId coordinator, std::uint32_t micro_batch);
-  [[nodiscard]] bool is_expected(Traveller const& other, Traveller const& waiting, Time now) const;
+  [[nodiscard]] std::optional<Time> expected_until(Traveller const& other, Traveller const& waiting, Time now) const;
   bool is_worth_waiting(Traveller const& waiting, Time now);
 
   Duration const longest_wait_;

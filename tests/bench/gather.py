@@ -27,7 +27,8 @@ def cluster(options, wait, log):
     process = subprocess.Popen(
         [EXPERTMESH, "serve", options.model, *options.dummy, "--port", "0", "--no-prefix-cache", "--max-num-seqs", str(max(options.streams)),
          "--max-model-len", str(options.input_len + options.output_len), "--coordinators", str(options.coordinators), "--workers",
-         str(options.workers), "--worker-threads", str(options.worker_threads), "--threads", str(options.threads), "--gather-us", str(wait)],
+         str(options.workers), "--worker-threads", str(options.worker_threads), "--threads", str(options.threads), "--gather-us", str(wait),
+         "--transport", "auto", "--heartbeat-timeout-ms", "10000"],
         stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True)
     try:
         if not process.stdout.readline().startswith("ExpertMesh is ready"):
@@ -53,6 +54,8 @@ def measure(options, streams, wait):
         with cluster(options, wait, log) as urls, ThreadPoolExecutor(len(urls)) as pool:
             figures = list(pool.map(lambda k: clients(options, urls[k], streams, k), range(len(urls))))
         text = Path(log.name).read_text()
+    if " is dead: " in text:
+        raise SystemExit(f"a worker died:\n{text[-2000:]}")
     # Each worker says it at the end of each coordinator, for all: the last is the whole.
     last = {}
     for line in text.splitlines():

@@ -222,6 +222,10 @@ class LaunchTest(unittest.TestCase):
         self.assertIn("coordinators: ", self.refusal("--coordinators", 65, "--workers", 1))
         self.assertIn("--interface: with --coordinators that takes a cluster file", self.refusal("--coordinators", 2, "--interface", "lo"))
         self.assertIn("--cluster says what --workers says", self.refusal("--cluster", self.write_cluster(), "--workers", 1))
+        self.assertIn("--cluster says what --gather-us says", self.refusal("--cluster", self.write_cluster(), "--gather-us", 1))
+        self.assertIn("--gather-us: there are no other coordinators", self.refusal("--gather-us", 1))
+        self.assertIn("--gather-us: expected a number, got '-1'", self.refusal("--coordinators", 2, "--workers", 1, "--gather-us", "-1"))
+        self.assertIn("gather_us: ", self.refusal("--coordinators", 2, "--workers", 1, "--gather-us", 1000001))
         self.assertIn("colour: unknown field", self.refusal("--cluster", self.write_cluster(colour="blue")))
         self.assertIn("no such option: 'colour'", self.refusal("--coordinators", 2, "--workers", 1, "--config", self.config("colour = blue")))
         with socket.create_server(("127.0.0.1", 0)) as other:

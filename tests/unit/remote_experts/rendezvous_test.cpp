@@ -108,6 +108,12 @@ TEST_F(RendezvousTest, NobodyWaitsForLongerThanAllowed) {
   learn(2500us);
   arrives(kA, 0, 40ms);
   EXPECT_FALSE(meet->holds_any()) << "B is due at 42.5 ms";
+
+  may_wait(kLongest);
+  learn(1500us);
+  arrives(kA, 0, 40ms);
+  EXPECT_TRUE(holds(kA, 41900us));
+  EXPECT_FALSE(holds(kA, 42ms)) << "for B, that was due at 41.5 ms";
 }
 
 TEST_F(RendezvousTest, OfTwoTheOneThatWaitsLessWaits) {
@@ -162,13 +168,13 @@ TEST_F(RendezvousTest, AQuietOneCostsOneWait) {
   may_wait(30ms);  // that is longer than a step: what was due is not long overdue at the next
   learn(8ms);
   arrives(kA, 0, 40ms);
-  EXPECT_TRUE(holds(kA, 69ms));
-  EXPECT_FALSE(holds(kA, 70ms));
+  EXPECT_TRUE(holds(kA, 52900us));
+  EXPECT_FALSE(holds(kA, 53ms)) << "it was due at 48 ms, and is late by a quarter of its usual 20 ms";
   EXPECT_EQ(meet->counts().waits, 1U);
   EXPECT_EQ(meet->counts().meetings, 0U);
-  EXPECT_EQ(meet->counts().waited, 30ms);
-  served(70ms);
-  step(kA, 72ms);
+  EXPECT_EQ(meet->counts().waited, 13ms);
+  served(53ms);
+  step(kA, 60ms);
   step(kA, 80ms);
   EXPECT_EQ(meet->counts().waits, 1U);
   EXPECT_FALSE(meet->holds_any());

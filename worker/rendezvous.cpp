@@ -1,17 +1,20 @@
 #include "worker/rendezvous.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace expertmesh {
 namespace {
 
 // Nothing that a message says makes this grow.
 constexpr std::uint32_t kMostMicroBatches = 4;
+// At the pace of one that is slower by more than that, a coordinator would lose more than it gains.
+constexpr int kMostTimesSlower = 2;
 
 }  // namespace
 
 void Rendezvous::Usual::add(Duration sample) {
-  if (!known())
+  if (!std::exchange(known_, true))
     value_ = sample;
   else
     value_ += std::clamp(sample - value_, -value_, value_) / 4;
@@ -87,12 +90,12 @@ std::optional<Rendezvous::Time> Rendezvous::expected_until(Traveller const& othe
                                                            Time now) const {
   if (other.coordinator == waiting.coordinator || other.wants_to_wait || other.given_up) return std::nullopt;
   if (waiting.layer == kUnknown || other.layer == kUnknown) return std::nullopt;
+  if (!other.way.known() || other.lap() > kMostTimesSlower * waiting.lap()) return std::nullopt;
   Time due;
   Duration grace;
   if (waiting.layer == other.layer + 1) {
-    if (!other.way.known()) return std::nullopt;
     due = other.since + other.way.value() + (other.here ? other.stay.value() : Duration(0));
-    grace = other.way.value() + other.stay.value();
+    grace = other.lap();
   } else if (waiting.layer == other.first_layer) {
     if (!other.period.known()) return std::nullopt;
     due = other.began + other.period.value();

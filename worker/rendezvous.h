@@ -2,7 +2,7 @@
 // with them, and one pass over an expert's weights serves the rows of all. Coordinators that decode do the same things
 // in the same order, layer by layer and step by step: where each will be next is known from where it was. The first
 // of a step waits for one that begins its next step soon, and so they fall into step; at each layer the faster one
-// waits for the slower, and so they stay there.
+// waits for the slower, and so they stay there. Not for one that is much slower, though.
 //
 // Who waits is not waited for, so no two wait for each other. One that did not come when it was due is not waited for
 // again until it has begun another step.
@@ -60,10 +60,11 @@ class Rendezvous {
   class Usual {
    public:
     void add(Duration sample);
-    [[nodiscard]] bool known() const { return value_ > Duration::zero(); }
+    [[nodiscard]] bool known() const { return known_; }
     [[nodiscard]] Duration value() const { return value_; }
 
    private:
+    bool known_ = false;
     Duration value_{0};
   };
   // A micro-batch of a coordinator, step after step.
@@ -82,6 +83,8 @@ class Rendezvous {
     bool held = false;
     bool has_waited = false;  // for what it has here
     bool given_up = false;    // in this step
+
+    [[nodiscard]] Duration lap() const { return stay.value() + way.value(); }
   };
 
   Traveller& find_or_add(PeerId coordinator, std::uint32_t micro_batch);

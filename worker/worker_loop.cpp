@@ -108,7 +108,7 @@ bool WorkerLoop::gather() {
       continue;
     }
     lane->each_ready([&](Rendezvous::Stop const& stop) {
-      if (!now) now = Rendezvous::Clock::now();
+      if (!now) now = options_.now();
       rendezvous_.arrived(lane->peer(), stop, *now);
     });
   }
@@ -136,8 +136,8 @@ void WorkerLoop::serve() {
     num_rows_ += batch_->num_rows();
     num_groups_ += batch_->num_groups();
     ++num_batches_;
+    if (gathers) rendezvous_.served(options_.now());
     for (Lane const& lane : lanes_) guarded(lane, [&] { lane->answer(*batch_); });
-    if (gathers) rendezvous_.served(Rendezvous::Clock::now());
   }
   for (Lane const& lane : lanes_) guarded(lane, [&] { lane->serve_by_link(*batch_); });
 }

@@ -23,6 +23,7 @@ struct WorkerLoopOptions {
   // The most that a request is kept for those of other coordinators, beside the batch that is under way then; 0: no
   // request is. Those of lanes with a link never are.
   std::chrono::microseconds longest_wait{0};
+  Rendezvous::Time (*now)() = &Rendezvous::Clock::now;  // another one in tests
 };
 
 class WorkerLoop {

@@ -155,6 +155,24 @@ TEST_F(RendezvousTest, OfTwoThatAreHereTheOneALayerAheadWaitsForTheOther) {
   EXPECT_FALSE(meet->holds_any());
 }
 
+TEST_F(RendezvousTest, NoTwoWaitForEachOther) {
+  may_wait(1h);
+  auto const two_layers = [&](PeerId who, Duration begin) {
+    for (std::size_t const layer : {2, 3}) {
+      arrives(who, layer, begin + (layer - 2) * 18ms);
+      served(begin + (layer - 2) * 18ms + kService);
+    }
+  };
+  two_layers(kB, 0ms);
+  two_layers(kA, 0ms);
+  arrives(kA, 2, 20ms);
+  served(21ms);
+  meet->arrived(kA, {.layer = 3, .micro_batch = 0}, at(38ms));  // B comes there next
+  meet->arrived(kB, {.layer = 2, .micro_batch = 0}, at(38ms));  // A begins its next step there, at 40 ms
+  bool const a_waits = holds(kA, 38ms);
+  EXPECT_NE(a_waits, meet->holds(kB));
+}
+
 TEST_F(RendezvousTest, TheOtherOneIsServedMeanwhile) {
   may_wait(9ms);
   learn(8ms, 3);
@@ -243,6 +261,24 @@ TEST_F(RendezvousTest, AllThatAreHereWaitForTheLastUntilTheFirstHasWaitedForTooL
     EXPECT_FALSE(meet->holds(kB));
     EXPECT_EQ(meet->counts().waits - before.waits, 2U);
     EXPECT_EQ(meet->counts().meetings - before.meetings, 2U);
+  }
+}
+
+TEST_F(RendezvousTest, OneThatIsMuchSlowerIsNotWaitedFor) {
+  for (int const times : {2, 3}) {
+    may_wait(20ms);
+    for (auto const begin : {Duration(0), kPeriod}) {
+      step(kA, begin);
+      for (std::size_t layer = 0; layer < kLayers; ++layer) {
+        Duration const when = begin + layer * times * (kWay + kService);
+        arrives(kB, layer, when);
+        served(when + times * kService);
+      }
+    }
+    for (PeerId const who : {kA, kB}) arrives(who, 0, 45ms);
+    served(46ms);
+    arrives(kA, 1, 47ms);
+    EXPECT_EQ(meet->holds(kA), times == 2) << times;
   }
 }
 

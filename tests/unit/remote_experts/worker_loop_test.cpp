@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <future>
 #include <thread>
@@ -74,7 +75,7 @@ class WorkerLoopTest : public ::testing::Test {
     std::vector<ThreadWire*> wires;
     for (auto const& c : coordinators) wires.push_back(&c->wire);
     transport.emplace(ThreadTransport::Side::worker, wires);
-    loop.emplace(*transport, bell, WorkerLoopOptions{.longest_wait = longest_wait});
+    loop.emplace(*transport, bell, options);
     for (Coordinator* const c : served) loop->add(c->lane);
     thread = std::thread([this] { loop->run(WorkerLoop::WhenEmpty::end); });
   }
@@ -149,7 +150,7 @@ class WorkerLoopTest : public ::testing::Test {
   std::mt19937 random{3};
   std::vector<float> row = test::random_floats(random, model.layers[0].hidden);
   Doorbell bell;
-  std::chrono::microseconds longest_wait{0};
+  WorkerLoopOptions options;
   std::vector<std::unique_ptr<Coordinator>> coordinators;
   std::optional<ThreadTransport> transport;
   std::optional<WorkerLoop> loop;
@@ -245,20 +246,24 @@ TEST_F(WorkerLoopTest, APlacementIsOneCoordinatorsOwn) {
   EXPECT_EQ(answer(b, 0, 2).row, expected(0, 2));
 }
 
-// Both have gone from the first layer to the second; at the third there is only one, which waits for the other, for as
-// long as it takes.
+// Both have gone from the first layer to the second; at the third there is only one, which waits for the other. Time
+// stands still but where the test moves it on.
 class GatheringLoopTest : public WorkerLoopTest {
  protected:
   static constexpr std::size_t kLayer = 2;
 
   GatheringLoopTest() {
-    longest_wait = std::chrono::hours(1);
+    time_passed = std::chrono::milliseconds(0);
+    options.longest_wait = std::chrono::milliseconds(10);
+    options.now = [] { return Rendezvous::Time(std::chrono::hours(1) + time_passed.load()); };
     run({&a, &b, &other});
     for (std::size_t layer = 0; layer < kLayer; ++layer)
       for (Coordinator* const c : {&a, &b}) {
+        wait_a_moment();
         ask(*c, layer, 2, ++attempt);
         answer(*c, layer, attempt);
       }
+    wait_a_moment();
     ask(a, kLayer, 3, ++attempt);
     of_a = attempt;
     for (int look = 0; look < 2; ++look) {  // with the second the loop has looked at all that was there before it
@@ -272,6 +277,7 @@ class GatheringLoopTest : public WorkerLoopTest {
     model.layers.back().layer += 1;
     return model;
   }
+  static void wait_a_moment() { time_passed = time_passed.load() + std::chrono::milliseconds(1); }
   static bool is_answered(Coordinator& c, std::uint32_t which) {
     std::lock_guard const lock(c.wire.mutex);
     return std::ranges::find(c.wire.to_coordinator, MessageTag(which), &test::ThreadMessage::tag) !=
@@ -279,6 +285,7 @@ class GatheringLoopTest : public WorkerLoopTest {
   }
   void expect_answer() { EXPECT_EQ(answer(a, kLayer, of_a).row, expected(kLayer, 3)); }
 
+  inline static std::atomic<std::chrono::milliseconds> time_passed;
   std::size_t const num_layers = with_third_layer().layers.size();
   Coordinator& a = add_coordinator(0);
   Coordinator& b = add_coordinator(0);
@@ -314,6 +321,11 @@ TEST_F(GatheringLoopTest, OneThatIsIdleIsWaitedForNoLonger) {
 
 TEST_F(GatheringLoopTest, OneThatBecomesIdleWaitsNoLonger) {
   a.gate.set(ServingGate::Mode::idle);
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, ItIsServedWhenTheOtherOneDoesNotComeInTime) {
+  for (int i = 0; i < 10; ++i) wait_a_moment();
   expect_answer();
 }
 

@@ -157,7 +157,7 @@ void WorkerLoop::drop_stopped() {
 }
 
 void WorkerLoop::end(Lane const& lane) {
-  rendezvous_.clear();
+  rendezvous_.leave(lane->peer());
   transport_.fence(lane->peer());
   if (!lane->at_rest()) former_.push_back(lane);
   num_served_ = lanes_.size();

@@ -314,6 +314,13 @@ TEST_F(GatheringLoopTest, OneThatEndsIsWaitedForNoLonger) {
   expect_answer();
 }
 
+TEST_F(GatheringLoopTest, OneThatFailsIsWaitedForNoLonger) {
+  AlignedBuffer<std::byte> const garbage(64);
+  put(b, garbage, garbage.size());
+  b.lane->wait_until_ended();
+  expect_answer();
+}
+
 TEST_F(GatheringLoopTest, OneThatIsIdleIsWaitedForNoLonger) {
   b.gate.set(ServingGate::Mode::idle);
   expect_answer();

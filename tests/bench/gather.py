@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,10 +50,20 @@ def clients(options, url, streams, seed):
         return json.loads(Path(file.name).read_text())
 
 
+def worker_seconds(url):
+    """-> processor time of all workers so far"""
+    with urllib.request.urlopen(f"{url}/v1/cluster", timeout=60) as answer:
+        pids = [worker["pid"] for worker in json.loads(answer.read())["workers"]]
+    ticks = sum(sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])) for pid in pids)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def measure(options, streams, wait):
     with tempfile.NamedTemporaryFile("w+") as log:
         with cluster(options, wait, log) as urls, ThreadPoolExecutor(len(urls)) as pool:
+            before = worker_seconds(urls[0])
             figures = list(pool.map(lambda k: clients(options, urls[k], streams, k), range(len(urls))))
+            seconds = worker_seconds(urls[0]) - before
         text = Path(log.name).read_text()
     if " is dead: " in text:
         raise SystemExit(f"a worker died:\n{text[-2000:]}")
@@ -68,6 +79,7 @@ def measure(options, streams, wait):
     waits, meetings, waited = total[WAITED] or (0, 0, 0)
     return {"tokens_per_second": sum(f["output_throughput"] for f in figures),
             "itl_ms": statistics.mean(f["median_itl_ms"] for f in figures), "itl_p99_ms": max(f["p99_itl_ms"] for f in figures),
+            "worker_ms": 1e3 * seconds / sum(f["total_output_tokens"] for f in figures),
             "rows_per_group": rows / groups, "requests_per_batch": requests / batches,
             "waits": waits / requests, "met": meetings / waits if waits else 0, "wait_us": waited / waits if waits else 0}
 
@@ -86,7 +98,7 @@ def main():
             (Path(folder) / "config.json").symlink_to(Path(options.model).resolve())
             options.model = folder
         options.dummy = [] if list(Path(options.model).glob("*.safetensors")) else ["--load-format", "dummy"]
-        print("| streams | gather us | tok/s | ratio | itl ms | p99 | rows a group | requests a batch | waits a request | met | us a wait |\n" + "|---" * 11 + "|")
+        print("| streams | gather us | tok/s | ratio | itl ms | p99 | workers' ms a token | rows a group | requests a batch | waits a request | met | us a wait |\n" + "|---" * 12 + "|")
         for streams in options.streams:
             found = {wait: [] for wait in options.gather_us}
             for _ in range(options.rounds):
@@ -96,7 +108,7 @@ def main():
                 f = {name: statistics.median(r[name] for r in results) for name in results[0]}
                 ratio = statistics.median(r["tokens_per_second"] / base["tokens_per_second"]
                                           for r, base in zip(results, found[options.gather_us[0]]))
-                print(f"| {streams} | {wait} | {f['tokens_per_second']:.1f} | {ratio:.2f} | {f['itl_ms']:.1f} | {f['itl_p99_ms']:.0f} | "
+                print(f"| {streams} | {wait} | {f['tokens_per_second']:.1f} | {ratio:.2f} | {f['itl_ms']:.1f} | {f['itl_p99_ms']:.0f} | {f['worker_ms']:.2f} | "
                       f"{f['rows_per_group']:.2f} | {f['requests_per_batch']:.2f} | {f['waits']:.2f} | {f['met']:.0%} | {f['wait_us']:.0f} |", flush=True)
 
 

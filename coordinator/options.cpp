@@ -101,6 +101,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   std::string weights_rate = "1G";
   std::string quarantine = "256M";
   int coordinators = 1;
+  std::size_t gather_us = 0;
   auto* s = app.add_subcommand("serve", "Serve a model through an OpenAI-compatible HTTP API");
   s->add_option("model", serve.model_dir, "Hugging Face model directory")->required();
   add_runtime_flags(*s, serve);
@@ -205,6 +206,11 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
                 "coordinators)")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
+  s->add_option("--gather-us", gather_us,
+                "With --coordinators: the most microseconds that a worker keeps a request for those of the other "
+                "coordinators, so that one pass over an expert's weights serves the rows of all; 0: it never does")
+      ->check(CLI::Range(0, 1'000'000))
+      ->capture_default_str();
   s->add_option("--remote-workers", serve.remote_workers, "Workers of other hosts to wait for before serving")
       ->check(CLI::Range(0, 256))
       ->capture_default_str();
@@ -248,7 +254,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
                     "JSON file that says which workers run where, in place of the options for that: see README.md");
   for (char const* said_there :
        {"--device", "--workers", "--worker-threads", "--worker-device", "--worker-capacity", "--gpu-memory-utilization",
-        "--interface", "--control-port", "--secret-file", "--remote-workers"})
+        "--gather-us", "--interface", "--control-port", "--secret-file", "--remote-workers"})
     c->excludes(s->get_option(said_there));
 
   std::filesystem::path config;
@@ -282,6 +288,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   if (coordinators > 1) {
     std::cerr << "expertmesh: --coordinators: this program is one of them; launch/expertmesh starts several"
               << std::endl;
+    return ExitNow{2};
+  }
+  if (gather_us != 0) {
+    std::cerr << "expertmesh: --gather-us: there are no other coordinators (--coordinators)" << std::endl;
     return ExitNow{2};
   }
   try {

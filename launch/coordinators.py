@@ -27,7 +27,7 @@ READY = re.compile(r"ExpertMesh is ready at (http://\S+:(\d+))\s*")
 LOOPBACK = "127.0.0.1"
 
 # What a cluster file says, and what the file made here says in its place.
-OF_WORKERS = ("workers", "worker_threads", "worker_device", "worker_capacity")
+OF_WORKERS = ("workers", "worker_threads", "worker_device", "worker_capacity", "gather_us")
 OF_COORDINATORS = ("device", "gpu_memory_utilization")
 OF_JOINING = ("interface", "control_port", "secret_file", "remote_workers", "name_server")
 OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file", "allowed_origin")  # of the coordinators, too
@@ -127,6 +127,8 @@ def write_cluster(options, folder):
     workers = {"host": "localhost", "count": int(options.workers), "devices": [options.worker_device or "cpu"]}
     if options.worker_threads:
         workers["threads"] = number(options.worker_threads, "worker_threads")
+    if options.gather_us:
+        workers["gather_us"] = number(options.gather_us, "gather_us")
     if options.worker_capacity:
         try:
             workers["capacity"] = float(options.worker_capacity)

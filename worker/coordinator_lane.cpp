@@ -161,7 +161,19 @@ bool CoordinatorLane::is_ready(Slot const& slot) const {
 }
 
 bool CoordinatorLane::is_of(Slot const& slot, ServedPlacement const& placement) const {
-  return is_ready(slot) && epoch_of(request_of(slot)) == placement.service.epoch();
+  if (!is_ready(slot)) return false;
+  auto const id = exchange_of(request_of(slot));
+  return id && PlacementEpoch(id->placement_epoch) == placement.service.epoch();
+}
+
+// All placements are of one model. What is wrong with a request is found when it is admitted.
+Rendezvous::Stop CoordinatorLane::stop_of(Slot const& slot) const {
+  auto const id = exchange_of(request_of(slot));
+  if (!id) return {.layer = Rendezvous::kUnknown, .micro_batch = 0};
+  auto const& layers = present_->store.layers();
+  auto const layer = std::ranges::find(layers, id->layer, &HeldLayer::layer);
+  return {.layer = layer == layers.end() ? Rendezvous::kUnknown : static_cast<std::size_t>(layer - layers.begin()),
+          .micro_batch = id->micro_batch};
 }
 
 void CoordinatorLane::post_answer(Slot& slot) {

@@ -12,6 +12,7 @@
 
 #include "common/base/aligned_buffer.h"
 #include "common/transport/transport.h"
+#include "worker/rendezvous.h"
 #include "worker/served_placement.h"
 #include "worker/serving_gate.h"
 #include "worker/worker_link.h"
@@ -54,6 +55,12 @@ class CoordinatorLane {
   void begin(Transport& transport);
   void take(Completion const& completion);
   void progress();  // what goes by the link
+  // use(Rendezvous::Stop) for each request that is there to be admitted.
+  template <class Use>
+  void each_ready(Use const& use) const {
+    for (Slot const& slot : slots_)
+      if (is_ready(slot)) use(stop_of(slot));
+  }
   // Adds what is there to the batch, of which it answers when that has run. True: something is there. With a link it
   // adds nothing and serves by itself.
   bool admit(ServiceBatch& batch);
@@ -85,6 +92,7 @@ class CoordinatorLane {
   bool serve_ready(Serve const& serve);
   void post_answer(Slot& slot);
   [[nodiscard]] bool is_ready(Slot const& slot) const;
+  [[nodiscard]] Rendezvous::Stop stop_of(Slot const& slot) const;
   [[nodiscard]] bool is_of(Slot const& slot, ServedPlacement const& placement) const;
   [[nodiscard]] std::span<std::byte const> request_of(Slot const& slot) const {
     return std::span<std::byte const>(slot.request.span()).first(slot.request_bytes);

@@ -199,8 +199,11 @@ class SessionLife {
                  assign.isa);
     lane_->wait_until_ended();
     auto const counts = machine.loop().counts();  // of all coordinators so far
-    spdlog::info("served {} requests in {} batches, with {} groups of rows for one expert", counts.requests,
-                 counts.batches, counts.groups);
+    spdlog::info("served {} requests in {} batches, {} rows in {} groups of one expert", counts.requests,
+                 counts.batches, counts.rows, counts.groups);
+    if (context_.options.longest_wait.count() > 0)
+      spdlog::info("{} waits for other coordinators, of which {} met one; {} us in all", counts.waits, counts.meetings,
+                   counts.waited.count());
   }
 
   // Another placement, while the one before is served.

@@ -228,6 +228,12 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
+  std::int64_t gather_us = 0;
+  app.add_option("--gather-us", gather_us,
+                 "of several coordinators: the most microseconds that a request is kept for those of the others, so "
+                 "that one pass over an expert's weights serves the rows of all; 0: it never is")
+      ->check(CLI::Range(0, 1'000'000))
+      ->capture_default_str();
   app.add_flag("--shared-cores", options.shared_cores, "this host has more compute threads than cores");
   auto* cluster =
       app.add_option("--cluster", cluster_file,
@@ -255,6 +261,11 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
     if (join->count() != 0) options.coordinators = addresses_in(joined);
   } catch (ModelError const& error) {
     std::cerr << "expertmesh-worker: --join: " << error.what() << std::endl;
+    return kExitModel;
+  }
+  options.longest_wait = std::chrono::microseconds(gather_us);
+  if (gather_us > 0 && options.coordinators.size() == 1) {
+    std::cerr << "expertmesh-worker: --gather-us: there are no other coordinators to wait for" << std::endl;
     return kExitModel;
   }
   if (join->count() != 0 && options.threads == 0) options.threads = usable_cores();

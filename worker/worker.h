@@ -7,6 +7,7 @@
 // disk (coordinator_session.h). Experts are loaded on further threads. So nothing that one coordinator makes this
 // process wait for is ever waited for by the loop, or by what belongs to another.
 #pragma once
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -27,9 +28,10 @@ struct WorkerOptions {
   std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
   std::string device = "cpu";  // or cuda, cuda:N
   std::size_t threads = 0;
-  double capacity = 0;        // gigabytes of weights a second; 0: measured
-  std::vector<int> cores;     // none: any
-  bool shared_cores = false;  // with other processes' compute threads
+  double capacity = 0;                        // gigabytes of weights a second; 0: measured
+  std::vector<int> cores;                     // none: any
+  bool shared_cores = false;                  // with other processes' compute threads
+  std::chrono::microseconds longest_wait{0};  // see WorkerLoopOptions
 };
 
 // Called at points of that life, where there is something to call: by tests, to end it there.

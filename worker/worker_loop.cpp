@@ -8,8 +8,8 @@
 
 namespace expertmesh {
 
-WorkerLoop::WorkerLoop(Transport& transport, Doorbell& bell, PollPause pause)
-    : transport_(transport), bell_(bell), pause_(pause) {}
+WorkerLoop::WorkerLoop(Transport& transport, Doorbell& bell, WorkerLoopOptions const& options)
+    : transport_(transport), bell_(bell), options_(options), rendezvous_(options.longest_wait) {}
 WorkerLoop::~WorkerLoop() = default;
 
 void WorkerLoop::add(std::shared_ptr<CoordinatorLane> lane) {
@@ -20,7 +20,13 @@ void WorkerLoop::add(std::shared_ptr<CoordinatorLane> lane) {
 }
 
 WorkerLoop::Counts WorkerLoop::counts() const {
-  return {.requests = num_requests_, .batches = num_batches_, .groups = num_groups_};
+  return {.requests = num_requests_,
+          .batches = num_batches_,
+          .rows = num_rows_,
+          .groups = num_groups_,
+          .waits = num_waits_,
+          .meetings = num_meetings_,
+          .waited = std::chrono::duration_cast<std::chrono::microseconds>(Rendezvous::Duration(waited_))};
 }
 
 void WorkerLoop::run(WhenEmpty when_empty) {
@@ -37,11 +43,10 @@ void WorkerLoop::run(WhenEmpty when_empty) {
       sleep_while_idle();
     else if (busy)
       continue;
-    else if (std::ranges::any_of(
-                 lanes_, &CoordinatorLane::polls, [](Lane const& lane) -> auto& { return *lane; }))
-      pause_polling(pause_);
+    else if (rendezvous_.holds_any() || std::ranges::any_of(lanes_, [](Lane const& lane) { return lane->polls(); }))
+      pause_polling(options_.pause);
     else
-      transport_.wait(pause_);
+      transport_.wait(options_.pause);
   }
 }
 
@@ -58,6 +63,7 @@ void WorkerLoop::take_in() {
     added = std::exchange(new_lanes_, {});
     has_new_ = false;
   });
+  rendezvous_.clear();
   for (Lane const& lane : added) {
     lanes_.push_back(lane);
     guarded(lane, [&] { lane->begin(transport_); });
@@ -91,16 +97,46 @@ bool WorkerLoop::poll() {
   return count != 0;
 }
 
+// Says to the rendezvous what is here, and lets it decide who is held. False: there is nobody to wait for.
+bool WorkerLoop::gather() {
+  if (options_.longest_wait.count() == 0 || lanes_.size() < 2) return false;
+  std::optional<Rendezvous::Time> now;
+  for (Lane const& lane : lanes_) {
+    if (lane->polls()) continue;
+    if (lane->mode() != ServingGate::Mode::serving) {
+      rendezvous_.leave(lane->peer());
+      continue;
+    }
+    lane->each_ready([&](Rendezvous::Stop const& stop) {
+      if (!now) now = options_.now();
+      rendezvous_.arrived(lane->peer(), stop, *now);
+    });
+  }
+  if (!now) return true;
+  rendezvous_.decide(*now);
+  auto const& counts = rendezvous_.counts();
+  num_waits_ = counts.waits;
+  num_meetings_ = counts.meetings;
+  waited_ = counts.waited.count();
+  return true;
+}
+
 void WorkerLoop::serve() {
   if (!batch_) return;
+  bool const gathers = gather();
   batch_->clear();
   bool any = false;
-  for (Lane const& lane : lanes_) guarded(lane, [&] { any |= lane->admit(*batch_); });
+  for (Lane const& lane : lanes_) {
+    if (gathers && rendezvous_.holds(lane->peer())) continue;
+    guarded(lane, [&] { any |= lane->admit(*batch_); });
+  }
   if (any) {
     batch_->run();
     num_requests_ += batch_->num_requests();
+    num_rows_ += batch_->num_rows();
     num_groups_ += batch_->num_groups();
     ++num_batches_;
+    if (gathers) rendezvous_.served(options_.now());
     for (Lane const& lane : lanes_) guarded(lane, [&] { lane->answer(*batch_); });
   }
   for (Lane const& lane : lanes_) guarded(lane, [&] { lane->serve_by_link(*batch_); });
@@ -121,6 +157,7 @@ void WorkerLoop::drop_stopped() {
 }
 
 void WorkerLoop::end(Lane const& lane) {
+  rendezvous_.leave(lane->peer());
   transport_.fence(lane->peer());
   if (!lane->at_rest()) former_.push_back(lane);
   num_served_ = lanes_.size();

@@ -1,8 +1,10 @@
 // The data plane of a worker, on one thread: take requests, run them through the experts, send the answers. Keeps no
-// request state. Coordinators have a lane each; what is there of all of them together is one batch, and whoever has
-// nothing there is not waited for. Lanes come and go while others are served.
+// request state. Coordinators have a lane each; what is there of all of them together is one batch. Whoever has nothing
+// there is not waited for, but where it is asked for, and for a moment (rendezvous.h). Lanes come and go while others
+// are served.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,13 +14,22 @@
 #include "common/base/cores.h"
 #include "common/transport/transport.h"
 #include "worker/coordinator_lane.h"
+#include "worker/rendezvous.h"
 
 namespace expertmesh {
+
+struct WorkerLoopOptions {
+  PollPause pause = PollPause::yield;  // between looks for the next request
+  // The most that a request is kept for those of other coordinators, beside the batch that is under way then; 0: no
+  // request is. Those of lanes with a link never are.
+  std::chrono::microseconds longest_wait{0};
+  Rendezvous::Time (*now)() = &Rendezvous::Clock::now;  // another one in tests
+};
 
 class WorkerLoop {
  public:
   // bell: of the gates of all lanes. Both must outlive it.
-  WorkerLoop(Transport& transport, Doorbell& bell, PollPause pause);
+  WorkerLoop(Transport& transport, Doorbell& bell, WorkerLoopOptions const& options);
   ~WorkerLoop();
   WorkerLoop(WorkerLoop const&) = delete;
   WorkerLoop& operator=(WorkerLoop const&) = delete;
@@ -37,7 +48,11 @@ class WorkerLoop {
   struct Counts {
     std::size_t requests = 0;
     std::size_t batches = 0;  // in which they were served
-    std::size_t groups = 0;   // of rows for one expert, in all batches
+    std::size_t rows = 0;
+    std::size_t groups = 0;    // of rows for one expert, in all batches
+    std::size_t waits = 0;     // of requests for those of other coordinators
+    std::size_t meetings = 0;  // waits that another's request ended
+    std::chrono::microseconds waited{0};
   };
   [[nodiscard]] Counts counts() const;
 
@@ -47,6 +62,7 @@ class WorkerLoop {
   void take_in();
   void drop_stopped();
   bool poll();  // whether anything was completed
+  bool gather();
   void serve();
   void end(Lane const& lane);
   template <class Step>
@@ -55,7 +71,8 @@ class WorkerLoop {
 
   Transport& transport_;
   Doorbell& bell_;
-  PollPause const pause_;  // between looks for the next request
+  WorkerLoopOptions const options_;
+  Rendezvous rendezvous_;
   std::vector<Lane> lanes_;
   std::vector<Lane> failed_;  // since the last look
   std::vector<Lane> former_;  // that have ended, and are not at rest
@@ -67,7 +84,11 @@ class WorkerLoop {
   std::atomic<std::size_t> num_unrested_ = 0;
   std::atomic<std::size_t> num_requests_ = 0;
   std::atomic<std::size_t> num_batches_ = 0;
+  std::atomic<std::size_t> num_rows_ = 0;
   std::atomic<std::size_t> num_groups_ = 0;
+  std::atomic<std::size_t> num_waits_ = 0;
+  std::atomic<std::size_t> num_meetings_ = 0;
+  std::atomic<Rendezvous::Duration::rep> waited_ = 0;
 };
 
 }  // namespace expertmesh

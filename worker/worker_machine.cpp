@@ -60,8 +60,11 @@ WorkerMachine::WorkerMachine(WorkerOptions const& options, WorkerHooks const& ho
   spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity_.bytes_per_second) / 1e9,
                capacity_.measured ? "measured" : "as it was told");
   if (hooks.wrap) wrapped_ = hooks.wrap(transports_.transport());
+  if (options.longest_wait.count() > 0)
+    spdlog::info("a request waits for those of other coordinators for at most {} us", options.longest_wait.count());
   loop_.emplace(wrapped_ ? *wrapped_ : transports_.transport(), bell,
-                options.shared_cores ? PollPause::sleep : PollPause::yield);
+                WorkerLoopOptions{.pause = options.shared_cores ? PollPause::sleep : PollPause::yield,
+                                  .longest_wait = options.longest_wait});
 }
 
 void WorkerMachine::agree_on(control::Assign const& assign) {

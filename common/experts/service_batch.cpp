@@ -22,12 +22,14 @@ ServiceBatch::ServiceBatch(Exec const& exec, DType wire, std::size_t num_experts
 void ServiceBatch::clear() {
   parts_.clear();
   groups_.clear();
+  num_rows_ = 0;
   begin_ns_ = steady_ns();
 }
 
 void ServiceBatch::add(Request const& request, AnswerWriter const& answer, ExpertStore const& store) {
   EM_CHECK(parts_.size() < limits_.max_requests, "more than " << limits_.max_requests << " requests");
   parts_.push_back({.request = request, .answer = answer, .store = &store});
+  num_rows_ += request.entries.size();
   for (DispatchEntry const& entry : request.entries) {
     std::size_t const expert = store.index_in_model(request.layer_index, entry.local_expert);
     groups_.count(expert);

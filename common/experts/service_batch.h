@@ -32,6 +32,7 @@ class ServiceBatch {
   [[nodiscard]] ServiceBatchLimits const& limits() const { return limits_; }
   // Of what was run last.
   [[nodiscard]] std::size_t num_requests() const { return parts_.size(); }
+  [[nodiscard]] std::size_t num_rows() const { return num_rows_; }  // of all groups
   [[nodiscard]] std::size_t num_groups() const { return groups_.hit().size(); }
   [[nodiscard]] std::uint64_t begin_ns() const { return begin_ns_; }  // steady clock: since clear()
   [[nodiscard]] std::uint64_t end_ns() const { return end_ns_; }
@@ -48,6 +49,7 @@ class ServiceBatch {
   ServiceBatchLimits const limits_;
   std::vector<Part> parts_;
   RowGroups groups_;
+  std::size_t num_rows_ = 0;
   std::vector<FfnWeights const*> weights_;  // [num_experts] of those that are hit
   std::uint64_t begin_ns_ = 0;
   std::uint64_t end_ns_ = 0;

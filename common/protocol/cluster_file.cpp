@@ -16,6 +16,7 @@ using control::JsonReader;
 constexpr std::uint64_t kMostThreads = 4096;
 constexpr std::uint64_t kMostWorkers = 256;  // of an entry
 constexpr std::uint64_t kMostCoordinators = 64;
+constexpr std::uint64_t kMostGatherUs = 1'000'000;
 
 void check_device(JsonReader const& in, std::string const& field, std::string const& device) {
   if (std::string const wrong = valid_device_name(device); !wrong.empty()) in.fail(field, wrong);
@@ -50,6 +51,7 @@ std::vector<ClusterFile::Worker> read_workers(JsonReader in) {
     if (worker.threads == 0) in.fail("threads", "is 0");
   }
   if (in.has("capacity")) worker.capacity = positive(in, "capacity");
+  if (in.has("gather_us")) worker.gather_us = in.number<std::uint32_t>("gather_us", kMostGatherUs);
   std::size_t count = 1;
   if (in.has("count")) count = in.number<std::size_t>("count", kMostWorkers);
   if (count == 0) in.fail("count", "is 0");
@@ -78,6 +80,8 @@ ClusterFile read(nlohmann::json const& object, std::string const& where) {
   if (out.workers.empty()) in.fail("workers", "is empty");
   if (in.has("coordinators")) out.coordinators = in.number<std::size_t>("coordinators", kMostCoordinators);
   if (out.coordinators == 0) in.fail("coordinators", "is 0");
+  if (out.coordinators == 1 && std::ranges::any_of(out.workers, [](auto const& w) { return w.gather_us.has_value(); }))
+    in.fail("workers.gather_us", "has no effect: there is one coordinator");
   if (out.coordinators == 1 &&
       std::ranges::all_of(out.workers, [&](auto const& w) { return w.host == out.coordinator.host; })) {
     for (char const* field : {"interface", "control_port", "secret_file"})
@@ -126,6 +130,7 @@ std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluste
         out.emplace_back(std::vector<std::string>{"--join", join, "--secret-file", cluster.secret_file, "--device",
                                                   worker.device, "--threads", std::to_string(threads)});
     if (worker.capacity > 0) arguments.insert(arguments.end(), {"--capacity", std::to_string(worker.capacity)});
+    if (worker.gather_us) arguments.insert(arguments.end(), {"--gather-us", std::to_string(*worker.gather_us)});
   }
   return out;
 }

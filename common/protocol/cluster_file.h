@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,8 +20,9 @@ struct ClusterFile {
   struct Worker {  // one process
     std::string host;
     std::string device = "cpu";
-    std::size_t threads = 0;  // 0: not said, like the next
-    double capacity = 0;      // gigabytes of weights a second
+    std::size_t threads = 0;                   // 0: not said, like the next
+    double capacity = 0;                       // gigabytes of weights a second
+    std::optional<std::uint32_t> gather_us{};  // none: not said
   };
   Coordinator coordinator;
   std::size_t coordinators = 1;       // on its host, which share all workers; of several, those of that host join, too

@@ -171,11 +171,11 @@ void seal(std::span<std::byte> message) {
   std::memcpy(message.data() + offsetof(DispatchHeader, checksum), &sum, sizeof sum);
 }
 
-std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request) {
+std::optional<ExchangeId> exchange_of(std::span<std::byte const> request) {
   DispatchHeader header;
   if (request.size() < sizeof header) return std::nullopt;
   std::memcpy(&header, request.data(), sizeof header);
-  return PlacementEpoch(header.id.placement_epoch);
+  return header.id;
 }
 
 std::variant<Request, WireError> parse_request(std::span<std::byte const> message, RequestExpectation const& expected) {

@@ -195,8 +195,8 @@ void set_times(std::span<std::byte> answer, std::uint64_t begin_ns, std::uint64_
 // Once the message is written: its checksum, if its header says that it has one.
 void seal(std::span<std::byte> message);
 
-// The placement a request belongs to; none if there are not enough bytes for a header. Checks nothing else.
-std::optional<PlacementEpoch> epoch_of(std::span<std::byte const> request);
+// What a request says that it belongs to; none if there are not enough bytes for a header. Checks nothing else.
+std::optional<ExchangeId> exchange_of(std::span<std::byte const> request);
 
 // Check everything a peer can get wrong; nothing is copied but the header. `message`: exactly the bytes received, in a
 // 64-byte aligned buffer.

@@ -12,7 +12,7 @@ namespace {
 static_assert(sizeof(StepHeader) == 80 && sizeof(StepLayer) == 8);
 static_assert(std::has_unique_object_representations_v<StepHeader> &&
               std::has_unique_object_representations_v<StepLayer>);
-// What seal() and epoch_of() do with a request, they do with a step.
+// What seal() and exchange_of() do with a request, they do with a step.
 static_assert(offsetof(StepHeader, id) == offsetof(DispatchHeader, id) &&
               offsetof(StepHeader, checksum) == offsetof(DispatchHeader, checksum));
 

@@ -71,13 +71,13 @@ class CoordinatorsTest(unittest.TestCase):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
         self.assertFalse(any(codes), codes)
 
-    def start_workers(self, count=NUM_WORKERS):
+    def start_workers(self, *options, count=NUM_WORKERS):
         join = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         for number in range(count):
             with open(self.folder / f"worker{number}.log", "wb") as log:
                 self.launchers.append(subprocess.Popen(
                     [EXPERTMESH, "worker", "--join", join, "--secret-file", str(self.secret), "--threads", "1", "--shared-cores",
-                     "--capacity", "1", "--rejoin-for", "60"], stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+                     "--capacity", "1", "--rejoin-for", "60", *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
     def log(self, worker):
         return (self.folder / f"worker{worker}.log").read_text(errors="replace")
@@ -87,9 +87,9 @@ class CoordinatorsTest(unittest.TestCase):
                       self.secret, "--name-server", self.names, "--remote-workers", NUM_WORKERS, *PATIENT, *options)
 
     @contextlib.contextmanager
-    def two_coordinators(self, *options):
+    def two_coordinators(self, *options, of_workers=()):
         """-> both, when the three workers serve both"""
-        self.start_workers()
+        self.start_workers(*of_workers)
         with ThreadPoolExecutor(2) as pool:
             starts = [pool.submit(self.serve, number, *options) for number in (0, 1)]
             with starts[0].result() as first, starts[1].result() as second:
@@ -114,6 +114,19 @@ class CoordinatorsTest(unittest.TestCase):
 
     def test_by_mpi(self):
         self.life_of_a_cluster("mpi", "--transport", "mpi")
+
+    def test_workers_that_gather(self):
+        with self.two_coordinators("--transport", "auto", of_workers=("--gather-us", "20000")) as (first, second):
+            self.tokens_are_those_of_one_alone(first, second, "shm")
+            self.one_is_stopped(first, second)
+            for server in (first, second):
+                self.check_books(server)
+                self.assertEqual(server.metric("worker_deaths_total"), 0)
+        for launcher in self.launchers:
+            launcher.wait(60)
+        for worker in range(NUM_WORKERS):
+            self.assertIn("waits for those of other coordinators for at most 20000 us", self.log(worker))
+            self.assertRegex(self.log(worker), r"[1-9]\d* waits for other coordinators, of which [1-9]\d* met one")
 
     def life_of_a_cluster(self, transport, *options):
         """One cluster through all of it: what one thing leaves behind, the next one meets."""
@@ -193,7 +206,7 @@ class CoordinatorsTest(unittest.TestCase):
             self.check_books(server)
 
     def test_coordinators_that_do_not_fit_together(self):
-        self.start_workers(1)
+        self.start_workers(count=1)
         with Server(DEMO_MODEL, "--dtype", "float32", "--interface", "lo", "--control-port", self.ports[0], "--secret-file", self.secret,
                     "--name-server", self.names, "--remote-workers", 1, *PATIENT) as first, \
                 Server(DEMO_MODEL, "--dtype", "bfloat16", "--interface", "lo", "--control-port", self.ports[1], "--secret-file",

@@ -89,6 +89,12 @@ TEST_F(ClusterFileTest, EveryFieldIsUsedOrRefused) {
   EXPECT_EQ(wrong("/workers/1/threads", 0), ".workers[1].threads: is 0");
   EXPECT_EQ(wrong("/workers/1/count", 0), ".workers[1].count: is 0");
   EXPECT_NE(wrong("/workers/1/capacity", -1), "");
+  EXPECT_NE(wrong("/workers/1/gather_us", 5).find(".workers.gather_us: has no effect"), std::string::npos);
+  EXPECT_NE(error_after([](json& j) {
+              j["coordinators"] = 2;
+              j["workers"][1]["gather_us"] = 1'000'001;
+            }).find(".workers[1].gather_us: "),
+            std::string::npos);
   EXPECT_NE(wrong("/workers/2/devices", json::array({"tpu"})), "");
   EXPECT_NE(wrong("/workers/2/devices", json::array()), "");
   EXPECT_NE(wrong("/workers", json::array()), "");
@@ -111,6 +117,12 @@ TEST_F(ClusterFileTest, AllWorkersJoinSeveralCoordinators) {
   for (char const* host : {"a", "b"})
     for (auto const& arguments : worker_arguments(cluster, host, 12))
       EXPECT_EQ(arguments[1], "10.0.0.1:7171,10.0.0.1:7172,10.0.0.1:7173") << host;
+  object["workers"][1]["gather_us"] = 0;
+  object["workers"][2]["gather_us"] = 1'000'000;
+  auto const there = worker_arguments(read(object), "b", 12);
+  auto const end_of = [](auto const& arguments) { return std::vector(arguments.end() - 2, arguments.end()); };
+  EXPECT_EQ(end_of(there[1]), (std::vector<std::string>{"--gather-us", "0"}));
+  EXPECT_EQ(end_of(there[2]), (std::vector<std::string>{"--gather-us", "1000000"}));
   object["control_port"] = 65533;
   EXPECT_EQ(read(object).control_port, 65533);
   object["control_port"] = 65534;

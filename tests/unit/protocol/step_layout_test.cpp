@@ -64,7 +64,7 @@ TEST_F(StepLayoutTest, RoundTrip) {
   auto const message = written();
   EXPECT_EQ(message.size(), step_message_bytes(3));
   EXPECT_TRUE(is_step(message));
-  EXPECT_EQ(epoch_of(message), PlacementEpoch(9));
+  EXPECT_EQ(exchange_of(message).value().placement_epoch, 9U);
   auto const request = std::get<StepRequest>(parse_step(message, expected));
   EXPECT_EQ(request.header.id, id);
   EXPECT_EQ(request.header.num_tokens, 6U);

@@ -138,7 +138,7 @@ class ThreadWorker {
         std::move(store), exec,
         ExpertServiceOptions{
             .incarnation = Incarnation(1), .epoch = kEpoch, .wire = model.wire, .limits = limits, .port = link.get()});
-    WorkerLoop loop(transport, bell_, PollPause::yield);
+    WorkerLoop loop(transport, bell_, {});
     loop.add(std::make_shared<CoordinatorLane>(
         CoordinatorLaneOptions{.peer = PeerId(0),
                                .max_requests = kMaxRequests,

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <future>
 #include <thread>
@@ -66,11 +67,16 @@ class WorkerLoopTest : public ::testing::Test {
 
   // All wires are there from the beginning; what lies on them when the loop begins is there together.
   void run() {
+    std::vector<Coordinator*> all;
+    for (auto const& c : coordinators) all.push_back(c.get());
+    run(all);
+  }
+  void run(std::vector<Coordinator*> const& served) {
     std::vector<ThreadWire*> wires;
     for (auto const& c : coordinators) wires.push_back(&c->wire);
     transport.emplace(ThreadTransport::Side::worker, wires);
-    loop.emplace(*transport, bell, PollPause::yield);
-    for (auto const& c : coordinators) loop->add(c->lane);
+    loop.emplace(*transport, bell, options);
+    for (Coordinator* const c : served) loop->add(c->lane);
     thread = std::thread([this] { loop->run(WorkerLoop::WhenEmpty::end); });
   }
 
@@ -144,6 +150,7 @@ class WorkerLoopTest : public ::testing::Test {
   std::mt19937 random{3};
   std::vector<float> row = test::random_floats(random, model.layers[0].hidden);
   Doorbell bell;
+  WorkerLoopOptions options;
   std::vector<std::unique_ptr<Coordinator>> coordinators;
   std::optional<ThreadTransport> transport;
   std::optional<WorkerLoop> loop;
@@ -237,6 +244,101 @@ TEST_F(WorkerLoopTest, APlacementIsOneCoordinatorsOwn) {
   EXPECT_EQ(answer(b, 0, 1).row, expected(0, 1));
   ask(b, 0, 1, 2);
   EXPECT_EQ(answer(b, 0, 2).row, expected(0, 2));
+}
+
+// Both have gone from the first layer to the second; at the third there is only one, which waits for the other. Time
+// stands still but where the test moves it on.
+class GatheringLoopTest : public WorkerLoopTest {
+ protected:
+  static constexpr std::size_t kLayer = 2;
+
+  GatheringLoopTest() {
+    time_passed = std::chrono::milliseconds(0);
+    options.longest_wait = std::chrono::milliseconds(10);
+    options.now = [] { return Rendezvous::Time(std::chrono::hours(1) + time_passed.load()); };
+    run({&a, &b, &other});
+    for (std::size_t layer = 0; layer < kLayer; ++layer)
+      for (Coordinator* const c : {&a, &b}) {
+        wait_a_moment();
+        ask(*c, layer, 2, ++attempt);
+        answer(*c, layer, attempt);
+      }
+    wait_a_moment();
+    ask(a, kLayer, 3, ++attempt);
+    of_a = attempt;
+    for (int look = 0; look < 2; ++look) {  // with the second the loop has looked at all that was there before it
+      ask(other, 0, 2, ++attempt);
+      answer(other, 0, attempt);
+    }
+    EXPECT_FALSE(is_answered(a, of_a));
+  }
+  ExpertModelSpec const& with_third_layer() {
+    model.layers.push_back(model.layers.back());
+    model.layers.back().layer += 1;
+    return model;
+  }
+  static void wait_a_moment() { time_passed = time_passed.load() + std::chrono::milliseconds(1); }
+  static bool is_answered(Coordinator& c, std::uint32_t which) {
+    std::lock_guard const lock(c.wire.mutex);
+    return std::ranges::find(c.wire.to_coordinator, MessageTag(which), &test::ThreadMessage::tag) !=
+           c.wire.to_coordinator.end();
+  }
+  void expect_answer() { EXPECT_EQ(answer(a, kLayer, of_a).row, expected(kLayer, 3)); }
+
+  inline static std::atomic<std::chrono::milliseconds> time_passed;
+  std::size_t const num_layers = with_third_layer().layers.size();
+  Coordinator& a = add_coordinator(0);
+  Coordinator& b = add_coordinator(0);
+  Coordinator& other = add_coordinator(0);
+  Coordinator& late = add_coordinator(0);
+  std::uint32_t attempt = 0;
+  std::uint32_t of_a = 0;
+};
+
+TEST_F(GatheringLoopTest, ARequestWaitsForTheOtherCoordinatorsOfItsLayer) {
+  ask(b, kLayer, 3, ++attempt);
+  Answered const first = answer(a, kLayer, of_a);
+  Answered const second = answer(b, kLayer, attempt);
+  EXPECT_EQ(first.begin_ns, second.begin_ns);
+  EXPECT_EQ(first.row, expected(kLayer, 3));
+  EXPECT_EQ(second.row, expected(kLayer, 3));
+  stop();
+  EXPECT_EQ(loop->counts().waits, 1U);
+  EXPECT_EQ(loop->counts().meetings, 1U);
+  EXPECT_EQ(loop->counts().rows, 8U);
+  EXPECT_EQ(loop->counts().groups, 7U);
+}
+
+TEST_F(GatheringLoopTest, OneThatEndsIsWaitedForNoLonger) {
+  b.gate.set(ServingGate::Mode::stopped);
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, OneThatFailsIsWaitedForNoLonger) {
+  AlignedBuffer<std::byte> const garbage(64);
+  put(b, garbage, garbage.size());
+  b.lane->wait_until_ended();
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, OneThatIsIdleIsWaitedForNoLonger) {
+  b.gate.set(ServingGate::Mode::idle);
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, OneThatBecomesIdleWaitsNoLonger) {
+  a.gate.set(ServingGate::Mode::idle);
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, ItIsServedWhenTheOtherOneDoesNotComeInTime) {
+  for (int i = 0; i < 10; ++i) wait_a_moment();
+  expect_answer();
+}
+
+TEST_F(GatheringLoopTest, WhoComesEndsTheWait) {
+  loop->add(late.lane);
+  expect_answer();
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/support/model_copy.h"
+#include "tests/unit/engine/golden_rig.h"
 
 namespace expertmesh::test {
 
@@ -36,6 +37,17 @@ inline void PrintTo(Knob const& knob, std::ostream* out) {
 }
 inline void PrintTo(LoneTensor const& tensor, std::ostream* out) {
   *out << tensor.model << " " << tensor.what;
+}
+
+// What must not stay as it was: the checkpoint fits no more, or the logits are others. logit_error: of a model that is
+// made of it.
+template <class LogitError>
+void expect_other_model(LogitError const& logit_error) {
+  try {
+    EXPECT_GT(logit_error(), 2 * kTolerance);
+  } catch (ModelError const& refused) {
+    SUCCEED() << refused.what();
+  }
 }
 
 // As GoogleTest takes names.

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "common/base/error.h"
+#include "common/base/option_checks.h"
 #include "coordinator/cluster_options.h"
 #include "coordinator/runtime_flags.h"
 #include "coordinator/text/answer_parser.h"
@@ -90,9 +91,9 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer(
-      "worker, front, up, plan, bench engine|serve|scale, join [COUNT] [URL] and drain WORKER_ID [URL] are the "
-      "launcher's: "
-      "bench --help, and README.md");
+      "worker, front, name-server, up, plan, bench engine|serve|scale, join [COUNT] [URL] and drain WORKER_ID [URL] "
+      "are "
+      "the launcher's: bench --help, and README.md");
 
   ServeOptions serve;
   std::string load_format = "auto";
@@ -184,7 +185,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--min-step-rate", serve.min_step_rate,
                 "Steps a second, below which new requests get 503 while the coordinator streams experts that no worker "
                 "holds; 0: never")
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(range_of_numbers(0, 1e6))
       ->capture_default_str();
   s->add_flag("--checksum-messages", serve.checksum_messages,
               "A checksum in every message of rows; whoever sends a wrong one is fenced off");

@@ -1,7 +1,8 @@
 #include "coordinator/runtime_flags.h"
 
 #include <CLI/CLI.hpp>
-#include <map>
+
+#include "common/base/option_checks.h"
 
 namespace expertmesh {
 namespace {
@@ -30,13 +31,11 @@ void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
 }
 
 void add_quantization_flag(CLI::App& command, Quantization& quantization) {
-  command
-      .add_option(
-          "--quantization", quantization,
-          "int8, int4: weights of linears and experts become that while they are loaded, activations at each of "
-          "them int8 [none]")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, Quantization>{
-          {"none", Quantization::none}, {"int8", Quantization::int8}, {"int4", Quantization::int4}}));
+  add_choice<Quantization>(
+      command, "--quantization", quantization,
+      {{"none", Quantization::none}, {"int8", Quantization::int8}, {"int4", Quantization::int4}},
+      "int8, int4: weights of linears and experts become that while they are loaded, activations at each of them int8 "
+      "[none]");
 }
 
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
@@ -75,19 +74,15 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
           "--worker-capacity", options.worker_capacity,
           "Gigabytes of weights that a worker of this host reads a second: its share of the experts goes by that "
           "[measured]")
-      ->check(CLI::Range(0.001, 1e6));
-  command
-      .add_option(
-          "--transport", options.transport,
-          "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, MessageTransport>{
-          {"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}}));
-  command
-      .add_option("--row-transport", options.row_transport,
-                  "Rows between GPUs: auto: by NCCL where both ends have it; host: with the messages; nccl: or refuse "
-                  "[auto]")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, RowTransport>{
-          {"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}}));
+      ->check(range_of_numbers(0.001, 1e6));
+  add_choice<MessageTransport>(
+      command, "--transport", options.transport,
+      {{"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}},
+      "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]");
+  add_choice<RowTransport>(
+      command, "--row-transport", options.row_transport,
+      {{"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}},
+      "Rows between GPUs: auto: by NCCL where both ends have it; host: with the messages; nccl: or refuse [auto]");
   command
       .add_option("--static-exchange-bytes", options.static_exchange_bytes,
                   "Decode steps whose rows by NCCL are at most so many bytes a layer, all workers and both ways "
@@ -105,7 +100,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option("--gpu-memory-utilization", options.device_memory_share,
                   "Share of the GPU's free memory that weights and KV cache may take")
-      ->check(CLI::Range(0.05, 1.0))
+      ->check(range_of_numbers(0.05, 1))
       ->needs(device)
       ->capture_default_str();
   auto* const trace = command.add_option(

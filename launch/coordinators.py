@@ -34,7 +34,7 @@ OF_FRONT = ("max_connections", "max_body_size", "http_threads", "api_key_file", 
 
 # Fields of the cluster file that is made here: where what options say stands.
 FIELDS = {"coordinators": "coordinators", "workers[0].count": "workers", "workers[0].threads": "worker_threads", "workers[0].devices": "worker_device",
-          "workers[0].capacity": "worker_capacity"}
+          "workers[0].capacity": "worker_capacity", "workers[0].gather_us": "gather_us"}
 
 
 def say(text):
@@ -127,7 +127,7 @@ def write_cluster(options, folder):
     workers = {"host": "localhost", "count": int(options.workers), "devices": [options.worker_device or "cpu"]}
     if options.worker_threads:
         workers["threads"] = number(options.worker_threads, "worker_threads")
-    if options.gather_us:
+    if options.gather_us is not None:
         workers["gather_us"] = number(options.gather_us, "gather_us")
     if options.worker_capacity:
         try:

@@ -19,6 +19,7 @@
 #include "common/base/host_port.h"
 #include "common/base/log.h"
 #include "common/base/network_interface.h"
+#include "common/base/option_checks.h"
 #include "common/checkpoint/fingerprint.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
@@ -223,7 +224,7 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
       ->capture_default_str();
   app.add_option("--capacity", options.capacity,
                  "gigabytes of weights that it reads a second: its share of the experts goes by that [measured]")
-      ->check(CLI::Range(0.001, 1e6));
+      ->check(range_of_numbers(0.001, 1e6));
   auto* id =
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");

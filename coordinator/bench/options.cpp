@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 
+#include "common/base/option_checks.h"
 #include "coordinator/runtime_flags.h"
 
 namespace expertmesh {
@@ -68,9 +69,9 @@ void add_serve_options(CLI::App& command, ServeBenchOptions& options) {
   WorkloadOptions& w = options.workload;
   command.add_option("--base-url", options.base_url, "The server: http://HOST[:PORT]")->capture_default_str();
   command.add_option("--model", options.model, "Name of the model [the first that the server has]");
-  command.add_option("--endpoint", options.endpoint, "completions (prompts of token ids) or chat (of words)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Endpoint>{{"completions", Endpoint::completions}, {"chat", Endpoint::chat}}))
+  add_choice<Endpoint>(command, "--endpoint", options.endpoint,
+                       {{"completions", Endpoint::completions}, {"chat", Endpoint::chat}},
+                       "completions (prompts of token ids) or chat (of words)")
       ->default_str("completions");
   command.add_option("--num-prompts", w.num_prompts, "Requests")->check(CLI::Range(1, 1 << 24))->capture_default_str();
   command.add_option("--request-rate", w.request_rate, "Requests a second, a Poisson process; inf: all at once")
@@ -87,7 +88,7 @@ void add_serve_options(CLI::App& command, ServeBenchOptions& options) {
   command.add_option("--seed", w.seed, "The same seed, the same requests at the same times")->capture_default_str();
   command.add_flag("--ignore-eos", options.ignore_eos, "Answers go on to their full length");
   command.add_option("--disconnect-share", w.disconnect_share, "Share of requests whose client leaves in the middle")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(range_of_numbers(0, 1))
       ->capture_default_str();
   command.add_option("--api-key-file", options.api_key_file, "File with the server's API key; the first is sent");
   command.add_option("--timeout", options.timeout_s, "Seconds without a byte after which a request has failed")

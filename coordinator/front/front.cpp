@@ -104,6 +104,9 @@ struct Front::Impl {
     std::string const path = path_of(request.target);
     auto const coordinator = coordinator_of(request.target, backends.size());
     if (!coordinator) return answer(responder, error_response(coordinator.error()));
+    // What a page of another origin asks first: it is to hear of what comes then, also where no coordinator is ready.
+    if (request.method == "OPTIONS" && !own_headers.empty())
+      return answer(responder, {.status = 204, .body = {}, .headers = {}});
     if (!coordinator.value() && (path == "/health" || path == "/ready" || path == "/metrics"))
       return answer_itself(path, request, responder);
     if (!coordinator.value() && changes_cluster(request, path) && backends.size() > 1)

@@ -1,6 +1,7 @@
 // Reads the fields of a JSON body: each is used, refused by name, or listed as unknown. Included by .cpp files of this
 // folder only.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <limits>
@@ -33,8 +34,8 @@ template <std::integral T>
 std::optional<T> whole_number(ApiJson const& value) {
   if (value.is_number_float()) {
     double const number = value.get<double>();
-    double const end =
-        std::ldexp(1.0, std::numeric_limits<T>::digits);  // the first beyond: the largest may be no double
+    // Beyond 2^53 a double does not tell one whole number from the next.
+    double const end = std::ldexp(1.0, std::min(std::numeric_limits<T>::digits, 53));
     bool const fits = number == std::trunc(number) && number < end && number >= (std::unsigned_integral<T> ? 0 : -end);
     return fits ? std::optional(static_cast<T>(number)) : std::nullopt;
   }

@@ -8,7 +8,7 @@ std::vector<std::pair<std::string, std::string>> cors_headers(std::optional<std:
       {"Access-Control-Allow-Origin", *allowed_origin},
       {"Access-Control-Allow-Methods", "GET, HEAD, POST, OPTIONS"},
       {"Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id, *"},
-      {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After"},
+      {"Access-Control-Expose-Headers", "X-Request-Id, Retry-After, X-ExpertMesh-Coordinator"},
       {"Access-Control-Max-Age", "600"}};
   if (*allowed_origin != "*") headers.emplace_back("Vary", "Origin");
   return headers;

@@ -117,6 +117,9 @@ class ClusterTest(unittest.TestCase):
             self.assertIn(f"--join: expected HOST:PORT, got '{wrong}'", self.refusal("worker", "--join", join, "--secret-file", self.secret))
         self.assertIn("--join: A:1 is there twice", self.refusal("worker", "--join", "A:1,A:1", "--secret-file", self.secret))
         self.assertIn("there are no workers", self.refusal("serve", DEMO_MODEL, "--port", 0, "--worker-capacity", 2))
+        self.assertIn("--capacity", self.refusal("worker", "--join", "A:1", "--secret-file", self.secret, "--capacity", "nan"))
+        for option, value in (("worker-capacity", "nan"), ("min-step-rate", "nan"), ("quantization", "1"), ("transport", "INT8")):
+            self.assertIn(f"--{option}", self.refusal("serve", DEMO_MODEL, "--workers", 1, f"--{option}", value))
 
 
 if __name__ == "__main__":

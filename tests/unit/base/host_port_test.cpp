@@ -19,7 +19,8 @@ TEST(HostPort, IsTakenApart) {
 }
 
 TEST(HostPort, WhatIsNoneIsToldFromIt) {
-  for (char const* text : {"", "A", "10.0.0.1", ":7070", "A:", "A:0", "A:65536", "A:123456", "A:-1", "A:7070x", "A: 1"})
+  for (char const* text : {"", "A", "10.0.0.1", ":7070", "A:", "A:0", "A:65536", "A:123456", "A:-1", "A:7070x", "A: 1",
+                           "http://A:1", "A:1:2", "A:1,B:2", "A, B:1", " A:1", "::1:2"})
     EXPECT_FALSE(split_host_port(text)) << text;
 }
 

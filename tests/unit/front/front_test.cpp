@@ -257,6 +257,10 @@ TEST_F(FrontTest, ItsOwnAnswersMayBeReadByPages) {
   first_.die();
   second_.die();
   EXPECT_EQ(client().post(kCompletions, kBody).header("Access-Control-Allow-Origin"), "http://pages");
+  // A page is to hear of the 503, so what its browser asks before must not fail.
+  auto last = client();
+  last.send("OPTIONS /v1/completions HTTP/1.1\r\nHost: x\r\nOrigin: http://pages\r\n\r\n");
+  EXPECT_EQ(last.receive().status, 204);
 }
 
 // Each coordinator has numbers of its own for its workers.

@@ -368,12 +368,13 @@ TEST(RequestParsing, TakesWholeNumbersAsClientsWithoutIntegersWriteThem) {
   EXPECT_EQ(r.sampling.top_k, 0U);
   EXPECT_EQ(r.logprobs, 5);
   EXPECT_EQ(r.sampling.stop_token_ids, (std::vector<TokenId>{5}));
-  EXPECT_EQ(parse_completion(R"({"prompt": "a", "seed": 18446744073709549568.0})", tiny_model()).value().sampling.seed,
-            18446744073709549568U);
+  EXPECT_EQ(parse_completion(R"({"prompt": "a", "seed": 9007199254740991.0})", tiny_model()).value().sampling.seed,
+            9007199254740991U);
   for (auto const& [field, value] : std::vector<std::pair<std::string, std::string>>{{"max_tokens", "2.5"},
                                                                                      {"max_tokens", "1e300"},
                                                                                      {"max_tokens", "-1.0"},
-                                                                                     {"seed", "18446744073709551616.0"},
+                                                                                     {"seed", "9007199254740992.0"},
+                                                                                     {"seed", "-9223372036854775809"},
                                                                                      {"seed", "-9.3e18"},
                                                                                      {"seed", "0.5"},
                                                                                      {"stop_token_ids", "[-1.0]"},

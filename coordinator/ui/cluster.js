@@ -61,13 +61,13 @@ function speed(worker) {
 function showWorker(item, worker, deaths) {
   fill(item.firstChild, worker, [
     ["device", kernels(worker)],
-    ["memory", bytes(worker.resident_bytes)],
+    ["memory", worker.resident_bytes ? bytes(worker.resident_bytes) : ""],  // not known before it has joined, nor its process
     ["experts", `${worker.experts}`],
     ["load", share(worker)],
     ["speed", speed(worker)],
     ["heard", worker.heartbeat_age_ms === undefined ? "" : `${worker.heartbeat_age_ms} ms ago`],
     ["link", rows(worker)],
-    ["process", `${worker.host} ${worker.pid}`],
+    ["process", worker.pid ? `${worker.host} ${worker.pid}` : ""],
     ["life", worker.incarnation > 1 ? `${worker.incarnation}` : ""],
   ]);
   item.querySelector(".swatch").style.background = workerColour(worker.id);

@@ -1,4 +1,5 @@
-// A model directory for a configuration that may be a file of its own: one with a link to it, removed at the end.
+// A model directory for a configuration that may be a file of its own: one with a link to it, removed at the end, and
+// by SIGINT, SIGTERM or SIGHUP. One at a time.
 #pragma once
 #include <filesystem>
 #include <optional>

@@ -1,11 +1,13 @@
 """`expertmesh bench`: both benchmarks for real, their figures complete and consistent; never how fast."""
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY, Server
+from harness import DEMO_MODEL, EXPERTMESH, REPOSITORY, Server, wait_until
 
 RUN_SECONDS = 120
 STAGES = {"embedding", "attention", "router", "dispatch", "shared_expert", "experts", "combine", "dense_ffn", "lm_head", "sampling", "other"}
@@ -62,6 +64,17 @@ class EngineBenchTest(BenchTest):
         for a, b in zip(alone["results"], spread["results"]):
             for name in ("experts_hit_per_layer", "weight_bytes_per_step", "kv_bytes_per_step"):
                 self.assertEqual(a["decode"][name], b["decode"][name])
+
+    def test_broken_off_it_leaves_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            with subprocess.Popen([EXPERTMESH, "bench", "engine", str(DEMO_MODEL / "config.json"), "--output-len", "100000"],
+                                  env={**os.environ, "TMPDIR": folder}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.DEVNULL) as process:
+                wait_until(lambda: list(place.glob("expertmesh-bench-*")), RUN_SECONDS, "it has begun")
+                process.terminate()
+            self.assertEqual(process.returncode, -signal.SIGTERM)
+            self.assertEqual(list(place.glob("expertmesh-*")), [])
 
     def test_float32(self):
         figures, _, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS, "--dtype", "float32", "--isa", "scalar")

@@ -68,7 +68,8 @@ class EngineBenchTest(BenchTest):
     def test_broken_off_it_leaves_nothing(self):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            with subprocess.Popen([EXPERTMESH, "bench", "engine", str(DEMO_MODEL / "config.json"), "--output-len", "100000"],
+            with subprocess.Popen([EXPERTMESH, "bench", "engine", str(DEMO_MODEL / "config.json"), "--output-len", "300",
+                                   "--batch-sizes", ",".join(map(str, range(1, 65)))],
                                   env={**os.environ, "TMPDIR": folder}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL) as process:
                 wait_until(lambda: list(place.glob("expertmesh-bench-*")), RUN_SECONDS, "it has begun")

@@ -89,10 +89,11 @@ struct Front::Impl {
     return out;
   }
 
-  void answer(Responder const& responder, HttpResponse response) const {
+  [[nodiscard]] HttpResponse own(HttpResponse response) const {
     response.headers.insert(response.headers.end(), own_headers.begin(), own_headers.end());
-    responder->respond(std::move(response));
+    return response;
   }
+  void answer(Responder const& responder, HttpResponse response) const { responder->respond(own(std::move(response))); }
 
   template <class Action>
   void on_io(Action action) {
@@ -127,7 +128,6 @@ struct Front::Impl {
   }
 
   void answer_itself(std::string const& path, HttpRequest const& request, Responder const& responder) {
-    if (request.method == "OPTIONS") return answer(responder, {.status = 204, .body = {}, .headers = {}});
     if (request.method != "GET" && request.method != "HEAD") {
       HttpResponse response =
           error_response(client_error(405, path + " does not take " + request.method, "method_not_allowed"));
@@ -194,9 +194,7 @@ Front::Front(FrontOptions options) : impl_(std::make_unique<Impl>(options)) {
       [&s](int status, std::string const& message) {
         ApiError error = client_error(status, message, {});
         if (status >= 500) error.type = "internal_error";
-        HttpResponse response = error_response(error);
-        response.headers.insert(response.headers.end(), s.own_headers.begin(), s.own_headers.end());
-        return response;
+        return s.own(error_response(error));
       });
   s.on_io([&s] { s.backends.start(); });
   s.thread = std::thread([&s] { s.io.run(); });

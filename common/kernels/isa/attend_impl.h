@@ -10,8 +10,7 @@ namespace {
 
 // Blocks lie anywhere in the cache, so no hardware sees the next one coming.
 void prefetch(void const* data, std::size_t bytes) {
-  constexpr std::size_t kLine = 64;
-  for (std::size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<char const*>(data) + i);
+  for (std::size_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(static_cast<char const*>(data) + i);
 }
 
 // Online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions.

@@ -11,10 +11,6 @@ namespace {
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it: of 2 registers each; 16 registers
 
-inline void fetch_ahead(std::byte const* line) {
-  _mm_prefetch(reinterpret_cast<char const*>(line), _MM_HINT_T1);
-}
-
 struct Vec {
   __m256 low;
   __m256 high;

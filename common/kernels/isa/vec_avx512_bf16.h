@@ -12,10 +12,6 @@ namespace {
 constexpr std::size_t kTileRows = 8;       // most of a GEMM's register tile
 constexpr std::size_t kAccumulators = 16;  // vectors in it: of 1 register each; 32 registers
 
-inline void fetch_ahead(std::byte const* line) {
-  _mm_prefetch(reinterpret_cast<char const*>(line), _MM_HINT_T1);
-}
-
 struct Vec {
   __m512 v;
 };

@@ -7,6 +7,7 @@ namespace expertmesh {
 namespace {
 
 constexpr std::size_t kLanes = 16;
+constexpr std::size_t kLineBytes = 64;  // of a cache
 constexpr float kNegativeInfinity = -__builtin_huge_valf();
 
 // ---- loads and stores of fewer than 16 elements: the missing lanes are 0

@@ -11,8 +11,6 @@ namespace {
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it
 
-inline void fetch_ahead(std::byte const* /*line*/) {}
-
 struct Vec {
   float lane[16];
 

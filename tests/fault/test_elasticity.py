@@ -92,10 +92,9 @@ class ElasticityTest(unittest.TestCase):
                     if now["incarnation"] > life and now["pid"] and now["state"] == "joining":
                         life = now["incarnation"]
                         os.kill(now["pid"], signal.SIGKILL)
-                    return settled(server, 2)
+                    return settled(server, 2) and experts_of(server) == total
 
-                wait_until(is_given_up, 120, "two workers serve")
-                wait_until(lambda: experts_of(server) == total, 60, "they took the experts over")
+                wait_until(is_given_up, 120, "two workers have taken the experts over")
                 done = crowd.answers
                 wait_until(lambda: crowd.answers > done + 8, 60, "answers")
             self.assertEqual(crowd.failures, [])

@@ -10,8 +10,7 @@
 namespace expertmesh {
 
 constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
-constexpr std::size_t kHeadsAtOnce = 4;    // query heads that read keys and values together
-constexpr std::size_t kHeadsPerPart = 32;  // most query heads whose sums a thread carries from block to block
+constexpr std::size_t kRowsPerPart = 32;   // most query heads, of all its tokens, in an AttendPart
 constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
@@ -26,30 +25,37 @@ struct GemmPart {
   std::size_t next_bytes = 0;
 };
 
-// Query heads of one token that share a KV head, against the blocks of its sequence.
+// What a token attends to: positions first … last, both included. position: its own.
+struct AttendToken {
+  std::uint32_t first, last, position;
+};
+
+// Query heads of some tokens of a sequence that share a KV head, against the blocks of the sequence.
 struct AttendPart {
-  float const* q;                         // [heads][key_dim]
-  float* out;                             // [heads][value_dim]
-  std::size_t heads, key_dim, value_dim;  // heads: at most kHeadsPerPart
-  std::uint32_t const* blocks;            // block table
-  std::byte const* keys;                  // of this KV head in block 0: [key_dim][16]
-  std::byte const* values;                // of this KV head in block 0: [16][value_dim]; null: a position's value is
-                                          // the first value_dim elements of its key
-  std::size_t key_stride, value_stride;   // elements from one block to the next
-  std::uint32_t first, last;              // positions attended to, both included
+  float const* q;                    // [tokens][heads][key_dim], a token's heads q_stride from the one's before
+  float* out;                        // [tokens][heads][value_dim], out_stride
+  std::size_t q_stride, out_stride;  // floats
+  AttendToken const* token;          // [tokens]
+  std::size_t tokens, heads;         // their product: at most kRowsPerPart
+  std::size_t key_dim, value_dim;
+  std::uint32_t const* blocks;           // block table
+  std::byte const* keys;                 // of this KV head in block 0: [key_dim][16]
+  std::byte const* values;               // of this KV head in block 0: [16][value_dim]; null: a position's value is
+                                         // the first value_dim elements of its key
+  std::size_t key_stride, value_stride;  // elements from one block to the next
   float scale;
   float const* sinks;  // [heads] logits of keys without a value, or null
   // Added to the scaled scores, or null: of head h, where a block's first position is d after the query's (d may be
   // negative, and is held within -bias_reach - 15 … bias_reach), the 16 numbers from bias[h * bias_stride + d] on.
   float const* bias;
   std::size_t bias_stride;
-  std::uint32_t bias_reach, query;  // query: its position
-  float* scratch;                   // attend_scratch_floats(value_dim)
+  std::uint32_t bias_reach;
+  float* scratch;  // attend_scratch_floats(value_dim)
 };
 
-// [kHeadsPerPart] accumulators and [16] values of a block, each padded to whole vectors.
+// [kRowsPerPart] accumulators and [16] values of a block, each padded to whole vectors.
 constexpr std::size_t attend_scratch_floats(std::size_t value_dim) {
-  return (kHeadsPerPart + kPanelColumns) * ((value_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
+  return (kRowsPerPart + kPanelColumns) * ((value_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
 }
 
 // Room for a row of n numbers in int8, whatever the ISA makes of it: 4-byte aligned.

@@ -19,12 +19,22 @@ std::size_t value_block_elements(KvLayerShape const& shape) {
   return shape.values == KvValues::in_keys ? 0 : shape.num_kv_heads * shape.value_dim * kKvBlockTokens;
 }
 
-// How many of the query heads of a KV head one thread takes together: all of them, unless they are too many or threads
-// would have nothing to do. pairs: of tokens and KV heads.
-std::size_t heads_per_part(std::size_t heads, std::size_t pairs, std::size_t num_threads) {
+// How the work is cut: into parts of this many tokens of a sequence and this many of a KV head's query heads.
+struct AttendCut {
+  std::size_t tokens, heads;
+};
+
+// All heads together, unless they are too many or threads would have nothing to do; then as many tokens as there is
+// room for, unless threads would have too little of it to be dealt evenly. pairs: of tokens and KV heads.
+AttendCut cut_attention(std::size_t heads, std::size_t pairs, std::size_t num_threads) {
+  constexpr std::size_t kHeadStep = 4;
+  constexpr std::size_t kPartsAThread = 8;
   auto const divided_up = [](std::size_t a, std::size_t b) { return (a + b - 1) / b; };
-  std::size_t const parts = std::max(divided_up(heads, kHeadsPerPart), divided_up(num_threads, pairs));
-  return divided_up(divided_up(heads, parts), kHeadsAtOnce) * kHeadsAtOnce;
+  std::size_t const parts = std::max(divided_up(heads, kRowsPerPart), divided_up(num_threads, pairs));
+  std::size_t const heads_each = divided_up(divided_up(heads, parts), kHeadStep) * kHeadStep;
+  std::size_t const in_part = std::min(heads_each, heads);
+  return {.tokens = std::clamp<std::size_t>(pairs / (num_threads * kPartsAThread), 1, kRowsPerPart / in_part),
+          .heads = in_part};
 }
 
 // A device starts threads and makes room in every token for the one that attends to the most. So tokens go to it
@@ -190,44 +200,56 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
     }
     return;
   }
-  std::size_t const pairs = q.rows * kv.num_kv_heads;
-  std::size_t const heads_each = heads_per_part(heads, pairs, exec.pool().num_threads());
-  std::size_t const parts = (heads + heads_each - 1) / heads_each;  // of the heads of a pair
+  AttendCut const cut = cut_attention(heads, q.rows * kv.num_kv_heads, exec.pool().num_threads());
   std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
+  auto const run = [&](std::size_t t, std::size_t count, std::size_t g, std::size_t first_head, std::size_t thread) {
+    std::size_t const head = g * heads + first_head;
+    std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
+    AttendToken tokens[kRowsPerPart];
+    for (std::size_t i = 0; i < count; ++i) {
+      std::uint32_t const position = places.positions[t + i];
+      tokens[i] = {.first = shape.span.first(position),
+                   .last = places.last.empty() ? position : places.last[t + i],
+                   .position = position};
+      EM_CHECK(blocks[tokens[i].first / kKvBlockTokens] != kNoKvBlock,
+               "position " << tokens[i].first << " has been freed");
+    }
+    attend({.q = q.row(t) + head * kv.key_dim,
+            .out = out.row(t) + head * kv.value_dim,
+            .q_stride = q.stride,
+            .out_stride = out.stride,
+            .token = tokens,
+            .tokens = count,
+            .heads = std::min(cut.heads, heads - first_head),
+            .key_dim = kv.key_dim,
+            .value_dim = kv.value_dim,
+            .blocks = blocks,
+            .keys = cache.keys() + g * kv.key_dim * position_bytes,
+            .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
+            .key_stride = key_block_elements(kv),
+            .value_stride = value_block_elements(kv),
+            .scale = shape.scale,
+            .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
+            .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
+            .bias_stride = shape.bias ? shape.bias->stride() : 0,
+            .bias_reach = shape.bias ? shape.bias->reach() : 0,
+            .scratch = exec.scratch().attention_of(thread)});
+  };
   // Dealt in turn: later tokens of a prompt attend to more, so halves would not take the same time.
   std::size_t const num_threads = exec.pool().num_threads();
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
-    for (std::size_t share = begin; share < end; ++share)
-      for (std::size_t i = share; i < pairs * parts; i += num_threads) {
-        std::size_t const t = i / parts / kv.num_kv_heads;
-        std::size_t const g = i / parts % kv.num_kv_heads;
-        std::size_t const first_head = i % parts * heads_each;
-        std::size_t const head = g * heads + first_head;
-        std::uint32_t const position = places.positions[t];
-        std::uint32_t const first = shape.span.first(position);
-        std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
-        EM_CHECK(blocks[first / kKvBlockTokens] != kNoKvBlock, "position " << first << " has been freed");
-        attend({.q = q.row(t) + head * kv.key_dim,
-                .out = out.row(t) + head * kv.value_dim,
-                .heads = std::min(heads_each, heads - first_head),
-                .key_dim = kv.key_dim,
-                .value_dim = kv.value_dim,
-                .blocks = blocks,
-                .keys = cache.keys() + g * kv.key_dim * position_bytes,
-                .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
-                .key_stride = key_block_elements(kv),
-                .value_stride = value_block_elements(kv),
-                .first = first,
-                .last = places.last.empty() ? position : places.last[t],
-                .scale = shape.scale,
-                .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
-                .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
-                .bias_stride = shape.bias ? shape.bias->stride() : 0,
-                .bias_reach = shape.bias ? shape.bias->reach() : 0,
-                .query = position,
-                .scratch = exec.scratch().attention_of(thread)});
+    for (std::size_t share = begin; share < end; ++share) {
+      std::size_t part = 0;
+      for (std::size_t t = 0; t < q.rows;) {
+        std::size_t count = 1;
+        while (count < cut.tokens && t + count < q.rows && places.sequences[t + count] == places.sequences[t]) ++count;
+        for (std::size_t g = 0; g < kv.num_kv_heads; ++g)
+          for (std::size_t first_head = 0; first_head < heads; first_head += cut.heads)
+            if (part++ % num_threads == share) run(t, count, g, first_head, thread);
+        t += count;
       }
+    }
   });
 }
 

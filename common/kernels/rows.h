@@ -51,5 +51,5 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
 // The same numbers where the host can read them: x itself, or a copy in `room`.
 MatrixView<float const> on_host(Exec const& exec, MatrixView<float const> x, std::vector<float>& room);
 // Whether there is no infinity and no NaN among `count` numbers of `wire`.
-bool all_finite(DType wire, std::byte const* numbers, std::size_t count);
+bool all_finite(Exec const& exec, DType wire, std::byte const* numbers, std::size_t count);
 }  // namespace expertmesh

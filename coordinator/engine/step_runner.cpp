@@ -45,7 +45,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       frames_(kFrameBytes),
-      sampler_(spec.vocab, limits.max_logit_rows, exec.device()),
+      sampler_(spec.vocab, limits.max_logit_rows, exec),
       eos_ids_(spec.eos_ids),
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0),
       row_exchange_(exchange_shape(spec, 1)) {

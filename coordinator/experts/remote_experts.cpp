@@ -432,7 +432,7 @@ class RemoteExperts::Impl {
     }
     auto const& answer = std::get<Answer>(parsed);
     if (leg.by_link) return true;  // they are looked at on the device
-    if (all_finite(wire_, answer.rows, leg.num_entries * layout.hidden()) || is_what_we_get(slot_index, leg))
+    if (all_finite(exec_, wire_, answer.rows, leg.num_entries * layout.hidden()) || is_what_we_get(slot_index, leg))
       return true;
     lose(*leg.member, "bad answer: infinities or NaN that its experts do not give");
     return false;
@@ -460,7 +460,7 @@ class RemoteExperts::Impl {
     auto const is_made_up = [&](std::uint32_t s) {
       std::byte const* const own = slot.own_rows.data() + s * row_bytes;
       if (!limits_.mixed_numerics) return std::memcmp(slot.answer_rows[s], own, row_bytes) != 0;
-      return !all_finite(wire_, slot.answer_rows[s], layer.hidden) && all_finite(wire_, own, layer.hidden);
+      return !all_finite(exec_, wire_, slot.answer_rows[s], layer.hidden) && all_finite(exec_, wire_, own, layer.hidden);
     };
     for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
       if (slot.leg_of[s] == leg_index && is_made_up(s)) return false;

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "common/kernels/exec.h"
 #include "coordinator/sampling/device_sampler.h"
 #include "coordinator/sampling/row_task.h"
 #include "coordinator/sampling/sampler.h"
@@ -13,8 +14,8 @@ namespace expertmesh {
 
 class RowSampler {
  public:
-  // V; R, the rows of one call. device: that has the logits, and outlives this; null: they are on the host.
-  RowSampler(std::size_t vocab, std::size_t max_rows, Device* device);
+  // V; R, the rows of one call. exec outlives this: the logits are on its device, or its threads share the rows.
+  RowSampler(std::size_t vocab, std::size_t max_rows, Exec const& exec);
 
   // Calls for what a device does, or does nothing. logits: [R,V], changed by a device; tasks: [R]. Both stay until
   // finish().
@@ -23,10 +24,10 @@ class RowSampler {
   void finish(std::span<RowResult> results);
 
  private:
-  [[nodiscard]] RowResult on_host(std::span<float const> logits, RowTask const& task);
+  void finish_on_device(std::span<RowResult> results);
 
-  Sampler sampler_;
-  Device* device_;
+  Exec const& exec_;
+  std::vector<Sampler> samplers_;  // one a thread; with a device one
   std::optional<DeviceSampler> device_sampler_;
   std::vector<float> downloaded_;  // [V], with a device
   MatrixView<float> logits_{};

@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::size_t kTileRows = 8;       // most of a GEMM's register tile
 constexpr std::size_t kAccumulators = 16;  // vectors in it: of 1 register each; 32 registers
+constexpr std::size_t kAttendRows = 8;     // of attention's register tile
+constexpr std::size_t kAttendSums = 16;    // vectors in it
 
 struct Vec {
   __m512 v;

@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it
+constexpr std::size_t kAttendRows = 4;    // of attention's register tile
+constexpr std::size_t kAttendSums = 4;    // vectors in it
 
 struct Vec {
   float lane[16];

@@ -146,7 +146,7 @@ class SamplingDeviceTest : public EachDevice {
     sampler.start(there.view(), tasks);
     sampler.finish();
     EXPECT_TRUE(there.margins_are_untouched());
-    RowSampler host(vocab, rows.size(), nullptr);
+    RowSampler host(vocab, rows.size(), host_.exec);
     host.start(logits.view(), tasks);
     std::vector<RowResult> expected(rows.size());
     host.finish(expected);
@@ -235,7 +235,7 @@ TEST_P(SamplingDeviceTest, LeavesToTheHostWhatIsRare) {
   for (Row const& row : rows) tasks.push_back(row.task());
   Matrix<float> logits(rows.size(), kVocab);
   for (std::size_t i = 0; i < rows.size(); ++i) std::ranges::copy(rows[i].logits, logits.view().row(i));
-  RowSampler host(kVocab, rows.size(), nullptr);
+  RowSampler host(kVocab, rows.size(), host_.exec);
   host.start(logits.view(), tasks);
   std::vector<RowResult> expected(rows.size());
   host.finish(expected);
@@ -246,7 +246,8 @@ TEST_P(SamplingDeviceTest, LeavesToTheHostWhatIsRare) {
   alone.finish();
   for (std::size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(alone.takes(i), i < 3) << i;  // 3 times 6000 of 5 times 4096
   DeviceMatrix const again(*device_, logits.view());
-  RowSampler sampler(kVocab, rows.size(), device_.get());
+  Exec const there_too(Isa::scalar, host_.pool, {}, device_.get());
+  RowSampler sampler(kVocab, rows.size(), there_too);
   sampler.start(again.view(), tasks);
   std::vector<RowResult> results(rows.size());
   sampler.finish(results);

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <limits>
+#include <utility>
 
 #include "common/kernels/ffn_activation.h"
 #include "common/kernels/layer_norm.h"
@@ -155,6 +157,33 @@ TEST_P(RowOpsTest, RoundingToBf16IsToNearestEvenAndKeepsNaN) {
   to_wire(rig.exec, x.view(), DType::bf16, reinterpret_cast<std::byte*>(out.data()));
   EXPECT_EQ(out, (std::vector<std::uint16_t>{0x3f80, 0x3f82, 0x3f81, 0x3f80, 0x7f80, 0xff80, 0x7fc0, 0x0000, 0x8000,
                                              0xffff, 0x3f81}));
+}
+
+TEST_P(RowOpsTest, InfinitiesAndNaNAreFoundWhereverTheyAre) {
+  Rig rig(GetParam(), 3);
+  float const others[] = {std::numeric_limits<float>::max(), -0.0F, std::numeric_limits<float>::denorm_min(), -3e38F};
+  float const infinity = std::numeric_limits<float>::infinity();
+  for (std::size_t const count : {0, 1, 7, 8, 33, 100}) {
+    std::vector<float> wide(count);
+    for (std::size_t i = 0; i < count; ++i) wide[i] = others[i % std::size(others)];
+    std::vector<bf16> narrow(count);
+    auto const found = [&](DType wire) {
+      for (std::size_t i = 0; i < count; ++i) {  // cut, since what is rounded up to 2^128 is infinite
+        narrow[i].bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(wide[i]) >> 16);
+      }
+      void const* const numbers = wire == DType::f32 ? static_cast<void const*>(wide.data()) : narrow.data();
+      return !all_finite(rig.exec, wire, static_cast<std::byte const*>(numbers), count);
+    };
+    for (DType const wire : {DType::f32, DType::bf16}) {
+      EXPECT_FALSE(found(wire)) << count;
+      for (std::size_t i = 0; i < count; ++i)
+        for (float const bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
+          float const kept = std::exchange(wide[i], bad);
+          EXPECT_TRUE(found(wire)) << bad << " at " << i << " of " << count;
+          wide[i] = kept;
+        }
+    }
+  }
 }
 
 TEST_P(RowOpsTest, EmbeddingWidensEveryType) {

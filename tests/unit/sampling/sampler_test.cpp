@@ -6,6 +6,8 @@
 #include <limits>
 #include <random>
 
+#include "common/tensor/tensor.h"
+#include "coordinator/sampling/row_sampler.h"
 #include "sampled_after.h"
 
 namespace expertmesh {
@@ -106,6 +108,43 @@ TEST(Sampler, LogprobsAreALogSoftmax) {
   EXPECT_NEAR(all.chosen.logprob - all.top[0].logprob, logits[17] - logits[all.top[0].token], 1e-5);
   EXPECT_TRUE(sampler.logprobs(logits, 17, 0).top.empty());
   EXPECT_EQ(sampler.logprobs(std::vector<float>(100, 1.0F), 3, 2).top[1].token, 1) << "lower ids first among equals";
+}
+
+// Whatever thread takes a row, and whatever it took before.
+TEST(RowSampler, RowsAreSampledAsEachIsAlone) {
+  constexpr std::size_t kVocab = 500;
+  constexpr std::size_t kMostRows = 9;
+  std::vector<SamplingParams> const wishes = {{.temperature = 0},
+                                              {.temperature = 0.8F, .seed = 3},
+                                              {.temperature = 1.2F, .top_k = 40, .seed = 4},
+                                              {.temperature = 0.9F, .top_p = 0.7F, .seed = 5}};
+  Matrix<float> logits(kMostRows, kVocab);
+  std::vector<RowTask> tasks;
+  for (std::size_t i = 0; i < kMostRows; ++i) {
+    std::ranges::copy(random_logits(kVocab, static_cast<unsigned>(i)), logits.view().row(i));
+    tasks.push_back({.sampling = &wishes[i % wishes.size()], .after = test::after(static_cast<std::uint32_t>(i))});
+    if (i % 3 == 0) tasks.back().token_logprobs = 2;
+  }
+  for (std::size_t const threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    Exec const exec(best_isa(), pool, {});
+    RowSampler sampler(kVocab, kMostRows, exec);
+    for (std::size_t const count : {kMostRows, std::size_t{0}, std::size_t{1}}) {
+      std::vector<RowResult> results(count);
+      sampler.start(logits.view().first_rows(count), std::span(tasks).first(count));
+      sampler.finish(results);
+      for (std::size_t i = 0; i < count; ++i) {
+        Sampler alone(kVocab);
+        std::span<float const> const row(logits.view().row(i), kVocab);
+        TokenId const token = alone.sample(row, *tasks[i].sampling, tasks[i].after);
+        EXPECT_EQ(results[i].token, token) << i << " of " << count << ", " << threads << " threads";
+        ASSERT_EQ(results[i].token_logprobs.has_value(), tasks[i].token_logprobs.has_value());
+        if (results[i].token_logprobs) {
+          EXPECT_EQ(results[i].token_logprobs->chosen.logprob, alone.logprobs(row, token, 2).chosen.logprob);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

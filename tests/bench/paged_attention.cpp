@@ -1,0 +1,118 @@
+// Paged attention at the shapes that matter: decodes of B sequences over a context, and chunks of prompts. Prints what
+// a call takes and the share of what it takes at least: the cache's bytes over the read bandwidth, or its operations
+// over the float32 peak, both measured in the same run.
+//
+// bench_paged_attention [query heads] [KV heads] [head dim] [threads] [ISA], defaults 16, 4, 64, all cores, the best.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <vector>
+
+#include "common/base/cores.h"
+#include "common/kernels/machine_ceilings.h"
+#include "common/kernels/paged_attention.h"
+
+using namespace expertmesh;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Heads {
+  std::size_t query, kv, dim;
+};
+struct Case {
+  std::size_t sequences;
+  std::size_t tokens;   // of each sequence in a step
+  std::size_t context;  // positions of each when the step ends
+};
+constexpr Case kCases[] = {{1, 1, 1024},  {1, 1, 8192},  {16, 1, 128},  {64, 1, 128},   {16, 1, 1024},
+                           {64, 1, 1024}, {1, 512, 512}, {4, 128, 128}, {1, 512, 2048}, {1, 100, 8192}};
+constexpr std::size_t kCacheBytes = std::size_t{256} << 20;  // of all layers: no cache keeps them
+constexpr std::size_t kPasses = 5;
+
+// Tokens of a step, sequence after sequence; a sequence's blocks lie apart, as they do after some requests.
+struct Step {
+  explicit Step(Case const& c) {
+    std::size_t const blocks = (c.context + kKvBlockTokens - 1) / kKvBlockTokens;
+    for (std::size_t s = 0; s < c.sequences; ++s) {
+      offsets.push_back(static_cast<std::uint32_t>(tables.size()));
+      for (std::size_t b = 0; b < blocks; ++b) tables.push_back(static_cast<std::uint32_t>(b * c.sequences + s));
+      for (std::size_t t = 0; t < c.tokens; ++t) {
+        positions.push_back(static_cast<std::uint32_t>(c.context - c.tokens + t));
+        sequences.push_back(static_cast<std::uint32_t>(s));
+      }
+    }
+  }
+  [[nodiscard]] TokenPlaces places() const {
+    return {.positions = positions, .sequences = sequences, .block_tables = tables, .table_offsets = offsets};
+  }
+  std::vector<std::uint32_t> positions, sequences, tables, offsets;
+};
+
+void run(Exec const& exec, Case const& c, Heads const& heads, DType dtype, double bandwidth, double peak) {
+  Step const step(c);
+  KvLayerShape const shape{.num_blocks = step.tables.size(),
+                           .num_kv_heads = heads.kv,
+                           .key_dim = heads.dim,
+                           .value_dim = heads.dim,
+                           .dtype = dtype};
+  std::size_t const layer_bytes = shape.num_blocks * KvLayer::bytes_per_block(shape);
+  std::vector<KvLayer> layers;
+  for (std::size_t i = 0; i < std::max<std::size_t>(1, kCacheBytes / layer_bytes); ++i) {
+    layers.emplace_back(shape);
+    // Small numbers of either sign, whatever their type.
+    auto const fill = [&](std::byte* data, std::size_t bytes) {
+      for (std::size_t j = 0; j < bytes; ++j) data[j] = std::byte{j % 2 != 0 ? std::uint8_t{0x3d} : std::uint8_t(j)};
+    };
+    fill(layers.back().keys(), layer_bytes / 2);
+    fill(layers.back().values(), layer_bytes / 2);
+  }
+  std::size_t const tokens = step.positions.size();
+  std::vector<float> q(tokens * heads.query * heads.dim);
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i % 11) * 0.1F - 0.5F;
+  std::vector<float> out(q.size());
+  double best = 1e9;
+  for (std::size_t pass = 0; pass < kPasses; ++pass) {
+    auto const start = Clock::now();
+    for (KvLayer const& layer : layers)
+      paged_attention(exec, {q.data(), tokens, heads.query * heads.dim}, step.places(), layer,
+                      {.num_heads = heads.query, .scale = 0.125F}, {out.data(), tokens, heads.query * heads.dim});
+    double const seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    best = std::min(best, seconds / static_cast<double>(layers.size()));
+  }
+  auto const bytes = static_cast<double>(layer_bytes);
+  double const pairs = std::accumulate(step.positions.begin(), step.positions.end(), 0.0,
+                                       [](double sum, std::uint32_t position) { return sum + position + 1; });
+  double const ops = 2.0 * 2 * pairs * static_cast<double>(heads.query * heads.dim);
+  std::printf("%5zu %6zu %8zu %9.3f %8.1f %9.0f %6.1f%%\n", c.sequences, c.tokens, c.context, best * 1e3,
+              bytes / best / 1e9, ops / best / 1e9, 100 * std::max(bytes / bandwidth, ops / peak) / best);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  auto const number = [&](int at, std::size_t otherwise) {
+    return argc > at ? std::strtoul(argv[at], nullptr, 10) : otherwise;
+  };
+  Heads const heads{.query = number(1, 16), .kv = number(2, 4), .dim = number(3, 64)};
+  std::size_t const threads = number(4, usable_cores());
+  auto const isa = argc > 5 ? isa_from_name(argv[5]) : best_isa();
+  if (heads.kv == 0 || heads.query % heads.kv != 0 || heads.dim == 0 || threads == 0 || !isa) {
+    std::fprintf(stderr, "bench_paged_attention [query heads] [KV heads] [head dim] [threads] [ISA]\n");
+    return 2;
+  }
+  ThreadPool pool(threads);
+  Exec const exec(*isa, pool, {.max_rows = 1, .max_columns = 1, .max_value_dim = heads.dim});
+  double const bandwidth = measure_read_bandwidth(exec, std::size_t{512} << 20, 4);
+  double const peak = measure_peak_flops(exec, DType::f32, 3);
+  std::printf("%zu threads, %s, %zu heads over %zu of %zu: reads %.1f GB/s, computes %.0f GFLOP/s\n", threads,
+              std::string(name_of(*isa)).c_str(), heads.query, heads.kv, heads.dim, bandwidth / 1e9, peak / 1e9);
+  for (DType const dtype : {DType::bf16, DType::f32}) {
+    std::printf("%s\n%5s %6s %8s %9s %8s %9s %7s\n", std::string(name_of(dtype)).c_str(), "B", "tokens", "context",
+                "ms", "GB/s", "GFLOP/s", "share");
+    for (Case const& c : kCases) run(exec, c, heads, dtype, bandwidth, peak);
+  }
+}

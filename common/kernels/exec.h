@@ -21,9 +21,9 @@ Isa best_isa();
 
 // Sizes the scratch of the ops for the largest call; a larger one is a broken invariant.
 struct ExecLimits {
-  std::size_t max_rows = 0;       // M of linear(), rows of grouped_ffn()
-  std::size_t max_columns = 0;    // largest K of any weight, and 2F of any FFN
-  std::size_t max_value_dim = 0;  // of a head in paged_attention()
+  std::size_t max_rows = 0;      // M of linear(), rows of grouped_ffn()
+  std::size_t max_columns = 0;   // largest K of any weight, and 2F of any FFN
+  std::size_t max_head_dim = 0;  // of keys and values in paged_attention()
   // Of an Exec with a device:
   std::size_t max_heads = 0;         // of paged_attention()
   std::size_t max_positions = 0;     // that one token of paged_attention() attends to, whole blocks

@@ -19,7 +19,7 @@ struct Exec::Scratch {
         output(limits.max_rows * row_bytes),
         x_rows(limits.max_rows),
         y_rows(limits.max_rows),
-        attention_row(attend_scratch_floats(limits.max_value_dim)),
+        attention_row(attend_scratch_floats(limits.max_head_dim)),
         attention(num_threads * attention_row) {}
 
   // What passes between the host and the device.

@@ -30,32 +30,32 @@ struct AttendToken {
   std::uint32_t first, last, position;
 };
 
-// Query heads of some tokens of a sequence that share a KV head, against the blocks of the sequence.
+// Query heads of some tokens of a sequence, those of some KV heads, against the blocks of the sequence.
 struct AttendPart {
-  float const* q;                    // [tokens][heads][key_dim], a token's heads q_stride from the one's before
-  float* out;                        // [tokens][heads][value_dim], out_stride
-  std::size_t q_stride, out_stride;  // floats
-  AttendToken const* token;          // [tokens]
-  std::size_t tokens, heads;         // their product: at most kRowsPerPart
+  float const* q;                       // [tokens][kv_heads][heads][key_dim], from token to token q_stride
+  float* out;                           // [tokens][kv_heads][heads][value_dim], out_stride
+  std::size_t q_stride, out_stride;     // floats
+  AttendToken const* token;             // [tokens]
+  std::size_t tokens, kv_heads, heads;  // heads: of a KV head. Their product: at most kRowsPerPart
   std::size_t key_dim, value_dim;
   std::uint32_t const* blocks;           // block table
-  std::byte const* keys;                 // of this KV head in block 0: [key_dim][16]
-  std::byte const* values;               // of this KV head in block 0: [16][value_dim]; null: a position's value is
-                                         // the first value_dim elements of its key
+  std::byte const* keys;                 // in block 0: [kv_heads][key_dim][16]
+  std::byte const* values;               // in block 0: [kv_heads][16][value_dim]; null: a position's value is the first
+                                         // value_dim elements of its key
   std::size_t key_stride, value_stride;  // elements from one block to the next
   float scale;
-  float const* sinks;  // [heads] logits of keys without a value, or null
+  float const* sinks;  // [kv_heads][heads] logits of keys without a value, or null
   // Added to the scaled scores, or null: of head h, where a block's first position is d after the query's (d may be
   // negative, and is held within -bias_reach - 15 … bias_reach), the 16 numbers from bias[h * bias_stride + d] on.
   float const* bias;
   std::size_t bias_stride;
   std::uint32_t bias_reach;
-  float* scratch;  // attend_scratch_floats(value_dim)
+  float* scratch;  // attend_scratch_floats() of the larger dim
 };
 
-// [kRowsPerPart] accumulators and [16] values of a block, each padded to whole vectors.
-constexpr std::size_t attend_scratch_floats(std::size_t value_dim) {
-  return (kRowsPerPart + kPanelColumns) * ((value_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
+// Queries [head_dim][rows], accumulators [rows][head_dim] and the values of a block [16][head_dim], in whole vectors.
+constexpr std::size_t attend_scratch_floats(std::size_t head_dim) {
+  return (2 * kRowsPerPart + kPanelColumns) * ((head_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
 }
 
 // Room for a row of n numbers in int8, whatever the ISA makes of it: 4-byte aligned.

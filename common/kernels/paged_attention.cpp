@@ -19,22 +19,24 @@ std::size_t value_block_elements(KvLayerShape const& shape) {
   return shape.values == KvValues::in_keys ? 0 : shape.num_kv_heads * shape.value_dim * kKvBlockTokens;
 }
 
-// How the work is cut: into parts of this many tokens of a sequence and this many of a KV head's query heads.
+// How the work is cut: into parts of at most this many tokens of a sequence, KV heads, and query heads of each of
+// those.
 struct AttendCut {
-  std::size_t tokens, heads;
+  std::size_t tokens, kv_heads, heads;
 };
 
-// All heads together, unless they are too many or threads would have nothing to do; then as many tokens as there is
-// room for, unless threads would have too little of it to be dealt evenly. pairs: of tokens and KV heads.
-AttendCut cut_attention(std::size_t heads, std::size_t pairs, std::size_t num_threads) {
+// All query heads of a KV head together, unless they are too many or threads would have nothing to do; then tokens,
+// which read the same, then KV heads, which lie side by side: as many as there is room for, unless threads would have
+// too little of it to be dealt evenly. pairs: of tokens and KV heads.
+AttendCut cut_attention(std::size_t heads, std::size_t kv_heads, std::size_t pairs, std::size_t num_threads) {
   constexpr std::size_t kHeadStep = 4;
   constexpr std::size_t kPartsAThread = 8;
   auto const divided_up = [](std::size_t a, std::size_t b) { return (a + b - 1) / b; };
   std::size_t const parts = std::max(divided_up(heads, kRowsPerPart), divided_up(num_threads, pairs));
-  std::size_t const heads_each = divided_up(divided_up(heads, parts), kHeadStep) * kHeadStep;
-  std::size_t const in_part = std::min(heads_each, heads);
-  return {.tokens = std::clamp<std::size_t>(pairs / (num_threads * kPartsAThread), 1, kRowsPerPart / in_part),
-          .heads = in_part};
+  std::size_t const heads_each = std::min(heads, divided_up(divided_up(heads, parts), kHeadStep) * kHeadStep);
+  std::size_t const at_once =
+      std::clamp<std::size_t>(pairs / (num_threads * kPartsAThread), 1, kRowsPerPart / heads_each);
+  return {.tokens = at_once, .kv_heads = heads_each == heads ? std::min(at_once, kv_heads) : 1, .heads = heads_each};
 }
 
 // A device starts threads and makes room in every token for the one that attends to the most. So tokens go to it
@@ -186,7 +188,8 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   EM_CHECK(shape.sinks.empty() || shape.sinks.size() == shape.num_heads, shape.sinks.size() << " sinks");
   EM_CHECK(!shape.bias || shape.bias->num_heads() == shape.num_heads, shape.bias->num_heads() << " heads with biases");
   EM_CHECK(places.last.empty() || places.last.size() == q.rows, places.last.size() << " last positions");
-  EM_CHECK(kv.value_dim <= exec.limits().max_value_dim, "values of " << kv.value_dim);
+  EM_CHECK(std::max(kv.key_dim, kv.value_dim) <= exec.limits().max_head_dim,
+           "keys of " << kv.key_dim << ", values of " << kv.value_dim);
   if (q.rows == 0) return;
   if (Device* device = exec.device()) {
     if (places.on_device.most_positions > 0)
@@ -200,14 +203,19 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
     }
     return;
   }
-  AttendCut const cut = cut_attention(heads, q.rows * kv.num_kv_heads, exec.pool().num_threads());
+  AttendCut const cut = cut_attention(heads, kv.num_kv_heads, q.rows * kv.num_kv_heads, exec.pool().num_threads());
   std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
-  auto const run = [&](std::size_t t, std::size_t count, std::size_t g, std::size_t first_head, std::size_t thread) {
-    std::size_t const head = g * heads + first_head;
+  struct Part {
+    std::size_t token, tokens, kv_head, kv_heads, head;  // head: the first, of each KV head
+  };
+  auto const run = [&](Part const& part, std::size_t thread) {
+    std::size_t const t = part.token;
+    std::size_t const g = part.kv_head;
+    std::size_t const head = g * heads + part.head;
     std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
     AttendToken tokens[kRowsPerPart];
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < part.tokens; ++i) {
       std::uint32_t const position = places.positions[t + i];
       tokens[i] = {.first = shape.span.first(position),
                    .last = places.last.empty() ? position : places.last[t + i],
@@ -220,8 +228,9 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
             .q_stride = q.stride,
             .out_stride = out.stride,
             .token = tokens,
-            .tokens = count,
-            .heads = std::min(cut.heads, heads - first_head),
+            .tokens = part.tokens,
+            .kv_heads = part.kv_heads,
+            .heads = std::min(cut.heads, heads - part.head),
             .key_dim = kv.key_dim,
             .value_dim = kv.value_dim,
             .blocks = blocks,
@@ -240,13 +249,20 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   std::size_t const num_threads = exec.pool().num_threads();
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
     for (std::size_t share = begin; share < end; ++share) {
-      std::size_t part = 0;
+      std::size_t num_parts = 0;
       for (std::size_t t = 0; t < q.rows;) {
         std::size_t count = 1;
         while (count < cut.tokens && t + count < q.rows && places.sequences[t + count] == places.sequences[t]) ++count;
-        for (std::size_t g = 0; g < kv.num_kv_heads; ++g)
-          for (std::size_t first_head = 0; first_head < heads; first_head += cut.heads)
-            if (part++ % num_threads == share) run(t, count, g, first_head, thread);
+        std::size_t const kv_heads = std::clamp<std::size_t>(kRowsPerPart / (cut.heads * count), 1, cut.kv_heads);
+        for (std::size_t g = 0; g < kv.num_kv_heads; g += kv_heads)
+          for (std::size_t head = 0; head < heads; head += cut.heads)
+            if (num_parts++ % num_threads == share)
+              run({.token = t,
+                   .tokens = count,
+                   .kv_head = g,
+                   .kv_heads = std::min(kv_heads, kv.num_kv_heads - g),
+                   .head = head},
+                  thread);
         t += count;
       }
     }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
+#include <random>
 #include <vector>
 
 #include "common/base/cores.h"
@@ -33,13 +34,15 @@ constexpr Case kCases[] = {{1, 1, 1024},  {1, 1, 8192},  {16, 1, 128},  {64, 1, 
 constexpr std::size_t kCacheBytes = std::size_t{256} << 20;  // of all layers: no cache keeps them
 constexpr std::size_t kPasses = 5;
 
-// Tokens of a step, sequence after sequence; a sequence's blocks lie apart, as they do after some requests.
+// Tokens of a step, sequence after sequence; a sequence's blocks lie anywhere, as they do after some requests.
 struct Step {
   explicit Step(Case const& c) {
     std::size_t const blocks = (c.context + kKvBlockTokens - 1) / kKvBlockTokens;
+    tables.resize(c.sequences * blocks);
+    std::iota(tables.begin(), tables.end(), 0U);
+    std::ranges::shuffle(tables, std::mt19937(1));
     for (std::size_t s = 0; s < c.sequences; ++s) {
-      offsets.push_back(static_cast<std::uint32_t>(tables.size()));
-      for (std::size_t b = 0; b < blocks; ++b) tables.push_back(static_cast<std::uint32_t>(b * c.sequences + s));
+      offsets.push_back(static_cast<std::uint32_t>(s * blocks));
       for (std::size_t t = 0; t < c.tokens; ++t) {
         positions.push_back(static_cast<std::uint32_t>(c.context - c.tokens + t));
         sequences.push_back(static_cast<std::uint32_t>(s));
@@ -105,7 +108,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   ThreadPool pool(threads);
-  Exec const exec(*isa, pool, {.max_rows = 1, .max_columns = 1, .max_value_dim = heads.dim});
+  Exec const exec(*isa, pool, {.max_rows = 1, .max_columns = 1, .max_head_dim = heads.dim});
   double const bandwidth = measure_read_bandwidth(exec, std::size_t{512} << 20, 4);
   double const peak = measure_peak_flops(exec, DType::f32, 3);
   std::printf("%zu threads, %s, %zu heads over %zu of %zu: reads %.1f GB/s, computes %.0f GFLOP/s\n", threads,

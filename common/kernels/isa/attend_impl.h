@@ -34,9 +34,11 @@ Vec only(Lanes lanes, Vec const& scores) {
 }
 
 struct AttendState {
-  float largest[kRowsPerPart];  // score so far
-  float sum[kRowsPerPart];      // of e^(score - largest)
-  float const* q[kRowsPerPart];
+  float largest[kRowsPerPart];      // score so far
+  float sum[kRowsPerPart];          // of e^(score - largest)
+  float const* q;                   // [key_dim][q_stride], a column a row: what is multiplied at once lies side by side
+  std::size_t q_stride;             // whole vectors
+  float const* bias[kRowsPerPart];  // of its head
   // Of the current block:
   float correction[kRowsPerPart];      // of what was added up before
   float weight[kRowsPerPart][kLanes];  // e^(score - largest), 0 outside the lanes
@@ -60,33 +62,30 @@ std::int64_t bias_offset(AttendPart const& a, std::uint32_t block, std::uint32_t
 }
 
 template <std::size_t RN, class T>
-void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint32_t block, Lanes lanes,
+[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint32_t block, Lanes lanes,
                  AttendState& state) {
-  float const* q[RN];
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) q[r] = state.q[row + r];
   Vec dots[RN];
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) dots[r] = zero();
-  for (std::size_t d = 0; d < a.key_dim; ++d) {
-    if (d % kStepsATick == 0) {
-      state.keys.tick();
-      state.values.tick();
+  float const* q = state.q + row;
+  for (std::size_t d = 0; d < a.key_dim;) {
+    state.keys.tick();
+    state.values.tick();
+    std::size_t const end = a.key_dim - d < kStepsATick ? a.key_dim : d + kStepsATick;
+    for (; d < end; ++d, q += state.q_stride) {
+      Vec const key = load(keys + d * kLanes);
+      EM_UNROLL
+      for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(broadcast(q[r]), key, dots[r]);
     }
-    Vec const key = load(keys + d * kLanes);
-    EM_UNROLL
-    for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(broadcast(q[r][d]), key, dots[r]);
   }
   float before[kLanes] = {};  // the rows' largest scores, less those with this block
   static_assert(RN <= kLanes);
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) {
     Vec scores = dots[r] * broadcast(a.scale);
-    if (a.bias) {
-      std::size_t const token = (row + r) / a.heads;
-      std::size_t const head = (row + r) % a.heads;
-      scores = scores + load(a.bias + head * a.bias_stride + bias_offset(a, block, a.token[token].position));
-    }
+    if (a.bias)
+      scores =
+          scores + load(state.bias[row + r] + bias_offset(a, block, a.token[(row + r) / a.heads % a.tokens].position));
     if (lanes.begin != 0 || lanes.end != kLanes) scores = only(lanes, scores);
     float& largest = state.largest[row + r];
     float const tile_max = max_lanes(scores);
@@ -111,7 +110,7 @@ void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint3
 // CN vectors of columns from d on, or what there is of one. values: [16] rows, `stride` apart. accumulator:
 // [rows][padded].
 template <std::size_t RN, std::size_t CN, bool kWhole, class T>
-void add_columns(std::size_t row, T const* values, std::size_t d, std::size_t columns, std::size_t stride, Lanes lanes,
+[[gnu::noinline]] void add_columns(std::size_t row, T const* values, std::size_t d, std::size_t columns, std::size_t stride, Lanes lanes,
                  AttendState const& state, std::size_t padded, float* accumulator) {
   float const* weight[RN];
   Vec total[RN][CN];
@@ -169,80 +168,123 @@ void values_of_keys(T const* keys, std::size_t columns, std::size_t padded, floa
   }
 }
 
-// One block, which tokens [begin, end) of the part attend to in the same lanes.
+// Tokens and KV heads of a part, whose rows lie as [KV heads][tokens][heads].
 template <class T>
-void attend_block(AttendPart const& a, std::size_t begin, std::size_t end, T const* keys, T const* values,
-                  float const* own_values, std::uint32_t block, Lanes lanes, std::size_t padded, float* accumulator,
-                  AttendState& state) {
-  for_rows<kAttendRows>(begin * a.heads, end * a.heads,
-                        [&]<std::size_t RN>(std::size_t row) { score_block<RN>(a, row, keys, block, lanes, state); });
-  for_rows<kAttendRows>(begin * a.heads, end * a.heads, [&]<std::size_t RN>(std::size_t row) {
-    if (values)
-      add_values<RN>(row, values, a.value_dim, a.value_dim, lanes, state, padded, accumulator);
-    else
-      add_values<RN>(row, own_values, padded, padded, lanes, state, padded, accumulator);
-  });
-}
+class Attend {
+ public:
+  explicit Attend(AttendPart const& a)
+      : a_(a),
+        padded_((a.value_dim + kLanes - 1) / kLanes * kLanes),
+        rows_(a.kv_heads * a.tokens * a.heads),
+        queries_(a.scratch),
+        accumulator_(queries_ + a.key_dim * whole_rows()),
+        own_values_(accumulator_ + rows_ * padded_) {
+    for (std::size_t row = 0; row < rows_; ++row) {
+      std::size_t const head = head_of(row);
+      state_.largest[row] = a.sinks ? a.sinks[head] : kNegativeInfinity;
+      state_.sum[row] = a.sinks ? 1.0F : 0.0F;
+      state_.bias[row] = a.bias ? a.bias + head * a.bias_stride : nullptr;
+    }
+    std::memset(accumulator_, 0, rows_ * padded_ * sizeof(float));
+    state_.q = queries_;
+    state_.q_stride = whole_rows();
+    for (std::size_t row = 0; row < rows_; row += kLanes)
+      for (std::size_t d = 0; d < a.key_dim; d += kLanes) turn_queries(row, d);
+  }
+
+  void run() {
+    std::uint32_t first = a_.token[0].first;
+    std::uint32_t last = a_.token[0].last;
+    for (std::size_t t = 1; t < a_.tokens; ++t) {
+      first = a_.token[t].first < first ? a_.token[t].first : first;
+      last = a_.token[t].last > last ? a_.token[t].last : last;
+    }
+    std::uint32_t const last_block = last / kLanes;
+    for (std::uint32_t block = first / kLanes; block <= last_block; ++block)
+      for (std::size_t g = 0; g < a_.kv_heads; ++g) {
+        if (!values_of(block, g)) values_of_keys(keys_of(block, g), a_.value_dim, padded_, own_values_);
+        fetch_ahead(block < last_block ? block + 1 : block, g);
+        for (std::size_t t = 0; t < a_.tokens;) {
+          Lanes const lanes = lanes_of(a_.token[t], block);
+          std::size_t end = t + 1;
+          while (end < a_.tokens && lanes_of(a_.token[end], block) == lanes) ++end;
+          if (lanes.begin < lanes.end) attend_block(block, g, t, end, lanes);
+          t = end;
+        }
+      }
+    for (std::size_t row = 0; row < rows_; ++row) {
+      float* const out = a_.out + token_of(row) * a_.out_stride + head_of(row) * a_.value_dim;
+      for (std::size_t d = 0; d < a_.value_dim; d += kLanes)
+        store_some(out + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]), a_.value_dim - d);
+    }
+  }
+
+ private:
+  [[nodiscard]] std::size_t whole_rows() const { return (rows_ + kLanes - 1) / kLanes * kLanes; }
+  [[nodiscard]] std::size_t token_of(std::size_t row) const { return row / a_.heads % a_.tokens; }
+  [[nodiscard]] std::size_t head_of(std::size_t row) const {  // counted over the KV heads
+    return row / (a_.heads * a_.tokens) * a_.heads + row % a_.heads;
+  }
+  [[nodiscard]] T const* keys_of(std::uint32_t block, std::size_t g) const {
+    return reinterpret_cast<T const*>(a_.keys) + a_.blocks[block] * a_.key_stride + g * a_.key_dim * kLanes;
+  }
+  [[nodiscard]] T const* values_of(std::uint32_t block, std::size_t g) const {
+    if (!a_.values) return nullptr;
+    return reinterpret_cast<T const*>(a_.values) + a_.blocks[block] * a_.value_stride + g * a_.value_dim * kLanes;
+  }
+
+  // A vector of rows, from d on.
+  void turn_queries(std::size_t row, std::size_t d) {
+    Vec tile[kLanes];
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      tile[i] = zero();
+      if (row + i >= rows_) continue;
+      float const* const q = a_.q + token_of(row + i) * a_.q_stride + head_of(row + i) * a_.key_dim;
+      tile[i] = load_some(q + d, a_.key_dim - d);
+    }
+    transpose(tile);
+    for (std::size_t i = 0; i < kLanes && d + i < a_.key_dim; ++i)
+      store(queries_ + (d + i) * whole_rows() + row, tile[i]);
+  }
+
+  void fetch_ahead(std::uint32_t block, std::size_t g) {
+    std::size_t const ticks = (a_.key_dim + kStepsATick - 1) / kStepsATick;
+    auto const ahead = [&](T const* data, std::size_t elements) {
+      auto const* begin = reinterpret_cast<std::byte const*>(data);
+      std::size_t const lines = (elements * sizeof(T) + kLineBytes - 1) / kLineBytes;
+      return Ahead{.line = begin, .end = begin + elements * sizeof(T), .lines_a_tick = (lines + ticks - 1) / ticks};
+    };
+    state_.keys = state_.values = {};
+    state_.keys = ahead(keys_of(block, g), a_.key_dim * kLanes);
+    if (a_.values) state_.values = ahead(values_of(block, g), a_.value_dim * kLanes);
+  }
+
+  // Of KV head g, for tokens [begin, end), which attend to the same lanes.
+  void attend_block(std::uint32_t block, std::size_t g, std::size_t begin, std::size_t end, Lanes lanes) {
+    std::size_t const first = g * a_.tokens * a_.heads;
+    for_rows<kAttendRows>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
+      score_block<RN>(a_, row, keys_of(block, g), block, lanes, state_);
+    });
+    for_rows<kAttendRows>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
+      if (T const* const values = values_of(block, g))
+        add_values<RN>(row, values, a_.value_dim, a_.value_dim, lanes, state_, padded_, accumulator_);
+      else
+        add_values<RN>(row, own_values_, padded_, padded_, lanes, state_, padded_, accumulator_);
+    });
+  }
+
+  AttendPart const& a_;
+  std::size_t const padded_;  // columns of values, whole vectors
+  std::size_t const rows_;
+  float* const queries_;      // [key_dim][whole_rows]
+  float* const accumulator_;  // [rows][padded]
+  float* const own_values_;   // [16][padded]
+  AttendState state_;
+};
 
 template <class T>
 void attend(AttendPart const& a) {
-  std::size_t const padded = (a.value_dim + kLanes - 1) / kLanes * kLanes;
-  std::size_t const rows = a.tokens * a.heads;
-  float* const accumulator = a.scratch;                 // [rows][padded]
-  float* const own_values = a.scratch + rows * padded;  // [16][padded]
-  AttendState state;
-  std::uint32_t first = a.token[0].first;
-  std::uint32_t last = a.token[0].last;
-  for (std::size_t t = 0; t < a.tokens; ++t) {
-    AttendToken const& token = a.token[t];
-    first = token.first < first ? token.first : first;
-    last = token.last > last ? token.last : last;
-    for (std::size_t h = 0; h < a.heads; ++h) {
-      std::size_t const row = t * a.heads + h;
-      state.largest[row] = a.sinks ? a.sinks[h] : kNegativeInfinity;
-      state.sum[row] = a.sinks ? 1.0F : 0.0F;
-      state.q[row] = a.q + t * a.q_stride + h * a.key_dim;
-    }
-  }
-  std::memset(accumulator, 0, rows * padded * sizeof(float));
-
-  auto const keys_of = [&](std::uint32_t block) {
-    return reinterpret_cast<T const*>(a.keys) + a.blocks[block] * a.key_stride;
-  };
-  auto const values_of = [&](std::uint32_t block) {
-    return a.values ? reinterpret_cast<T const*>(a.values) + a.blocks[block] * a.value_stride : nullptr;
-  };
-  auto const ahead = [](T const* data, std::size_t elements, std::size_t ticks) {
-    auto const* begin = reinterpret_cast<std::byte const*>(data);
-    std::size_t const lines = (elements * sizeof(T) + kLineBytes - 1) / kLineBytes;
-    return Ahead{.line = begin, .end = begin + elements * sizeof(T), .lines_a_tick = (lines + ticks - 1) / ticks};
-  };
-  std::uint32_t const last_block = last / kLanes;
-  for (std::uint32_t block = first / kLanes; block <= last_block; ++block) {
-    T const* const keys = keys_of(block);
-    T const* const values = values_of(block);
-    state.keys = state.values = {};
-    if (block < last_block) {
-      std::size_t const ticks = (a.key_dim + kStepsATick - 1) / kStepsATick;
-      state.keys = ahead(keys_of(block + 1), a.key_dim * kLanes, ticks);
-      if (values) state.values = ahead(values_of(block + 1), a.value_dim * kLanes, ticks);
-    }
-    if (!values) values_of_keys(keys, a.value_dim, padded, own_values);
-    for (std::size_t t = 0; t < a.tokens;) {
-      Lanes const lanes = lanes_of(a.token[t], block);
-      std::size_t end = t + 1;
-      while (end < a.tokens && lanes_of(a.token[end], block) == lanes) ++end;
-      if (lanes.begin < lanes.end)
-        attend_block(a, t, end, keys, values, own_values, block, lanes, padded, accumulator, state);
-      t = end;
-    }
-  }
-
-  for (std::size_t row = 0; row < rows; ++row) {
-    float* const out = a.out + row / a.heads * a.out_stride + row % a.heads * a.value_dim;
-    for (std::size_t d = 0; d < a.value_dim; d += kLanes)
-      store_some(out + d, load(accumulator + row * padded + d) / broadcast(state.sum[row]), a.value_dim - d);
-  }
+  Attend<T>(a).run();
 }
 
 }  // namespace

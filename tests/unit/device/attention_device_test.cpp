@@ -243,7 +243,7 @@ class AttentionDeviceTest : public EachDevice {
   }
 
   ThreadPool pool_{2};
-  ExecLimits limits_{.max_rows = 1, .max_columns = 1, .max_value_dim = 600, .max_heads = 128, .max_positions = 4096};
+  ExecLimits limits_{.max_rows = 1, .max_columns = 1, .max_head_dim = 600, .max_heads = 128, .max_positions = 4096};
   Exec processor_{best_isa(), pool_, limits_};
   Exec gpu_{best_isa(), pool_, limits_, device_.get()};
 };

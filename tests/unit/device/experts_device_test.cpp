@@ -158,7 +158,7 @@ class DeviceExpertsTest : public EachDevice {
                              std::vector<std::uint32_t> const& experts) {
     device_->reserve({.max_rows = experts.size(),
                       .max_columns = std::max(layer.shape.hidden, 2 * layer.shape.intermediate),
-                      .max_value_dim = 1,
+                      .max_head_dim = 1,
                       .max_intermediate = layer.shape.intermediate});
     DeviceMatrix const in(*device_, x, {3, 2});
     OnDevice<std::uint32_t> const slots(*device_, experts);

@@ -102,7 +102,7 @@ class EngineTest : public testing::Test {
   ModelSpec const spec = read_model_spec(dir, {});
   std::unique_ptr<WeightSource> weights = open_checkpoint(dir);
   ThreadPool pool{2};
-  Exec exec{best_isa(), pool, {.max_rows = kTokens * 2, .max_columns = 512, .max_value_dim = 512}};
+  Exec exec{best_isa(), pool, {.max_rows = kTokens * 2, .max_columns = 512, .max_head_dim = 512}};
   MortalExperts experts{
       make_local_experts(expert_model_spec(spec, kFloat32Weights, DType::f32), *weights,
                          {.experts_per_token = exchange_shape(spec, kTokens).experts_per_row, .max_tokens = kTokens},

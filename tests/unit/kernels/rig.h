@@ -8,7 +8,7 @@ namespace expertmesh {
 
 struct Rig {
   explicit Rig(Isa isa, std::size_t num_threads = 1)
-      : pool(num_threads), exec(isa, pool, {.max_rows = 160, .max_columns = 320, .max_value_dim = 160}) {}
+      : pool(num_threads), exec(isa, pool, {.max_rows = 160, .max_columns = 320, .max_head_dim = 160}) {}
   ThreadPool pool;
   Exec exec;
 };

@@ -50,7 +50,7 @@ ExecLimits exec_limits(ModelSpec const& spec, StepSizes const& sizes, bool rows_
   return {
       .max_rows = std::max(sizes.tokens * std::max<std::size_t>(m.experts_per_token, 1), sizes.logit_rows),
       .max_columns = std::max({spec.hidden, m.attention_columns, 2 * m.dense_intermediate, 2 * m.expert_intermediate}),
-      .max_head_dim = m.value_dim,
+      .max_head_dim = m.head_dim,
       .max_heads = m.num_heads,
       .max_positions = sizes.length,
       .max_hidden = rows_leave ? spec.hidden : 0};

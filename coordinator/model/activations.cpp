@@ -9,7 +9,7 @@ namespace {
 void add(GroupedProjection const& p, std::size_t heads, LayerMaxima& m) {
   m.qkv_columns = std::max(m.qkv_columns, (heads + 2 * p.num_kv_heads) * p.head_dim);
   m.attention_columns = std::max(m.attention_columns, heads * p.head_dim);
-  m.value_dim = std::max(m.value_dim, p.head_dim);
+  m.head_dim = std::max(m.head_dim, p.head_dim);
 }
 
 void add(LatentProjection const& p, std::size_t heads, LayerMaxima& m) {
@@ -18,7 +18,7 @@ void add(LatentProjection const& p, std::size_t heads, LayerMaxima& m) {
   m.attention_columns = std::max({m.attention_columns, heads * p.value_dim, p.q_rank});
   m.latent_query_columns = std::max(m.latent_query_columns, heads * key_dim);
   m.latent_attention_columns = std::max(m.latent_attention_columns, heads * p.kv_rank);
-  m.value_dim = std::max(m.value_dim, p.kv_rank);
+  m.head_dim = std::max(m.head_dim, key_dim);
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ struct LayerMaxima {
   std::size_t attention_columns = 0;         // Q*D, and q_rank: what a weight of an attention takes in
   std::size_t latent_query_columns = 0;      // Q*(C+R)
   std::size_t latent_attention_columns = 0;  // Q*C
-  std::size_t value_dim = 0;                 // of a head in paged_attention()
+  std::size_t head_dim = 0;                  // of keys and values in paged_attention()
   std::size_t num_heads = 0;                 // Q of it
   std::size_t dense_intermediate = 0;
   std::size_t expert_intermediate = 0;

@@ -80,8 +80,8 @@ RowsLaunch rows_launch(KvLayerShape const& kv, bool many, Stream& stream) {
 
 std::size_t CudaDevice::attention_scratch_bytes(ExecLimits const& limits, std::size_t num_multiprocessors) {
   return std::max(
-      launch_bytes(limits.max_value_dim, num_multiprocessors),
-      limits.max_heads * most_units(limits.max_positions, SpanKind::window, 1) * partial_bytes(limits.max_value_dim));
+      launch_bytes(limits.max_head_dim, num_multiprocessors),
+      limits.max_heads * most_units(limits.max_positions, SpanKind::window, 1) * partial_bytes(limits.max_head_dim));
 }
 
 void CudaDevice::paged_attention(MatrixView<float const> q, TokenPlaces const& places, KvLayerShape const& kv,

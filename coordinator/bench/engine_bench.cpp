@@ -67,13 +67,18 @@ class Batch {
     figures.prompt_tokens = sequences_.size() * input_len_;
     figures.prefill_flops = static_cast<double>(sequences_.size()) * cost_.prompt_flops(input_len_);
     auto const begin = Clock::now();
-    while (std::ranges::any_of(sequences_, [](Sequence const& s) { return s.num_pending() > 0; })) step();
+    StageMeans stages;
+    while (std::ranges::any_of(sequences_, [](Sequence const& s) { return s.num_pending() > 0; })) {
+      step();
+      add_stages(stages);
+    }
     figures.prefill_seconds = seconds_since(begin);
+    figures.prefill_stages = mean_of(stages);
   }
 
   void decode(std::size_t num_steps, BatchFigures& figures) {
     std::vector<double> seconds;
-    StageSeconds stages{};
+    StageMeans stages;
     double hits = 0;
     for (std::size_t i = 0; i < kUntimedSteps; ++i) {
       for (Sequence& sequence : sequences_) add_token(sequence);
@@ -100,7 +105,7 @@ class Batch {
     figures.step_flops /= steps;
     figures.weight_bytes /= steps;
     figures.experts_hit = experts_hit_.empty() ? 0 : hits / steps / static_cast<double>(experts_hit_.size());
-    figures.stage_seconds = divided(stages, steps);
+    figures.decode_stages = mean_of(stages);
     Summary const summary = summarise(std::move(seconds));
     figures.share_of_graphs = static_cast<double>(runtime_.runner().num_graph_launches() - launches_before) / steps;
     figures.step_seconds = summary.median;
@@ -110,29 +115,38 @@ class Batch {
   // On a device, after decode().
   void trace(std::size_t num_steps, BatchFigures& figures) {
     runtime_.runner().time_stages_on_device(true);
-    StageSeconds stages{};
+    StageMeans stages;
     for (std::size_t i = 0; i < num_steps; ++i) {
       for (Sequence& sequence : sequences_) add_token(sequence);
       step(kHeldSteps * figures.step_seconds);
       add_stages(stages);
     }
     runtime_.runner().time_stages_on_device(false);
-    figures.stage_seconds = divided(stages, static_cast<double>(num_steps));
+    figures.decode_stages = mean_of(stages);
     figures.device_seconds = 0;
     for (std::size_t s = 0; s < kNumStages; ++s)
-      if (Stage(s) != Stage::fetch) figures.device_seconds += figures.stage_seconds[s];
+      if (Stage(s) != Stage::fetch) figures.device_seconds += figures.decode_stages.seconds[s];
   }
 
  private:
-  using StageSeconds = std::array<double, kNumStages>;
   static constexpr double kHeldSteps = 1.5;  // of a step's time: more than the host takes to call for all of it
 
-  void add_stages(StageSeconds& sum) const {
-    for (std::size_t s = 0; s < kNumStages; ++s) sum[s] += runtime_.runner().stages().seconds()[s];
+  // Of the last step.
+  void add_stages(StageMeans& sum) const {
+    ++sum.num_steps;
+    auto const work = runtime_.runner().work();
+    for (std::size_t s = 0; s < kNumStages; ++s) {
+      sum.seconds[s] += runtime_.runner().stages().seconds()[s];
+      if (!work) continue;
+      sum.bytes[s] += static_cast<double>((*work)[s].bytes);
+      sum.operations[s] += 2.0 * static_cast<double>((*work)[s].multiply_adds);
+    }
   }
-  static StageSeconds divided(StageSeconds seconds, double steps) {
-    for (double& stage : seconds) stage /= steps;
-    return seconds;
+  static StageMeans mean_of(StageMeans sum) {
+    auto const steps = static_cast<double>(std::max<std::size_t>(sum.num_steps, 1));
+    for (auto* of_stages : {&sum.seconds, &sum.bytes, &sum.operations})
+      for (double& of_stage : *of_stages) of_stage /= steps;
+    return sum;
   }
 
   void add_token(Sequence& sequence) const {
@@ -229,6 +243,25 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
   Exec const exec(figures.isa, pool, {.max_rows = 1, .max_columns = 1});
   figures.memory_bytes_per_second = measure_read_bandwidth(exec, options.read_bytes, kCeilingPasses);
   figures.flops_per_second = measure_peak_flops(exec, figures.weights, kCeilingPasses);
+  if (!options.stages) return;
+  constexpr std::size_t kCacheBytesAThread = std::size_t{4} << 20;  // more than the second level has
+  constexpr std::size_t kCachePasses = 50;
+  for (std::size_t const threads : {std::size_t{1}, figures.ceiling_threads}) {
+    if (!figures.ceilings.empty() && figures.ceilings.front().threads == threads) continue;
+    ThreadPool some(threads);
+    Exec const on(figures.isa, some, {.max_rows = 1, .max_columns = 1});
+    figures.ceilings.push_back(
+        {.threads = threads,
+         .memory_bytes_per_second = measure_read_bandwidth(on, options.read_bytes, kCeilingPasses),
+         .cache_bytes_per_second = measure_read_bandwidth(on, threads * kCacheBytesAThread, kCachePasses),
+         .f32 = measure_peak_flops(on, DType::f32, kCeilingPasses),
+         .bf16 = measure_peak_flops(on, DType::bf16, kCeilingPasses),
+         .int8 = measure_peak_flops(on, DType::i8, kCeilingPasses)});
+  }
+}
+
+Ceilings ceilings_of(EngineFigures const& figures) {
+  return {.bytes_per_second = figures.memory_bytes_per_second, .operations_per_second = figures.flops_per_second};
 }
 
 }  // namespace
@@ -251,6 +284,11 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
     if (worker.state == WorkerState::dead)
       spdlog::error("worker {} is dead: {}", worker.id.value(), worker.death_reason);
   });
+  std::optional<StageFloors> floors;
+  if (!runtime.device()) {
+    floors.emplace(runtime.spec(), runtime.weight_format(), runtime.dtype(), ceilings_of(figures));
+    runtime.runner().count_floors(&*floors);
+  }
   runtime.runner().place_caller();
   runtime.experts().wake();
   {

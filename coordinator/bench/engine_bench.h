@@ -18,22 +18,40 @@ struct EngineBenchOptions {
   std::size_t output_len = 32;                    // decode steps
   std::size_t prefill_tokens = 512;               // most of a step
   std::size_t read_bytes = std::size_t{1} << 30;  // read to see how fast memory is; much more than any cache
+  bool stages = false;                            // print a table of each stage's work, floor and time
   std::optional<std::filesystem::path> json;
+};
+
+// The stages of steps, means over them.
+struct StageMeans {
+  StageSeconds seconds{};
+  std::array<double, kNumStages> bytes{};       // that they had to move; nothing with a device or an encoder
+  std::array<double, kNumStages> operations{};  // likewise; a multiply-add is two
+  std::size_t num_steps = 0;
+};
+
+// What so many threads can do.
+struct CeilingsOf {
+  std::size_t threads = 0;
+  double memory_bytes_per_second = 0;  // read
+  double cache_bytes_per_second = 0;   // read, of what the last level keeps
+  double f32 = 0, bf16 = 0, int8 = 0;  // operations a second
 };
 
 // What was measured at one batch size.
 struct BatchFigures {
-  std::size_t batch_size = 0;                      // B
-  std::size_t prompt_tokens = 0;                   // of all B prompts
-  double prefill_seconds = 0;                      // from nothing to the last prompt's logits
-  double prefill_flops = 0;                        // operations this takes
-  double step_seconds = 0;                         // of a decode step, median; each makes B tokens
-  double weight_bytes = 0;                         // read in a decode step, mean
-  double kv_bytes = 0;                             // read in a decode step, mean
-  double step_flops = 0;                           // operations a decode step takes, mean
-  double experts_hit = 0;                          // distinct experts of a MoE layer in a decode step, mean
-  std::array<double, kNumStages> stage_seconds{};  // of a decode step, mean
-  double mean_step_seconds = 0;                    // what the stages are parts of
+  std::size_t batch_size = 0;     // B
+  std::size_t prompt_tokens = 0;  // of all B prompts
+  double prefill_seconds = 0;     // from nothing to the last prompt's logits
+  double prefill_flops = 0;       // operations this takes
+  double step_seconds = 0;        // of a decode step, median; each makes B tokens
+  double weight_bytes = 0;        // read in a decode step, mean
+  double kv_bytes = 0;            // read in a decode step, mean
+  double step_flops = 0;          // operations a decode step takes, mean
+  double experts_hit = 0;         // distinct experts of a MoE layer in a decode step, mean
+  StageMeans prefill_stages{};    // of a step with prompts
+  StageMeans decode_stages{};
+  double mean_step_seconds = 0;  // what the stages are parts of
   // Of a device. Its stages' times are of other steps, by its own clock, all of whose calls lay ready before the device
   // began: it never waited for the host within a stage, up to the first fetch. The marks are in them, some microseconds
   // a layer.
@@ -55,6 +73,7 @@ struct EngineFigures {
   double flops_per_second = 0;          // at best, at the weights' type; of a device in fp32, as its kernels work
   std::optional<std::string> device{};  // its name; the figures above are its own then, of no threads
   std::optional<double> tensor_flops_per_second{};  // of its tensor cores, bf16, at best
+  std::vector<CeilingsOf> ceilings{};               // of one thread and of all; with --stages
   std::vector<BatchFigures> batches;                // as EngineBenchOptions::batch_sizes
 };
 

@@ -23,7 +23,7 @@ double decode_bytes_per_second(BatchFigures const& b) {
 }
 // What lies between the stages: the batch made up, the engine told.
 double other_seconds(BatchFigures const& b) {
-  return b.mean_step_seconds - std::accumulate(b.stage_seconds.begin(), b.stage_seconds.end(), 0.0);
+  return b.mean_step_seconds - std::accumulate(b.decode_stages.seconds.begin(), b.decode_stages.seconds.end(), 0.0);
 }
 
 std::string experts_text(ModelRuntimeOptions const& options, EngineFigures const& figures) {
@@ -74,6 +74,54 @@ std::string gaps_table(EngineFigures const& figures) {
   return out;
 }
 
+double floor_of(StageMeans const& stages, std::size_t s, EngineFigures const& figures) {
+  return std::max(stages.bytes[s] / figures.memory_bytes_per_second, stages.operations[s] / figures.flops_per_second);
+}
+
+std::string ceilings_table(EngineFigures const& figures) {
+  std::string out = fmt::format(
+      "\nceilings   GB/s read, GFLOP/s (GOP/s); cache: 4 MiB a thread, over and "
+      "over\n{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+      "threads", "memory", "cache", "f32", "bf16", "int8");
+  for (CeilingsOf const& c : figures.ceilings)
+    out +=
+        fmt::format("{:>8}{:>10.1f}{:>10.1f}{:>10.0f}{:>10.0f}{:>10.0f}\n", c.threads, c.memory_bytes_per_second / 1e9,
+                    c.cache_bytes_per_second / 1e9, c.f32 / 1e9, c.bf16 / 1e9, c.int8 / 1e9);
+  return out;
+}
+
+// Every stage that takes time, and all of them.
+std::string stages_table(std::string_view what, StageMeans const& stages, EngineFigures const& figures) {
+  std::string out =
+      fmt::format("{:<16}{:>10}{:>10}{:>11}{:>11}{:>9}\n", what, "MB", "GFLOP", "floor ms", "ms", "share");
+  auto const line = [&](std::string_view name, double bytes, double operations, double floor, double seconds) {
+    out += fmt::format("{:<16}{:>10.2f}{:>10.3f}{:>11.3f}{:>11.3f}{:>8.1f}%\n", name, bytes / 1e6, operations / 1e9,
+                       floor * 1e3, seconds * 1e3, 100 * floor / seconds);
+  };
+  double bytes = 0, operations = 0, floors = 0, seconds = 0;
+  for (std::size_t s = 0; s < kNumStages; ++s) {
+    if (stages.seconds[s] <= 0) continue;
+    double const floor = floor_of(stages, s, figures);
+    line(kStageNames[s], stages.bytes[s], stages.operations[s], floor, stages.seconds[s]);
+    bytes += stages.bytes[s];
+    operations += stages.operations[s];
+    floors += floor;
+    seconds += stages.seconds[s];
+  }
+  line("all", bytes, operations, floors, seconds);
+  return out;
+}
+
+nlohmann::ordered_json to_json(StageMeans const& stages, EngineFigures const& figures) {
+  nlohmann::ordered_json out;
+  for (std::size_t s = 0; s < kNumStages; ++s)
+    out[std::string(kStageNames[s])] = {{"bytes", stages.bytes[s]},
+                                        {"operations", stages.operations[s]},
+                                        {"floor_ms", floor_of(stages, s, figures) * 1e3},
+                                        {"ms", stages.seconds[s] * 1e3}};
+  return out;
+}
+
 }  // namespace
 
 std::string to_table(EngineBenchOptions const& options, EngineFigures const& figures) {
@@ -112,8 +160,19 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
     };
     out += fmt::format("{:>5}", b.batch_size);
     for (std::size_t s = 0; s < kNumStages; ++s)
-      if (is_shown(Stage(s), figures)) out += cell(b.stage_seconds[s]);
+      if (is_shown(Stage(s), figures)) out += cell(b.decode_stages.seconds[s]);
     out += cell(other_seconds(b)) + "\n";
+  }
+  if (!options.stages || figures.device) return out;
+  out += ceilings_table(figures);
+  out +=
+      "\nstages     floor: of each, its bytes over what memory gives or its operations over the peak of the weights'\n"
+      "           type; what caches keep can be faster\n";
+  for (BatchFigures const& b : figures.batches) {
+    out += fmt::format("\nB {}, {} prompts of {} tokens, mean of {} steps\n", b.batch_size, b.batch_size,
+                       options.input_len, b.prefill_stages.num_steps);
+    out += stages_table("prefill", b.prefill_stages, figures);
+    out += stages_table("decode", b.decode_stages, figures);
   }
   return out;
 }
@@ -123,7 +182,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
   for (BatchFigures const& b : figures.batches) {
     nlohmann::ordered_json stages;
     for (std::size_t s = 0; s < kNumStages; ++s)
-      if (is_shown(Stage(s), figures)) stages[std::string(kStageNames[s])] = b.stage_seconds[s] * 1e3;
+      if (is_shown(Stage(s), figures)) stages[std::string(kStageNames[s])] = b.decode_stages.seconds[s] * 1e3;
     stages["other"] = other_seconds(b) * 1e3;
     results.push_back({{"batch_size", b.batch_size},
                        {"prefill",
@@ -144,7 +203,11 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                          {"share_of_memory_ceiling", share_of_memory(b.bytes(), b.step_seconds, figures)},
                          {"share_of_floor", share_of_floor(b, figures)},
                          {"stage_ms", std::move(stages)}}}});
-    if (!figures.device) continue;
+    if (!figures.device) {
+      results.back()["prefill"]["stages"] = to_json(b.prefill_stages, figures);
+      results.back()["decode"]["stages"] = to_json(b.decode_stages, figures);
+      continue;
+    }
     auto& prefill = results.back()["prefill"];
     if (figures.tensor_flops_per_second)
       prefill["share_of_tensor_ceiling"] = prefill_flops_per_second(b) / *figures.tensor_flops_per_second;

@@ -29,6 +29,8 @@ void add_engine_options(CLI::App& command, EngineBenchOptions& options) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   add_runtime_flags(command, options.runtime);
+  command.add_flag("--stages", options.stages,
+                   "Print each stage's bytes, operations, floor and time, and what one and all threads can do");
   command.add_option("--json", options.json, "File for all figures");
 }
 

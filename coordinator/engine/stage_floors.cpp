@@ -11,10 +11,10 @@ PartCost& operator+=(PartCost& sum, PartCost const& part) {
   return sum;
 }
 
-double floor_seconds(Ceilings const& ceilings, std::size_t bytes, std::size_t multiply_adds) {
+double floor_seconds(Ceilings const& ceilings, PartCost const& work) {
   auto const seconds = [](double amount, double rate) { return rate > 0 ? amount / rate : 0; };
-  return std::max(seconds(static_cast<double>(bytes), ceilings.bytes_per_second),
-                  seconds(2.0 * static_cast<double>(multiply_adds), ceilings.operations_per_second));
+  return std::max(seconds(static_cast<double>(work.bytes), ceilings.bytes_per_second),
+                  seconds(2.0 * static_cast<double>(work.multiply_adds), ceilings.operations_per_second));
 }
 
 }  // namespace
@@ -41,14 +41,21 @@ StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DTy
   }
 }
 
-StageSeconds StageFloors::of(Step const& step) const {
-  std::size_t const tokens = step.positions.size();
+StageSeconds StageFloors::of(StageWork const& work) const {
   StageSeconds floors{};
-  auto const set = [&](Stage stage, Ceilings const& ceilings, std::size_t bytes, std::size_t multiply_adds) {
-    floors[static_cast<std::size_t>(stage)] = floor_seconds(ceilings, bytes, multiply_adds);
+  for (std::size_t s = 0; s < kNumStages; ++s)
+    floors[s] = floor_seconds(Stage(s) == Stage::experts ? experts_ : own_, work[s]);
+  return floors;
+}
+
+StageWork StageFloors::work_of(Step const& step) const {
+  std::size_t const tokens = step.positions.size();
+  StageWork work{};
+  auto const set = [&](Stage stage, std::size_t bytes, std::size_t multiply_adds) {
+    work[static_cast<std::size_t>(stage)] = {.bytes = bytes, .multiply_adds = multiply_adds};
   };
-  if (tokens == 0) return floors;
-  set(Stage::embedding, own_, tokens * embedding_row_bytes_, 0);
+  if (tokens == 0) return work;
+  set(Stage::embedding, tokens * embedding_row_bytes_, 0);
 
   PartCost attention{.bytes = attention_.bytes, .multiply_adds = tokens * attention_.multiply_adds};
   for (Span const& span : spans_) {
@@ -62,8 +69,8 @@ StageSeconds StageFloors::of(Step const& step) const {
     for (std::uint32_t const position : step.positions)
       attention.multiply_adds += span.pair_cost * tokens_seen(span.span, position + std::size_t{1});
   }
-  set(Stage::attention, own_, attention.bytes, attention.multiply_adds);
-  set(Stage::dense_ffn, own_, dense_ffn_.bytes, tokens * dense_ffn_.multiply_adds);
+  set(Stage::attention, attention.bytes, attention.multiply_adds);
+  set(Stage::dense_ffn, dense_ffn_.bytes, tokens * dense_ffn_.multiply_adds);
 
   if (!expert_.empty()) {
     PartCost experts;
@@ -74,17 +81,17 @@ StageSeconds StageFloors::of(Step const& step) const {
       rows += hits.rows;
     }
     std::size_t const exchanged = expert_.size() * tokens;  // tokens of all MoE layers
-    set(Stage::router, own_, router_.bytes, tokens * router_.multiply_adds);
-    set(Stage::shared_expert, own_, shared_expert_.bytes, tokens * shared_expert_.multiply_adds);
-    set(Stage::dispatch, own_, exchanged * (residual_bytes_ + row_bytes_), 0);
-    set(Stage::experts, experts_, experts.bytes, experts.multiply_adds);
-    set(Stage::combine, own_, rows * row_bytes_ + 2 * exchanged * residual_bytes_, 0);
+    set(Stage::router, router_.bytes, tokens * router_.multiply_adds);
+    set(Stage::shared_expert, shared_expert_.bytes, tokens * shared_expert_.multiply_adds);
+    set(Stage::dispatch, exchanged * (residual_bytes_ + row_bytes_), 0);
+    set(Stage::experts, experts.bytes, experts.multiply_adds);
+    set(Stage::combine, rows * row_bytes_ + 2 * exchanged * residual_bytes_, 0);
   }
   if (step.logit_rows > 0) {
-    set(Stage::lm_head, own_, lm_head_.bytes, step.logit_rows * lm_head_.multiply_adds);
-    set(Stage::sampling, own_, step.logit_rows * vocab_ * sizeof(float), 0);
+    set(Stage::lm_head, lm_head_.bytes, step.logit_rows * lm_head_.multiply_adds);
+    set(Stage::sampling, step.logit_rows * vocab_ * sizeof(float), 0);
   }
-  return floors;
+  return work;
 }
 
 }  // namespace expertmesh

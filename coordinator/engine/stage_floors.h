@@ -18,6 +18,9 @@ struct Ceilings {
   double operations_per_second = 0;  // a multiply-add is two; 0, here as above: not known, and no bound
 };
 
+// What the stages of a step have to do; nothing for those that have no floor.
+using StageWork = std::array<PartCost, kNumStages>;  // in the order of Stage
+
 // Of the decoder of a model without an encoder. Bytes counted: weights once a step, an expert's if a token went to it;
 // keys and values of a sequence once a step; rows that go to the experts and come back once, since each goes to one
 // worker at least; logits once. Caches that hold some of it can make a stage faster than its floor.
@@ -36,8 +39,10 @@ class StageFloors {
     std::size_t logit_rows = 0;                // R
     BalanceStatistics const& routed;           // the step was the last that was added
   };
-  // Seconds; 0 for a stage that has no floor, or nothing to do. Allocates nothing.
-  [[nodiscard]] StageSeconds of(Step const& step) const;
+  // Allocate nothing.
+  [[nodiscard]] StageWork work_of(Step const& step) const;
+  [[nodiscard]] StageSeconds of(StageWork const& work) const;  // 0 for a stage with nothing to do
+  [[nodiscard]] StageSeconds of(Step const& step) const { return of(work_of(step)); }
 
  private:
   // Equal attention of so many layers.

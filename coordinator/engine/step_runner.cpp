@@ -256,13 +256,13 @@ std::span<RowResult const> StepRunner::run(StepBatch const& batch, std::span<Row
   }
   stages_.finish();
   if (floors_)
-    last_floors_ = floors_->of(
+    last_work_ = floors_->work_of(
         {.positions = batch.positions(), .offsets = batch.offsets(), .logit_rows = rows.size(), .routed = balance_});
   return results_;
 }
 
 std::optional<StageSeconds> StepRunner::floors() const {
-  return floors_ ? std::optional(last_floors_) : std::nullopt;
+  return floors_ ? std::optional(floors_->of(last_work_)) : std::nullopt;
 }
 
 void StepRunner::time_stages_on_device(bool on) {

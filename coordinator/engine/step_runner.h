@@ -66,9 +66,10 @@ class StepRunner {
   [[nodiscard]] std::vector<std::uint32_t> const& moe_layers() const { return moe_layers_; }  // through all stacks
   [[nodiscard]] BalanceStatistics const& balance() const { return balance_; }
   [[nodiscard]] StageTimes const& stages() const { return stages_; }  // of the last step
-  // From now on the floors of each step of the decoder are counted; null again: they are not.
+  // From now on the work of each step of the decoder is counted; null again: it is not.
   void count_floors(StageFloors const* floors) { floors_ = floors; }
-  // Of the last step; none: they are not counted.
+  // Of the last step; none: not counted.
+  [[nodiscard]] std::optional<StageWork> work() const { return floors_ ? std::optional(last_work_) : std::nullopt; }
   [[nodiscard]] std::optional<StageSeconds> floors() const;
   // Whether a device's own clock gives the stages' times, for a microsecond or two of the step each.
   void time_stages_on_device(bool on);
@@ -101,7 +102,7 @@ class StepRunner {
   BalanceStatistics balance_;
   StageTimes stages_;
   StageFloors const* floors_ = nullptr;
-  StageSeconds last_floors_{};
+  StageWork last_work_{};
   std::optional<StepTrace> trace_;
   FrameArena frames_;
   std::optional<EncoderRun> encoder_run_;

@@ -43,7 +43,7 @@ class EngineBench : public testing::Test {
 };
 
 double stage(BatchFigures const& b, Stage s) {
-  return b.stage_seconds[static_cast<std::size_t>(s)];
+  return b.decode_stages.seconds[static_cast<std::size_t>(s)];
 }
 
 TEST_F(EngineBench, OfADeviceHasItsCeilingsItsStagesAndItsGaps) {
@@ -60,7 +60,7 @@ TEST_F(EngineBench, OfADeviceHasItsCeilingsItsStagesAndItsGaps) {
       EXPECT_GT(stage(b, s), 0) << kStageNames[static_cast<std::size_t>(s)];
     EXPECT_EQ(stage(b, Stage::dispatch), 0);  // on a device it computes
     EXPECT_EQ(stage(b, Stage::dense_ffn), 0);
-    double const all = std::accumulate(b.stage_seconds.begin(), b.stage_seconds.end(), 0.0);
+    double const all = std::accumulate(b.decode_stages.seconds.begin(), b.decode_stages.seconds.end(), 0.0);
     EXPECT_NEAR(b.device_seconds, all - stage(b, Stage::fetch), 1e-12);
     EXPECT_GT(b.step_seconds, 0);
     EXPECT_GT(b.bytes(), 0);
@@ -109,6 +109,35 @@ TEST_F(EngineBench, OfADeviceTakesTheStepsOfTheProcessor) {
   EXPECT_EQ(json["device"], "cpu");
   EXPECT_FALSE(json["results"][0]["decode"]["stage_ms"].contains("fetch"));
   EXPECT_FALSE(json["results"][0]["decode"].contains("device_busy_ms"));
+}
+
+// The stages' work is the step's, and what is said of a stage can be read.
+TEST_F(EngineBench, StagesShareTheWorkOfTheStep) {
+  EngineBenchOptions given = options("cpu");
+  given.stages = true;
+  EngineFigures const figures = run_engine_bench(given);
+  auto const all = [](std::array<double, kNumStages> const& stages) {
+    return std::accumulate(stages.begin(), stages.end(), 0.0);
+  };
+  for (BatchFigures const& b : figures.batches) {
+    EXPECT_NEAR(all(b.decode_stages.operations) / b.step_flops, 1, 1e-9);
+    EXPECT_NEAR(all(b.prefill_stages.operations) * static_cast<double>(b.prefill_stages.num_steps) / b.prefill_flops, 1,
+                1e-9);
+    EXPECT_GT(all(b.decode_stages.bytes), b.bytes() * 0.9);
+  }
+  ASSERT_FALSE(figures.ceilings.empty());
+  for (CeilingsOf const& c : figures.ceilings)
+    for (double const rate : {c.memory_bytes_per_second, c.cache_bytes_per_second, c.f32, c.bf16, c.int8})
+      EXPECT_GT(rate, 0) << c.threads;
+  std::string const table = to_table(given, figures);
+  for (char const* word : {"ceilings", "floor ms", "lm_head"}) EXPECT_NE(table.find(word), std::string::npos) << word;
+  given.stages = false;
+  EXPECT_EQ(to_table(given, figures).find("floor ms"), std::string::npos);
+  auto const json = nlohmann::json::parse(to_json(given, figures));
+  auto const& attention = json["results"][0]["decode"]["stages"]["attention"];
+  EXPECT_GT(attention["bytes"], 0);
+  EXPECT_GT(attention["floor_ms"], 0);
+  EXPECT_EQ(attention["ms"], json["results"][0]["decode"]["stage_ms"]["attention"]);
 }
 
 TEST_F(EngineBench, OfADeviceTakesNoWorkers) {

@@ -1,6 +1,8 @@
 // Scratch of the ops, allocated once from ExecLimits. Private to common/kernels.
 #pragma once
 #include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/base/check.h"
@@ -10,18 +12,29 @@
 
 namespace expertmesh {
 
+// A thread's run of a call's tiles (see run_gemms()), from which others may take, too. A line of its own.
+struct alignas(64) TileRun {
+  std::atomic<std::size_t> next = 0;  // that nobody has taken
+  std::size_t end = 0;
+};
+
 struct Exec::Scratch {
   explicit Scratch(ExecLimits const& limits, std::size_t num_threads)
-      : row_bytes(std::max((limits.max_columns + 15) / 16 * 16 * sizeof(float),
-                           (quantised_row_bytes(limits.max_columns) + 63) / 64 * 64)),
+      : row_bytes(odd_lines(std::max(limits.max_columns * sizeof(float), quantised_row_bytes(limits.max_columns)))),
         input(limits.max_rows * row_bytes),
         hidden(limits.max_rows * row_bytes),
         output(limits.max_rows * row_bytes),
         x_rows(limits.max_rows),
         y_rows(limits.max_rows),
         attention_row(attend_scratch_floats(limits.max_head_dim)),
-        attention(num_threads * attention_row) {}
+        attention(num_threads * attention_row),
+        tile_runs(num_threads) {}
 
+  // Room for so many bytes, an odd number of lines: else the same places of many rows would share few sets of a cache.
+  static std::size_t odd_lines(std::size_t bytes) {
+    constexpr std::size_t kLine = 64;
+    return ((bytes + kLine - 1) / kLine | 1) * kLine;
+  }
   // What passes between the host and the device.
   Scratch(ExecLimits const& limits, Device& device)
       : row_bytes(0),
@@ -71,6 +84,7 @@ struct Exec::Scratch {
   AlignedBuffer<float*> y_rows;       // [max_rows]
   std::size_t attention_row;          // floats of one thread in the next
   AlignedBuffer<float> attention;     // [threads] AttendPart::scratch
+  std::vector<TileRun> tile_runs;     // [threads]
 
   // With a device only, which uses `input` for rows that are on their way.
   AlignedBuffer<std::byte> wire_rows;   // [max_rows] of a wire dtype, on the device

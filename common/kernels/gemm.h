@@ -2,12 +2,12 @@
 // Private to common/kernels.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <span>
 
 #include "common/kernels/activation_rows.h"
 #include "common/kernels/exec.h"
+#include "common/kernels/exec_scratch.h"
 #include "common/kernels/kernel_table.h"
 #include "common/kernels/packed_matrix.h"
 
@@ -83,27 +83,36 @@ inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next)
   for (std::size_t r = 0; r < part.m; ++r) exec.table().add(part.y[r] + column, job.bias + column, columns);
 }
 
-// Runs job(0) … job(num_jobs - 1) with all their tiles in one row, from which each thread takes the next: no barrier
-// between jobs, and they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
+// Runs job(0) … job(num_jobs - 1): all their tiles in one row, of which each thread takes an equal run, so that it
+// reads memory from end to end; who is through takes what is left of the others' runs. No barrier between jobs, and
+// they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
 template <class JobOf>
 void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
   std::size_t const num_threads = exec.pool().num_threads();
-  std::atomic<std::size_t> untaken = num_threads;  // the first ones go to the threads by their numbers
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < num_jobs; ++i) total += num_tiles(job_of(i));
+  std::span<TileRun> const runs = exec.scratch().tile_runs;
+  for (std::size_t r = 0; r < num_threads; ++r) {
+    runs[r].next.store(total * r / num_threads, std::memory_order_relaxed);
+    runs[r].end = total * (r + 1) / num_threads;
+  }
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t share = begin; share < end; ++share) {
+    for (std::size_t own = begin; own < end; ++own) {
       std::optional<GemmTile> tile;  // taken, and run when the one after it is known
-      std::size_t next = share;      // counted from the first job's first
-      std::size_t first_of_job = 0;
-      for (std::size_t i = 0; i < num_jobs; ++i) {
-        GemmJob const job = job_of(i);
-        std::size_t const end_of_job = first_of_job + num_tiles(job);
-        while (next < end_of_job) {
-          GemmTile const taken{job, next - first_of_job};
+      for (std::size_t r = 0; r < num_threads; ++r) {
+        TileRun& run = runs[(own + r) % num_threads];
+        std::size_t job = 0;
+        std::size_t end_of_job = 0;
+        std::size_t first_of_job = 0;
+        for (std::size_t next; (next = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;) {
+          while (next >= end_of_job) {
+            first_of_job = end_of_job;
+            end_of_job += num_tiles(job_of(job++));
+          }
+          GemmTile const taken{job_of(job - 1), next - first_of_job};
           if (tile) gemm_tile(exec, *tile, &taken);
           tile.emplace(taken);
-          next = untaken.fetch_add(1, std::memory_order_relaxed);
         }
-        first_of_job = end_of_job;
       }
       if (tile) gemm_tile(exec, *tile, nullptr);
     }

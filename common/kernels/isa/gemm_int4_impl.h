@@ -32,7 +32,7 @@ void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
 }
 
 struct GemmInt4 {
-  static constexpr std::size_t kAheadFrom = 3;
+  static constexpr std::size_t kAheadFrom = 1;
   static std::size_t ticks(std::size_t k) { return int4_groups(k); }
 
   template <std::size_t MR, std::size_t NP>

@@ -29,7 +29,7 @@ void quantise_int8(float const* x, std::size_t n, std::byte* out) {
 }
 
 struct GemmInt8 {
-  static constexpr std::size_t kAheadFrom = 5;
+  static constexpr std::size_t kAheadFrom = 2;
   static std::size_t ticks(std::size_t k) { return int8_groups(k) * (kInt8Group / kInt8StepK / kStepsATick); }
 
   template <std::size_t MR, std::size_t NP>

@@ -62,8 +62,8 @@ std::int64_t bias_offset(AttendPart const& a, std::uint32_t block, std::uint32_t
 }
 
 template <std::size_t RN, class T>
-[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint32_t block, Lanes lanes,
-                 AttendState& state) {
+[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint32_t block,
+                                   Lanes lanes, AttendState& state) {
   Vec dots[RN];
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) dots[r] = zero();
@@ -110,8 +110,9 @@ template <std::size_t RN, class T>
 // CN vectors of columns from d on, or what there is of one. values: [16] rows, `stride` apart. accumulator:
 // [rows][padded].
 template <std::size_t RN, std::size_t CN, bool kWhole, class T>
-[[gnu::noinline]] void add_columns(std::size_t row, T const* values, std::size_t d, std::size_t columns, std::size_t stride, Lanes lanes,
-                 AttendState const& state, std::size_t padded, float* accumulator) {
+[[gnu::noinline]] void add_columns(std::size_t row, T const* values, std::size_t d, std::size_t columns,
+                                   std::size_t stride, Lanes lanes, AttendState const& state, std::size_t padded,
+                                   float* accumulator) {
   float const* weight[RN];
   Vec total[RN][CN];
   EM_UNROLL
@@ -184,6 +185,8 @@ class Attend {
       state_.largest[row] = a.sinks ? a.sinks[head] : kNegativeInfinity;
       state_.sum[row] = a.sinks ? 1.0F : 0.0F;
       state_.bias[row] = a.bias ? a.bias + head * a.bias_stride : nullptr;
+      q_[row] = a.q + token_of(row) * a.q_stride + head * a.key_dim;
+      out_[row] = a.out + token_of(row) * a.out_stride + head * a.value_dim;
     }
     std::memset(accumulator_, 0, rows_ * padded_ * sizeof(float));
     state_.q = queries_;
@@ -212,11 +215,10 @@ class Attend {
           t = end;
         }
       }
-    for (std::size_t row = 0; row < rows_; ++row) {
-      float* const out = a_.out + token_of(row) * a_.out_stride + head_of(row) * a_.value_dim;
+    for (std::size_t row = 0; row < rows_; ++row)
       for (std::size_t d = 0; d < a_.value_dim; d += kLanes)
-        store_some(out + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]), a_.value_dim - d);
-    }
+        store_some(out_[row] + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]),
+                   a_.value_dim - d);
   }
 
  private:
@@ -236,12 +238,8 @@ class Attend {
   // A vector of rows, from d on.
   void turn_queries(std::size_t row, std::size_t d) {
     Vec tile[kLanes];
-    for (std::size_t i = 0; i < kLanes; ++i) {
-      tile[i] = zero();
-      if (row + i >= rows_) continue;
-      float const* const q = a_.q + token_of(row + i) * a_.q_stride + head_of(row + i) * a_.key_dim;
-      tile[i] = load_some(q + d, a_.key_dim - d);
-    }
+    for (std::size_t i = 0; i < kLanes; ++i)
+      tile[i] = row + i < rows_ ? load_some(q_[row + i] + d, a_.key_dim - d) : zero();
     transpose(tile);
     for (std::size_t i = 0; i < kLanes && d + i < a_.key_dim; ++i)
       store(queries_ + (d + i) * whole_rows() + row, tile[i]);
@@ -274,6 +272,8 @@ class Attend {
   }
 
   AttendPart const& a_;
+  float const* q_[kRowsPerPart];
+  float* out_[kRowsPerPart];
   std::size_t const padded_;  // columns of values, whole vectors
   std::size_t const rows_;
   float* const queries_;      // [key_dim][whole_rows]

@@ -65,6 +65,20 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
   return static_cast<double>(buffer.size_bytes()) / seconds;
 }
 
+double measure_barrier(Exec const& exec, std::size_t passes) {
+  constexpr std::size_t kCalls = 2000;
+  std::size_t const threads = exec.pool().num_threads();
+  double best = 0;
+  for (std::size_t pass = 0; pass < passes; ++pass) {
+    auto const start = std::chrono::steady_clock::now();
+    for (std::size_t i = 0; i < kCalls; ++i)
+      exec.pool().parallel_for(threads, [](std::size_t, std::size_t, std::size_t) {});
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / kCalls;
+    if (pass == 0 || seconds < best) best = seconds;
+  }
+  return best;
+}
+
 double measure_peak_flops(Exec const& exec, DType weights, std::size_t passes) {
   KernelTable const& table = exec.table();
   struct Kind {

@@ -18,6 +18,9 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
 // bf16, i8 or i4): the best of `passes`.
 double measure_peak_flops(Exec const& exec, DType weights, std::size_t passes);
 
+// Seconds that parallel_for takes with nothing to do: what every op pays. The mean of many, the best of `passes`.
+double measure_barrier(Exec const& exec, std::size_t passes);
+
 // For a look in passing, some tens of milliseconds: a buffer much larger than caches keep, and few passes.
 constexpr std::size_t kQuickReadBytes = std::size_t{128} << 20;
 constexpr std::size_t kQuickPasses = 3;

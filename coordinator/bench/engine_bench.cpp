@@ -256,7 +256,8 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
          .cache_bytes_per_second = measure_read_bandwidth(on, threads * kCacheBytesAThread, kCachePasses),
          .f32 = measure_peak_flops(on, DType::f32, kCeilingPasses),
          .bf16 = measure_peak_flops(on, DType::bf16, kCeilingPasses),
-         .int8 = measure_peak_flops(on, DType::i8, kCeilingPasses)});
+         .int8 = measure_peak_flops(on, DType::i8, kCeilingPasses),
+         .barrier_seconds = measure_barrier(on, kCeilingPasses)});
   }
 }
 

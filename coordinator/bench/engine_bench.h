@@ -36,6 +36,7 @@ struct CeilingsOf {
   double memory_bytes_per_second = 0;  // read
   double cache_bytes_per_second = 0;   // read, of what the last level keeps
   double f32 = 0, bf16 = 0, int8 = 0;  // operations a second
+  double barrier_seconds = 0;          // of an op with nothing to do
 };
 
 // What was measured at one batch size.

@@ -80,13 +80,13 @@ double floor_of(StageMeans const& stages, std::size_t s, EngineFigures const& fi
 
 std::string ceilings_table(EngineFigures const& figures) {
   std::string out = fmt::format(
-      "\nceilings   GB/s read, GFLOP/s (GOP/s); cache: 4 MiB a thread, over and "
-      "over\n{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
-      "threads", "memory", "cache", "f32", "bf16", "int8");
+      "\nceilings   GB/s read, GFLOP/s (GOP/s); cache: 4 MiB a thread, over and over; barrier: of an op, us\n"
+      "{:>8}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
+      "threads", "memory", "cache", "f32", "bf16", "int8", "barrier");
   for (CeilingsOf const& c : figures.ceilings)
-    out +=
-        fmt::format("{:>8}{:>10.1f}{:>10.1f}{:>10.0f}{:>10.0f}{:>10.0f}\n", c.threads, c.memory_bytes_per_second / 1e9,
-                    c.cache_bytes_per_second / 1e9, c.f32 / 1e9, c.bf16 / 1e9, c.int8 / 1e9);
+    out += fmt::format("{:>8}{:>10.1f}{:>10.1f}{:>10.0f}{:>10.0f}{:>10.0f}{:>10.2f}\n", c.threads,
+                       c.memory_bytes_per_second / 1e9, c.cache_bytes_per_second / 1e9, c.f32 / 1e9, c.bf16 / 1e9,
+                       c.int8 / 1e9, c.barrier_seconds * 1e6);
   return out;
 }
 

@@ -127,7 +127,8 @@ TEST_F(EngineBench, StagesShareTheWorkOfTheStep) {
   }
   ASSERT_FALSE(figures.ceilings.empty());
   for (CeilingsOf const& c : figures.ceilings)
-    for (double const rate : {c.memory_bytes_per_second, c.cache_bytes_per_second, c.f32, c.bf16, c.int8})
+    for (double const rate :
+         {c.memory_bytes_per_second, c.cache_bytes_per_second, c.f32, c.bf16, c.int8, c.barrier_seconds})
       EXPECT_GT(rate, 0) << c.threads;
   std::string const table = to_table(given, figures);
   for (char const* word : {"ceilings", "floor ms", "lm_head"}) EXPECT_NE(table.find(word), std::string::npos) << word;

@@ -8,7 +8,7 @@
 #include "common/base/aligned_buffer.h"
 #include "common/base/check.h"
 #include "common/base/error.h"
-#include "common/checkpoint/small_floats.h"
+#include "common/base/small_floats.h"
 
 namespace expertmesh {
 namespace {

@@ -15,7 +15,7 @@ enum class ActivationRule : std::uint8_t {
 };
 
 struct WeightFormat {
-  DType storage = DType::f32;     // f32, bf16, i8 or i4
+  DType storage = DType::f32;     // f32, bf16, i8, i4, f8_e4m3 or f4_e2m1
   std::size_t group_size = 0;     // elements of K that share a scale; 0: no scales
   DType scale_type = DType::f32;  // of the scales where there are any
   bool has_zero_point = false;
@@ -32,5 +32,18 @@ constexpr WeightFormat kInt8Weights{
 // 32: what a step of sixteen-bit sums holds in AVX2, and a quarter of an activation's group.
 constexpr WeightFormat kInt4Weights{
     .storage = DType::i4, .group_size = 32, .scale_type = DType::bf16, .activation = ActivationRule::quantise_to_int8};
+// bfloat16 numbers in the bits of a checkpoint that has them so: the products of code and scale, rounded. Multiplied as
+// those numbers are, to the same bits.
+constexpr WeightFormat kMxfp4Weights{.storage = DType::f4_e2m1,
+                                     .group_size = 32,
+                                     .scale_type = DType::f8_e8m0,
+                                     .activation = ActivationRule::round_to_bf16};
+constexpr std::size_t kFp8GroupStep = 32;
+constexpr WeightFormat fp8_weights(std::size_t group_size) {  // a multiple of kFp8GroupStep
+  return {.storage = DType::f8_e4m3,
+          .group_size = group_size,
+          .scale_type = DType::f32,
+          .activation = ActivationRule::round_to_bf16};
+}
 
 }  // namespace expertmesh

@@ -46,6 +46,8 @@ inline void gemm_of(Exec const& exec, WeightFormat const& format, GemmPart const
     case ActivationRule::none:
       return exec.table().gemm_f32(part);
     case ActivationRule::round_to_bf16:
+      if (format.storage == DType::f4_e2m1) return exec.table().gemm_mxfp4(part);
+      if (format.storage == DType::f8_e4m3) return exec.table().gemm_fp8(part);
       return exec.table().gemm_bf16(part);
     case ActivationRule::quantise_to_int8:
       return (format.storage == DType::i4 ? exec.table().gemm_int4 : exec.table().gemm_int8)(part);

@@ -74,6 +74,7 @@ inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next)
                       .panels = job.w.data(),
                       .panel_begin = panel,
                       .panel_end = std::min(panel + kTilePanels, panels),
+                      .group = job.w.format().group_size,
                       .next = ahead.data(),
                       .next_bytes = ahead.size()};
   gemm_of(exec, job.w.format(), part);

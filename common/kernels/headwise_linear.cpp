@@ -60,7 +60,8 @@ void headwise_linear(Exec const& exec, MatrixView<float const> x, std::span<Pack
                             .k = k,
                             .panels = w[head].data(),
                             .panel_begin = panel,
-                            .panel_end = std::min(panel + kTilePanels, last_panel)};
+                            .panel_end = std::min(panel + kTilePanels, last_panel),
+                            .group = format.group_size};
         gemm_of(exec, format, part);
       }
     }

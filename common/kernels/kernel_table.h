@@ -20,6 +20,8 @@ struct GemmPart {
   std::size_t m, n, k;
   std::byte const* panels;  // PackedMatrix::data()
   std::size_t panel_begin, panel_end;
+  std::size_t group = 0;   // of K: numbers that share a scale of FP8
+  bool continues = false;  // bfloat16: y += …, y having the sums over the k before
   // Weights that are read after these: fetched from memory while these are multiplied.
   std::byte const* next = nullptr;
   std::size_t next_bytes = 0;
@@ -69,6 +71,8 @@ struct KernelTable {
   void (*gemm_bf16)(GemmPart const&);
   void (*gemm_int8)(GemmPart const&);
   void (*gemm_int4)(GemmPart const&);
+  void (*gemm_mxfp4)(GemmPart const&);  // rows of bfloat16, and the bits of gemm_bf16 with the numbers the codes are
+  void (*gemm_fp8)(GemmPart const&);    // the same
   void (*attend_f32)(AttendPart const&);
   void (*attend_bf16)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);

@@ -7,18 +7,26 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/fp8_panels.h"
 #include "common/kernels/int4_panels.h"
 #include "common/kernels/int8_panels.h"
 #include "common/kernels/kernel_table.h"
+#include "common/kernels/mxfp4_panels.h"
 
 namespace expertmesh {
 namespace {
 
 constexpr std::size_t kUploadBytes = std::size_t{1} << 20;
 
+bool is_fp8(WeightFormat const& format) {
+  return format.group_size != 0 && format.group_size % kFp8GroupStep == 0 && format == fp8_weights(format.group_size);
+}
+
 std::size_t panel_bytes(WeightFormat const& format, std::size_t k) {
   if (format.storage == DType::i8) return int8_panel_bytes(k);
   if (format.storage == DType::i4) return int4_panel_bytes(k);
+  if (format.storage == DType::f4_e2m1) return mxfp4_panel_bytes(k);
+  if (format.storage == DType::f8_e4m3) return fp8_panel_bytes(k, format.group_size);
   std::size_t const padded_k = format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
   return kPanelColumns * padded_k * size_of(format.storage);
 }
@@ -93,6 +101,37 @@ void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, s
   }
 }
 
+// Column `lane` of a panel, from a row's codes and scales.
+void place_mxfp4_row(std::byte const* codes, std::byte const* scales, std::size_t lane, std::size_t k,
+                     std::byte* panel) {
+  for (std::size_t begin = 0; begin < k; begin += kMxfp4GroupK, panel += kMxfp4GroupBytes) {
+    panel[lane] = scales[begin / kMxfp4GroupK];
+    auto* words = reinterpret_cast<std::uint16_t*>(panel + kMxfp4ScaleBytes) + 2 * lane;
+    for (std::size_t step = 0; step < kMxfp4GroupK / kMxfp4StepK; ++step, words += 2 * kPanelColumns) {
+      unsigned even = 0;
+      unsigned odd = 0;
+      for (std::size_t q = 0; q < kMxfp4StepK / 2; ++q, ++codes) {
+        auto const both = std::to_integer<unsigned>(*codes);
+        even |= (both & 15U) << 4 * q;
+        odd |= both >> 4 << 4 * q;
+      }
+      words[0] = static_cast<std::uint16_t>(even);
+      words[1] = static_cast<std::uint16_t>(odd);
+    }
+  }
+}
+
+void place_fp8_row(std::byte const* codes, std::byte const* scales, std::size_t group, std::size_t lane, std::size_t k,
+                   std::byte* panel) {
+  for (std::size_t begin = 0; begin < k; begin += group, scales += sizeof(float)) {
+    std::memcpy(panel + lane * sizeof(float), scales, sizeof(float));
+    panel += kFp8ScaleBytes;
+    std::size_t const count = std::min(group, k - begin);
+    for (std::size_t i = 0; i < count; ++i) panel[i / 2 * kFp8PairBytes + 2 * lane + i % 2] = *codes++;
+    panel += (count + 1) / 2 * kFp8PairBytes;
+  }
+}
+
 // As the kernels of a device read them.
 template <class From>
 void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t count, std::size_t k, std::byte* out) {
@@ -128,6 +167,11 @@ std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t 
   return (n + kPanelColumns - 1) / kPanelColumns * panel_bytes(format, k);
 }
 
+CodedRowBytes coded_row_bytes(WeightFormat const& format, std::size_t k) {
+  if (format.storage == DType::f4_e2m1) return {.codes = k / 2, .scales = k / kMxfp4GroupK};
+  return {.codes = k, .scales = fp8_groups(k, format.group_size) * sizeof(float)};
+}
+
 std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
   return n * weight_stride(k) * size_of(format.storage);
 }
@@ -139,8 +183,13 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, De
       device_(device),
       data_(device ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device) {
   EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights ||
-            (device == nullptr && (format == kInt8Weights || format == kInt4Weights))),
-           "weight format with storage " << name_of(format.storage) << " has no kernel");
+            (device == nullptr && (format == kInt8Weights || format == kInt4Weights ||
+                                   (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format)))),
+           "weight format with storage " << name_of(format.storage) << " has no kernel for K " << k);
+  if (format.storage != DType::f4_e2m1) return;
+  // The scale of columns that are padding: one that needs no care.
+  for (std::size_t group = 0; group < data_.size(); group += kMxfp4GroupBytes)
+    std::fill_n(data_.data() + group, kMxfp4ScaleBytes, std::byte{kMxfp4One});
 }
 
 PackedMatrix PackedMatrix::copy_to_host() const {
@@ -154,8 +203,47 @@ PackedMatrix PackedMatrix::copy_to_host() const {
   return out;
 }
 
+PackedMatrix PackedMatrix::widened() const {
+  PackedMatrix out(kBfloat16Weights, n_, k_);
+  std::size_t const bytes = panel_bytes(format_, k_);
+  for (std::size_t panel = 0; panel * kPanelColumns < n_; ++panel) {
+    std::byte const* const from = data_.data() + panel * bytes;
+    auto* const to = reinterpret_cast<std::uint16_t*>(out.data_.data() + panel * panel_bytes(out.format_, k_));
+    if (format_.storage == DType::f4_e2m1) {
+      for (std::size_t k = 0; k < k_; k += kMxfp4GroupK)
+        decode_mxfp4_exactly(from + k / kMxfp4GroupK * kMxfp4GroupBytes, to + k * kPanelColumns);
+    } else {
+      EM_CHECK(is_fp8(format_), "weights of " << name_of(format_.storage));
+      for (std::size_t k = 0; k < k_; k += format_.group_size) {
+        std::size_t const count = std::min(format_.group_size, k_ - k);
+        decode_fp8_exactly(fp8_pairs(from, format_.group_size, k, count), to + k * kPanelColumns);
+        clear_padding(count, to + k * kPanelColumns);
+      }
+    }
+  }
+  return out;
+}
+
+void PackedMatrix::set_codes(std::size_t first_row, std::size_t num_rows, std::byte const* codes,
+                             std::byte const* scales) {
+  EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
+  bool const mxfp4 = format_.storage == DType::f4_e2m1;
+  EM_CHECK(mxfp4 || is_fp8(format_), "codes for weights of " << name_of(format_.storage));
+  CodedRowBytes const row = coded_row_bytes(format_, k_);
+  for (std::size_t r = 0; r < num_rows; ++r, codes += row.codes, scales += row.scales) {
+    std::size_t const lane = (first_row + r) % kPanelColumns;
+    std::byte* const panel = data_.data() + (first_row + r) / kPanelColumns * panel_bytes(format_, k_);
+    if (mxfp4)
+      place_mxfp4_row(codes, scales, lane, k_, panel);
+    else
+      place_fp8_row(codes, scales, format_.group_size, lane, k_, panel);
+  }
+}
+
 void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows) {
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
+  EM_CHECK(format_.storage != DType::f4_e2m1 && format_.storage != DType::f8_e4m3,
+           "numbers for weights of " << name_of(format_.storage));
   auto const each_type = [&](auto place) {
     switch (type) {
       case DType::f32:

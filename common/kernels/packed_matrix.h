@@ -1,6 +1,7 @@
 // A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
 //   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
 //   int8, int4: see int8_panels.h, int4_panels.h (feed vpdpbusd); not on a device
+//   MXFP4, FP8: see mxfp4_panels.h, fp8_panels.h; not on a device
 // On a device: rows of weight_stride(K) elements (see device.h).
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once
@@ -22,6 +23,10 @@ class PackedMatrix {
   // rounding to nearest even where the format is narrower, by groups with scales where it has them. Any first_row: q,
   // k, v or gate, up fuse into one matrix.
   void set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows);
+  // The same of a matrix in MXFP4 or FP8, from a checkpoint's codes and scales:
+  //   MXFP4  codes u8 [num_rows,K/2], the low half of a byte is the even k; scales E8M0 [num_rows,K/32]
+  //   FP8    codes E4M3 [num_rows,K]; scales f32 [num_rows,ceil(K/group)]
+  void set_codes(std::size_t first_row, std::size_t num_rows, std::byte const* codes, std::byte const* scales);
 
   [[nodiscard]] WeightFormat const& format() const { return format_; }
   [[nodiscard]] std::size_t n() const { return n_; }
@@ -29,6 +34,7 @@ class PackedMatrix {
   [[nodiscard]] std::byte const* data() const { return data_.data(); }
   [[nodiscard]] DeviceMemory* device() const { return device_; }
   [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
+  [[nodiscard]] PackedMatrix widened() const;       // of one in MXFP4 or FP8: the bfloat16 numbers it is multiplied as
   [[nodiscard]] DeviceWeight on_device() const {
     return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data_.data()};
   }
@@ -44,6 +50,12 @@ class PackedMatrix {
 
 // Bytes PackedMatrix(format, n, k) will hold: for planning memory before loading.
 std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k);
+// Of a row that set_codes() takes.
+struct CodedRowBytes {
+  std::size_t codes = 0;
+  std::size_t scales = 0;
+};
+CodedRowBytes coded_row_bytes(WeightFormat const& format, std::size_t k);
 std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k);
 
 }  // namespace expertmesh

@@ -11,7 +11,7 @@ struct Row {
   std::string_view name;
   std::string_view safetensors;
 };
-constexpr std::array<Row, 13> kRows = {{
+constexpr std::array<Row, 15> kRows = {{
     {DType::f64, 8, "float64", "F64"},
     {DType::f32, 4, "float32", "F32"},
     {DType::f16, 2, "float16", "F16"},
@@ -25,6 +25,8 @@ constexpr std::array<Row, 13> kRows = {{
     {DType::f8_e4m3, 1, "float8_e4m3fn", "F8_E4M3"},
     {DType::f8_e5m2, 1, "float8_e5m2", "F8_E5M2"},
     {DType::i4, 0, "int4", ""},
+    {DType::f4_e2m1, 0, "float4_e2m1fn", ""},
+    {DType::f8_e8m0, 1, "float8_e8m0fnu", ""},
 }};
 
 Row const& row_of(DType type) {

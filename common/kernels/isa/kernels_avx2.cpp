@@ -1,3 +1,4 @@
+#include "common/kernels/isa/decode_avx2.h"
 #include "common/kernels/isa/vec_avx2.h"
 // The Vec above decides what the loops below compile to.
 #include "common/kernels/isa/kernels_impl.h"

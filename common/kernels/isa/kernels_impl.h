@@ -3,7 +3,10 @@
 #pragma once
 #include <cstring>
 
+#include "common/kernels/bf16_bits.h"
 #include "common/kernels/isa/attend_impl.h"
+#include "common/kernels/isa/gemm_coded_impl.h"
+#include "common/kernels/isa/gemm_impl.h"
 #include "common/kernels/isa/gemm_int4_impl.h"
 #include "common/kernels/isa/gemm_int8_impl.h"
 #include "common/kernels/isa/vec_math.h"
@@ -12,152 +15,10 @@
 namespace expertmesh {
 namespace {
 
-// ---- GEMM: register tiles of MR rows x NP panels, k in order. The tile shape never changes a result.
-template <std::size_t MR, std::size_t NP>
-void store_tile(GemmPart const& g, std::size_t row, std::size_t panel, Vec const (&acc)[MR][NP]) {
-  EM_UNROLL
-  for (std::size_t i = 0; i < MR; ++i) {
-    EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j) {
-      std::size_t const column = (panel + j) * kLanes;
-      store_some(g.y[row + i] + column, acc[i][j], g.n - column);
-    }
-  }
-}
-
-struct GemmF32 {
-  static constexpr std::size_t kAheadFrom = 4;
-  static std::size_t ticks(std::size_t k) { return (k + kStepsATick - 1) / kStepsATick; }
-
-  template <std::size_t MR, std::size_t NP>
-  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
-    float const* w[NP];
-    EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j) w[j] = reinterpret_cast<float const*>(g.panels) + (panel + j) * g.k * kLanes;
-    float const* x[MR];
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<float const*>(g.x[row + i]);
-    Vec acc[MR][NP];
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) {
-      EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = zero();
-    }
-    for (std::size_t k = 0; k < g.k; ++k) {
-      if (k % kStepsATick == 0) ahead.tick();
-      Vec column[NP];
-      EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) column[j] = load(w[j] + k * kLanes);
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) {
-        Vec const xi = broadcast(x[i][k]);
-        EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = fma(xi, column[j], acc[i][j]);
-      }
-    }
-    store_tile<MR, NP>(g, row, panel, acc);
-  }
-};
-
-struct GemmBf16 {
-  static constexpr std::size_t kAheadFrom = 4;
-  static std::size_t ticks(std::size_t k) { return (k / 2 + kStepsATick - 1) / kStepsATick; }
-
-  template <std::size_t MR, std::size_t NP>
-  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
-    std::size_t const pairs = (g.k + 1) / 2;
-    std::uint16_t const* w[NP];
-    EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j)
-      w[j] = reinterpret_cast<std::uint16_t const*>(g.panels) + (panel + j) * pairs * 2 * kLanes;
-    std::uint16_t const* x[MR];
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<std::uint16_t const*>(g.x[row + i]);
-    Vec acc[MR][NP];
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) {
-      EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = zero();
-    }
-    for (std::size_t k = 0; k < g.k / 2; ++k) {
-      if (k % kStepsATick == 0) ahead.tick();
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) {
-        std::uint32_t pair;
-        std::memcpy(&pair, x[i] + 2 * k, sizeof pair);
-        EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + k * 2 * kLanes, pair);
-      }
-    }
-    if (g.k % 2 != 0) {
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) {
-        EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j)
-          acc[i][j] = dot_bf16(acc[i][j], w[j] + (pairs - 1) * 2 * kLanes, x[i][g.k - 1]);
-      }
-    }
-    store_tile<MR, NP>(g, row, panel, acc);
-  }
-};
-
-// Panels that a tile of this many rows takes at once: as many as there are registers for, up to 4 (at M = 1 they are
-// the independent sums that hide the latency of a multiply-add); 4, 2 or 1, so that none of a part's 4 is left over.
-constexpr std::size_t panels_at_once(std::size_t rows) {
-  std::size_t panels = 4;
-  while (panels > 1 && rows * panels > kAccumulators) panels /= 2;
-  return panels;
-}
-
-// MR rows against all panels of the part.
-template <class Kernel, std::size_t MR>
-void gemm_rows(GemmPart const& g, Ahead& ahead, std::size_t row) {
-  constexpr std::size_t kPanels = panels_at_once(MR);
-  std::size_t panel = g.panel_begin;
-  for (; panel + kPanels <= g.panel_end; panel += kPanels) Kernel::template tile<MR, kPanels>(g, ahead, row, panel);
-  for (; panel < g.panel_end; ++panel) Kernel::template tile<MR, 1>(g, ahead, row, panel);
-}
-
-// The last, at most MR, rows.
-template <class Kernel, std::size_t MR>
-void gemm_last_rows(GemmPart const& g, Ahead& ahead, std::size_t row) {
-  if (g.m - row == MR) return gemm_rows<Kernel, MR>(g, ahead, row);
-  if constexpr (MR > 1) gemm_last_rows<Kernel, MR - 1>(g, ahead, row);
-}
-
-// The part's next weights, spread over all ticks of its tiles. Nothing below Kernel::kAheadFrom rows: where the memory
-// is all that is waited for, the processor's own prefetchers keep more lines under way than instructions can (measured
-// on Zen 5: a third more bytes a second at one row).
-template <class Kernel>
-Ahead ahead_of(GemmPart const& g) {
-  if (g.m < Kernel::kAheadFrom) return {};
-  std::size_t const panels = g.panel_end - g.panel_begin;
-  std::size_t tiles = 0;
-  for (std::size_t row = 0; row < g.m; row += kTileRows) {
-    std::size_t const at_once = panels_at_once(g.m - row < kTileRows ? g.m - row : kTileRows);
-    tiles += panels / at_once + panels % at_once;
-  }
-  std::size_t const ticks = tiles * Kernel::ticks(g.k);
-  std::size_t const lines = (g.next_bytes + kLineBytes - 1) / kLineBytes;
-  return {.line = g.next, .end = g.next + g.next_bytes, .lines_a_tick = ticks == 0 ? 0 : (lines + ticks - 1) / ticks};
-}
-
-template <class Kernel>
-void gemm(GemmPart const& g) {
-  Ahead ahead = ahead_of<Kernel>(g);
-  std::size_t row = 0;
-  for (; row + kTileRows <= g.m; row += kTileRows) gemm_rows<Kernel, kTileRows>(g, ahead, row);
-  gemm_last_rows<Kernel, kTileRows>(g, ahead, row);
-}
-
 // ---- rows
 void round_bf16(float const* x, std::size_t n, std::uint16_t* out) {
   for (std::size_t i = 0; i < n; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, x + i, sizeof bits);
-    bool const nan = (bits & 0x7fffffffU) > 0x7f800000U;
-    std::uint32_t const rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-    out[i] = static_cast<std::uint16_t>(nan ? (bits >> 16) | 0x40U : rounded);
+    out[i] = bf16_bits(x[i]);
   }
 }
 
@@ -364,6 +225,8 @@ constexpr KernelTable kTable = {
     .gemm_bf16 = gemm<GemmBf16>,
     .gemm_int8 = gemm<GemmInt8>,
     .gemm_int4 = gemm<GemmInt4>,
+    .gemm_mxfp4 = gemm_coded<Mxfp4Codes>,
+    .gemm_fp8 = gemm_coded<Fp8Codes>,
     .attend_f32 = attend<float>,
     .attend_bf16 = attend<std::uint16_t>,
     .round_bf16 = round_bf16,

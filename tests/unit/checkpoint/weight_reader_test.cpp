@@ -9,7 +9,7 @@
 #include <random>
 
 #include "common/base/bf16.h"
-#include "common/checkpoint/small_floats.h"
+#include "common/base/small_floats.h"
 #include "tests/support/memory_weights.h"
 #include "tests/support/model_copy.h"
 

@@ -1,4 +1,4 @@
-#include "common/checkpoint/small_floats.h"
+#include "common/base/small_floats.h"
 
 #include <gtest/gtest.h>
 

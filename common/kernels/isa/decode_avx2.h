@@ -1,0 +1,91 @@
+// MXFP4 and FP8 as bfloat16 in AVX2: see decode_scalar.h. Included by one .cpp only.
+#pragma once
+#include <immintrin.h>
+
+#include "common/kernels/fp8_panels.h"
+#include "common/kernels/mxfp4_panels.h"
+
+namespace expertmesh {
+namespace {
+
+// Sixteen words of four codes: the lowest code of each as bfloat16. Both bytes of a number come from tables by code.
+inline __m256i e2m1_as_bf16(__m256i words, __m256i added) {
+  __m256i const high_bytes =
+      _mm256_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -128, -65, -65, -65, -64, -64, -64, -64, 0, 0x3f,
+                       0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -128, -65, -65, -65, -64, -64, -64, -64);
+  __m256i const low_bytes = _mm256_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64, 0, 0,
+                                             -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64);
+  __m256i const codes = _mm256_and_si256(words, _mm256_set1_epi16(15));
+  __m256i const high = _mm256_slli_epi16(_mm256_shuffle_epi8(high_bytes, codes), 8);
+  __m256i const low = _mm256_shuffle_epi8(low_bytes, codes);  // the codes' own high bytes are 0, and so is entry 0
+  __m256i const zero = _mm256_cmpeq_epi16(_mm256_and_si256(words, _mm256_set1_epi16(7)), _mm256_setzero_si256());
+  return _mm256_add_epi16(_mm256_or_si256(high, low), _mm256_andnot_si256(zero, added));
+}
+
+inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
+  __m128i const scales = _mm_loadu_si128(reinterpret_cast<__m128i const*>(group));
+  __m128i const held = _mm_min_epu8(_mm_max_epu8(scales, _mm_set1_epi8(kMxfp4LeastPlain)),
+                                    _mm_set1_epi8(static_cast<char>(kMxfp4MostPlain)));
+  if (_mm_movemask_epi8(_mm_cmpeq_epi8(scales, held)) != 0xffff) return decode_mxfp4_exactly(group, out);
+  // What scales add to the exponents of both words of a column.
+  auto const added = [](__m128i eight) {
+    __m256i const of_columns = _mm256_cvtepu8_epi32(eight);
+    __m256i const both = _mm256_or_si256(of_columns, _mm256_slli_epi32(of_columns, 16));
+    return _mm256_slli_epi16(_mm256_sub_epi16(both, _mm256_set1_epi16(kMxfp4One)), 7);
+  };
+  __m256i const of_half[2] = {added(scales), added(_mm_srli_si128(scales, 8))};
+  for (std::size_t step = 0; step < kMxfp4GroupK / kMxfp4StepK; ++step)
+    for (std::size_t half = 0; half < 2; ++half) {
+      std::byte const* const at = group + kMxfp4ScaleBytes + step * kMxfp4StepBytes + half * sizeof(__m256i);
+      __m256i words = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(at));
+      for (std::size_t pair = 0; pair < kMxfp4StepK / 2; ++pair) {
+        std::uint16_t* const to = out + (step * kMxfp4StepK / 2 + pair) * 2 * kPanelColumns + half * kPanelColumns;
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), e2m1_as_bf16(words, of_half[half]));
+        words = _mm256_srli_epi16(words, 4);
+      }
+    }
+}
+
+// To nearest even, in the low halves; of numbers that are not NaN.
+inline __m256i rounded_to_bf16(__m256 x) {
+  __m256i const bits = _mm256_castps_si256(x);
+  __m256i const last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, last), _mm256_set1_epi32(0x7fff)), 16);
+}
+
+// As in AVX-512: a code shifted into a half is 2^-8 of its number, subnormal ones too, but for NaN.
+inline void decode_fp8(Fp8Pairs const& in, std::uint16_t* out) {
+  __m256 times[4];  // of the numbers of four columns, both of a pair
+  for (std::size_t half = 0; half < 2; ++half) {
+    __m256 const scales = _mm256_loadu_ps(in.scales + 8 * half);
+    __m256i const bits = _mm256_and_si256(_mm256_castps_si256(scales), _mm256_set1_epi32(0x7fffffff));
+    __m256i const held = _mm256_min_epi32(_mm256_max_epi32(bits, _mm256_set1_epi32(kFp8LeastPlainBits)),
+                                          _mm256_set1_epi32(kFp8MostPlainBits));
+    __m256i const plain =
+        _mm256_or_si256(_mm256_cmpeq_epi32(bits, held), _mm256_cmpeq_epi32(bits, _mm256_setzero_si256()));
+    if (_mm256_movemask_epi8(plain) != -1) return decode_fp8_exactly(in, out);
+    __m256 const larger = _mm256_mul_ps(scales, _mm256_set1_ps(0x1p8F));
+    __m256i const twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    times[2 * half] = _mm256_permutevar8x32_ps(larger, twice);
+    times[2 * half + 1] = _mm256_permutevar8x32_ps(larger, _mm256_add_epi32(twice, _mm256_set1_epi32(4)));
+  }
+  __m256i const not_copied_sign = _mm256_set1_epi16(static_cast<short>(0xbfff));
+  __m128i const magnitude = _mm_set1_epi8(0x7f);
+  __m128i largest = _mm_setzero_si128();
+  for (std::size_t pair = 0; pair < in.pairs; ++pair)
+    for (std::size_t half = 0; half < 2; ++half) {
+      auto const* const at = in.codes + pair * kFp8PairBytes + half * sizeof(__m128i);
+      __m128i const codes = _mm_loadu_si128(reinterpret_cast<__m128i const*>(at));
+      largest = _mm_max_epu8(largest, _mm_and_si128(codes, magnitude));
+      __m256i const halves = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7), not_copied_sign);
+      __m256 const first = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), times[2 * half]);
+      __m256 const second = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), times[2 * half + 1]);
+      __m256i const mixed = _mm256_packus_epi32(rounded_to_bf16(first), rounded_to_bf16(second));
+      std::uint16_t* const to = out + pair * 2 * kPanelColumns + half * kPanelColumns;
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xd8));
+    }
+  if (_mm_movemask_epi8(_mm_cmpeq_epi8(largest, magnitude)) != 0) decode_fp8_exactly(in, out);
+}
+
+}  // namespace
+}  // namespace expertmesh

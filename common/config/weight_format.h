@@ -45,5 +45,9 @@ constexpr WeightFormat fp8_weights(std::size_t group_size) {  // a multiple of k
           .scale_type = DType::f32,
           .activation = ActivationRule::round_to_bf16};
 }
+// Whether these are codes of a checkpoint, each with a scale of its group, for numbers of bfloat16.
+constexpr bool from_codes(WeightFormat const& format) {
+  return format.storage == DType::f4_e2m1 || format.storage == DType::f8_e4m3;
+}
 
 }  // namespace expertmesh

@@ -242,8 +242,7 @@ void PackedMatrix::set_codes(std::size_t first_row, std::size_t num_rows, std::b
 
 void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows) {
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
-  EM_CHECK(format_.storage != DType::f4_e2m1 && format_.storage != DType::f8_e4m3,
-           "numbers for weights of " << name_of(format_.storage));
+  EM_CHECK(!from_codes(format_), "numbers for weights of " << name_of(format_.storage));
   auto const each_type = [&](auto place) {
     switch (type) {
       case DType::f32:

@@ -28,6 +28,16 @@ constexpr std::size_t kPasses = 5;
 
 PackedMatrix random_matrix(WeightFormat format, std::size_t n, std::size_t k, std::mt19937& random) {
   PackedMatrix w(format, n, k);
+  if (from_codes(format)) {
+    CodedRowBytes const bytes = coded_row_bytes(format, k);
+    std::vector<std::byte> codes(bytes.codes);
+    std::vector<std::byte> scales(bytes.scales, std::byte{120});  // small numbers, in E8M0 and as floats
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::byte& code : codes) code = static_cast<std::byte>(random() % 0x7f);
+      w.set_codes(i, 1, codes.data(), scales.data());
+    }
+    return w;
+  }
   std::vector<float> row(k);
   for (std::size_t i = 0; i < n; ++i) {
     for (float& x : row) x = static_cast<float>(static_cast<int>(random() % 2001) - 1000) * 1e-5F;
@@ -102,8 +112,8 @@ int main(int argc, char** argv) {
   double const bandwidth = measure_read_bandwidth(exec, std::size_t{512} << 20, 4);
   std::printf("%zu threads, %s, H %zu, F %zu, %zu experts a layer: reads %.1f GB/s\n", threads,
               std::string(name_of(*isa)).c_str(), hidden, intermediate, kExperts, bandwidth / 1e9);
-  for (WeightFormat const& format : {kBfloat16Weights, kInt8Weights, kInt4Weights}) {
-    double const peak = measure_peak_flops(exec, format.storage, 3);
+  for (WeightFormat const& format : {kBfloat16Weights, fp8_weights(128), kMxfp4Weights, kInt8Weights, kInt4Weights}) {
+    double const peak = measure_peak_flops(exec, from_codes(format) ? DType::bf16 : format.storage, 3);
     Layers const layers = make_layers(format, hidden, intermediate);
     std::printf("%s: computes %.0f GOP/s, %.1f MB a layer\n%6s %9s %8s %9s %7s\n",
                 std::string(name_of(format.storage)).c_str(), peak / 1e9, static_cast<double>(layers.layer_bytes) / 1e6,

@@ -68,6 +68,28 @@ struct GemmF32 {
   }
 };
 
+// acc[i][j] += x[i] w[j] over k numbers: w[j] a bfloat16 panel, x[i] a row of bfloat16.
+template <std::size_t MR, std::size_t NP>
+inline void multiply_bf16(Vec (&acc)[MR][NP], std::uint16_t const* const (&w)[NP], std::uint16_t const* const (&x)[MR],
+                          std::size_t k, Ahead& ahead) {
+  for (std::size_t pair = 0; pair < k / 2; ++pair) {
+    if (pair % kStepsATick == 0) ahead.tick();
+    EM_UNROLL
+    for (std::size_t i = 0; i < MR; ++i) {
+      std::uint32_t both;
+      std::memcpy(&both, x[i] + 2 * pair, sizeof both);
+      EM_UNROLL
+      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + pair * 2 * kLanes, both);
+    }
+  }
+  if (k % 2 == 0) return;
+  EM_UNROLL
+  for (std::size_t i = 0; i < MR; ++i) {
+    EM_UNROLL
+    for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + k / 2 * 2 * kLanes, x[i][k - 1]);
+  }
+}
+
 struct GemmBf16 {
   static constexpr std::size_t kAheadFrom = 4;
   static std::size_t ticks(std::size_t k) { return (k / 2 + kStepsATick - 1) / kStepsATick; }
@@ -84,24 +106,7 @@ struct GemmBf16 {
     for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<std::uint16_t const*>(g.x[row + i]);
     Vec acc[MR][NP];
     start_tile<MR, NP>(g, row, panel, acc);
-    for (std::size_t k = 0; k < g.k / 2; ++k) {
-      if (k % kStepsATick == 0) ahead.tick();
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) {
-        std::uint32_t pair;
-        std::memcpy(&pair, x[i] + 2 * k, sizeof pair);
-        EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + k * 2 * kLanes, pair);
-      }
-    }
-    if (g.k % 2 != 0) {
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) {
-        EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j)
-          acc[i][j] = dot_bf16(acc[i][j], w[j] + (pairs - 1) * 2 * kLanes, x[i][g.k - 1]);
-      }
-    }
+    multiply_bf16<MR, NP>(acc, w, x, g.k, ahead);
     store_tile<MR, NP>(g, row, panel, acc);
   }
 };

@@ -54,7 +54,10 @@ int run_render(RenderOptions const& options) {
 }
 
 int run_info(InfoOptions const& options) {
-  InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype, options.quantization);
+  InfoReport const report = describe_model(options.model_dir, options.workers,
+                                           {.dtype = options.dtype,
+                                            .quantization = options.quantization,
+                                            .holder = options.device == "cpu" ? Holder::processor : Holder::device});
   std::cout << (options.json ? report.json : report.text);
   return if_written(report.servable ? 0 : 2);
 }

@@ -351,7 +351,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       experts_spec_(expert_model_spec(spec_, weight_format_, dtype_)),
       weights_(open_weights(options, spec_)),
       plan_(plan_model(spec_, weight_format_, dtype_,
-                       std::max<std::size_t>(options.workers + options.remote_workers, 1))),
+                       std::max<std::size_t>(options.workers + options.remote_workers, 1), holders())),
       kv_groups_(kv_cache_specs(spec_, dtype_)),
       sizes_(size_up(options, spec_, kv_groups_, device_.get(), nccl_ != nullptr, experts_spec_, plan_)) {
   (void)worker_kernels(options, isa_);
@@ -436,13 +436,19 @@ Experts& ModelRuntime::experts() {
   return remote_ ? static_cast<Experts&>(*remote_) : *other_experts_;
 }
 
+Holders ModelRuntime::holders() const {
+  auto const holder_on = [](std::string const& device) { return device == "cpu" ? Holder::processor : Holder::device; };
+  return {.coordinator = holder_on(options_.device),
+          .experts = holder_on(options_.clustered() ? options_.worker_device : options_.device)};
+}
+
 void ModelRuntime::count_floors() {
   if (device_ || spec_.encoder()) return;
   Ceilings const own{.bytes_per_second = measure_read_bandwidth(*exec_, kQuickReadBytes, kQuickPasses),
                      .operations_per_second = measure_peak_flops(*exec_, weight_format_.storage, kQuickPasses)};
   spdlog::info("this process reads {:.1f} GB/s and computes {:.0f} G operations/s in {} at most",
                own.bytes_per_second / 1e9, own.operations_per_second / 1e9, name_of(weight_format_.storage));
-  floors_.emplace(spec_, weight_format_, dtype_, own);
+  floors_.emplace(spec_, weight_format_, dtype_, own, holders());
   update_floors();
   runner_->count_floors(&*floors_);
 }

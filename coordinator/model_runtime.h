@@ -99,6 +99,7 @@ class ModelRuntime {
   [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
   [[nodiscard]] DType dtype() const { return dtype_; }  // of rows, KV cache, and weights that are not quantised
   [[nodiscard]] WeightFormat const& weight_format() const { return weight_format_; }
+  [[nodiscard]] Holders holders() const;
   [[nodiscard]] Isa isa() const { return isa_; }
   [[nodiscard]] NcclApi const* nccl() const { return nccl_.get(); }  // null: rows go by the host
   [[nodiscard]] Device* device() const { return device_.get(); }     // null: this processor

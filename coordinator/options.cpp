@@ -231,6 +231,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
   add_quantization_flag(*i, info.quantization);
+  i->add_option("--device", info.device,
+                "What holds the weights: cpu or cuda, which has FP8 and MXFP4 weights widened to bfloat16")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   i->add_flag("--json", info.json, "As one JSON object, with bytes and multiply-adds of each part of a layer");
 
   TokenizeOptions tokenizing;

@@ -57,36 +57,64 @@ Convert from_transposed(Place const& place, StoredTensor const& tensor) {
   };
 }
 
-// out[r][i] = code x the scale of its block, the blocks counted in the stored matrix.
+// Rows of FP8 codes with a scale for each block of K that they cross, the blocks counted in the stored matrix.
+class Fp8Rows {
+ public:
+  Fp8Rows(Place const& place, StoredTensor const& codes, StoredTensor const& scale_inv)
+      : place_(place), codes_(codes.bytes.data()), stored_scales_(to_floats(scale_inv)) {}
+
+  [[nodiscard]] std::size_t num_scales() const { return divided_up(place_.k, scale_width(place_.slice)); }  // of a row
+  // Rows [first, first + count), valid until the next call. More than one only where they lie one behind the other, or
+  // are transposed.
+  WeightCodes rows(std::size_t first, std::size_t count) {
+    WeightSlice const& w = place_.slice;
+    if (w.transposed) {
+      transposed_.resize(count * place_.k);
+      transpose<std::uint8_t>(place_, codes_, first, count, transposed_.data());
+    }
+    scales_.resize(count * num_scales());
+    std::size_t const scale_columns = divided_up(place_.stored_rows, w.block_columns);  // where transposed
+    for (std::size_t r = 0; r < count; ++r) {
+      std::size_t const row = place_.row(first + r);
+      for (std::size_t b = 0; b < num_scales(); ++b)
+        scales_[r * num_scales() + b] = w.transposed ? stored_scales_[b * scale_columns + row / w.block_columns]
+                                                     : stored_scales_[row / w.block_rows * num_scales() + b];
+    }
+    return {.first = first,
+            .count = count,
+            .codes = w.transposed ? transposed_.data() : codes_ + place_.row(first) * place_.k,
+            .scales = reinterpret_cast<std::byte const*>(scales_.data())};
+  }
+
+ private:
+  Place const& place_;
+  std::byte const* codes_;
+  std::vector<float> stored_scales_;
+  std::vector<std::byte> transposed_;
+  std::vector<float> scales_;
+};
+
 Convert from_fp8(Place const& place, StoredTensor const& codes, StoredTensor const& scale_inv) {
   static constexpr std::array<float, 256> kValues = [] {
     std::array<float, 256> values{};
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<std::uint8_t>(i));
     return values;
   }();
-  return [&place, &codes, scales = to_floats(scale_inv), rows = std::vector<std::byte>()](
-             std::size_t first, std::size_t count, std::byte* out) mutable {
-    WeightSlice const& w = place.slice;
-    std::size_t const block = w.transposed ? w.block_rows : w.block_columns;  // elements of K that share a scale
-    std::size_t const num_blocks = divided_up(place.k, block);
-    std::size_t const scale_columns = divided_up(place.stored_rows, w.block_columns);  // where transposed
-    if (w.transposed) {
-      rows.resize(count * place.k);
-      transpose<std::uint8_t>(place, codes.bytes.data(), first, count, rows.data());
-    }
-    for (std::size_t r = 0; r < count; ++r) {
-      std::size_t const row = place.row(first + r);
-      std::byte const* code = w.transposed ? rows.data() + r * place.k : codes.bytes.data() + row * place.k;
-      auto* numbers = reinterpret_cast<float*>(out) + r * place.k;
-      for (std::size_t b = 0; b < num_blocks; ++b) {
-        float const scale = w.transposed ? scales[b * scale_columns + row / w.block_columns]
-                                         : scales[row / w.block_rows * num_blocks + b];
-        std::size_t const end = std::min(place.k, (b + 1) * block);
-        for (std::size_t i = b * block; i < end; ++i)
-          numbers[i] = kValues[std::to_integer<std::uint8_t>(code[i])] * scale;
-      }
-    }
-  };
+  return
+      [&place, rows = Fp8Rows(place, codes, scale_inv)](std::size_t first, std::size_t count, std::byte* out) mutable {
+        std::size_t const block = scale_width(place.slice);
+        auto* numbers = reinterpret_cast<float*>(out);
+        std::size_t const at_once = place.slice.transposed ? count : 1;
+        for (std::size_t r = 0; r < count; r += at_once) {
+          WeightCodes const some = rows.rows(first + r, at_once);
+          auto const* const scales = reinterpret_cast<float const*>(some.scales);
+          for (std::size_t i = 0; i < at_once; ++i, numbers += place.k)
+            for (std::size_t b = 0; b < rows.num_scales(); ++b)
+              for (std::size_t e = b * block; e < std::min(place.k, (b + 1) * block); ++e)
+                numbers[e] = kValues[std::to_integer<std::uint8_t>(some.codes[i * place.k + e])] *
+                             scales[i * rows.num_scales() + b];
+        }
+      };
 }
 
 // blocks [rows][K/32][16] pairs of numbers, scales [rows][K/32].
@@ -129,6 +157,19 @@ void hand_out(Convert const& convert, DType type, std::size_t n, std::size_t k, 
 }
 
 }  // namespace
+
+std::size_t scale_width(WeightSlice const& w) {
+  switch (w.storage) {
+    case WeightStorage::numbers:
+      break;
+    case WeightStorage::fp8_blocks:
+      return w.transposed ? w.block_rows : w.block_columns;
+    case WeightStorage::mxfp4:
+      return kMxfp4Group;
+  }
+  EM_CHECK(false, "'" << w.name << "' has no scales");
+  return 0;
+}
 
 std::vector<TensorInfo> tensors_of(WeightSlice const& w, std::size_t n, std::size_t k) {
   std::size_t const stored_rows = w.stored_rows == 0 ? n : w.stored_rows;
@@ -189,6 +230,28 @@ void WeightReader::read(WeightSlice const& slice, std::size_t n, std::size_t k, 
     case WeightStorage::mxfp4:
       return hand_out(from_mxfp4(place, values, tensors.back().tensor), DType::f32, n, k, on_rows);
   }
+}
+
+void WeightReader::read_codes(WeightSlice const& slice, std::size_t n, std::size_t k, OnCodes const& on_codes) {
+  refuse_bad(slice.name, problem_of(slice, n, k));
+  EM_CHECK(slice.storage != WeightStorage::numbers, "'" << slice.name << "' has no codes");
+  std::vector<Loaded> const& tensors = load(slice, n, k);
+  StoredTensor const& codes = tensors.front().tensor;
+  StoredTensor const& scales = tensors.back().tensor;
+  Place const place{slice, k, slice.stored_rows == 0 ? n : slice.stored_rows};
+  bool const adjoin = slice.row_step == 1;
+  if (slice.storage == WeightStorage::mxfp4) {
+    std::size_t const at_once = adjoin ? n : 1;
+    for (std::size_t first = 0; first < n; first += at_once)
+      on_codes({.first = first,
+                .count = at_once,
+                .codes = codes.bytes.data() + place.row(first) * (k / 2),
+                .scales = scales.bytes.data() + place.row(first) * (k / kMxfp4Group)});
+    return;
+  }
+  Fp8Rows rows(place, codes, scales);
+  std::size_t const at_once = adjoin || slice.transposed ? std::min(n, std::max(kChunkBytes / k, kMinRows)) : 1;
+  for (std::size_t first = 0; first < n; first += at_once) on_codes(rows.rows(first, std::min(n - first, at_once)));
 }
 
 std::vector<float> WeightReader::read(VectorSlice const& slice, std::size_t n) {

@@ -22,6 +22,16 @@ struct WeightRows {
   std::byte const* data = nullptr;
 };
 
+// The same of a weight that the checkpoint has as codes with scales.
+struct WeightCodes {
+  std::size_t first = 0;
+  std::size_t count = 0;
+  std::byte const* codes = nullptr;   // fp8_blocks: E4M3 [count,K]; mxfp4: two in a byte [count,K/2], low half = even k
+  std::byte const* scales = nullptr;  // fp8_blocks: f32 [count,ceil(K/scale_width)]; mxfp4: E8M0 [count,K/32]
+};
+// Numbers of a row that share a scale: of a weight that is not stored as numbers.
+std::size_t scale_width(WeightSlice const& slice);
+
 // Weights that lie in one tensor (gate and up fused) are best read one after the other: it is loaded once.
 // Not thread-safe; any number of readers may share a source.
 class WeightReader {
@@ -34,6 +44,9 @@ class WeightReader {
   // something to say.
   using OnRows = std::function<void(WeightRows const&)>;
   void read(WeightSlice const& slice, std::size_t n, std::size_t k, OnRows const& on_rows);
+  // The same, as codes with scales: of a weight that is not stored as numbers. Each number is code x scale in fp32.
+  using OnCodes = std::function<void(WeightCodes const&)>;
+  void read_codes(WeightSlice const& slice, std::size_t n, std::size_t k, OnCodes const& on_codes);
   std::vector<float> read(VectorSlice const& slice, std::size_t n);
 
   [[nodiscard]] std::size_t bytes_read() const { return bytes_read_; }  // of the checkpoint, so far

@@ -48,16 +48,16 @@ DispatchLimits dispatch_limits(ExpertModelSpec const& model, std::size_t tokens,
   return DispatchLimits::of(tokens, experts_per_token, most_held);
 }
 
-std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held) {
+std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held, Holder holder) {
   std::size_t bytes = 0;
-  for (Job const& job : jobs_for(model, held)) bytes += packed_expert_bytes(*job.layer, model.weights);
+  for (Job const& job : jobs_for(model, held)) bytes += packed_expert_bytes(*job.layer, model.weights, holder);
   return bytes;
 }
 
-std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format) {
+std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format, Holder holder) {
   if (layer.experts.empty()) return 0;
-  return packed_ffn_bytes(format, layer.experts.front(),
-                          {layer.hidden, layer.intermediate});  // all have the same parts
+  return packed_ffn_bytes(format, layer.experts.front(), {layer.hidden, layer.intermediate},
+                          holder);  // all have the same parts
 }
 
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
@@ -70,10 +70,11 @@ FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, Weigh
 std::uint64_t checksum_of(FfnWeights const& expert) {
   std::uint64_t sum = 0;
   for (PackedLinear const* part : {&expert.gate_up, &expert.down}) {
-    // Of what this processor would hold, wherever it is: so that any two can be compared.
+    // Of the numbers as a processor has them, wherever and in whatever bits they are: so that any two can be compared.
     DeviceMemory* const device = part->w.device();
-    PackedMatrix const copy = device ? part->w.copy_to_host() : PackedMatrix();
-    PackedMatrix const& w = device ? copy : part->w;
+    bool const codes = from_codes(part->w.format());
+    PackedMatrix const copy = device ? part->w.copy_to_host() : codes ? part->w.widened() : PackedMatrix();
+    PackedMatrix const& w = device || codes ? copy : part->w;
     sum = checksum(std::span(w.data(), w.size_bytes()), sum);
     std::vector<float> bias(part->bias.size());
     if (device && !bias.empty()) device->download(bias.data(), part->bias.data(), part->bias.size_bytes());
@@ -99,7 +100,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
   }
   experts_.resize(jobs.size());
 
-  std::size_t const total_bytes = packed_expert_bytes(model, held);
+  std::size_t const total_bytes = packed_expert_bytes(model, held, device ? Holder::device : Holder::processor);
   std::mutex mutex;
   std::exception_ptr failure;
   auto const hold = [&](std::size_t job, SharedExperts::Expert expert) {

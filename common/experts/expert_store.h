@@ -9,6 +9,7 @@
 #include "common/base/thread_pool.h"
 #include "common/checkpoint/weight_source.h"
 #include "common/config/expert_spec.h"
+#include "common/experts/packed_weights.h"
 #include "common/experts/shared_experts.h"
 #include "common/kernels/grouped_ffn.h"
 #include "common/protocol/dispatch_layout.h"
@@ -24,13 +25,15 @@ HeldExperts all_experts(ExpertModelSpec const& model);
 DispatchLimits dispatch_limits(ExpertModelSpec const& model, std::size_t tokens, std::size_t experts_per_token);
 
 // Bytes that many experts will take once packed: for planning before loading.
-std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held);
+std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held,
+                                Holder holder = Holder::processor);
 
 // One expert, packed. Throws what the source throws: ModelError, FileError.
 FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source, DeviceMemory* device = nullptr);
-std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format);
-// Packing is deterministic: two processes that loaded the same expert get the same.
+std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format,
+                                Holder holder = Holder::processor);
+// Packing is deterministic: two processes that loaded the same expert get the same, whatever holds it.
 std::uint64_t checksum_of(FfnWeights const& expert);
 
 class ExpertStore {

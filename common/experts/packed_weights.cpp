@@ -9,30 +9,90 @@ namespace expertmesh {
 
 namespace {
 
-// Rows of a weight [N,K] that begins at row `begin` of w.
-void pack(WeightRows const& rows, std::size_t begin, PackedMatrix& w, ThreadPool* pool) {
-  std::size_t const row_bytes = w.k() * size_of(rows.type);
-  auto const pack_part = [&](std::size_t first, std::size_t last, std::size_t) {
-    w.set_rows(begin + rows.first + first, last - first, rows.type, rows.data + first * row_bytes);
-  };
-  if (pool && !w.device())
-    pool->parallel_for(rows.count, pack_part);
+// pack_part(first, last) for parts of so many rows.
+template <class PackPart>
+void share_rows(std::size_t count, PackingPlace const& place, PackPart pack_part) {
+  if (place.pool && !place.device)
+    place.pool->parallel_for(count, [&](std::size_t first, std::size_t last, std::size_t) { pack_part(first, last); });
   else
-    pack_part(0, rows.count, 0);
+    pack_part(std::size_t{0}, count);
+}
+
+// The weight [N,K] of a part, from row `begin` of w.
+void pack(WeightReader& reader, LinearPart const& part, std::size_t begin, PackingPlace const& place, PackedMatrix& w) {
+  if (from_codes(w.format())) {
+    CodedRowBytes const row = coded_row_bytes(w.format(), w.k());
+    return reader.read_codes(part.weight, part.rows, w.k(), [&](WeightCodes const& rows) {
+      share_rows(rows.count, place, [&](std::size_t first, std::size_t last) {
+        w.set_codes(begin + rows.first + first, last - first, rows.codes + first * row.codes,
+                    rows.scales + first * row.scales);
+      });
+    });
+  }
+  reader.read(part.weight, part.rows, w.k(), [&](WeightRows const& rows) {
+    share_rows(rows.count, place, [&](std::size_t first, std::size_t last) {
+      w.set_rows(begin + rows.first + first, last - first, rows.type, rows.data + first * w.k() * size_of(rows.type));
+    });
+  });
+}
+
+std::size_t total_rows(std::span<LinearPart const> parts) {
+  std::size_t total = 0;
+  for (LinearPart const& part : parts) total += part.rows;
+  return total;
+}
+
+std::size_t bias_rows(std::span<LinearPart const> parts) {
+  bool const biased = std::ranges::any_of(parts, [](LinearPart const& part) { return part.bias.has_value(); });
+  return biased ? total_rows(parts) : 0;
+}
+
+// The two linears of an FFN.
+struct FfnParts {
+  std::vector<LinearPart> gate_up;
+  LinearPart down;
+};
+FfnParts parts_of(FfnTensors const& t, FfnShape const& shape) {
+  FfnParts parts{.gate_up = {}, .down = {t.down, shape.hidden, t.down_bias}};
+  if (t.gate) parts.gate_up.push_back({*t.gate, shape.intermediate, t.gate_bias});
+  parts.gate_up.push_back({t.up, shape.intermediate, t.up_bias});
+  return parts;
 }
 
 }  // namespace
 
+WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart const> parts, Holder holder) {
+  if (format != kBfloat16Weights || holder == Holder::device || parts.empty()) return format;
+  WeightSlice const& first = parts.front().weight;
+  bool const alike = std::ranges::all_of(parts, [&](LinearPart const& part) {
+    return part.weight.storage == first.storage &&
+           (first.storage == WeightStorage::numbers || scale_width(part.weight) == scale_width(first));
+  });
+  if (!alike || first.storage == WeightStorage::numbers) return format;
+  if (first.storage == WeightStorage::mxfp4) return kMxfp4Weights;
+  std::size_t const group = scale_width(first);
+  return group != 0 && group % kFp8GroupStep == 0 ? fp8_weights(group) : format;
+}
+
+std::size_t packed_linear_bytes(WeightFormat const& format, std::span<LinearPart const> parts, std::size_t k,
+                                Holder holder) {
+  std::size_t const rows = total_rows(parts);
+  return (holder == Holder::device ? device_weight_bytes(format, rows, k)
+                                   : packed_bytes(packed_format(format, parts, holder), rows, k)) +
+         bias_rows(parts) * sizeof(float);
+}
+
 PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::span<LinearPart const> parts,
                          std::size_t k, PackingPlace const& place) {
-  std::size_t total = 0;
-  for (LinearPart const& part : parts) total += part.rows;
-  PackedLinear out{.w = PackedMatrix(format, total, k, place.device), .bias = {}};
-  std::vector<float> bias;
-  if (std::ranges::any_of(parts, [](LinearPart const& part) { return part.bias.has_value(); })) bias.resize(total);
+  for (LinearPart const& part : parts)
+    if (std::string const problem = problem_of(part.weight, part.rows, k); !problem.empty())
+      throw ModelError("tensor '" + part.weight.name + "': " + problem);
+  WeightFormat const packed = packed_format(format, parts, place.device ? Holder::device : Holder::processor);
+  PackedLinear out{.w = PackedMatrix(packed, total_rows(parts), k, place.device), .bias = {}};
+  std::vector<float> bias(bias_rows(parts));
   std::size_t row = 0;
   for (LinearPart const& part : parts) {
-    reader.read(part.weight, part.rows, k, [&](WeightRows const& rows) { pack(rows, row, out.w, place.pool); });
+    pack(reader, part, row, place, out.w);
     if (part.bias)
       std::ranges::copy(reader.read(*part.bias, part.rows), bias.begin() + static_cast<std::ptrdiff_t>(row));
     row += part.rows;
@@ -45,20 +105,16 @@ FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors
                     ActivationSpec const& activation, PackingPlace const& place) {
   if (auto const problem = problem_of(activation, t.gate.has_value()); !problem.empty())
     throw ModelError("the FFN of tensor '" + t.up.name + "': " + problem);
-  std::vector<LinearPart> gate_up;
-  if (t.gate) gate_up.push_back({*t.gate, shape.intermediate, t.gate_bias});
-  gate_up.push_back({t.up, shape.intermediate, t.up_bias});
-  LinearPart const down{t.down, shape.hidden, t.down_bias};
-  return {.gate_up = load_linear(reader, format, gate_up, shape.hidden, place),
-          .down = load_linear(reader, format, {&down, 1}, shape.intermediate, place),
+  FfnParts const parts = parts_of(t, shape);
+  return {.gate_up = load_linear(reader, format, parts.gate_up, shape.hidden, place),
+          .down = load_linear(reader, format, {&parts.down, 1}, shape.intermediate, place),
           .activation = activation};
 }
 
-std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& t, FfnShape const& shape) {
-  std::size_t const up_rows = (t.gate ? 2 : 1) * shape.intermediate;
-  std::size_t const biases = (t.gate_bias || t.up_bias ? up_rows : 0) + (t.down_bias ? shape.hidden : 0);
-  return packed_bytes(format, up_rows, shape.hidden) + packed_bytes(format, shape.hidden, shape.intermediate) +
-         biases * sizeof(float);
+std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& t, FfnShape const& shape, Holder holder) {
+  FfnParts const parts = parts_of(t, shape);
+  return packed_linear_bytes(format, parts.gate_up, shape.hidden, holder) +
+         packed_linear_bytes(format, {&parts.down, 1}, shape.intermediate, holder);
 }
 
 }  // namespace expertmesh

@@ -21,8 +21,18 @@ struct PackingPlace {
   DeviceMemory* device = nullptr;  // null: this host
   ThreadPool* pool = nullptr;      // whose threads share a weight's rows; null: the caller alone. Not for a device
 };
-// The parts one below the other: [sum of rows, K]. A part without a bias beside others with one has zeros. Throws what
-// the reader throws.
+// Who multiplies a weight: a processor does it with the codes of a checkpoint, a device with numbers.
+enum class Holder : std::uint8_t { processor, device };
+
+// What the parts are packed as where bfloat16, or whatever `format` is, is asked for: bfloat16 numbers that the
+// checkpoint has in FP8 or MXFP4 stay in those bits if a processor holds them and the parts are alike in it.
+WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart const> parts, Holder holder);
+// What load_linear() will take: for planning memory before loading.
+std::size_t packed_linear_bytes(WeightFormat const& format, std::span<LinearPart const> parts, std::size_t k,
+                                Holder holder = Holder::processor);
+
+// The parts one below the other: [sum of rows, K], packed as packed_format() says. A part without a bias beside others
+// with one has zeros. Throws what the reader throws.
 PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::span<LinearPart const> parts,
                          std::size_t k, PackingPlace const& place = {});
 
@@ -33,6 +43,7 @@ struct FfnShape {
 FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
                     ActivationSpec const& activation, PackingPlace const& place = {});
 // What its size_bytes() will be: for planning memory before loading.
-std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape);
+std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
+                             Holder holder = Holder::processor);
 
 }  // namespace expertmesh

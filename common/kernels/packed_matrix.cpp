@@ -123,12 +123,22 @@ void place_mxfp4_row(std::byte const* codes, std::byte const* scales, std::size_
 
 void place_fp8_row(std::byte const* codes, std::byte const* scales, std::size_t group, std::size_t lane, std::size_t k,
                    std::byte* panel) {
-  for (std::size_t begin = 0; begin < k; begin += group, scales += sizeof(float)) {
-    std::memcpy(panel + lane * sizeof(float), scales, sizeof(float));
-    panel += kFp8ScaleBytes;
+  constexpr std::byte kSign{0x80};
+  for (std::size_t begin = 0; begin < k; begin += group, scales += sizeof(std::uint32_t)) {
+    std::uint32_t bits;
+    std::memcpy(&bits, scales, sizeof bits);
+    std::byte const flip = (bits & kFp8Mark) != 0 ? kSign : std::byte{};
+    bits &= ~kFp8Mark;
+    bool care = bits != 0 && (bits < kFp8LeastPlainScale || bits >= kFp8PlainScalesEnd);
+    std::byte* const out = panel + kFp8ScaleBytes;
     std::size_t const count = std::min(group, k - begin);
-    for (std::size_t i = 0; i < count; ++i) panel[i / 2 * kFp8PairBytes + 2 * lane + i % 2] = *codes++;
-    panel += (count + 1) / 2 * kFp8PairBytes;
+    for (std::size_t i = 0; i < count; ++i, ++codes) {
+      care = care || (*codes | kSign) == std::byte{0xff};
+      out[i / kFp8StepK * kFp8StepBytes + fp8_place(i % kFp8StepK / 2, 2 * lane + i % 2)] = *codes ^ flip;
+    }
+    if (care) bits |= kFp8Mark;
+    std::memcpy(panel + lane * sizeof bits, &bits, sizeof bits);
+    panel += kFp8ScaleBytes + (count + kFp8StepK - 1) / kFp8StepK * kFp8StepBytes;
   }
 }
 
@@ -214,10 +224,13 @@ PackedMatrix PackedMatrix::widened() const {
         decode_mxfp4_exactly(from + k / kMxfp4GroupK * kMxfp4GroupBytes, to + k * kPanelColumns);
     } else {
       EM_CHECK(is_fp8(format_), "weights of " << name_of(format_.storage));
-      for (std::size_t k = 0; k < k_; k += format_.group_size) {
-        std::size_t const count = std::min(format_.group_size, k_ - k);
-        decode_fp8_exactly(fp8_pairs(from, format_.group_size, k, count), to + k * kPanelColumns);
-        clear_padding(count, to + k * kPanelColumns);
+      // Steps, of which the last may be half beyond the panel's end.
+      std::uint16_t step[kFp8StepBytes];
+      for (std::size_t k = 0; k < k_; k += kFp8StepK) {
+        std::size_t const count = std::min(kFp8StepK, k_ - k);
+        decode_fp8_exactly(fp8_steps(from, format_.group_size, k, count), step);
+        clear_padding(count, step);
+        std::copy_n(step, (count + 1) / 2 * 2 * kPanelColumns, to + k * kPanelColumns);
       }
     }
   }

@@ -270,7 +270,7 @@ Ceilings ceilings_of(EngineFigures const& figures) {
 EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   ConfigDirectory const model(options.runtime.model_dir);
   ModelRuntime runtime(sized(options, model.path()));
-  StepCost const cost(runtime.spec(), runtime.weight_format(), runtime.dtype());
+  StepCost const cost(runtime.spec(), runtime.weight_format(), runtime.dtype(), runtime.holders());
   EngineFigures figures{.plan = cost.plan(),
                         .dtype = runtime.dtype(),
                         .weights = runtime.weight_format().storage,

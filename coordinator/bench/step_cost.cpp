@@ -3,9 +3,9 @@
 #include "common/base/check.h"
 
 namespace expertmesh {
-StepCost::StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype)
-    : hidden_(spec.hidden), vocab_(spec.vocab), dtype_(dtype), plan_(plan_model(spec, weights, dtype, 1)) {
-  for (auto const& layer : spec.decoder().layers) layers_.push_back(cost_of(layer, spec.hidden, weights));
+StepCost::StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Holders const& holders)
+    : hidden_(spec.hidden), vocab_(spec.vocab), dtype_(dtype), plan_(plan_model(spec, weights, dtype, 1, holders)) {
+  for (auto const& layer : spec.decoder().layers) layers_.push_back(cost_of(layer, spec.hidden, weights, holders));
 }
 
 std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t const> experts_hit) const {

@@ -13,7 +13,7 @@ namespace expertmesh {
 class StepCost {
  public:
   // dtype: of rows and KV cache.
-  StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype);
+  StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Holders const& holders = {});
 
   // Bytes of weights one step reads: all that are not routed experts once (of the embedding a row for each token), and
   // each expert that was hit once. experts_hit: [MoE layers] distinct experts.

@@ -5,8 +5,9 @@
 namespace expertmesh {
 
 WorkerCapacity CapacityBook::enter(std::string const& host, control::Capacity const& said) {
+  std::size_t const each = said.device == "cpu" ? expert_bytes_.on_processor : expert_bytes_.on_device;
   WorkerCapacity const capacity{.rate = static_cast<double>(said.bytes_per_second),
-                                .room = said.memory_bytes / std::max<std::size_t>(expert_bytes_, 1)};
+                                .room = said.memory_bytes / std::max<std::size_t>(each, 1)};
   std::string const model = said.device.substr(std::min(said.device.find(' '), said.device.size()));
   std::string const key = host + '/' + (model.empty() ? said.device : model) + '/' + std::to_string(said.threads);
   WorkerCapacity out = alike_.try_emplace(key, capacity).first->second;

@@ -13,13 +13,17 @@ namespace expertmesh {
 
 class CapacityBook {
  public:
-  // expert_bytes: of one expert of every layer, packed.
-  explicit CapacityBook(std::size_t expert_bytes) : expert_bytes_(expert_bytes) {}
+  // Of one expert of every layer, packed.
+  struct ExpertBytes {
+    std::size_t on_processor = 0;
+    std::size_t on_device = 0;
+  };
+  explicit CapacityBook(ExpertBytes const& expert_bytes) : expert_bytes_(expert_bytes) {}
 
   WorkerCapacity enter(std::string const& host, control::Capacity const& said);
 
  private:
-  std::size_t const expert_bytes_;
+  ExpertBytes const expert_bytes_;
   std::map<std::string, WorkerCapacity> alike_;  // by host, device without its number, threads
 };
 

@@ -47,10 +47,12 @@ std::size_t total_held(HeldExperts const& held) {
   return total;
 }
 
-// Of one expert of every layer.
-std::size_t expert_bytes(ExpertModelSpec const& experts) {
-  std::size_t bytes = 0;
-  for (auto const& layer : experts.layers) bytes += packed_expert_bytes(layer, experts.weights);
+CapacityBook::ExpertBytes expert_bytes(ExpertModelSpec const& experts) {
+  CapacityBook::ExpertBytes bytes;
+  for (auto const& layer : experts.layers) {
+    bytes.on_processor += packed_expert_bytes(layer, experts.weights, Holder::processor);
+    bytes.on_device += packed_expert_bytes(layer, experts.weights, Holder::device);
+  }
   return bytes;
 }
 
@@ -519,7 +521,8 @@ class Cluster::Impl {
       progress.loaded_bytes += serving ? records[i].status.resident_bytes : records[i].loaded_bytes;
       std::lock_guard lock(mutex_);
       progress.total_bytes +=
-          packed_expert_bytes(options_.experts, *membership_.place(records[i].status.id).share.held);
+          packed_expert_bytes(options_.experts, *membership_.place(records[i].status.id).share.held,
+                              records[i].status.device == "cpu" ? Holder::processor : Holder::device);
     }
     double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (seconds > 0) progress.bytes_per_second = static_cast<double>(progress.loaded_bytes) / seconds;

@@ -19,7 +19,8 @@ double floor_seconds(Ceilings const& ceilings, PartCost const& work) {
 
 }  // namespace
 
-StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own)
+StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own,
+                         Holders const& holders)
     : own_(own),
       experts_(own),
       embedding_row_bytes_(spec.hidden * (size_of(spec.stored_dtype) + sizeof(float))),
@@ -28,7 +29,7 @@ StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DTy
       vocab_(spec.vocab),
       lm_head_{.bytes = packed_bytes(weights, spec.vocab, spec.hidden), .multiply_adds = spec.vocab * spec.hidden} {
   for (auto const& layer : spec.decoder().layers) {
-    LayerCost const cost = cost_of(layer, spec.hidden, weights);
+    LayerCost const cost = cost_of(layer, spec.hidden, weights, holders);
     attention_ += cost.attention;
     router_ += cost.router;
     shared_expert_ += cost.shared_expert;

@@ -28,7 +28,8 @@ class StageFloors {
  public:
   // dtype: of rows to the experts and of the KV cache. own: of the coordinator's threads, which run the experts, too,
   // until set_experts().
-  StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own);
+  StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own,
+              Holders const& holders = {});
 
   // Of those who run the routed experts, all together.
   void set_experts(Ceilings experts) { experts_ = experts; }

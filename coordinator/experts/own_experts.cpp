@@ -31,6 +31,11 @@ OwnExperts::OwnExperts(ExpertModelSpec const& model, WeightSource const& source,
   to_load_.reserve(most_experts(model));
 }
 
+std::size_t OwnExperts::expert_bytes(std::size_t layer_index) const {
+  return packed_expert_bytes(model_.layers[layer_index], model_.weights,
+                             exec_.device() ? Holder::device : Holder::processor);
+}
+
 void OwnExperts::run(std::size_t layer_index, std::span<Row const> rows) {
   groups_.clear();
   for (Row const& row : rows) groups_.count(row.expert);
@@ -38,7 +43,7 @@ void OwnExperts::run(std::size_t layer_index, std::span<Row const> rows) {
   for (Row const& row : rows) groups_.place(row.expert, row.in, row.out);
 
   // As many experts at a time as may be kept, and at least one.
-  std::size_t const each = packed_expert_bytes(model_.layers[layer_index], model_.weights);
+  std::size_t const each = expert_bytes(layer_index);
   std::size_t const at_once = std::max<std::size_t>(1, limits_.cache_bytes / each);
   std::size_t const num_groups = groups_.hit().size();
   for (std::size_t begin = 0; begin < num_groups; begin += at_once) {
@@ -51,7 +56,7 @@ void OwnExperts::run(std::size_t layer_index, std::span<Row const> rows) {
 
 void OwnExperts::load_groups(std::size_t layer_index, std::size_t begin, std::size_t end) {
   auto& kept = kept_[layer_index];
-  std::size_t const each = packed_expert_bytes(model_.layers[layer_index], model_.weights);
+  std::size_t const each = expert_bytes(layer_index);
   to_load_.clear();
   ++num_rounds_;
   for (std::size_t g = begin; g < end; ++g) {

@@ -50,6 +50,7 @@ class OwnExperts {
     std::uint64_t last_round = 0;
   };
 
+  [[nodiscard]] std::size_t expert_bytes(std::size_t layer_index) const;  // of one, packed
   void load_groups(std::size_t layer_index, std::size_t begin, std::size_t end);
   void make_room(std::size_t bytes);
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "common/config/attention_span.h"
+#include "common/experts/packed_weights.h"
 #include "coordinator/model/model_spec.h"
 
 namespace expertmesh {
@@ -35,7 +36,12 @@ struct LayerCost {
   [[nodiscard]] std::size_t coordinator_bytes() const;
   bool operator==(LayerCost const&) const = default;
 };
-LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights);
+// Who multiplies what.
+struct Holders {
+  Holder coordinator = Holder::processor;
+  Holder experts = Holder::processor;  // the routed ones
+};
+LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, Holders const& holders = {});
 
 // How many positions the last of `context` tokens attends to; context: 1 at least.
 std::size_t tokens_seen(AttentionSpan const& span, std::size_t context);

@@ -32,11 +32,12 @@ ordered_json layer_facts(LayerCost const& layer, DType dtype) {
   return facts;
 }
 
-ordered_json stack_facts(StackSpec const& stack, std::size_t hidden, WeightFormat weights, DType dtype) {
+ordered_json stack_facts(StackSpec const& stack, std::size_t hidden, WeightFormat weights, DType dtype,
+                         Holders const& holders) {
   ordered_json layers = ordered_json::array();
   std::optional<LayerCost> last;
   for (auto const& layer : stack.layers) {
-    LayerCost const cost = cost_of(layer, hidden, weights);
+    LayerCost const cost = cost_of(layer, hidden, weights, holders);
     if (cost == last)
       layers.back()["count"] = layers.back()["count"].get<std::size_t>() + 1;
     else
@@ -48,11 +49,12 @@ ordered_json stack_facts(StackSpec const& stack, std::size_t hidden, WeightForma
 
 }  // namespace
 
-ordered_json model_facts(ModelSpec const& spec, DType dtype, Quantization quantization, std::size_t num_workers) {
+ordered_json model_facts(ModelSpec const& spec, DType dtype, Quantization quantization, std::size_t num_workers,
+                         Holders const& holders) {
   WeightFormat const weights = weight_format_of(dtype, quantization);
-  ModelPlan const plan = plan_model(spec, weights, dtype, num_workers);
+  ModelPlan const plan = plan_model(spec, weights, dtype, num_workers, holders);
   ordered_json stacks = ordered_json::array();
-  for (auto const& stack : spec.stacks) stacks.push_back(stack_facts(stack, spec.hidden, weights, dtype));
+  for (auto const& stack : spec.stacks) stacks.push_back(stack_facts(stack, spec.hidden, weights, dtype, holders));
   PartCost const head{.bytes = packed_bytes(weights, spec.vocab, spec.hidden),
                       .multiply_adds = spec.vocab * spec.hidden};
   return {{"family", spec.family},

@@ -49,7 +49,8 @@ WeightFormat weight_format_of(DType dtype, Quantization quantization) {
   return dtype == DType::f32 ? kFloat32Weights : kBfloat16Weights;
 }
 
-ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers) {
+ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers,
+                     Holders const& holders) {
   ModelPlan plan;
   plan.parameters = num_parameters(spec);
   plan.worker_bytes.resize(num_workers);
@@ -62,7 +63,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
-      LayerCost const cost = cost_of(layer, spec.hidden, weights);
+      LayerCost const cost = cost_of(layer, spec.hidden, weights, holders);
       plan.coordinator_bytes += cost.coordinator_bytes();
       if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_elements * size_of(kv_dtype);
       plan.cross_kv_bytes_per_token += cost.cross_kv_elements * size_of(kv_dtype);
@@ -138,11 +139,23 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
   if (std::string const spans = spans_text(layers); !spans.empty()) lines.add("attention span", spans);
 }
 
-void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted,
-                   Quantization quantization, Lines& lines, nlohmann::ordered_json& json) {
-  DType const dtype = numerics_dtype(spec, wanted);
-  json.update(model_facts(spec, dtype, quantization, num_workers));
-  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers);
+// Of the checkpoint's weights, what stays as it is stored.
+std::string codes_text(ModelSpec const& spec, ServedAs const& served, DType dtype) {
+  if (served.holder == Holder::device || weight_format_of(dtype, served.quantization) != kBfloat16Weights) return "";
+  auto const stored = [tensors = expected_tensors(spec).required](TensorKind kind) {
+    return std::ranges::find(tensors, kind, &TensorInfo::kind) != tensors.end();
+  };
+  if (stored(TensorKind::fp8)) return ", from the bits of FP8 where it is stored so";
+  return stored(TensorKind::bytes) ? ", from the bits of MXFP4 where it is stored so" : "";
+}
+
+void describe_spec(ModelSpec const& spec, std::size_t num_workers, ServedAs const& served, Lines& lines,
+                   nlohmann::ordered_json& json) {
+  DType const dtype = numerics_dtype(spec, served.dtype);
+  Quantization const quantization = served.quantization;
+  Holders const holders{.coordinator = served.holder, .experts = served.holder};
+  json.update(model_facts(spec, dtype, quantization, num_workers, holders));
+  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers, holders);
   lines.add("family", spec.family);
   describe_layers(spec, lines);
   lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
@@ -151,9 +164,9 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("parameters", fmt::format("{} in all, {} active", parameters_text(plan.parameters),
                                       parameters_text(plan.active_parameters)));
   lines.add("stored as", std::string(name_of(spec.stored_dtype)));
-  lines.add("served as",
-            std::string(name_of(dtype)) +
-                (quantization == Quantization::none ? "" : fmt::format(", weights {}", name_of(quantization))));
+  lines.add("served as", std::string(name_of(dtype)) + (quantization == Quantization::none
+                                                            ? codes_text(spec, served, dtype)
+                                                            : fmt::format(", weights {}", name_of(quantization))));
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
@@ -193,8 +206,7 @@ void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<M
 
 }  // namespace
 
-InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> wanted,
-                          Quantization quantization) {
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, ServedAs const& served) {
   Lines lines;
   std::vector<std::string> problems;
   auto const collect = [&problems](auto const& step) {
@@ -208,7 +220,7 @@ InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t nu
   nlohmann::ordered_json json{{"model", model_dir.string()}};
   std::optional<ModelSpec> spec;
   collect([&] { spec = read_model_spec(model_dir, {}); });
-  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, lines, json); });
+  if (spec) collect([&] { describe_spec(*spec, num_workers, served, lines, json); });
   std::error_code error;
   if (std::filesystem::is_directory(model_dir, error))
     collect([&] { describe_checkpoint(model_dir, spec, lines, json, problems); });

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/model/layer_cost.h"
 #include "coordinator/model/model_spec.h"
 
 namespace expertmesh {
@@ -27,7 +28,8 @@ struct ModelPlan {
   std::size_t kv_bytes_per_token = 0;
   std::size_t cross_kv_bytes_per_token = 0;  // of an encoder's input
 };
-ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers);
+ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers,
+                     Holders const& holders = {});
 
 // What `expertmesh info` prints: sizes, memory, files, and one line "would be refused  …" for each thing that is wrong.
 // Never throws for a bad directory.
@@ -36,8 +38,12 @@ struct InfoReport {
   std::string json;       // the same, with what each part of a layer asks (model_facts.h)
   bool servable = false;  // nothing would be refused
 };
-InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype,
-                          Quantization quantization = Quantization::none);
+struct ServedAs {
+  std::optional<DType> dtype{};
+  Quantization quantization = Quantization::none;
+  Holder holder = Holder::processor;  // of all weights
+};
+InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, ServedAs const& served = {});
 
 // --dtype auto: float32 for a float32 checkpoint, else bfloat16.
 DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted);

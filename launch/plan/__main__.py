@@ -135,7 +135,7 @@ def _served(limits):
 def make_plan(program, options):
     """-> plain data"""
     _required(options, "model", "cluster", "itl-ms", *([] if options.decode_only else ["ttft-ms"]))
-    model = models.read(program, options.model, options.dtype, options.quantization)
+    model = models.read(program, options.model, options.dtype, options.quantization, "cpu" if options.costs else "cuda")  # costs: of processors
     kind, value = options.skew
     options.skew = value if kind == "zipf" or not model.most_experts else routing.skew_of_cv2(model.most_experts, value)
     if options.input_len + options.output_len > model.max_position:

@@ -110,8 +110,8 @@ def of_facts(fields, name):
     return read
 
 
-def read(program, path, dtype=None, quantization=None):
-    """path: a model directory, a config.json, or a file that `info --json` wrote (or that was written like it)"""
+def read(program, path, dtype=None, quantization=None, device="cpu"):
+    """device: cpu or cuda, what holds the weights; path: a model directory, a config.json, or a file that `info --json` wrote (or that was written like it)"""
     path = Path(path)
     name = path.resolve().name if path.is_dir() else path.resolve().parent.name if path.name == "config.json" else path.stem
     if path.is_file():
@@ -129,7 +129,7 @@ def read(program, path, dtype=None, quantization=None):
         if path.is_file():
             (Path(folder) / "config.json").symlink_to(path.resolve())
         options = [*(["--dtype", dtype] if dtype else []), *(["--quantization", quantization] if quantization else [])]
-        done = subprocess.run([program, "info", str(path if path.is_dir() else folder), "--json", *options], capture_output=True, text=True,
+        done = subprocess.run([program, "info", str(path if path.is_dir() else folder), "--json", "--device", device, *options], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, check=False)
     if not done.stdout:
         raise PlanError(f"{path}: {done.stderr.strip() or 'info says nothing'}")

@@ -53,38 +53,32 @@ inline __m256i rounded_to_bf16(__m256 x) {
   return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, last), _mm256_set1_epi32(0x7fff)), 16);
 }
 
-// As in AVX-512: a code shifted into a half is 2^-8 of its number, subnormal ones too, but for NaN.
-inline void decode_fp8(Fp8Pairs const& in, std::uint16_t* out) {
-  __m256 times[4];  // of the numbers of four columns, both of a pair
-  for (std::size_t half = 0; half < 2; ++half) {
-    __m256 const scales = _mm256_loadu_ps(in.scales + 8 * half);
-    __m256i const bits = _mm256_and_si256(_mm256_castps_si256(scales), _mm256_set1_epi32(0x7fffffff));
-    __m256i const held = _mm256_min_epi32(_mm256_max_epi32(bits, _mm256_set1_epi32(kFp8LeastPlainBits)),
-                                          _mm256_set1_epi32(kFp8MostPlainBits));
-    __m256i const plain =
-        _mm256_or_si256(_mm256_cmpeq_epi32(bits, held), _mm256_cmpeq_epi32(bits, _mm256_setzero_si256()));
-    if (_mm256_movemask_epi8(plain) != -1) return decode_fp8_exactly(in, out);
-    __m256 const larger = _mm256_mul_ps(scales, _mm256_set1_ps(0x1p8F));
+// As in AVX-512: a code shifted into a half is 2^-8 of its number, subnormal ones too.
+inline void decode_fp8(Fp8Steps const& in, std::uint16_t* out) {
+  for (std::size_t half = 0; half < 2; ++half) {  // of the columns
+    __m256 const scales = _mm256_loadu_ps(reinterpret_cast<float const*>(in.scales + 8 * half));
+    if (_mm256_movemask_ps(scales) != 0) return decode_fp8_exactly(in, out);
+    __m256 const times = _mm256_mul_ps(scales, _mm256_set1_ps(0x1p8F));
     __m256i const twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
-    times[2 * half] = _mm256_permutevar8x32_ps(larger, twice);
-    times[2 * half + 1] = _mm256_permutevar8x32_ps(larger, _mm256_add_epi32(twice, _mm256_set1_epi32(4)));
-  }
-  __m256i const not_copied_sign = _mm256_set1_epi16(static_cast<short>(0xbfff));
-  __m128i const magnitude = _mm_set1_epi8(0x7f);
-  __m128i largest = _mm_setzero_si128();
-  for (std::size_t pair = 0; pair < in.pairs; ++pair)
-    for (std::size_t half = 0; half < 2; ++half) {
-      auto const* const at = in.codes + pair * kFp8PairBytes + half * sizeof(__m128i);
-      __m128i const codes = _mm_loadu_si128(reinterpret_cast<__m128i const*>(at));
-      largest = _mm_max_epu8(largest, _mm_and_si128(codes, magnitude));
-      __m256i const halves = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7), not_copied_sign);
-      __m256 const first = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), times[2 * half]);
-      __m256 const second = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), times[2 * half + 1]);
+    __m256 const low = _mm256_permutevar8x32_ps(times, twice);
+    __m256 const high = _mm256_permutevar8x32_ps(times, _mm256_add_epi32(twice, _mm256_set1_epi32(4)));
+    std::uint16_t* to = out + half * kPanelColumns;
+    auto const decode_pair = [&](__m256i shifted) {  // codes in the high bytes
+      __m256i const halves =
+          _mm256_and_si256(_mm256_srai_epi16(shifted, 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+      __m256 const first = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), low);
+      __m256 const second = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), high);
       __m256i const mixed = _mm256_packus_epi32(rounded_to_bf16(first), rounded_to_bf16(second));
-      std::uint16_t* const to = out + pair * 2 * kPanelColumns + half * kPanelColumns;
       _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xd8));
+      to += 2 * kPanelColumns;
+    };
+    for (std::size_t step = 0; step < in.steps; ++step) {
+      auto const* const at = in.codes + step * kFp8StepBytes + half * sizeof(__m256i);
+      __m256i const codes = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(at));
+      decode_pair(_mm256_unpacklo_epi8(_mm256_setzero_si256(), codes));
+      decode_pair(_mm256_unpackhi_epi8(_mm256_setzero_si256(), codes));
     }
-  if (_mm_movemask_epi8(_mm_cmpeq_epi8(largest, magnitude)) != 0) decode_fp8_exactly(in, out);
+  }
 }
 
 }  // namespace

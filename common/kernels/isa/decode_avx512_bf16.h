@@ -40,31 +40,29 @@ inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
   }
 }
 
-// A code shifted into a half is 2^-8 of its number, subnormal ones too, but for NaN. The products with 2^8 times the
-// scale are those of the loader where none of the three can be subnormal or infinite.
-inline void decode_fp8(Fp8Pairs const& in, std::uint16_t* out) {
-  __m512 const scales = _mm512_loadu_ps(in.scales);
-  __m512i const bits = _mm512_and_si512(_mm512_castps_si512(scales), _mm512_set1_epi32(0x7fffffff));
-  __mmask16 const odd = _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(bits, _mm512_set1_epi32(kFp8LeastPlainBits)),
-                                                _mm512_set1_epi32(kFp8MostPlainBits - kFp8LeastPlainBits));
-  if (_mm512_mask_test_epi32_mask(odd, bits, bits) != 0) return decode_fp8_exactly(in, out);
-  __m512 const times = _mm512_mul_ps(scales, _mm512_set1_ps(0x1p8F));
+// A code shifted into a half is 2^-8 of its number, subnormal ones too; with 2^8 times the scale it has the loader's
+// product.
+inline void decode_fp8(Fp8Steps const& in, std::uint16_t* out) {
+  __m512i const scales = _mm512_loadu_si512(in.scales);
+  if (_mm512_movepi32_mask(scales) != 0) return decode_fp8_exactly(in, out);
+  __m512 const times = _mm512_mul_ps(_mm512_castsi512_ps(scales), _mm512_set1_ps(0x1p8F));
   __m512i const twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
   __m512 const low = _mm512_permutexvar_ps(twice, times);
   __m512 const high = _mm512_permutexvar_ps(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), times);
-  __m512i const not_copied_sign = _mm512_set1_epi16(static_cast<short>(0xbfff));
-  __m256i const magnitude = _mm256_set1_epi8(0x7f);
-  __m256i largest = _mm256_setzero_si256();
-  for (std::size_t pair = 0; pair < in.pairs; ++pair) {
-    __m256i const codes = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(in.codes + pair * kFp8PairBytes));
-    largest = _mm256_max_epu8(largest, _mm256_and_si256(codes, magnitude));
-    __m512i const halves = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7), not_copied_sign);
+  auto const decode_pair = [&](__m512i shifted) {  // codes in the high bytes
+    __m512i const halves =
+        _mm512_and_si512(_mm512_srai_epi16(shifted, 1), _mm512_set1_epi16(static_cast<short>(0xbf80)));
     __m512 const first = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(halves)), low);
     __m512 const second = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)), high);
     __m512bh const rounded = _mm512_cvtne2ps_pbh(second, first);
-    _mm512_store_si512(out + pair * 2 * kPanelColumns, reinterpret_cast<__m512i const&>(rounded));
+    _mm512_store_si512(out, reinterpret_cast<__m512i const&>(rounded));
+    out += 2 * kPanelColumns;
+  };
+  for (std::size_t step = 0; step < in.steps; ++step) {
+    __m512i const codes = _mm512_loadu_si512(in.codes + step * kFp8StepBytes);
+    decode_pair(_mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));
+    decode_pair(_mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));
   }
-  if (_mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, magnitude)) != 0) decode_fp8_exactly(in, out);
 }
 
 }  // namespace

@@ -10,8 +10,8 @@ namespace {
 inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
   decode_mxfp4_exactly(group, out);
 }
-// out: [pairs][16][2]
-inline void decode_fp8(Fp8Pairs const& in, std::uint16_t* out) {
+// out: [2 steps][16][2]
+inline void decode_fp8(Fp8Steps const& in, std::uint16_t* out) {
   decode_fp8_exactly(in, out);
 }
 

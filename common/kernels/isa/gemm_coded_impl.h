@@ -15,7 +15,8 @@ static_assert(kStretch == kMxfp4GroupK && kFp8GroupStep % kStretch == 0);
 
 struct Mxfp4Codes {
   static std::size_t panel_bytes(GemmPart const& g) { return mxfp4_panel_bytes(g.k); }
-  // Numbers [k, k + count) of a panel, a stretch or what is left of it, to [ceil(count/2)][16][2].
+  // Numbers [k, k + count) of a panel, a stretch or what is left of it, to [ceil(count/2)][16][2]; what lies behind
+  // that, up to a stretch, is spoilt.
   static void decode(GemmPart const& /*g*/, std::byte const* panel, std::size_t k, std::size_t /*count*/,
                      std::uint16_t* out) {
     decode_mxfp4(panel + k / kMxfp4GroupK * kMxfp4GroupBytes, out);
@@ -25,7 +26,7 @@ struct Mxfp4Codes {
 struct Fp8Codes {
   static std::size_t panel_bytes(GemmPart const& g) { return fp8_panel_bytes(g.k, g.group); }
   static void decode(GemmPart const& g, std::byte const* panel, std::size_t k, std::size_t count, std::uint16_t* out) {
-    decode_fp8(fp8_pairs(panel, g.group, k, count), out);
+    decode_fp8(fp8_steps(panel, g.group, k, count), out);
     clear_padding(count, out);
   }
 };

@@ -117,18 +117,45 @@ std::vector<float> read_all(WeightReader& reader, WeightSlice const& w, std::siz
   return out;
 }
 
+// The same out of codes and scales, as they are handed out.
+std::vector<float> read_all_codes(WeightReader& reader, WeightSlice const& w, std::size_t rows, std::size_t width) {
+  std::vector<float> out;
+  reader.read_codes(w, rows, width, [&](WeightCodes const& part) {
+    EXPECT_EQ(part.first * width, out.size()) << "rows out of order";
+    EXPECT_GT(part.count, 0U);
+    std::size_t const scales = (width + scale_width(w) - 1) / scale_width(w);  // of a row
+    for (std::size_t r = 0; r < part.count; ++r)
+      for (std::size_t k = 0; k < width; ++k) {
+        std::size_t const scale = r * scales + k / scale_width(w);
+        if (w.storage == WeightStorage::mxfp4) {
+          auto const both = std::to_integer<std::uint8_t>(part.codes[(r * width + k) / 2]);
+          auto const code = static_cast<std::uint8_t>(k % 2 == 0 ? both & 15U : both >> 4U);
+          out.push_back(e2m1_to_float(code) * e8m0_to_float(std::to_integer<std::uint8_t>(part.scales[scale])));
+        } else {
+          float times;
+          std::memcpy(&times, part.scales + scale * sizeof times, sizeof times);
+          out.push_back(e4m3_to_float(std::to_integer<std::uint8_t>(part.codes[r * width + k])) * times);
+        }
+      }
+  });
+  return out;
+}
+
 std::size_t num_wrong(MemoryWeights const& source, WeightSlice const& w, DType dtype, std::size_t rows,
                       std::size_t width) {
   WeightReader reader(source);
-  auto const read = read_all(reader, w, rows, width);
-  if (read.size() != rows * width) return rows * width;
+  std::vector<std::vector<float>> reads = {read_all(reader, w, rows, width)};
+  if (w.storage != WeightStorage::numbers) reads.push_back(read_all_codes(reader, w, rows, width));
   std::size_t wrong = 0;
-  for (std::size_t n = 0; n < rows; ++n)
-    for (std::size_t k = 0; k < width; ++k) {
-      float const expected = element_of(source, w, dtype, rows, width, n, k);
-      float const x = read[n * width + k];
-      wrong += std::isnan(expected) ? !std::isnan(x) : std::bit_cast<int>(x) != std::bit_cast<int>(expected);
-    }
+  for (auto const& read : reads) {
+    if (read.size() != rows * width) return rows * width;
+    for (std::size_t n = 0; n < rows; ++n)
+      for (std::size_t k = 0; k < width; ++k) {
+        float const expected = element_of(source, w, dtype, rows, width, n, k);
+        float const x = read[n * width + k];
+        wrong += std::isnan(expected) ? !std::isnan(x) : std::bit_cast<int>(x) != std::bit_cast<int>(expected);
+      }
+  }
   return wrong;
 }
 

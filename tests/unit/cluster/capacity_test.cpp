@@ -156,13 +156,13 @@ control::Capacity said(std::string const& device, std::uint32_t threads, std::ui
 }
 
 TEST(CapacityBook, WorkersOfOneHostThatAreAlikeHaveTheFirstOnesMeasure) {
-  CapacityBook book(30);
+  CapacityBook book({.on_processor = 30, .on_device = 60});
   EXPECT_EQ(book.enter("a", said("cpu", 2, 10, true)), (WorkerCapacity{.rate = 10, .room = 3}));
   EXPECT_EQ(book.enter("a", said("cpu", 2, 5, true)).rate, 10);
   EXPECT_EQ(book.enter("a", said("cpu", 1, 5, true)).rate, 5);
   EXPECT_EQ(book.enter("b", said("cpu", 2, 6, true)).rate, 6);
   EXPECT_EQ(book.enter("a", said("cpu", 2, 7, false)).rate, 7) << "what somebody says counts";
-  EXPECT_EQ(book.enter("a", said("cuda:0 NVIDIA H200", 1, 4000, true)).rate, 4000);
+  EXPECT_EQ(book.enter("a", said("cuda:0 NVIDIA H200", 1, 4000, true)), (WorkerCapacity{.rate = 4000, .room = 1}));
   EXPECT_EQ(book.enter("a", said("cuda:1 NVIDIA H200", 1, 3000, true)).rate, 4000);
   EXPECT_EQ(book.enter("a", said("cuda:2 NVIDIA L4", 1, 300, true)).rate, 300);
 }

@@ -74,6 +74,95 @@ TEST(PackedWeights, ThreadsThatShareTheRowsLeaveTheSameBytes) {
   }
 }
 
+// The tensors behind a weight that is stored as codes, of random bytes but for NaN.
+void add_codes(MemoryWeights& source, WeightSlice const& w, std::size_t n, std::size_t k) {
+  std::mt19937 random(7);
+  for (TensorInfo const& info : tensors_of(w, n, k)) {
+    bool const fp8 = info.kind == TensorKind::fp8;
+    DType const type = fp8 ? DType::f8_e4m3 : info.kind == TensorKind::bytes ? DType::u8 : DType::f32;
+    auto const bytes = source.add(info.name, type, info.shape);
+    if (type == DType::f32) {
+      auto const scales = test::random_floats(random, bytes.size() / sizeof(float));
+      std::memcpy(bytes.data(), scales.data(), bytes.size());
+    } else {
+      bool const exponents = info.name.ends_with("_scales");
+      for (std::byte& b : bytes) b = static_cast<std::byte>(exponents ? 100 + random() % 40 : random() % 0x7f);
+    }
+  }
+}
+
+// What the parts are packed as, and whether that is multiplied as the bfloat16 numbers are which the reader makes.
+WeightFormat format_of_same_numbers(MemoryWeights const& source, std::vector<LinearPart> const& parts, std::size_t k) {
+  ThreadPool pool(3);
+  WeightReader reader(source);
+  PackedLinear const packed = load_linear(reader, kBfloat16Weights, parts, k, {.pool = &pool});
+  std::size_t rows = 0;
+  for (LinearPart const& part : parts) rows += part.rows;
+  PackedMatrix numbers(kBfloat16Weights, rows, k);
+  std::size_t first = 0;
+  for (LinearPart const& part : parts) {
+    reader.read(part.weight, part.rows, k, [&](WeightRows const& read) {
+      numbers.set_rows(first + read.first, read.count, read.type, read.data);
+    });
+    first += part.rows;
+  }
+  PackedMatrix const wide = from_codes(packed.w.format()) ? packed.w.widened() : PackedMatrix();
+  PackedMatrix const& w = from_codes(packed.w.format()) ? wide : packed.w;
+  EXPECT_TRUE(std::ranges::equal(std::span(w.data(), w.size_bytes()), std::span(numbers.data(), numbers.size_bytes())));
+  EXPECT_EQ(packed.size_bytes(), packed_linear_bytes(kBfloat16Weights, parts, k));
+  return packed.w.format();
+}
+
+// Blocks and panels begin at rows of their own: q, k and v fused, and halves, or every second row, of one tensor.
+TEST(PackedWeights, CodesOfACheckpointStay) {
+  MemoryWeights source;
+  auto const fp8 = [](std::string const& name) {
+    return WeightSlice{.name = name, .storage = WeightStorage::fp8_blocks};
+  };
+  for (auto const& [name, rows] : {std::pair("q", 141), {"k", 19}, {"v", 19}}) add_codes(source, fp8(name), rows, 300);
+  EXPECT_EQ(format_of_same_numbers(source, {{fp8("q"), 141}, {fp8("k"), 19}, {fp8("v"), 19}}, 300), fp8_weights(128));
+
+  auto const part = [](WeightSlice w, std::size_t first, std::size_t step) {
+    w.first_row = first;
+    w.row_step = step;
+    return LinearPart{w, 131};
+  };
+  for (WeightStorage const storage : {WeightStorage::fp8_blocks, WeightStorage::mxfp4}) {
+    WeightSlice const w{.name = "gate_up", .stack = 2, .index = 1, .stored_rows = 262, .storage = storage};
+    add_codes(source, w, 131, 320);
+    WeightFormat const expected = storage == WeightStorage::mxfp4 ? kMxfp4Weights : fp8_weights(128);
+    EXPECT_EQ(format_of_same_numbers(source, {part(w, 0, 1), part(w, 131, 1)}, 320), expected);
+    EXPECT_EQ(format_of_same_numbers(source, {part(w, 0, 2), part(w, 1, 2)}, 320), expected);
+  }
+  WeightSlice const across{.name = "across",
+                           .transposed = true,
+                           .storage = WeightStorage::fp8_blocks,
+                           .block_rows = 64,
+                           .block_columns = 32};
+  add_codes(source, across, 77, 200);
+  EXPECT_EQ(format_of_same_numbers(source, {{across, 77}}, 200), fp8_weights(64));
+}
+
+TEST(PackedWeights, CodesThatAreNotAlikeBecomeNumbers) {
+  MemoryWeights source;
+  (void)add_numbers(source, "numbers", {9, 96}, 1);
+  auto const fp8 = [&](std::string const& name, std::size_t columns) {
+    WeightSlice const w{.name = name, .storage = WeightStorage::fp8_blocks, .block_rows = 4, .block_columns = columns};
+    add_codes(source, w, 9, 96);
+    return LinearPart{w, 9};
+  };
+  LinearPart const by_32 = fp8("a", 32);
+  EXPECT_EQ(format_of_same_numbers(source, {by_32}, 96), fp8_weights(32));
+  EXPECT_EQ(format_of_same_numbers(source, {by_32, {WeightSlice{"numbers"}, 9}}, 96), kBfloat16Weights);
+  EXPECT_EQ(format_of_same_numbers(source, {by_32, fp8("b", 64)}, 96), kBfloat16Weights);
+  EXPECT_EQ(format_of_same_numbers(source, {fp8("c", 24)}, 96), kBfloat16Weights) << "scales that would take too much";
+  for (WeightFormat const& format : {kFloat32Weights, kInt8Weights, kInt4Weights})
+    EXPECT_EQ(packed_format(format, {&by_32, 1}, Holder::processor), format);
+  EXPECT_EQ(packed_format(kBfloat16Weights, {&by_32, 1}, Holder::device), kBfloat16Weights);
+  EXPECT_EQ(packed_linear_bytes(kBfloat16Weights, {&by_32, 1}, 96, Holder::device),
+            device_weight_bytes(kBfloat16Weights, 9, 96));
+}
+
 // One bias more or less at a time, with and without a gate.
 TEST(PackedWeights, WhatAnFfnWillTakeIsWhatItTakes) {
   MadeUpWeights const source;
@@ -151,6 +240,24 @@ TEST(ExpertStore, HoldsExpertsOfStackedTensorsWithTheirBiases) {
     }
   }
   for (auto const& [name, entry] : source.reads()) EXPECT_TRUE(entry == 1U || entry == 3U) << name;
+}
+
+// So that a worker with a device, which has numbers, can be compared with one that has codes.
+TEST(ExpertStore, TheChecksumOfCodesIsThatOfTheirNumbers) {
+  MemoryWeights source;
+  FfnTensors tensors{.up = {.name = "up", .storage = WeightStorage::mxfp4}, .down = {.name = "down"}};
+  add_codes(source, tensors.up, 40, 64);
+  (void)add_numbers(source, "down", {64, 40}, 1);
+  ExpertLayerSpec const layer{
+      .hidden = 64, .intermediate = 40, .activation = {.kind = Activation::relu}, .experts = {tensors}};
+  FfnWeights expert = load_expert(layer, 0, kBfloat16Weights, source);
+  ASSERT_EQ(expert.gate_up.w.format(), kMxfp4Weights);
+  std::uint64_t const sum = checksum_of(expert);
+  PackedMatrix wide = expert.gate_up.w.widened();
+  std::swap(expert.gate_up.w, wide);
+  EXPECT_EQ(checksum_of(expert), sum);
+  source.add("up_blocks", DType::u8, {40, 2, 16});
+  EXPECT_NE(checksum_of(load_expert(layer, 0, kBfloat16Weights, source)), sum);
 }
 
 TEST(ExpertStore, TheChecksumCoversTheBiases) {

@@ -156,12 +156,12 @@ TEST(EncoderDecoderSpec, CrossAttentionHasAKvGroupOfItsOwn) {
 }
 
 TEST(EncoderDecoderSpec, InfoSaysWhatEachStackHas) {
-  InfoReport const report = describe_model(ModelCopy::source(kSwitch), 2, DType::f32);
+  InfoReport const report = describe_model(ModelCopy::source(kSwitch), 2, {.dtype = DType::f32});
   EXPECT_TRUE(report.servable) << report.text;
   test::expect_words(report.text, {"encoder layers", "4 (2 with experts, 2 dense)", "expert capacity",
                                    "4 tokens of a sequence", "512 tokens of prompt and of answer", "--max-model-len",
                                    "of the answer, 2048 of the prompt", "worker 2", "would be refused  nothing"});
-  EXPECT_TRUE(describe_model(ModelCopy::source(kNllb), 0, DType::f32).servable);
+  EXPECT_TRUE(describe_model(ModelCopy::source(kNllb), 0, {.dtype = DType::f32}).servable);
 }
 
 }  // namespace

@@ -65,6 +65,29 @@ TEST(ModelPlan, SplitsTheExpertsEqually) {
   EXPECT_EQ(plan_model(spec, kInt4Weights, DType::bf16, 1).worker_bytes.at(0), all / 2 / 16 * 9);
 }
 
+// On processors; on devices, and in other formats, they have as many bytes as numbers have.
+TEST(ModelPlan, CodesOfACheckpointTakeTheirOwnBits) {
+  Holders const on_devices{.coordinator = Holder::device, .experts = Holder::device};
+  ModelSpec const mxfp4 = read_model_spec(BareModel("gpt-oss-20b").path(), {});
+  std::size_t const matrices = std::size_t{3} * 2880 * 2880;
+  std::size_t const biases = sizeof(float) * 3 * 2880;
+  auto const experts = [&](WeightFormat const& format, Holders const& holders) {
+    return plan_model(mxfp4, format, DType::bf16, 1, holders).worker_bytes.at(0) / (std::size_t{32} * 24);
+  };
+  EXPECT_EQ(experts(kBfloat16Weights, {}), matrices / 32 * 17 + biases);  // half a byte, and a byte for 32
+  EXPECT_EQ(experts(kBfloat16Weights, on_devices), 2 * matrices + biases);
+  EXPECT_EQ(experts(kFloat32Weights, {}), 4 * matrices + biases);
+
+  ModelSpec const fp8 = read_model_spec(BareModel("deepseek-v3").path(), {});
+  auto const plan = [&](Holders const& holders) { return plan_model(fp8, kBfloat16Weights, DType::bf16, 1, holders); };
+  std::size_t const expert = std::size_t{3} * 7168 * 2048;
+  EXPECT_EQ(plan({}).expert_bytes.at(0), expert / 32 * 33);  // a byte, and four for 128
+  EXPECT_EQ(plan(on_devices).expert_bytes.at(0), 2 * expert);
+  EXPECT_EQ(plan({.coordinator = Holder::device}).expert_bytes.at(0), expert / 32 * 33);
+  EXPECT_LT(plan({}).coordinator_bytes, plan({.coordinator = Holder::device}).coordinator_bytes / 10 * 7);
+  EXPECT_EQ(plan({.experts = Holder::device}).coordinator_bytes, plan({}).coordinator_bytes);
+}
+
 TEST(ModelPlan, CoordinatorHoldsEverythingElse) {
   // Every width is a multiple of 16, so packing pads nothing; router and norms stay fp32.
   ModelSpec const spec = read_model_spec(BareModel("qwen3-30b-a3b").path(), {});
@@ -107,7 +130,7 @@ std::size_t refusals(InfoReport const& report) {
 }
 
 TEST(DescribeModel, ASoundDirectory) {
-  InfoReport const report = describe_model(ModelCopy::source("mixtral-window"), 2, DType::f32);
+  InfoReport const report = describe_model(ModelCopy::source("mixtral-window"), 2, {.dtype = DType::f32});
   EXPECT_TRUE(report.servable);
   expect_words(report.text, {"mixtral", "3 (3 with experts, 0 dense)", "4 a layer, 2 for each token", "window of 16",
                              "64, 256", "512 tokens", "bfloat16", "float32", "worker 1", "worker 2",
@@ -116,20 +139,21 @@ TEST(DescribeModel, ASoundDirectory) {
 }
 
 TEST(DescribeModel, QuantisedWeightsAreSmaller) {
-  InfoReport const report = describe_model(BareModel("mixtral-8x7b").path(), 4, DType::bf16, Quantization::int8);
+  InfoReport const report =
+      describe_model(BareModel("mixtral-8x7b").path(), 4, {.dtype = DType::bf16, .quantization = Quantization::int8});
   expect_words(report.text,
                {"bfloat16, weights int8", "worker 4          11.63 GB of experts", "131072 bytes a token"});
 }
 
 TEST(DescribeModel, ADenseModelHasNoWorkers) {
-  InfoReport const report = describe_model(ModelCopy::source("llama"), 2, std::nullopt);
+  InfoReport const report = describe_model(ModelCopy::source("llama"), 2);
   EXPECT_TRUE(report.servable);
   expect_words(report.text, {"3 (0 with experts, 3 dense)", "1 file, "});
   EXPECT_EQ(report.text.find("worker"), std::string::npos);
 }
 
 TEST(DescribeModel, ABareConfigIsForDummyWeights) {
-  InfoReport const report = describe_model(BareModel("mixtral-8x7b").path(), 4, std::nullopt);
+  InfoReport const report = describe_model(BareModel("mixtral-8x7b").path(), 4);
   EXPECT_FALSE(report.servable);
   expect_words(report.text, {"46.70 B in all, 12.88 B active", "32768 tokens", "worker 4          22.55 GB of experts",
                              "131072 bytes a token", "model.safetensors", "--load-format dummy"});
@@ -141,7 +165,7 @@ TEST(DescribeModel, CollectsWhatIsWrong) {
   copy.edit_config([](json& c) { c["hidden_act"] = "snake"; });
   std::filesystem::remove(copy.path() / "model-00001-of-00003.safetensors");
   std::filesystem::remove(copy.path() / "model-00003-of-00003.safetensors");
-  InfoReport const report = describe_model(copy.path(), 2, std::nullopt);
+  InfoReport const report = describe_model(copy.path(), 2);
   EXPECT_FALSE(report.servable);
   EXPECT_EQ(refusals(report), 3U);
   expect_words(report.text, {"'hidden_act'", "model-00001-of-00003.safetensors: missing shard",
@@ -149,15 +173,15 @@ TEST(DescribeModel, CollectsWhatIsWrong) {
 }
 
 TEST(DescribeModel, EveryFaultIsOneLine) {
-  EXPECT_EQ(refusals(describe_model("/nonexistent/model", 1, std::nullopt)), 1U);
+  EXPECT_EQ(refusals(describe_model("/nonexistent/model", 1)), 1U);
   ModelCopy const copy("mixtral");
   std::filesystem::resize_file(copy.path() / "model.safetensors", 5000);
-  InfoReport const truncated = describe_model(copy.path(), 1, std::nullopt);
+  InfoReport const truncated = describe_model(copy.path(), 1);
   EXPECT_FALSE(truncated.servable);
   EXPECT_EQ(refusals(truncated), 1U);
   expect_words(truncated.text, {"would be refused  model.safetensors: ", "truncated"});
   write_file(copy.path() / "config.json", "{");
-  EXPECT_EQ(refusals(describe_model(copy.path(), 1, std::nullopt)), 2U);
+  EXPECT_EQ(refusals(describe_model(copy.path(), 1)), 2U);
 }
 
 }  // namespace

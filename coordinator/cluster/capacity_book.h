@@ -6,18 +6,25 @@
 #include <map>
 #include <string>
 
+#include "common/config/expert_spec.h"
+#include "common/experts/packed_weights.h"
 #include "common/protocol/control_messages.h"
 #include "coordinator/cluster/membership.h"
 
 namespace expertmesh {
 
+// device: as a worker names its own.
+Holder holder_on(std::string const& device);
+
+// Of one expert of every layer, packed.
+struct ExpertBytes {
+  std::size_t on_processor = 0;
+  std::size_t on_device = 0;
+};
+ExpertBytes bytes_of_each(ExpertModelSpec const& model);
+
 class CapacityBook {
  public:
-  // Of one expert of every layer, packed.
-  struct ExpertBytes {
-    std::size_t on_processor = 0;
-    std::size_t on_device = 0;
-  };
   explicit CapacityBook(ExpertBytes const& expert_bytes) : expert_bytes_(expert_bytes) {}
 
   WorkerCapacity enter(std::string const& host, control::Capacity const& said);

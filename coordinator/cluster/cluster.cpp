@@ -47,15 +47,6 @@ std::size_t total_held(HeldExperts const& held) {
   return total;
 }
 
-CapacityBook::ExpertBytes expert_bytes(ExpertModelSpec const& experts) {
-  CapacityBook::ExpertBytes bytes;
-  for (auto const& layer : experts.layers) {
-    bytes.on_processor += packed_expert_bytes(layer, experts.weights, Holder::processor);
-    bytes.on_device += packed_expert_bytes(layer, experts.weights, Holder::device);
-  }
-  return bytes;
-}
-
 // Room for the largest messages, and for as many as may be on their way.
 ShmShape message_shape(ClusterOptions const& options) {
   auto const limits = dispatch_limits(options.experts, options.max_tokens_per_step, options.experts_per_token);
@@ -85,7 +76,7 @@ class Cluster::Impl {
                      .redundant_experts = options_.redundant_experts,
                      .max_workers = kMaxWorkers,
                      .return_time = options_.remote.return_time}),
-        capacities_(expert_bytes(options_.experts)),
+        capacities_(bytes_of_each(options_.experts)),
         links_(kMaxWorkers),
         transport_({.choice = options_.transport,
                     .shape = message_shape(options_),
@@ -520,9 +511,8 @@ class Cluster::Impl {
       bool const serving = records[i].status.state == WorkerState::serving;
       progress.loaded_bytes += serving ? records[i].status.resident_bytes : records[i].loaded_bytes;
       std::lock_guard lock(mutex_);
-      progress.total_bytes +=
-          packed_expert_bytes(options_.experts, *membership_.place(records[i].status.id).share.held,
-                              records[i].status.device == "cpu" ? Holder::processor : Holder::device);
+      progress.total_bytes += packed_expert_bytes(options_.experts, *membership_.place(records[i].status.id).share.held,
+                                                  holder_on(records[i].status.device));
     }
     double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (seconds > 0) progress.bytes_per_second = static_cast<double>(progress.loaded_bytes) / seconds;

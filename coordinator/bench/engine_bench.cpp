@@ -287,7 +287,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   });
   std::optional<StageFloors> floors;
   if (!runtime.device()) {
-    floors.emplace(runtime.spec(), runtime.weight_format(), runtime.dtype(), ceilings_of(figures));
+    floors.emplace(runtime.spec(), runtime.weight_format(), runtime.dtype(), ceilings_of(figures), runtime.holders());
     runtime.runner().count_floors(&*floors);
   }
   runtime.runner().place_caller();

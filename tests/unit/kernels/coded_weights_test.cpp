@@ -211,11 +211,12 @@ TEST_P(CodedWeights, InExpertsAndHeads) {
     EXPECT_EQ(num_different(out_of([](Coded const& w) { return w.packed(); }).view(),
                             out_of([](Coded const& w) { return w.as_bf16(); }).view()),
               0U);
+    auto const of_heads = random_matrix(9, 2 * 64, 6);
     auto const heads_of = [&](auto pack) {
       std::vector<PackedMatrix> heads;
-      for (std::uint64_t seed : {4, 5}) heads.push_back(pack(random_coded(format, 20, 32, seed)));
+      for (std::uint64_t seed : {4, 5}) heads.push_back(pack(random_coded(format, 20, 64, seed)));
       Matrix<float> y(9, 40);
-      headwise_linear(rig.exec, x.view(), heads, {.x_stride = 32, .y_stride = 20}, y.view());
+      headwise_linear(rig.exec, of_heads.view(), heads, {.x_stride = 64, .y_stride = 20}, y.view());
       return y;
     };
     EXPECT_EQ(num_different(heads_of([](Coded const& w) { return w.packed(); }).view(),

@@ -54,7 +54,8 @@ int run_render(RenderOptions const& options) {
 }
 
 int run_info(InfoOptions const& options) {
-  InfoReport const report = describe_model(options.model_dir, options.workers, options.dtype, options.quantization);
+  InfoReport const report =
+      describe_model(options.model_dir, options.workers, options.dtype, options.quantization, options.kv_dtype);
   std::cout << (options.json ? report.json : report.text);
   return if_written(report.servable ? 0 : 2);
 }

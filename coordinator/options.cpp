@@ -231,6 +231,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
   add_quantization_flag(*i, info.quantization);
+  add_kv_dtype_flag(*i, info.kv_dtype);
   i->add_flag("--json", info.json, "As one JSON object, with bytes and multiply-adds of each part of a layer");
 
   TokenizeOptions tokenizing;

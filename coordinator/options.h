@@ -41,6 +41,7 @@ struct InfoOptions {
   std::size_t workers = 1;
   std::optional<DType> dtype;
   Quantization quantization = Quantization::none;
+  std::optional<DType> kv_dtype;
   bool json = false;
 };
 

@@ -18,8 +18,8 @@ struct PartCost {
 struct LayerCost {
   PartCost attention;  // the layer's norms are in its bytes, and cross attention where there is any
   AttentionSpan span;
-  std::size_t kv_elements = 0;         // that the KV cache holds of a token
-  std::size_t cross_kv_elements = 0;   // of an encoder's token
+  std::size_t kv_bytes = 0;            // that the KV cache holds of a token
+  std::size_t cross_kv_bytes = 0;      // of an encoder's token
   std::size_t pair_multiply_adds = 0;  // of one token with one key and value, all heads
   PartCost dense_ffn{};                // nothing in layers with experts, as the following are in others
   PartCost router{};
@@ -35,7 +35,7 @@ struct LayerCost {
   [[nodiscard]] std::size_t coordinator_bytes() const;
   bool operator==(LayerCost const&) const = default;
 };
-LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights);
+LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, DType kv_dtype);
 
 // How many positions the last of `context` tokens attends to; context: 1 at least.
 std::size_t tokens_seen(AttentionSpan const& span, std::size_t context);

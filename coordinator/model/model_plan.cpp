@@ -62,10 +62,10 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
-      LayerCost const cost = cost_of(layer, spec.hidden, weights);
+      LayerCost const cost = cost_of(layer, spec.hidden, weights, kv_dtype);
       plan.coordinator_bytes += cost.coordinator_bytes();
-      if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_elements * size_of(kv_dtype);
-      plan.cross_kv_bytes_per_token += cost.cross_kv_elements * size_of(kv_dtype);
+      if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_bytes;
+      plan.cross_kv_bytes_per_token += cost.cross_kv_bytes;
       if (cost.num_experts == 0) continue;
       plan.routed_parameters += cost.expert_parameters * cost.num_experts;
       routed_active += cost.expert_parameters * cost.experts_per_token;
@@ -139,10 +139,12 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
 }
 
 void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional<DType> wanted,
-                   Quantization quantization, Lines& lines, nlohmann::ordered_json& json) {
+                   Quantization quantization, std::optional<DType> wanted_kv, Lines& lines,
+                   nlohmann::ordered_json& json) {
   DType const dtype = numerics_dtype(spec, wanted);
-  json.update(model_facts(spec, dtype, quantization, num_workers));
-  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers);
+  DType const kv_dtype = wanted_kv.value_or(dtype);
+  json.update(model_facts(spec, dtype, quantization, kv_dtype, num_workers));
+  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), kv_dtype, num_workers);
   lines.add("family", spec.family);
   describe_layers(spec, lines);
   lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
@@ -157,10 +159,11 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, std::optional
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
-  lines.add("KV cache",
-            fmt::format(
-                "{} bytes a token{}", plan.kv_bytes_per_token,
-                spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : ""));
+  lines.add(
+      "KV cache",
+      fmt::format("{} bytes a token{}, {}", plan.kv_bytes_per_token,
+                  spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : "",
+                  name_of(kv_dtype)));
 }
 
 // spec: none if config.json was refused; the files are checked for themselves then.
@@ -194,7 +197,7 @@ void describe_checkpoint(std::filesystem::path const& model_dir, std::optional<M
 }  // namespace
 
 InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> wanted,
-                          Quantization quantization) {
+                          Quantization quantization, std::optional<DType> kv_dtype) {
   Lines lines;
   std::vector<std::string> problems;
   auto const collect = [&problems](auto const& step) {
@@ -208,7 +211,7 @@ InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t nu
   nlohmann::ordered_json json{{"model", model_dir.string()}};
   std::optional<ModelSpec> spec;
   collect([&] { spec = read_model_spec(model_dir, {}); });
-  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, lines, json); });
+  if (spec) collect([&] { describe_spec(*spec, num_workers, wanted, quantization, kv_dtype, lines, json); });
   std::error_code error;
   if (std::filesystem::is_directory(model_dir, error))
     collect([&] { describe_checkpoint(model_dir, spec, lines, json, problems); });

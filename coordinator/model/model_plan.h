@@ -30,14 +30,14 @@ struct ModelPlan {
 ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype, std::size_t num_workers);
 
 // What `expertmesh info` prints: sizes, memory, files, and one line "would be refused  …" for each thing that is wrong.
-// Never throws for a bad directory.
+// kv_dtype: none: as the rows. Never throws for a bad directory.
 struct InfoReport {
   std::string text;
   std::string json;       // the same, with what each part of a layer asks (model_facts.h)
   bool servable = false;  // nothing would be refused
 };
 InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, std::optional<DType> dtype,
-                          Quantization quantization = Quantization::none);
+                          Quantization quantization = Quantization::none, std::optional<DType> kv_dtype = std::nullopt);
 
 // --dtype auto: float32 for a float32 checkpoint, else bfloat16.
 DType numerics_dtype(ModelSpec const& spec, std::optional<DType> wanted);

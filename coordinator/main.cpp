@@ -57,6 +57,7 @@ int run_info(InfoOptions const& options) {
   InfoReport const report = describe_model(options.model_dir, options.workers,
                                            {.dtype = options.dtype,
                                             .quantization = options.quantization,
+                                            .kv_dtype = options.kv_dtype,
                                             .holder = options.device == "cpu" ? Holder::processor : Holder::device});
   std::cout << (options.json ? report.json : report.text);
   return if_written(report.servable ? 0 : 2);

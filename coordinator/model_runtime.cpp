@@ -122,6 +122,13 @@ WeightFormat pick_weight_format(ModelRuntimeOptions const& options, DType dtype)
   return weight_format_of(dtype, options.quantization);
 }
 
+DType pick_kv_dtype(ModelRuntimeOptions const& options, DType dtype) {
+  if (options.kv_dtype == DType::i8 && options.device != "cpu")
+    throw ModelError("--kv-cache-dtype int8: its kernels run on processors only, not on '" + options.device +
+                     "' (--device)");
+  return options.kv_dtype.value_or(dtype);
+}
+
 // What workers run. The experts of a dead one are run here meanwhile: to the same bits, or it must be allowed.
 std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
   if (options.worker_capacity > 0 && options.workers == 0)
@@ -345,14 +352,15 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
       dtype_(numerics_dtype(spec_, options.dtype)),
       weight_format_(pick_weight_format(options, dtype_)),
+      kv_dtype_(pick_kv_dtype(options, dtype_)),
       isa_(pick_isa(options)),
       device_(open_device(options, spec_)),
       nccl_(load_row_library(options, device_.get())),
       experts_spec_(expert_model_spec(spec_, weight_format_, dtype_)),
       weights_(open_weights(options, spec_)),
-      plan_(plan_model(spec_, weight_format_, dtype_,
+      plan_(plan_model(spec_, weight_format_, kv_dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1), holders())),
-      kv_groups_(kv_cache_specs(spec_, dtype_)),
+      kv_groups_(kv_cache_specs(spec_, kv_dtype_)),
       sizes_(size_up(options, spec_, kv_groups_, device_.get(), nccl_ != nullptr, experts_spec_, plan_)) {
   (void)worker_kernels(options, isa_);
   if (options.clustered() && experts_spec_.layers.empty())
@@ -448,7 +456,7 @@ void ModelRuntime::count_floors() {
                      .operations_per_second = measure_peak_flops(*exec_, weight_format_.storage, kQuickPasses)};
   spdlog::info("this process reads {:.1f} GB/s and computes {:.0f} G operations/s in {} at most",
                own.bytes_per_second / 1e9, own.operations_per_second / 1e9, name_of(weight_format_.storage));
-  floors_.emplace(spec_, weight_format_, dtype_, own, holders());
+  floors_.emplace(spec_, weight_format_, dtype_, kv_dtype_, own, holders());
   update_floors();
   runner_->count_floors(&*floors_);
 }

@@ -33,6 +33,7 @@ struct ModelRuntimeOptions {
   double worker_capacity = 0;      // of the workers of this host, gigabytes of weights a second; 0: measured
   std::optional<DType> dtype;      // none: auto
   Quantization quantization = Quantization::none;
+  std::optional<DType> kv_dtype;  // none: that of the rows
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   std::optional<std::size_t> max_model_len;  // none: the checkpoint's
@@ -97,7 +98,8 @@ class ModelRuntime {
 
   [[nodiscard]] ModelSpec const& spec() const { return spec_; }
   [[nodiscard]] ExpertModelSpec const& experts_spec() const { return experts_spec_; }
-  [[nodiscard]] DType dtype() const { return dtype_; }  // of rows, KV cache, and weights that are not quantised
+  [[nodiscard]] DType dtype() const { return dtype_; }  // of rows, and weights that are not quantised
+  [[nodiscard]] DType kv_dtype() const { return kv_dtype_; }
   [[nodiscard]] WeightFormat const& weight_format() const { return weight_format_; }
   [[nodiscard]] Holders holders() const;
   [[nodiscard]] Isa isa() const { return isa_; }
@@ -134,6 +136,7 @@ class ModelRuntime {
   ModelSpec const spec_;
   DType const dtype_;
   WeightFormat const weight_format_;
+  DType const kv_dtype_;
   Isa const isa_;
   std::unique_ptr<Device> const device_;
   std::shared_ptr<NcclApi> const nccl_;  // by which rows go to workers that have it, too; null: to none

@@ -235,6 +235,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
                 "What holds the weights: cpu or cuda, which has FP8 and MXFP4 weights widened to bfloat16")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
+  add_kv_dtype_flag(*i, info.kv_dtype);
   i->add_flag("--json", info.json, "As one JSON object, with bytes and multiply-adds of each part of a layer");
 
   TokenizeOptions tokenizing;

@@ -42,6 +42,7 @@ struct InfoOptions {
   std::optional<DType> dtype;
   Quantization quantization = Quantization::none;
   std::string device = "cpu";
+  std::optional<DType> kv_dtype;
   bool json = false;
 };
 

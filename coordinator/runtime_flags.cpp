@@ -1,6 +1,7 @@
 #include "coordinator/runtime_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "common/base/option_checks.h"
 
@@ -13,21 +14,34 @@ std::string text_of(std::optional<DType> dtype) {
   return dtype ? std::string(name_of(*dtype)) : kAuto;
 }
 
-std::optional<DType> dtype_of(std::string const& text) {
-  for (DType type : {DType::f32, DType::bf16})
-    if (text == name_of(type)) return type;
-  return std::nullopt;
+// One of `types` by its name, or none for auto.
+void add_type_flag(CLI::App& command, char const* name, std::optional<DType>& chosen, std::vector<DType> const& types,
+                   char const* help) {
+  std::vector<std::string> names{kAuto};
+  for (DType const type : types) names.emplace_back(name_of(type));
+  command
+      .add_option_function<std::string>(
+          name,
+          [&chosen, types](std::string const& text) {
+            auto const type = std::ranges::find(types, text, [](DType t) { return name_of(t); });
+            chosen = type == types.end() ? std::nullopt : std::optional(*type);
+          },
+          help)
+      ->check(CLI::IsMember(names))
+      ->default_str(text_of(chosen));
 }
 
 }  // namespace
 
 void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
-  command
-      .add_option_function<std::string>(
-          "--dtype", [&dtype](std::string const& text) { dtype = dtype_of(text); },
-          "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16")
-      ->check(CLI::IsMember({text_of(std::nullopt), text_of(DType::f32), text_of(DType::bf16)}))
-      ->default_str(text_of(dtype));
+  add_type_flag(command, "--dtype", dtype, {DType::f32, DType::bf16},
+                "Numbers of weights and wire rows; auto: float32 for a float32 checkpoint, else bfloat16");
+}
+
+void add_kv_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
+  add_type_flag(
+      command, "--kv-cache-dtype", dtype, {DType::f32, DType::bf16, DType::i8},
+      "Numbers of the KV cache; int8: with a scale for each token's key and value of a head; auto: as --dtype");
 }
 
 void add_quantization_flag(CLI::App& command, Quantization& quantization) {
@@ -54,6 +68,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       ->capture_default_str();
   add_dtype_flag(command, options.dtype);
   add_quantization_flag(command, options.quantization);
+  add_kv_dtype_flag(command, options.kv_dtype);
   command.add_option("--seed", options.dummy_seed, "Seed of dummy weights")->capture_default_str();
   command
       .add_option_function<std::string>(

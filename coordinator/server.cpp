@@ -138,7 +138,7 @@ class Server {
     profile_ = {.dtype = dtype,
                 .quantization = std::string(name_of(options.quantization)),
                 .wire_dtype = dtype,
-                .kv_dtype = dtype,
+                .kv_dtype = std::string(name_of(runtime_.kv_dtype())),
                 .isa = here,
                 .expert_isa = !options.clustered()             ? here
                               : options.worker_device == "cpu" ? isa

@@ -45,6 +45,8 @@ struct AttendPart {
   std::byte const* values;               // in block 0: [kv_heads][16][value_dim]; null: a position's value is the first
                                          // value_dim elements of its key
   std::size_t key_stride, value_stride;  // elements from one block to the next
+  float const* scales;                   // in block 0: [kv_heads][2][16], as attend_impl.h has them; int8 alone
+  std::size_t scale_stride;              // floats from one block to the next
   float scale;
   float const* sinks;  // [kv_heads][heads] logits of keys without a value, or null
   // Added to the scaled scores, or null: of head h, where a block's first position is d after the query's (d may be
@@ -75,6 +77,7 @@ struct KernelTable {
   void (*gemm_fp8)(GemmPart const&);    // the same
   void (*attend_f32)(AttendPart const&);
   void (*attend_bf16)(AttendPart const&);
+  void (*attend_int8)(AttendPart const&);
   void (*round_bf16)(float const* x, std::size_t n, std::uint16_t* out);
   void (*widen_bf16)(std::uint16_t const* x, std::size_t n, float* out);
   void (*quantise_int8)(float const* x, std::size_t n, std::byte* out);  // out: quantised_row_bytes(n), for gemm_int8

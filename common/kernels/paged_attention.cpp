@@ -5,6 +5,7 @@
 #include "common/base/bf16.h"
 #include "common/base/check.h"
 #include "common/kernels/exec_scratch.h"
+#include "common/kernels/int8_group.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -17,6 +18,10 @@ std::size_t key_block_elements(KvLayerShape const& shape) {
 }
 std::size_t value_block_elements(KvLayerShape const& shape) {
   return shape.values == KvValues::in_keys ? 0 : shape.num_kv_heads * shape.value_dim * kKvBlockTokens;
+}
+constexpr std::size_t kScalesOfHead = 2 * kKvBlockTokens;  // of a block
+std::size_t scale_block_floats(KvLayerShape const& shape) {
+  return shape.dtype == DType::i8 ? shape.num_kv_heads * kScalesOfHead : 0;
 }
 
 // How the work is cut: into parts of at most this many tokens of a sequence, KV heads, and query heads of each of
@@ -73,6 +78,31 @@ std::size_t block_to_write(TokenPlaces const& places, std::size_t t, std::size_t
   return block;
 }
 
+// x: n numbers, to[i * stride] the whole ones, times the scale returned.
+float write_int8(float const* x, std::size_t n, std::int8_t* to, std::size_t stride) {
+  Int8Scale const s = int8_scale_of(x, n);
+  for (std::size_t i = 0; i < n; ++i)
+    to[i * stride] = static_cast<std::int8_t>(s.inverse == 0 ? 0 : int8_of(x[i], s.inverse));
+  return s.scale;
+}
+
+// Where a position's key, value and scales begin.
+struct Place {
+  std::size_t key, value, scale;
+};
+
+// k: [DK], v: [DV] or nothing, of one position and KV head.
+void write_head_int8(float const* k, float const* v, KvLayerShape const& shape, Place const& at, KvLayer& cache) {
+  bool const in_keys = shape.values == KvValues::in_keys;
+  std::size_t const first = in_keys ? shape.value_dim : shape.key_dim;  // elements with the first scale
+  auto* const key = reinterpret_cast<std::int8_t*>(cache.keys()) + at.key;
+  float* const scale = cache.scales() + at.scale;
+  scale[0] = write_int8(k, first, key, kKvBlockTokens);
+  scale[kKvBlockTokens] =
+      in_keys ? write_int8(k + first, shape.key_dim - first, key + first * kKvBlockTokens, kKvBlockTokens)
+              : write_int8(v, shape.value_dim, reinterpret_cast<std::int8_t*>(cache.values()) + at.value, 1);
+}
+
 }  // namespace
 
 TokenPlaces TokenPlaces::part(std::size_t begin, std::size_t count) const {
@@ -101,14 +131,17 @@ TokenPlaces TokenPlaces::for_device() const {
 KvLayer::KvLayer(KvLayerShape shape, DeviceMemory* device)
     : shape_(shape),
       keys_(shape.num_blocks * key_block_elements(shape) * size_of(shape.dtype), device),
-      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype), device) {
-  EM_CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16, "KV cache of " << name_of(shape.dtype));
+      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype), device),
+      scales_(shape.num_blocks * scale_block_floats(shape)) {
+  EM_CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16 || (shape.dtype == DType::i8 && !device),
+           "KV cache of " << name_of(shape.dtype));
   EM_CHECK(shape.values == KvValues::separate || shape.value_dim <= shape.key_dim,
            "values of " << shape.value_dim << " in keys of " << shape.key_dim);
 }
 
 std::size_t KvLayer::bytes_per_block(KvLayerShape const& shape) {
-  return (key_block_elements(shape) + value_block_elements(shape)) * size_of(shape.dtype);
+  return (key_block_elements(shape) + value_block_elements(shape)) * size_of(shape.dtype) +
+         scale_block_floats(shape) * sizeof(float);
 }
 
 RelativeBias::RelativeBias(std::size_t num_heads, std::uint32_t reach)
@@ -154,26 +187,36 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
     check_blocks(places, shape.num_blocks);
     return device->kv_write(k, v, places.for_device(), shape, cache.on_device());
   }
-  auto const write = [&](auto* keys, auto* values, auto convert) {
+  auto const each_head = [&](auto const& write) {
     exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t t = begin; t < end; ++t) {
-        std::uint32_t const position = places.positions[t];
         std::size_t const block = block_to_write(places, t, shape.num_blocks);
-        std::size_t const place = position % kKvBlockTokens;
+        std::size_t const place = places.positions[t] % kKvBlockTokens;
         for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
-          std::size_t const head = (block * shape.num_kv_heads + g) * kKvBlockTokens;
-          for (std::size_t i = 0; i < dk; ++i)
-            keys[head * dk + i * kKvBlockTokens + place] = convert(k.row(t)[g * dk + i]);
-          for (std::size_t i = 0; i < dv; ++i) values[(head + place) * dv + i] = convert(v.row(t)[g * dv + i]);
+          std::size_t const head = block * shape.num_kv_heads + g;
+          write(k.row(t) + g * dk, dv == 0 ? nullptr : v.row(t) + g * dv,
+                Place{.key = head * dk * kKvBlockTokens + place,
+                      .value = (head * kKvBlockTokens + place) * dv,
+                      .scale = head * kScalesOfHead + place});
         }
       }
     });
   };
+  auto const converted = [&](auto* keys, auto* values, auto convert) {
+    each_head([=](float const* key, float const* value, Place const& at) {
+      for (std::size_t i = 0; i < dk; ++i) keys[at.key + i * kKvBlockTokens] = convert(key[i]);
+      for (std::size_t i = 0; i < dv; ++i) values[at.value + i] = convert(value[i]);
+    });
+  };
   if (shape.dtype == DType::f32) {
-    write(reinterpret_cast<float*>(cache.keys()), reinterpret_cast<float*>(cache.values()), [](float x) { return x; });
+    converted(reinterpret_cast<float*>(cache.keys()), reinterpret_cast<float*>(cache.values()),
+              [](float x) { return x; });
+  } else if (shape.dtype == DType::bf16) {
+    converted(reinterpret_cast<bf16*>(cache.keys()), reinterpret_cast<bf16*>(cache.values()),
+              [](float x) { return to_bf16(x); });
   } else {
-    write(reinterpret_cast<bf16*>(cache.keys()), reinterpret_cast<bf16*>(cache.values()),
-          [](float x) { return to_bf16(x); });
+    each_head(
+        [&](float const* key, float const* value, Place const& at) { write_head_int8(key, value, shape, at, cache); });
   }
 }
 
@@ -205,7 +248,9 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
   }
   AttendCut const cut = cut_attention(heads, kv.num_kv_heads, q.rows * kv.num_kv_heads, exec.pool().num_threads());
   std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
-  auto const attend = kv.dtype == DType::f32 ? exec.table().attend_f32 : exec.table().attend_bf16;
+  auto const attend = kv.dtype == DType::f32    ? exec.table().attend_f32
+                      : kv.dtype == DType::bf16 ? exec.table().attend_bf16
+                                                : exec.table().attend_int8;
   struct Part {
     std::size_t token, tokens, kv_head, kv_heads, head;  // head: the first, of each KV head
   };
@@ -238,6 +283,8 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
             .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
             .key_stride = key_block_elements(kv),
             .value_stride = value_block_elements(kv),
+            .scales = kv.dtype == DType::i8 ? cache.scales() + g * kScalesOfHead : nullptr,
+            .scale_stride = scale_block_floats(kv),
             .scale = shape.scale,
             .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
             .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,

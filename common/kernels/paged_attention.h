@@ -28,7 +28,10 @@ struct KvLayerShape {
   std::size_t key_dim = 0;       // DK
   std::size_t value_dim = 0;     // DV
   KvValues values = KvValues::separate;
-  DType dtype = DType::f32;  // f32 or bf16 (rounded to nearest even when written)
+  // f32; bf16, rounded to nearest even when written; i8, on the host alone: of each position and KV head the key is
+  // whole numbers of -127 … 127 times one scale, and so is the value. Where values lie in the keys, they have the one
+  // scale, and what the key has behind them the other.
+  DType dtype = DType::f32;
 };
 
 class KvLayer {
@@ -41,6 +44,8 @@ class KvLayer {
   [[nodiscard]] std::byte const* keys() const { return keys_.data(); }
   [[nodiscard]] std::byte* values() { return values_.data(); }
   [[nodiscard]] std::byte const* values() const { return values_.data(); }
+  [[nodiscard]] float* scales() { return scales_.data(); }
+  [[nodiscard]] float const* scales() const { return scales_.data(); }
   // For the device to read; only kv_write() writes there.
   [[nodiscard]] DeviceKv on_device() const {
     return {.keys = const_cast<std::byte*>(keys_.data()), .values = const_cast<std::byte*>(values_.data())};
@@ -49,8 +54,9 @@ class KvLayer {
  private:
   KvLayerShape shape_;
   // On a device as DeviceKv has them; of the same size.
-  AlignedBuffer<std::byte> keys_;    // f32/bf16 [num_blocks][G][DK][16]: a block's keys transposed
-  AlignedBuffer<std::byte> values_;  // f32/bf16 [num_blocks][G][16][DV]; nothing if they are in the keys
+  AlignedBuffer<std::byte> keys_;    // [num_blocks][G][DK][16]: a block's keys transposed
+  AlignedBuffer<std::byte> values_;  // [num_blocks][G][16][DV]; nothing if they are in the keys
+  AlignedBuffer<float> scales_;      // of i8: [num_blocks][G][2][16], the keys' first
 };
 
 // Stands in block tables for what is in no block.

@@ -270,10 +270,11 @@ Ceilings ceilings_of(EngineFigures const& figures) {
 EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   ConfigDirectory const model(options.runtime.model_dir);
   ModelRuntime runtime(sized(options, model.path()));
-  StepCost const cost(runtime.spec(), runtime.weight_format(), runtime.dtype(), runtime.holders());
+  StepCost const cost(runtime.spec(), runtime.weight_format(), runtime.kv_dtype(), runtime.holders());
   EngineFigures figures{.plan = cost.plan(),
                         .dtype = runtime.dtype(),
                         .weights = runtime.weight_format().storage,
+                        .kv_dtype = runtime.kv_dtype(),
                         .isa = runtime.isa(),
                         .num_experts = layer_maxima(runtime.spec()).num_experts,
                         .batches = {}};
@@ -287,7 +288,8 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   });
   std::optional<StageFloors> floors;
   if (!runtime.device()) {
-    floors.emplace(runtime.spec(), runtime.weight_format(), runtime.dtype(), ceilings_of(figures), runtime.holders());
+    floors.emplace(runtime.spec(), runtime.weight_format(), runtime.dtype(), runtime.kv_dtype(), ceilings_of(figures),
+                   runtime.holders());
     runtime.runner().count_floors(&*floors);
   }
   runtime.runner().place_caller();

@@ -65,8 +65,9 @@ struct BatchFigures {
 
 struct EngineFigures {
   ModelPlan plan;               // with all experts in one place
-  DType dtype = DType::bf16;    // of rows and KV cache
+  DType dtype = DType::bf16;    // of rows
   DType weights = DType::bf16;  // of packed weights
+  DType kv_dtype = DType::bf16;
   Isa isa = Isa::scalar;
   std::size_t num_experts = 0;          // of a MoE layer
   std::size_t ceiling_threads = 0;      // that measured the next two: those of all processes, at most the cores

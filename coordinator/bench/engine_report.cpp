@@ -125,10 +125,11 @@ nlohmann::ordered_json to_json(StageMeans const& stages, EngineFigures const& fi
 }  // namespace
 
 std::string to_table(EngineBenchOptions const& options, EngineFigures const& figures) {
-  std::string out = fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, weights {}, experts {}\n",
-                                options.runtime.model_dir.string(), static_cast<double>(figures.plan.parameters) / 1e6,
-                                static_cast<double>(figures.plan.active_parameters) / 1e6, name_of(figures.dtype),
-                                name_of(figures.weights), experts_text(options.runtime, figures));
+  std::string out =
+      fmt::format("model      {}: {:.0f} M parameters, {:.0f} M active, {}, weights {}, KV cache {}, experts {}\n",
+                  options.runtime.model_dir.string(), static_cast<double>(figures.plan.parameters) / 1e6,
+                  static_cast<double>(figures.plan.active_parameters) / 1e6, name_of(figures.dtype),
+                  name_of(figures.weights), name_of(figures.kv_dtype), experts_text(options.runtime, figures));
   out += machine_text(figures);
 
   out += fmt::format("\nprefill    {} tokens a prompt, {} a step\n{:>5}{:>10}{:>10}{:>10}{:>8}\n", options.input_len,
@@ -230,6 +231,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                                 {"num_experts", figures.num_experts},
                                 {"dtype", name_of(figures.dtype)},
                                 {"weights", name_of(figures.weights)},
+                                {"kv_cache_dtype", name_of(figures.kv_dtype)},
                                 {"isa", name_of(figures.isa)},
                                 {"device", figures.device.value_or("cpu")},
                                 {"workers", r.workers},

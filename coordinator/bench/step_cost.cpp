@@ -3,9 +3,10 @@
 #include "common/base/check.h"
 
 namespace expertmesh {
-StepCost::StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Holders const& holders)
-    : hidden_(spec.hidden), vocab_(spec.vocab), dtype_(dtype), plan_(plan_model(spec, weights, dtype, 1, holders)) {
-  for (auto const& layer : spec.decoder().layers) layers_.push_back(cost_of(layer, spec.hidden, weights, holders));
+StepCost::StepCost(ModelSpec const& spec, WeightFormat const& weights, DType kv_dtype, Holders const& holders)
+    : hidden_(spec.hidden), vocab_(spec.vocab), plan_(plan_model(spec, weights, kv_dtype, 1, holders)) {
+  for (auto const& layer : spec.decoder().layers)
+    layers_.push_back(cost_of(layer, spec.hidden, weights, kv_dtype, holders));
 }
 
 std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t const> experts_hit) const {
@@ -18,9 +19,9 @@ std::size_t StepCost::weight_bytes(std::size_t num_tokens, std::span<std::size_t
 }
 
 std::size_t StepCost::kv_bytes(std::size_t context) const {
-  std::size_t elements = 0;
-  for (auto const& layer : layers_) elements += layer.kv_elements * tokens_seen(layer.span, context);
-  return elements * size_of(dtype_);
+  std::size_t bytes = 0;
+  for (auto const& layer : layers_) bytes += layer.kv_bytes * tokens_seen(layer.span, context);
+  return bytes;
 }
 
 double StepCost::prompt_flops(std::size_t tokens) const {

@@ -12,8 +12,7 @@ namespace expertmesh {
 
 class StepCost {
  public:
-  // dtype: of rows and KV cache.
-  StepCost(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Holders const& holders = {});
+  StepCost(ModelSpec const& spec, WeightFormat const& weights, DType kv_dtype, Holders const& holders = {});
 
   // Bytes of weights one step reads: all that are not routed experts once (of the embedding a row for each token), and
   // each expert that was hit once. experts_hit: [MoE layers] distinct experts.
@@ -33,7 +32,6 @@ class StepCost {
  private:
   std::size_t hidden_;
   std::size_t vocab_;
-  DType dtype_;
   std::vector<LayerCost> layers_;  // of the decoder
   ModelPlan plan_;
 };

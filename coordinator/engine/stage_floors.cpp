@@ -19,7 +19,7 @@ double floor_seconds(Ceilings const& ceilings, PartCost const& work) {
 
 }  // namespace
 
-StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own,
+StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, DType kv_dtype, Ceilings own,
                          Holders const& holders)
     : own_(own),
       experts_(own),
@@ -29,7 +29,7 @@ StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DTy
       vocab_(spec.vocab),
       lm_head_{.bytes = packed_bytes(weights, spec.vocab, spec.hidden), .multiply_adds = spec.vocab * spec.hidden} {
   for (auto const& layer : spec.decoder().layers) {
-    LayerCost const cost = cost_of(layer, spec.hidden, weights, holders);
+    LayerCost const cost = cost_of(layer, spec.hidden, weights, kv_dtype, holders);
     attention_ += cost.attention;
     router_ += cost.router;
     shared_expert_ += cost.shared_expert;
@@ -37,7 +37,7 @@ StageFloors::StageFloors(ModelSpec const& spec, WeightFormat const& weights, DTy
     if (cost.num_experts > 0) expert_.push_back(cost.expert);
     auto at = std::ranges::find(spans_, cost.span, &Span::span);
     if (at == spans_.end()) at = spans_.insert(at, {.span = cost.span});
-    at->kv_bytes += cost.kv_elements * size_of(dtype);
+    at->kv_bytes += cost.kv_bytes;
     at->pair_cost += cost.pair_multiply_adds;
   }
 }

@@ -26,9 +26,8 @@ using StageWork = std::array<PartCost, kNumStages>;  // in the order of Stage
 // worker at least; logits once. Caches that hold some of it can make a stage faster than its floor.
 class StageFloors {
  public:
-  // dtype: of rows to the experts and of the KV cache. own: of the coordinator's threads, which run the experts, too,
-  // until set_experts().
-  StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, Ceilings own,
+  // dtype: of rows to the experts. own: of the coordinator's threads, which run the experts, too, until set_experts().
+  StageFloors(ModelSpec const& spec, WeightFormat const& weights, DType dtype, DType kv_dtype, Ceilings own,
               Holders const& holders = {});
 
   // Of those who run the routed experts, all together.

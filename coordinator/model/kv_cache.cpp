@@ -35,6 +35,10 @@ KvCacheKind kind_of(SpanKind span) {
 }
 }  // namespace
 
+std::size_t kv_bytes_per_token(AttentionSpec const& attention, DType dtype) {
+  return KvLayer::bytes_per_block(shape_of(attention, dtype, 1)) / kKvBlockTokens;
+}
+
 std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
   std::vector<KvCacheSpec> groups;
   auto const& layers = spec.decoder().layers;

@@ -10,6 +10,9 @@
 
 namespace expertmesh {
 
+// Bytes that the cache holds of one token for such attention; blocks are full.
+std::size_t kv_bytes_per_token(AttentionSpec const& attention, DType dtype);
+
 // Layers of the decoder with the same attention span share one group, hence one block table. Order: first layer first.
 // With an encoder the last group holds what its output is to every layer's cross-attention, and the keys and values of
 // the encoder layer under way.

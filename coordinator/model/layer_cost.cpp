@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/experts/packed_weights.h"
+#include "coordinator/model/kv_cache.h"
 
 namespace expertmesh {
 namespace {
@@ -105,15 +106,16 @@ std::size_t LayerCost::coordinator_bytes() const {
   return attention.bytes + dense_ffn.bytes + router.bytes + shared_expert.bytes;
 }
 
-LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, Holders const& holders) {
+LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, DType kv_dtype,
+                  Holders const& holders) {
   Packing const own{weights, holders.coordinator};
   LayerCost cost{.attention = attention_cost(layer.attention, hidden, own),
                  .span = layer.attention.span,
-                 .kv_elements = layer.attention.kv_elements(),
+                 .kv_bytes = kv_bytes_per_token(layer.attention, kv_dtype),
                  .pair_multiply_adds = pair_multiply_adds(layer.attention)};
   cost.attention.bytes += norm_bytes(layer.input_norm, hidden) + norm_bytes(layer.post_attention_norm, hidden);
   if (layer.cross) {
-    cost.cross_kv_elements = layer.cross->attention.kv_elements();
+    cost.cross_kv_bytes = kv_bytes_per_token(layer.cross->attention, kv_dtype);
     cost.attention.bytes +=
         attention_cost(layer.cross->attention, hidden, own).bytes + norm_bytes(layer.cross->norm, hidden);
   }

@@ -19,8 +19,8 @@ struct PartCost {
 struct LayerCost {
   PartCost attention;  // the layer's norms are in its bytes, and cross attention where there is any
   AttentionSpan span;
-  std::size_t kv_elements = 0;         // that the KV cache holds of a token
-  std::size_t cross_kv_elements = 0;   // of an encoder's token
+  std::size_t kv_bytes = 0;            // that the KV cache holds of a token
+  std::size_t cross_kv_bytes = 0;      // of an encoder's token
   std::size_t pair_multiply_adds = 0;  // of one token with one key and value, all heads
   PartCost dense_ffn{};                // nothing in layers with experts, as the following are in others
   PartCost router{};
@@ -41,7 +41,8 @@ struct Holders {
   Holder coordinator = Holder::processor;
   Holder experts = Holder::processor;  // the routed ones
 };
-LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, Holders const& holders = {});
+LayerCost cost_of(LayerSpec const& layer, std::size_t hidden, WeightFormat weights, DType kv_dtype,
+                  Holders const& holders = {});
 
 // How many positions the last of `context` tokens attends to; context: 1 at least.
 std::size_t tokens_seen(AttentionSpan const& span, std::size_t context);

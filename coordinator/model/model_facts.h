@@ -10,7 +10,7 @@ namespace expertmesh {
 
 // Sizes, and for each stack its layers as runs of equal ones: bytes and multiply-adds of a token (layer_cost.h). A part
 // that a layer does not have is left out.
-nlohmann::ordered_json model_facts(ModelSpec const& spec, DType dtype, Quantization quantization,
+nlohmann::ordered_json model_facts(ModelSpec const& spec, DType dtype, Quantization quantization, DType kv_dtype,
                                    std::size_t num_workers, Holders const& holders = {});
 
 // Bytes that are no UTF-8 (of a path) are replaced.

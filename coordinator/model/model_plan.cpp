@@ -63,10 +63,10 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
   for (auto const& stack : spec.stacks) {
     plan.coordinator_bytes += spec.hidden * sizeof(float);  // final norm
     for (auto const& layer : stack.layers) {
-      LayerCost const cost = cost_of(layer, spec.hidden, weights, holders);
+      LayerCost const cost = cost_of(layer, spec.hidden, weights, kv_dtype, holders);
       plan.coordinator_bytes += cost.coordinator_bytes();
-      if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_elements * size_of(kv_dtype);
-      plan.cross_kv_bytes_per_token += cost.cross_kv_elements * size_of(kv_dtype);
+      if (stack.kind == StackKind::decoder) plan.kv_bytes_per_token += cost.kv_bytes;
+      plan.cross_kv_bytes_per_token += cost.cross_kv_bytes;
       if (cost.num_experts == 0) continue;
       plan.routed_parameters += cost.expert_parameters * cost.num_experts;
       routed_active += cost.expert_parameters * cost.experts_per_token;
@@ -154,8 +154,9 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, ServedAs cons
   DType const dtype = numerics_dtype(spec, served.dtype);
   Quantization const quantization = served.quantization;
   Holders const holders{.coordinator = served.holder, .experts = served.holder};
-  json.update(model_facts(spec, dtype, quantization, num_workers, holders));
-  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), dtype, num_workers, holders);
+  DType const kv_dtype = served.kv_dtype.value_or(dtype);
+  json.update(model_facts(spec, dtype, quantization, kv_dtype, num_workers, holders));
+  ModelPlan const plan = plan_model(spec, weight_format_of(dtype, quantization), kv_dtype, num_workers, holders);
   lines.add("family", spec.family);
   describe_layers(spec, lines);
   lines.add("hidden, vocab", fmt::format("{}, {}", spec.hidden, spec.vocab));
@@ -170,10 +171,11 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, ServedAs cons
   lines.add("coordinator", bytes_text(plan.coordinator_bytes) + " of weights");
   for (std::size_t w = 0; w < num_workers && plan.routed_parameters > 0; ++w)
     lines.add(fmt::format("worker {}", w + 1), bytes_text(plan.worker_bytes[w]) + " of experts");
-  lines.add("KV cache",
-            fmt::format(
-                "{} bytes a token{}", plan.kv_bytes_per_token,
-                spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : ""));
+  lines.add(
+      "KV cache",
+      fmt::format("{} bytes a token{}, {}", plan.kv_bytes_per_token,
+                  spec.encoder() ? fmt::format(" of the answer, {} of the prompt", plan.cross_kv_bytes_per_token) : "",
+                  name_of(kv_dtype)));
 }
 
 // spec: none if config.json was refused; the files are checked for themselves then.

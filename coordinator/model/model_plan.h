@@ -32,7 +32,7 @@ ModelPlan plan_model(ModelSpec const& spec, WeightFormat weights, DType kv_dtype
                      Holders const& holders = {});
 
 // What `expertmesh info` prints: sizes, memory, files, and one line "would be refused  …" for each thing that is wrong.
-// Never throws for a bad directory.
+// kv_dtype: none: as the rows. Never throws for a bad directory.
 struct InfoReport {
   std::string text;
   std::string json;       // the same, with what each part of a layer asks (model_facts.h)
@@ -41,6 +41,7 @@ struct InfoReport {
 struct ServedAs {
   std::optional<DType> dtype{};
   Quantization quantization = Quantization::none;
+  std::optional<DType> kv_dtype{};
   Holder holder = Holder::processor;  // of all weights
 };
 InfoReport describe_model(std::filesystem::path const& model_dir, std::size_t num_workers, ServedAs const& served = {});

@@ -192,12 +192,6 @@ std::size_t AttentionSpec::value_dim() const {
   return std::get<GroupedProjection>(projection).head_dim;
 }
 
-std::size_t AttentionSpec::kv_elements() const {
-  if (auto const* latent = std::get_if<LatentProjection>(&projection)) return latent->kv_rank + latent->rope_dim;
-  auto const& grouped = std::get<GroupedProjection>(projection);
-  return 2 * grouped.num_kv_heads * grouped.head_dim;
-}
-
 std::vector<NumberedLayer> all_layers(ModelSpec const& spec) {
   std::vector<NumberedLayer> layers;
   std::uint32_t moe_index = 0;

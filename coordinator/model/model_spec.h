@@ -125,8 +125,7 @@ struct AttentionSpec {
   std::optional<TemperatureTuning> temperature{};
   std::optional<RelativeBiasSpec> relative_bias{};  // layers of a stack may share one
 
-  [[nodiscard]] std::size_t value_dim() const;    // of a head's value; o's input is [Q*value_dim]
-  [[nodiscard]] std::size_t kv_elements() const;  // that the KV cache holds of one token
+  [[nodiscard]] std::size_t value_dim() const;  // of a head's value; o's input is [Q*value_dim]
 };
 
 // An FFN on the coordinator: dense layers and shared experts.

@@ -90,6 +90,7 @@ def parser():
     add("--threads", type=_number(1, 4096), metavar="N", help="of a coordinator on processors [all cores]")
     add("--dtype", choices=("bfloat16", "float32"), help="[the checkpoint's, as `serve` has it]")
     add("--quantization", choices=("none", "int8", "int4"), help="of the weights [none]")
+    add("--kv-cache-dtype", choices=("bfloat16", "float32", "int8"), help="[as --dtype]")
     add("--skew", type=_skew, metavar="KIND:VALUE", default=("zipf", 0.0), help="how unequal the experts' importance is: zipf:EXPONENT, or cv2:VALUE as /v1/experts shows it [zipf:0]")
     add("--grouping", choices=("apart", "together"), default="apart",
         help="rows of several coordinators at a worker: computed one after the other, or together, weights read once [apart]")
@@ -101,7 +102,7 @@ def parser():
     add("--json", action="store_true", help="print the plan as JSON")
     others = made.add_argument_group("in place of a plan")
     others.add_argument("--calibrate", metavar="FILE", help="measure the costs of this machine, in some minutes; --model [two that come with the program], "
-                                                            "--dtype and --quantization say with what")
+                                                            "--dtype, --quantization and --kv-cache-dtype say with what")
     others.add_argument("--passes", type=_number(1, 1000), metavar="N", default=2,
                         help="of --calibrate, over all; of each stage the fastest counts, so more help where other work disturbs [2]")
     others.add_argument("--validate", metavar="RESULTS", nargs="+", help="hold predictions by --costs against results.json files of `bench scale`; --model as it had")
@@ -135,7 +136,8 @@ def _served(limits):
 def make_plan(program, options):
     """-> plain data"""
     _required(options, "model", "cluster", "itl-ms", *([] if options.decode_only else ["ttft-ms"]))
-    model = models.read(program, options.model, options.dtype, options.quantization, "cpu" if options.costs else "cuda")  # costs: of processors
+    numerics = models.numerics(options.dtype, options.quantization, options.kv_cache_dtype)
+    model = models.read(program, options.model, numerics, "cpu" if options.costs else "cuda")  # costs: of processors
     kind, value = options.skew
     options.skew = value if kind == "zipf" or not model.most_experts else routing.skew_of_cv2(model.most_experts, value)
     if options.input_len + options.output_len > model.max_position:

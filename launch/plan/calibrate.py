@@ -39,11 +39,11 @@ def say(text):
 class Engine:
     """`bench engine` of one model, and what the planner knows of it."""
 
-    def __init__(self, program, path, dtype, quantization):
+    def __init__(self, program, path, options):
         self.path = Path(path)
-        self.model = models.read(program, path, dtype, quantization)
+        self.model = models.read(program, path, options)
         self._program = program
-        self._options = [*(["--dtype", dtype] if dtype else []), *(["--quantization", quantization] if quantization else [])]
+        self._options = options
         self._seen = {}  # what was run -> [step_trace.Steps]
 
     def run(self, threads, batch_sizes, input_len, output_len, workers=0, transport=None, share=UNDISTURBED):
@@ -169,12 +169,12 @@ def _line(points):
     return max(0.0, mean_y - slope * mean_x), slope
 
 
-def measure(program, paths, dtype, quantization, passes):
-    """-> content of a costs file after each pass, better each time"""
+def measure(program, paths, options, passes):
+    """options: models.numerics() -> content of a costs file after each pass, better each time"""
     cores = machine.usable_cores()
-    engines = [Engine(program, path, dtype, quantization) for path in paths]
+    engines = [Engine(program, path, options) for path in paths]
     weights = {engine.model.weights for engine in engines}
-    if len(weights) > 1:
+    if len(weights) > 1 or len({engine.model.kv_cache_dtype for engine in engines}) > 1:
         raise PlanError(f"the models are stored as {' and '.join(sorted(weights))}: --dtype makes them alike")
     smallest = min(engines, key=lambda engine: engine.model.parameters)
     if not smallest.model.most_experts:
@@ -207,7 +207,8 @@ def _content(engines, smallest, ceilings, runs, cores):
             profiles.append({"model": engine.model.name, "threads": threads,
                              "working_set_bytes": memory.coordinator_bytes(engine.model, Split(), Workload(INPUT_LEN, OUTPUT_LEN), 1),
                              "parts": curves.points})
-    content = {"form": costs.FORM, "weights": smallest.model.weights, "cores": cores, "memory_gb": machine.machine()["memory_gb"],
+    content = {"form": costs.FORM, "weights": smallest.model.weights, "kv_cache_dtype": smallest.model.kv_cache_dtype, "cores": cores,
+               "memory_gb": machine.machine()["memory_gb"],
                "ceilings": list(ceilings.values()), "profiles": profiles, "links": {}}
     measured = costs.of_content(content)
     for transport in TRANSPORTS:
@@ -233,7 +234,7 @@ def main(program, folder_of_programs, options, arguments):
     load = round(os.getloadavg()[0], 2)
     about = {"command": shlex.join(["expertmesh", "plan", *arguments]), "machine": {**machine.machine(), "load_before": load},
              "programs": machine.programs(program, folder_of_programs)}
-    for content in measure(program, paths, options.dtype, options.quantization, options.passes):
+    for content in measure(program, paths, models.numerics(options.dtype, options.quantization, options.kv_cache_dtype), options.passes):
         costs.write(options.calibrate, {**content, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about})
     if load > 0.25 * content["cores"]:
         say(f"{load} processes wanted {content['cores']} cores in the minute before: the machine was busy, do not trust these costs")

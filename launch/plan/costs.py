@@ -18,6 +18,7 @@ class Costs:
             raise PlanError(f"{fields.where}: field 'form': of another version; make it anew with plan --calibrate")
         self.where = fields.where
         self.weights = fields.text("weights")
+        self.kv_cache_dtype = fields.text("kv_cache_dtype", "float32" if self.weights == "float32" else "bfloat16")  # as files before it
         self.cores = fields.whole("cores", low=1)
         self.memory = 1e9 * fields.number("memory_gb")
         self._ceilings = dict(_ceiling(one) for one in fields.objects("ceilings"))

@@ -40,6 +40,7 @@ class Layer:
 class Model:
     name: str
     weights: str  # storage type: bfloat16, float32, int8, int4
+    kv_cache_dtype: str  # bfloat16, float32, int8
     layers: tuple
     lm_head: Part
     row_bytes: int  # of an activation on its way
@@ -98,7 +99,9 @@ def of_facts(fields, name):
         raise PlanError(f"{name}: has an encoder; plan is for models without one")
     stacks[0].drop("kind")
     parameters = fields.object("parameters")
-    read = Model(name=name, weights=fields.text("weights"), layers=tuple(_layer(layer) for layer in stacks[0].objects("layers")),
+    weights = fields.text("weights")
+    kv_cache_dtype = fields.text("kv_cache_dtype", "float32" if weights == "float32" else "bfloat16")
+    read = Model(name=name, weights=weights, kv_cache_dtype=kv_cache_dtype, layers=tuple(_layer(layer) for layer in stacks[0].objects("layers")),
                  lm_head=_part(fields, "lm_head"), row_bytes=fields.whole("row_bytes", low=1), vocab=fields.whole("vocab", low=1),
                  coordinator_bytes=fields.whole("coordinator_bytes"), parameters=parameters.whole("total"),
                  active_parameters=parameters.whole("active"), max_position=fields.whole("max_position", low=1))
@@ -110,8 +113,15 @@ def of_facts(fields, name):
     return read
 
 
-def read(program, path, dtype=None, quantization=None, device="cpu"):
-    """device: cpu or cuda, what holds the weights; path: a model directory, a config.json, or a file that `info --json` wrote (or that was written like it)"""
+def numerics(dtype, quantization, kv_cache_dtype):
+    """-> options of `info` and `bench engine`; None: theirs"""
+    given = {"--dtype": dtype, "--quantization": quantization, "--kv-cache-dtype": kv_cache_dtype}
+    return [word for name, value in given.items() if value for word in (name, value)]
+
+
+def read(program, path, options=(), device="cpu"):
+    """path: a model directory, a config.json, or a file that `info --json` wrote (or that was written like it); options: numerics();
+    device: cpu or cuda, what holds the weights"""
     path = Path(path)
     name = path.resolve().name if path.is_dir() else path.resolve().parent.name if path.name == "config.json" else path.stem
     if path.is_file():
@@ -120,15 +130,14 @@ def read(program, path, dtype=None, quantization=None, device="cpu"):
         except ValueError as error:
             raise PlanError(f"{path}: not JSON: {error}") from None
         if isinstance(content, dict) and "stacks" in content:
-            if dtype or quantization:
-                raise PlanError(f"{path}: --dtype and --quantization are for configurations; this file says how its weights are stored")
+            if options:
+                raise PlanError(f"{path}: {options[0]} is for configurations; this file says what its numbers are")
             return of_facts(Fields(content, str(path)), name)
     elif not path.is_dir():
         raise PlanError(f"{path}: no such file or directory")
     with tempfile.TemporaryDirectory(prefix="expertmesh-plan-") as folder:
         if path.is_file():
             (Path(folder) / "config.json").symlink_to(path.resolve())
-        options = [*(["--dtype", dtype] if dtype else []), *(["--quantization", quantization] if quantization else [])]
         done = subprocess.run([program, "info", str(path if path.is_dir() else folder), "--json", "--device", device, *options], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, check=False)
     if not done.stdout:

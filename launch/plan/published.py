@@ -15,7 +15,8 @@ FOLDER = Path(__file__).with_name("published")
 
 def _of(program, fields, table):
     title, published, source = fields.text("title"), fields.number("tokens_per_second"), fields.text("source")
-    model = models.read(program, FOLDER / fields.text("model"), None, fields.text("quantization", required=False), "cuda")
+    options = models.numerics(None, fields.text("quantization", required=False), None)
+    model = models.read(program, FOLDER / fields.text("model"), options, "cuda")
     hardware = table[fields.text("hardware")]
     devices = fields.whole("devices", low=2)
     workload = Workload(fields.whole("input_len", low=1), fields.whole("output_len", low=1), computed_elsewhere=True)

@@ -86,6 +86,11 @@ def build(model, options):
     if costs and costs.weights != model.weights:
         raise PlanError(f"--costs {options.costs}: measured with weights of type {costs.weights}, the model's are {model.weights} "
                         "(--dtype, --quantization; or calibrate with them)")
+    if costs and not cluster.coordinator and costs.kv_cache_dtype != model.kv_cache_dtype:
+        raise PlanError(f"--costs {options.costs}: measured with a KV cache of {costs.kv_cache_dtype}, the model's is {model.kv_cache_dtype} "
+                        "(--kv-cache-dtype; or calibrate with it)")
+    if cluster.coordinator and model.kv_cache_dtype == "int8":
+        raise PlanError(f"--kv-cache-dtype int8: coordinators with a GPU have none ({options.cluster})")
     threads = options.threads or cores
 
     def device_of(kind, count):

@@ -70,7 +70,7 @@ def best_of(points):
 
 
 def main(program, options):
-    costs, model = costs_file.read(options.costs), models.read(program, options.model, options.dtype, options.quantization)
+    costs, model = costs_file.read(options.costs), models.read(program, options.model, models.numerics(options.dtype, options.quantization, options.kv_cache_dtype))
     points, left_out = best_of(point for path in options.validate for point in read_json(path).list("points"))
     if left_out:
         print(f"expertmesh plan: {left_out} points of {OTHER_HOSTS} are left out: --calibrate does not measure that link", file=sys.stderr)

@@ -1,6 +1,7 @@
 // Paged attention at the shapes that matter: decodes of B sequences over a context, and chunks of prompts. Prints what
 // a call takes and the share of what it takes at least: the cache's bytes over the read bandwidth, or its operations
-// over the float32 peak, both measured in the same run.
+// over the float32 peak, both measured in the same run; and beside the same with a cache in bfloat16, the median of
+// passes that take turns.
 //
 // bench_paged_attention [query heads] [KV heads] [head dim] [threads] [ISA], defaults 16, 4, 64, all cores, the best.
 #include <algorithm>
@@ -29,8 +30,8 @@ struct Case {
   std::size_t tokens;   // of each sequence in a step
   std::size_t context;  // positions of each when the step ends
 };
-constexpr Case kCases[] = {{1, 1, 1024},  {1, 1, 8192},  {16, 1, 128},  {64, 1, 128},   {16, 1, 1024},
-                           {64, 1, 1024}, {1, 512, 512}, {4, 128, 128}, {1, 512, 2048}, {1, 100, 8192}};
+constexpr Case kCases[] = {{1, 1, 1024},  {1, 1, 8192},  {16, 1, 128},  {64, 1, 128},  {16, 1, 1024},  {64, 1, 1024},
+                           {16, 1, 4096}, {64, 1, 4096}, {1, 512, 512}, {4, 128, 128}, {1, 512, 2048}, {1, 100, 8192}};
 constexpr std::size_t kCacheBytes = std::size_t{256} << 20;  // of all layers: no cache keeps them
 constexpr std::size_t kPasses = 5;
 
@@ -55,43 +56,67 @@ struct Step {
   std::vector<std::uint32_t> positions, sequences, tables, offsets;
 };
 
-void run(Exec const& exec, Case const& c, Heads const& heads, DType dtype, double bandwidth, double peak) {
-  Step const step(c);
-  KvLayerShape const shape{.num_blocks = step.tables.size(),
-                           .num_kv_heads = heads.kv,
-                           .key_dim = heads.dim,
-                           .value_dim = heads.dim,
-                           .dtype = dtype};
-  std::size_t const layer_bytes = shape.num_blocks * KvLayer::bytes_per_block(shape);
-  std::vector<KvLayer> layers;
-  for (std::size_t i = 0; i < std::max<std::size_t>(1, kCacheBytes / layer_bytes); ++i) {
-    layers.emplace_back(shape);
-    // Small numbers of either sign, whatever their type.
-    auto const fill = [&](std::byte* data, std::size_t bytes) {
-      for (std::size_t j = 0; j < bytes; ++j) data[j] = std::byte{j % 2 != 0 ? std::uint8_t{0x3d} : std::uint8_t(j)};
-    };
-    fill(layers.back().keys(), layer_bytes / 2);
-    fill(layers.back().values(), layer_bytes / 2);
+// Layers of one dtype.
+struct Caches {
+  Caches(DType type, Heads const& heads, std::size_t num_blocks)
+      : dtype(type),
+        shape{.num_blocks = num_blocks,
+              .num_kv_heads = heads.kv,
+              .key_dim = heads.dim,
+              .value_dim = heads.dim,
+              .dtype = type},
+        layer_bytes(num_blocks * KvLayer::bytes_per_block(shape)) {
+    std::size_t const numbers = num_blocks * heads.kv * heads.dim * kKvBlockTokens;
+    for (std::size_t i = 0; i < std::max<std::size_t>(1, kCacheBytes / layer_bytes); ++i) {
+      KvLayer& layer = layers.emplace_back(shape);
+      // Small numbers of either sign, whatever their type.
+      for (std::byte* data : {layer.keys(), layer.values()})
+        for (std::size_t j = 0; j < numbers * size_of(type); ++j)
+          data[j] = std::byte{j % 2 != 0 ? std::uint8_t{0x3d} : std::uint8_t(j)};
+      if (type == DType::i8) std::fill_n(layer.scales(), num_blocks * heads.kv * 2 * kKvBlockTokens, 1e-3F);
+    }
   }
+  DType dtype;
+  KvLayerShape shape;
+  std::size_t layer_bytes;
+  std::vector<KvLayer> layers;
+  std::vector<double> seconds;  // of a call, in each pass
+};
+
+double median(std::vector<double> x) {
+  std::ranges::sort(x);
+  return x[x.size() / 2];
+}
+
+void run(Exec const& exec, Case const& c, Heads const& heads, double bandwidth, double peak) {
+  Step const step(c);
+  std::vector<Caches> all;
+  for (DType const dtype : {DType::bf16, DType::i8, DType::f32}) all.emplace_back(dtype, heads, step.tables.size());
   std::size_t const tokens = step.positions.size();
   std::vector<float> q(tokens * heads.query * heads.dim);
   for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(i % 11) * 0.1F - 0.5F;
   std::vector<float> out(q.size());
-  double best = 1e9;
-  for (std::size_t pass = 0; pass < kPasses; ++pass) {
-    auto const start = Clock::now();
-    for (KvLayer const& layer : layers)
-      paged_attention(exec, {q.data(), tokens, heads.query * heads.dim}, step.places(), layer,
-                      {.num_heads = heads.query, .scale = 0.125F}, {out.data(), tokens, heads.query * heads.dim});
-    double const seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::min(best, seconds / static_cast<double>(layers.size()));
-  }
-  auto const bytes = static_cast<double>(layer_bytes);
+  for (std::size_t pass = 0; pass < kPasses; ++pass)
+    for (Caches& caches : all) {
+      auto const start = Clock::now();
+      for (KvLayer const& layer : caches.layers)
+        paged_attention(exec, {q.data(), tokens, heads.query * heads.dim}, step.places(), layer,
+                        {.num_heads = heads.query, .scale = 0.125F}, {out.data(), tokens, heads.query * heads.dim});
+      caches.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count() /
+                               static_cast<double>(caches.layers.size()));
+    }
   double const pairs = std::accumulate(step.positions.begin(), step.positions.end(), 0.0,
                                        [](double sum, std::uint32_t position) { return sum + position + 1; });
   double const ops = 2.0 * 2 * pairs * static_cast<double>(heads.query * heads.dim);
-  std::printf("%5zu %6zu %8zu %9.3f %8.1f %9.0f %6.1f%%\n", c.sequences, c.tokens, c.context, best * 1e3,
-              bytes / best / 1e9, ops / best / 1e9, 100 * std::max(bytes / bandwidth, ops / peak) / best);
+  for (Caches const& caches : all) {
+    double const best = std::ranges::min(caches.seconds);
+    auto const bytes = static_cast<double>(caches.layer_bytes);
+    std::vector<double> beside;
+    for (std::size_t pass = 0; pass < kPasses; ++pass) beside.push_back(caches.seconds[pass] / all[0].seconds[pass]);
+    std::printf("%5zu %6zu %8zu %9s %9.3f %8.1f %9.0f %6.1f%% %8.2f\n", c.sequences, c.tokens, c.context,
+                std::string(name_of(caches.dtype)).c_str(), best * 1e3, bytes / best / 1e9, ops / best / 1e9,
+                100 * std::max(bytes / bandwidth, ops / peak) / best, median(beside));
+  }
 }
 
 }  // namespace
@@ -113,9 +138,7 @@ int main(int argc, char** argv) {
   double const peak = measure_peak_flops(exec, DType::f32, 3);
   std::printf("%zu threads, %s, %zu heads over %zu of %zu: reads %.1f GB/s, computes %.0f GFLOP/s\n", threads,
               std::string(name_of(*isa)).c_str(), heads.query, heads.kv, heads.dim, bandwidth / 1e9, peak / 1e9);
-  for (DType const dtype : {DType::bf16, DType::f32}) {
-    std::printf("%s\n%5s %6s %8s %9s %8s %9s %7s\n", std::string(name_of(dtype)).c_str(), "B", "tokens", "context",
-                "ms", "GB/s", "GFLOP/s", "share");
-    for (Case const& c : kCases) run(exec, c, heads, dtype, bandwidth, peak);
-  }
+  std::printf("%5s %6s %8s %9s %9s %8s %9s %7s %8s\n", "B", "tokens", "context", "KV cache", "ms", "GB/s", "GFLOP/s",
+              "share", "beside");
+  for (Case const& c : kCases) run(exec, c, heads, bandwidth, peak);
 }

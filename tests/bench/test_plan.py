@@ -428,6 +428,15 @@ class CommandTest(unittest.TestCase):
                          (DEMO_MODEL / "config.json", self.write("facts.json", written)))
         self.assertEqual(config, other)
 
+    def test_an_int8_kv_cache_is_smaller(self):
+        """More sequences of long prompts find room; costs must be of the same."""
+        options = self.usual(DEMO_MODEL, costs=self.write("int8.json", costs_content(kv_cache_dtype="int8")), kv_cache_dtype="int8")
+        self.assertTrue(json.loads(self.plan(*options, "--json").stdout)["best"])
+        found = {kind: models.read(str(EXPERTMESH), DEMO_MODEL, models.numerics("bfloat16", None, kind)) for kind in (None, "float32", "int8")}
+        whole = found[None].sequence_bytes(64)
+        self.assertEqual(found["float32"].sequence_bytes(64), 2 * whole)
+        self.assertTrue(whole / 2 < found["int8"].sequence_bytes(64) < whole, found["int8"])
+
     def test_not_within_bounds(self):
         done = self.plan(*self.usual(itl_ms=0.001), code=1)
         self.assertIn("NOTHING HERE IS WITHIN THE BOUNDS", done.stdout)
@@ -482,6 +491,8 @@ class CommandTest(unittest.TestCase):
                 (["--skew"], self.usual(skew="flat:1")), (["--network"], self.usual(network="1")), (["--workers", "2"], self.usual(workers=3)),
                 (["--coordinators"], self.usual(coordinators=2)), (["--costs"], self.usual(costs=None)), (["/nowhere"], self.usual(model="/nowhere")),
                 (["/nowhere"], self.usual(cluster="/nowhere")), (["int8", "bfloat16"], self.usual(quantization="int8")),
+                (["int8", "KV cache", "bfloat16"], self.usual(kv_cache_dtype="int8")),
+                (["--kv-cache-dtype int8", "GPU"], self.usual(CONFIGS / "qwen3-30b-a3b.json", self.gpus(1), costs=None, hardware="h100-sxm", kv_cache_dtype="int8")),
                 (["--price h100-sxm=2"], self.usual(price="h100-sxm=2")),
                 *((["--price", "from 0 to 1000000000"], self.usual(price=f"cpu={amount}")) for amount in ("-1", "nan", "1e10", "x")),
                 (["--micro-batches", "from 1 to 4"], self.usual(micro_batches=99)), (["--micro-batches 2", "workers"], self.usual(micro_batches=2, workers=0)),

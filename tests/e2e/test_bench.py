@@ -94,6 +94,15 @@ class EngineBenchTest(BenchTest):
                 self.assertEqual(a["decode"]["kv_bytes_per_step"], b["decode"]["kv_bytes_per_step"])
                 self.assertGreater(b["decode"]["share_of_floor"], 0)
 
+    def test_an_int8_kv_cache_is_fewer_bytes(self):
+        alone, _, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS)
+        figures, table, _ = self.bench("engine", DEMO_MODEL, *self.OPTIONS, "--kv-cache-dtype", "int8")
+        self.check(figures, 2)
+        self.assertEqual((figures["dtype"], figures["kv_cache_dtype"], alone["kv_cache_dtype"]), ("bfloat16", "int8", "bfloat16"))
+        self.assertIn("KV cache int8", table)
+        for a, b in zip(alone["results"], figures["results"]):
+            self.assertEqual(b["decode"]["kv_bytes_per_step"] * 64, a["decode"]["kv_bytes_per_step"] * 36)  # heads of 32
+
     def test_the_configuration_it_ships(self):
         config = REPOSITORY / "launch" / "bench" / "configs" / "qwen3moe-703m.json"
         with tempfile.TemporaryDirectory() as folder:

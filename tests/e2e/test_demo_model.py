@@ -1,5 +1,5 @@
-"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16 and with int8 and int4 weights, and
-streams that say the same as whole answers."""
+"""The demo model: the greedy texts of the reference in float32, its perplexity in bfloat16, with int8 and int4 weights and with an
+int8 KV cache, and streams that say the same as whole answers."""
 import json
 import math
 import subprocess
@@ -13,6 +13,7 @@ WINDOW = 256
 PERPLEXITY_TOLERANCE = 0.003
 INT8_PERPLEXITY_TOLERANCE = 0.005
 INT4_PERPLEXITY_TOLERANCE = 0.04
+INT8_KV_PERPLEXITY_TOLERANCE = 0.004
 
 
 class GreedyTest(unittest.TestCase):
@@ -76,6 +77,37 @@ class QuantisedTest(unittest.TestCase):
                 self.assertTrue(ended.stderr.splitlines()[-1].startswith("expertmesh: --quantization int8: "), ended.stderr)
 
 
+class Int8KvCacheTest(unittest.TestCase):
+    """The same tokens wherever the experts are, whichever kernels compute them and whoever else is served."""
+
+    BODIES = [{"prompt": case["prompt"], "return_token_ids": True, "temperature": 0, "max_tokens": 60, "ignore_eos": True, "logprobs": 0}
+              for case in GOLDEN["cases"][:3]]
+
+    def test_greedy_texts_do_not_depend_on_who_computes_them(self):
+        said = []
+        for options in ((), ("--workers", 1), ("--workers", 2, "--threads", 1), ("--isa", "scalar")):
+            with Server(DEMO_MODEL, "--dtype", "float32", "--kv-cache-dtype", "int8", *options) as server:
+                _, cluster = server.get("/v1/cluster")
+                self.assertEqual((cluster["profile"]["dtype"], cluster["profile"]["kv_dtype"]), ("float32", "int8"))
+                said.append([answer["choices"][0] for answer in server.complete_together(self.BODIES)])
+                if not options:
+                    self.assertEqual([server.complete(**body)["choices"][0] for body in self.BODIES], said[0])
+                    limits = cluster["limits"]
+        for one in said[1:]:
+            self.assertEqual(one, said[0])
+        info = subprocess.run([EXPERTMESH, "info", DEMO_MODEL, "--json", "--kv-cache-dtype", "int8"], capture_output=True, text=True, check=True)
+        of_block = limits["kv_block_tokens"] * json.loads(info.stdout)["kv_bytes_per_token"]
+        self.assertEqual(limits["kv_cache_bytes"], limits["kv_blocks"] * of_block)
+
+    def test_what_is_not_there_is_refused_in_one_line(self):
+        for words, options in ((("--kv-cache-dtype int8: ", "--device"), ("int8", "--device", "cuda")), (("--kv-cache-dtype", "fp8", "int8"), ("fp8",))):
+            with self.subTest(options):
+                ended = subprocess.run([EXPERTMESH, "serve", DEMO_MODEL, "--kv-cache-dtype", *options], capture_output=True, text=True, timeout=60)
+                self.assertEqual((ended.returncode, ended.stdout), (2, ""), ended.stderr)
+                for word in words:
+                    self.assertIn(word, ended.stderr)
+
+
 class PerplexityTest(unittest.TestCase):
     def test_in_bfloat16(self):
         self.check("--dtype", "bfloat16", tolerance=PERPLEXITY_TOLERANCE)
@@ -85,6 +117,9 @@ class PerplexityTest(unittest.TestCase):
 
     def test_with_int4_weights(self):
         self.check("--dtype", "bfloat16", "--quantization", "int4", tolerance=INT4_PERPLEXITY_TOLERANCE)
+
+    def test_with_an_int8_kv_cache(self):
+        self.check("--dtype", "bfloat16", "--kv-cache-dtype", "int8", tolerance=INT8_KV_PERPLEXITY_TOLERANCE)
 
     def check(self, *options, tolerance):
         golden = GOLDEN["perplexity"]

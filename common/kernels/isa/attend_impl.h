@@ -33,6 +33,18 @@ Vec only(Lanes lanes, Vec const& scores) {
   return load(score);
 }
 
+// Numbers that are whole ones times the scale of their position: of a block's scales [2][16] the first are of its keys,
+// the second of its values; where values lie in the keys, of the values and of what the keys have behind them. Products
+// are added up unscaled, so that a block's scales meet its scores and weights, not its numbers.
+template <class T>
+constexpr bool kScaled = false;
+template <>
+constexpr bool kScaled<std::int8_t> = true;
+
+// Rows that meet a block's keys at a time: scaled ones have two sums a row.
+template <class T>
+constexpr std::size_t kScoredRows = kScaled<T> ? kAttendSums / 2 : kAttendRows;
+
 struct AttendState {
   float largest[kRowsPerPart];      // score so far
   float sum[kRowsPerPart];          // of e^(score - largest)
@@ -41,12 +53,12 @@ struct AttendState {
   float const* bias[kRowsPerPart];  // of its head
   // Of the current block:
   float correction[kRowsPerPart];      // of what was added up before
-  float weight[kRowsPerPart][kLanes];  // e^(score - largest), 0 outside the lanes
+  float weight[kRowsPerPart][kLanes];  // e^(score - largest), 0 outside the lanes; times the values' scales
   // Of the block that comes next: blocks lie anywhere in the cache, so no hardware sees it coming.
   Ahead keys, values;
 };
 
-// body.operator()<RN>(row) for rows [begin, end), RN of them at a time: kAttendRows, then less.
+// body.operator()<RN>(row) for rows [begin, end), RN of them at a time, then less.
 template <std::size_t RN, class Body>
 void for_rows(std::size_t begin, std::size_t end, Body const& body) {
   for (; end - begin >= RN; begin += RN) body.template operator()<RN>(begin);
@@ -61,12 +73,41 @@ std::int64_t bias_offset(AttendPart const& a, std::uint32_t block, std::uint32_t
   return distance < least ? least : (distance > reach ? reach : distance);
 }
 
-template <std::size_t RN, class T>
-[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, std::uint32_t block,
-                                   Lanes lanes, AttendState& state) {
-  Vec dots[RN];
+// += elements [begin, end) of the queries times those of the keys, times the scales. Even and odd ones are added up
+// apart, since there may be one row alone: twice as many sums that do not wait for each other.
+template <std::size_t RN>
+void add_scaled_dots(std::size_t row, std::int8_t const* keys, std::size_t begin, std::size_t end, Vec const& scales,
+                     AttendState& state, Vec (&dots)[RN]) {
+  Vec even[RN], odd[RN];
   EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) dots[r] = zero();
+  for (std::size_t r = 0; r < RN; ++r) even[r] = odd[r] = zero();
+  float const* q = state.q + begin * state.q_stride + row;
+  static_assert(kStepsATick % 2 == 0);
+  for (std::size_t d = begin; d < end;) {
+    state.keys.tick();
+    state.values.tick();
+    std::size_t const stop = end - d < kStepsATick ? end : d + kStepsATick;
+    for (; d + 2 <= stop; d += 2, q += 2 * state.q_stride) {
+      Vec const first = load(keys + d * kLanes);
+      Vec const second = load(keys + (d + 1) * kLanes);
+      EM_UNROLL
+      for (std::size_t r = 0; r < RN; ++r) {
+        even[r] = fma(broadcast(q[r]), first, even[r]);
+        odd[r] = fma(broadcast(q[state.q_stride + r]), second, odd[r]);
+      }
+    }
+    if (d == stop) continue;
+    Vec const last = load(keys + d * kLanes);
+    EM_UNROLL
+    for (std::size_t r = 0; r < RN; ++r) even[r] = fma(broadcast(q[r]), last, even[r]);
+    ++d;
+  }
+  EM_UNROLL
+  for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(even[r] + odd[r], scales, dots[r]);
+}
+
+template <std::size_t RN, class T>
+void add_dots(AttendPart const& a, std::size_t row, T const* keys, AttendState& state, Vec (&dots)[RN]) {
   float const* q = state.q + row;
   for (std::size_t d = 0; d < a.key_dim;) {
     state.keys.tick();
@@ -77,6 +118,22 @@ template <std::size_t RN, class T>
       EM_UNROLL
       for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(broadcast(q[r]), key, dots[r]);
     }
+  }
+}
+
+// scales: of the block, if its numbers have any.
+template <std::size_t RN, class T>
+[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, float const* scales,
+                                   std::uint32_t block, Lanes lanes, AttendState& state) {
+  Vec dots[RN];
+  EM_UNROLL
+  for (std::size_t r = 0; r < RN; ++r) dots[r] = zero();
+  if constexpr (kScaled<T>) {
+    std::size_t const end = a.values ? a.key_dim : a.value_dim;
+    add_scaled_dots<RN>(row, keys, 0, end, load(scales), state, dots);
+    if (end < a.key_dim) add_scaled_dots<RN>(row, keys, end, a.key_dim, load(scales + kLanes), state, dots);
+  } else {
+    add_dots<RN>(a, row, keys, state, dots);
   }
   float before[kLanes] = {};  // the rows' largest scores, less those with this block
   static_assert(RN <= kLanes);
@@ -101,7 +158,10 @@ template <std::size_t RN, class T>
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) {
     Vec const weights = exponential(dots[r]);
-    store(state.weight[row + r], weights);
+    if constexpr (kScaled<T>)
+      store(state.weight[row + r], weights * load(a.values ? scales + kLanes : scales));
+    else
+      store(state.weight[row + r], weights);
     state.correction[row + r] = corrections[r];
     state.sum[row + r] = state.sum[row + r] * corrections[r] + sum_lanes(weights);
   }
@@ -234,6 +294,9 @@ class Attend {
     if (!a_.values) return nullptr;
     return reinterpret_cast<T const*>(a_.values) + a_.blocks[block] * a_.value_stride + g * a_.value_dim * kLanes;
   }
+  [[nodiscard]] float const* scales_of(std::uint32_t block, std::size_t g) const {
+    return kScaled<T> ? a_.scales + a_.blocks[block] * a_.scale_stride + g * 2 * kLanes : nullptr;
+  }
 
   // A vector of rows, from d on.
   void turn_queries(std::size_t row, std::size_t d) {
@@ -255,13 +318,15 @@ class Attend {
     state_.keys = state_.values = {};
     state_.keys = ahead(keys_of(block, g), a_.key_dim * kLanes);
     if (a_.values) state_.values = ahead(values_of(block, g), a_.value_dim * kLanes);
+    if (kScaled<T>)
+      for (std::size_t line : {0, 1}) __builtin_prefetch(scales_of(block, g) + line * kLanes);
   }
 
   // Of KV head g, for tokens [begin, end), which attend to the same lanes.
   void attend_block(std::uint32_t block, std::size_t g, std::size_t begin, std::size_t end, Lanes lanes) {
     std::size_t const first = g * a_.tokens * a_.heads;
-    for_rows<kAttendRows>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
-      score_block<RN>(a_, row, keys_of(block, g), block, lanes, state_);
+    for_rows<kScoredRows<T>>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
+      score_block<RN>(a_, row, keys_of(block, g), scales_of(block, g), block, lanes, state_);
     });
     for_rows<kAttendRows>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
       if (T const* const values = values_of(block, g))

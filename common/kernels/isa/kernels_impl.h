@@ -229,6 +229,7 @@ constexpr KernelTable kTable = {
     .gemm_fp8 = gemm_coded<Fp8Codes>,
     .attend_f32 = attend<float>,
     .attend_bf16 = attend<std::uint16_t>,
+    .attend_int8 = attend<std::int8_t>,
     .round_bf16 = round_bf16,
     .widen_bf16 = widen_bf16,
     .quantise_int8 = quantise_int8,

@@ -38,6 +38,12 @@ inline __m256 widened(std::uint16_t const* p) {
 inline Vec load(std::uint16_t const* p) {
   return {widened(p), widened(p + 8)};
 }
+inline __m256 widened(std::int8_t const* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<__m128i const*>(p))));
+}
+inline Vec load(std::int8_t const* p) {
+  return {widened(p), widened(p + 8)};
+}
 inline Vec fma(Vec a, Vec b, Vec c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }

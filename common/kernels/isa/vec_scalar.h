@@ -44,6 +44,9 @@ inline float widened(std::uint32_t high_bits) {
 inline Vec load(std::uint16_t const* p) {
   return Vec::make([&](int i) { return widened(static_cast<std::uint32_t>(p[i]) << 16); });
 }
+inline Vec load(std::int8_t const* p) {
+  return Vec::make([&](int i) { return static_cast<float>(p[i]); });
+}
 inline Vec fma(Vec const& a, Vec const& b, Vec const& c) {
   return Vec::make([&](int i) { return std::fma(a.lane[i], b.lane[i], c.lane[i]); });
 }

@@ -41,6 +41,7 @@ TEST_F(StepCostTest, KeysAndValuesOfAToken) {
   ModelSpec const model = spec("null");
   EXPECT_EQ(StepCost(model, kBfloat16Weights, DType::bf16).kv_bytes(10), 2U * 2 * (2 * 2 * 8) * 10);
   EXPECT_EQ(StepCost(model, kFloat32Weights, DType::f32).kv_bytes(10), 4U * 2 * (2 * 2 * 8) * 10);
+  EXPECT_EQ(StepCost(model, kBfloat16Weights, DType::i8).kv_bytes(10), 2U * (2 * 2 * (8 + 4)) * 10);
   ModelSpec const windowed = spec("4");
   EXPECT_EQ(StepCost(windowed, kBfloat16Weights, DType::bf16).kv_bytes(3), 2U * 2 * (2 * 2 * 8) * 3);
   EXPECT_EQ(StepCost(windowed, kBfloat16Weights, DType::bf16).kv_bytes(10), 2U * 2 * (2 * 2 * 8) * 4);

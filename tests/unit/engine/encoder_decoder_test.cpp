@@ -57,13 +57,13 @@ struct Output {
 };
 
 struct Model : test::ModelRig {
-  Model(fs::path const& dir, DType dtype, std::size_t threads, Isa isa, std::size_t max_tokens = kMaxTokens,
+  Model(fs::path const& dir, test::Numerics numerics, std::size_t threads, Isa isa, std::size_t max_tokens = kMaxTokens,
         std::size_t blocks_of_each = kBlocks)
-      : Model(read_model_spec(dir, {}), dir, dtype, threads, isa, max_tokens, blocks_of_each) {}
-  Model(ModelSpec const& model, fs::path const& dir, DType dtype, std::size_t threads, Isa isa, std::size_t max_tokens,
-        std::size_t blocks_of_each)
-      : ModelRig(model, dir, dtype, threads, isa,
-                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each), max_tokens),
+      : Model(read_model_spec(dir, {}), dir, numerics, threads, isa, max_tokens, blocks_of_each) {}
+  Model(ModelSpec const& model, fs::path const& dir, test::Numerics numerics, std::size_t threads, Isa isa,
+        std::size_t max_tokens, std::size_t blocks_of_each)
+      : ModelRig(model, dir, numerics, threads, isa,
+                 std::vector<std::size_t>(kv_cache_specs(model, numerics.kv).size(), blocks_of_each), max_tokens),
         limits{.max_num_seqs = 4,
                .max_num_batched_tokens = max_tokens,
                .max_model_len = kMaxLength,
@@ -208,6 +208,20 @@ TEST_P(EncoderDecoder, LogitsAreTheReferences) {
   }
 }
 
+// Where none of an input's tokens, which are not seen here, goes to another expert.
+TEST_P(EncoderDecoder, LogitsWithAnInt8KvCacheAreNearTheReferences) {
+  auto const exact = Model(dir, DType::f32, 2, best_isa()).run(golden.forced);
+  Model model(dir, {DType::f32, DType::i8}, 2, best_isa());
+  auto outputs = model.run(golden.forced);
+  double best = 1;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].logprobs.resize(test::num_routed_alike(outputs[i], exact[i]));
+    best = std::min(best, logit_error(outputs[i], golden.floats(i, "logits"), model.spec.vocab));
+  }
+  EXPECT_LE(best, test::kInt8KvTolerance);
+  EXPECT_GT(best, kTolerance) << "as if nothing had been rounded";
+}
+
 // Each token in a step of its own: what a step leaves for the next one matters.
 TEST_P(EncoderDecoder, LogitsAreTheReferencesTokenByToken) {
   Model model(dir, DType::f32, 2, best_isa());
@@ -247,14 +261,15 @@ TEST_P(EncoderDecoder, GreedyPathsAreTheReferences) {
 
 TEST_P(EncoderDecoder, BitsDoNotDependOnBatchPartsChunksOrThreads) {
   Case const last = golden.forced.back();
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    auto const expected = Model(dir, dtype, 1, best_isa()).run({last})[0];
+  for (test::Numerics const& numerics :
+       {test::Numerics(DType::f32), test::Numerics(DType::bf16), test::Numerics(DType::bf16, DType::i8)}) {
+    auto const expected = Model(dir, numerics, 1, best_isa()).run({last})[0];
     for (std::size_t max_tokens : {4, 7, 16, 31, 128}) {
-      Model three(dir, dtype, 3, best_isa(), max_tokens);
+      Model three(dir, numerics, 3, best_isa(), max_tokens);
       std::vector<Case> crowd(5, golden.forced.front());
       crowd[1].num_new = 20;  // decodes while the others' inputs are encoded
       crowd[3] = last;
-      EXPECT_EQ(three.run(crowd, 5)[3], expected) << name_of(dtype) << ", " << max_tokens << " tokens a step";
+      EXPECT_EQ(three.run(crowd, 5)[3], expected) << numerics << ", " << max_tokens << " tokens a step";
     }
   }
 }

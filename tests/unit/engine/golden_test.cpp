@@ -28,6 +28,7 @@ using test::logit_error;
 using test::Model;
 using test::model_dir;
 using test::num_prompts;
+using test::Numerics;
 using test::prompt_of;
 
 class ReferenceModel : public testing::TestWithParam<std::string> {
@@ -63,6 +64,21 @@ TEST_P(ReferenceModel, LogitsAndRoutingAreTheReferences) {
   }
 }
 
+TEST_P(ReferenceModel, LogitsWithAnInt8KvCacheAreNearTheReferences) {
+  auto const exact = Model(dir, DType::f32, 2, best_isa()).run(prompts, kMaxTokens);
+  Model model(dir, {DType::f32, DType::i8}, 2, best_isa());
+  auto outputs = model.run(prompts, kMaxTokens);
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    std::string const prefix = "prompt" + std::to_string(p) + ".";
+    outputs[p].logprobs.resize(test::num_routed_alike(outputs[p], exact[p]));
+    if (outputs[p].logprobs.empty()) continue;
+    double const error = logit_error(outputs[p], golden.floats(prefix + "logits"), model.spec.vocab);
+    EXPECT_LE(error, test::kInt8KvTolerance) << "prompt " << p;
+    EXPECT_GT(error, kTolerance) << "prompt " << p << ": as if nothing had been rounded";
+    RecordProperty(prefix + "int8_kv_logit_error", std::to_string(error));
+  }
+}
+
 TEST_P(ReferenceModel, HiddenStatesAndMixturesAreTheReferences) {
   Model model(dir, DType::f32, 2, best_isa());
   KeepLayers kept;
@@ -95,26 +111,28 @@ TEST_P(ReferenceModel, HiddenStatesAndMixturesAreTheReferences) {
 }
 
 TEST_P(ReferenceModel, BitsDoNotDependOnBatchChunkOrThreads) {
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    Model one(dir, dtype, 1, best_isa());
+  for (Numerics const& numerics : {Numerics(DType::f32), Numerics(DType::bf16), Numerics(DType::bf16, DType::i8)}) {
+    Model one(dir, numerics, 1, best_isa());
     auto const expected = one.run({prompts.back()}, kMaxTokens)[0];
     for (std::size_t budget : kFewCases ? std::vector<std::size_t>{31} : std::vector<std::size_t>{8, 16, 31, 128}) {
-      Model three(dir, dtype, 3, best_isa());
+      Model three(dir, numerics, 3, best_isa());
       std::vector<std::vector<TokenId>> crowd(4, prompts[prompts.size() - 2]);
       crowd[3] = prompts.back();
       auto const got = three.run(crowd, budget)[3];
-      EXPECT_EQ(got.logprobs, expected.logprobs) << name_of(dtype) << ", budget " << budget;
+      EXPECT_EQ(got.logprobs, expected.logprobs) << numerics << ", budget " << budget;
       EXPECT_EQ(got.experts, expected.experts);
     }
   }
 }
 
 TEST_P(ReferenceModel, Float32BitsDoNotDependOnTheInstructionSet) {
-  auto const expected = Model(dir, DType::f32, 1, Isa::scalar).run({prompts[prompts.size() - 2]}, kMaxTokens)[0];
-  for (Isa isa : runnable_isas())
-    EXPECT_EQ(Model(dir, DType::f32, 1, isa).run({prompts[prompts.size() - 2]}, kMaxTokens)[0].logprobs,
-              expected.logprobs)
-        << name_of(isa);
+  for (Numerics const& numerics : {Numerics(DType::f32), Numerics(DType::f32, DType::i8)}) {
+    auto const expected = Model(dir, numerics, 1, Isa::scalar).run({prompts[prompts.size() - 2]}, kMaxTokens)[0];
+    for (Isa isa : runnable_isas())
+      EXPECT_EQ(Model(dir, numerics, 1, isa).run({prompts[prompts.size() - 2]}, kMaxTokens)[0].logprobs,
+                expected.logprobs)
+          << name_of(isa) << ", " << numerics;
+  }
 }
 
 TEST_P(ReferenceModel, AStepDoesNotAllocate) {
@@ -127,7 +145,8 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
   sequence.prompt_length = prompts.back().size();
   sequence.max_length = sequence.prompt_length + 36;
   scheduler.submit(sequence);
-  StageFloors const floors(model.spec, weight_format_of(DType::bf16), DType::bf16, {.bytes_per_second = 1e9});
+  StageFloors const floors(model.spec, weight_format_of(DType::bf16), DType::bf16, DType::i8,
+                           {.bytes_per_second = 1e9});
   model.runner->count_floors(&floors);
   SamplingParams const greedy{.temperature = 0};
   std::vector<RowWish> const wishes(1, RowWish{.sampling = &greedy, .token_logprobs = {}, .prompt_logprobs = {}});

@@ -17,6 +17,7 @@ namespace expertmesh {
 namespace {
 
 using test::ModelRig;
+using test::Numerics;
 std::filesystem::path const kDir = test::goldens_dir() / "models/mixtral-window";
 constexpr std::size_t kLength = 160;  // tokens with which each sequence ends: 10 blocks
 constexpr std::size_t kStepTokens = 16;
@@ -37,13 +38,16 @@ struct Outcome {
 void overwrite(ModelRig& rig, std::size_t group, std::size_t block, int byte) {
   for (std::uint32_t layer : rig.groups[group].layers) {
     KvLayer& kv = rig.kv->layer(layer);
-    std::size_t const bytes = KvLayer::bytes_per_block(kv.shape()) / 2;
+    KvLayerShape const& shape = kv.shape();
+    std::size_t const bytes = shape.num_kv_heads * shape.key_dim * kKvBlockTokens * size_of(shape.dtype);
     std::memset(kv.keys() + block * bytes, byte, bytes);
     std::memset(kv.values() + block * bytes, byte, bytes);
+    std::size_t const scales = (KvLayer::bytes_per_block(shape) - 2 * bytes) / sizeof(float);  // of int8
+    std::memset(kv.scales() + block * scales, byte, scales * sizeof(float));
   }
 }
 
-constexpr int kNaN = 0xff;    // of float32 and of bfloat16
+constexpr int kNaN = 0xff;    // of float32 and of bfloat16; the scales of int8
 constexpr int kSmall = 0x3d;  // about 0.046
 
 // Overwrites the blocks that the running sequences hold, or all others with NaN.
@@ -145,7 +149,7 @@ TEST(KvSpanGolden, GreedyAnswersAreTheReferencesInAFewBlocks) {
   }
 }
 
-class KvSpanBits : public testing::TestWithParam<DType> {};
+class KvSpanBits : public testing::TestWithParam<Numerics> {};
 
 TEST_P(KvSpanBits, AreThoseOfACacheThatForgetsNothing) {
   ModelRig roomy(windows_of_16(), kDir, GetParam(), 2, best_isa(), 64);
@@ -194,8 +198,8 @@ TEST(KvSpanDeathTest, WhoFreesTooEarlyIsFoundOut) {
       "position [0-9]+ has been freed");
 }
 
-INSTANTIATE_TEST_SUITE_P(DTypes, KvSpanBits, testing::Values(DType::f32, DType::bf16),
-                         [](auto const& param_info) { return std::string(name_of(param_info.param)); });
+INSTANTIATE_TEST_SUITE_P(DTypes, KvSpanBits, testing::Values(DType::f32, DType::bf16, Numerics(DType::f32, DType::i8)),
+                         [](auto const& param_info) { return std::string(name_of(param_info.param.kv)); });
 
 }  // namespace
 }  // namespace expertmesh

@@ -32,18 +32,28 @@ class NoExperts final : public Experts {
 // Where the experts of a rig with a device are.
 enum class ExpertsAt { device, group_on_device };
 
+// Types of the numbers of rows and weights, and of the KV cache.
+struct Numerics {
+  Numerics(DType all) : rows(all), kv(all) {}  // NOLINT(google-explicit-constructor): the same everywhere
+  Numerics(DType of_rows, DType of_kv) : rows(of_rows), kv(of_kv) {}
+  DType rows, kv;
+};
+inline std::ostream& operator<<(std::ostream& out, Numerics const& n) {
+  return out << name_of(n.rows) << ", KV cache " << name_of(n.kv);
+}
+
 struct ModelRig {
   static constexpr std::size_t kMaxTokens = 128;
   static constexpr std::size_t kMaxInput = 320;  // of an encoder
   static constexpr std::size_t kMaxLogitRows = 16;
 
-  ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
+  ModelRig(ModelSpec model, std::filesystem::path const& dir, Numerics numerics, std::size_t threads, Isa isa,
            std::size_t blocks_of_each_group = 64, Device* device = nullptr, ExpertsAt experts_at = ExpertsAt::device)
-      : ModelRig(model, dir, dtype, threads, isa,
-                 std::vector<std::size_t>(kv_cache_specs(model, dtype).size(), blocks_of_each_group), kMaxTokens,
+      : ModelRig(model, dir, numerics, threads, isa,
+                 std::vector<std::size_t>(kv_cache_specs(model, numerics.kv).size(), blocks_of_each_group), kMaxTokens,
                  device, experts_at) {}
   // kv_blocks: [KV groups]; max_tokens: of a step, and of what the encoder takes at once
-  ModelRig(ModelSpec model, std::filesystem::path const& dir, DType dtype, std::size_t threads, Isa isa,
+  ModelRig(ModelSpec model, std::filesystem::path const& dir, Numerics numerics, std::size_t threads, Isa isa,
            std::vector<std::size_t> kv_blocks, std::size_t max_tokens = kMaxTokens, Device* device = nullptr,
            ExpertsAt experts_at = ExpertsAt::device)
       : spec(std::move(model)),
@@ -52,6 +62,7 @@ struct ModelRig {
         exec(isa, pool, exec_limits(spec, sizes(max_tokens), experts_at != ExpertsAt::device), device),
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
+    DType const dtype = numerics.rows;
     auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
     if (!experts_spec.layers.empty() && device && experts_at == ExpertsAt::device)
       resident.emplace(experts_spec, *weights, exchange_shape(spec, kMaxTokens).rows,
@@ -68,7 +79,7 @@ struct ModelRig {
                                    .weights = weight_format_of(dtype),
                                    .on_bytes_loaded = [](auto) {},
                                    .device = device});
-    groups = kv_cache_specs(spec, dtype);
+    groups = kv_cache_specs(spec, numerics.kv);
     kv.emplace(spec, groups, blocks, device);
     runner.emplace(
         spec,

@@ -69,9 +69,9 @@ class PrefixTest : public testing::TestWithParam<std::string> {
   }
 
   fs::path const dir = test::goldens_dir() / "models" / GetParam();
-  // Each with a KV cache of its own.
-  ModelRig rig{read_model_spec(dir, {}), dir, DType::f32, 1, best_isa()};
-  ModelRig whole_rig{read_model_spec(dir, {}), dir, DType::f32, 1, best_isa()};
+  // Each with a KV cache of its own: of int8, so that scales are kept, too.
+  ModelRig rig{read_model_spec(dir, {}), dir, {DType::f32, DType::i8}, 1, best_isa()};
+  ModelRig whole_rig{read_model_spec(dir, {}), dir, {DType::f32, DType::i8}, 1, best_isa()};
   std::uint64_t last_id = 0;
   std::size_t cached = 0;  // of the last sequence
 };

@@ -23,8 +23,8 @@ class StageFloorsTest : public testing::Test {
   StageFloorsTest() : dir_(testing::TempDir() + "/stage_floors_model") {}
   ~StageFloorsTest() override { std::filesystem::remove_all(dir_); }
 
-  StageFloors floors(std::string const& window, Ceilings own) const {
-    return {test::small_mixtral(dir_, window), kBfloat16Weights, DType::bf16, own};
+  StageFloors floors(std::string const& window, Ceilings own, DType kv_dtype = DType::bf16) const {
+    return {test::small_mixtral(dir_, window), kBfloat16Weights, DType::bf16, kv_dtype, own};
   }
   // In the first layer three tokens go to experts 0, 1 and 3, one of their slots finds no room; in the second all go to
   // 2 and 0.
@@ -58,6 +58,8 @@ TEST_F(StageFloorsTest, OfBytes) {
   std::size_t const norms = 2 * 2 * kWidth * sizeof(float);
   EXPECT_EQ(of(seconds, Stage::embedding), 3 * kWidth * (2 + 4));
   EXPECT_EQ(of(seconds, Stage::attention), 2 * 2 * kProjections + norms + kKvBytes * (10 + 6));
+  EXPECT_EQ(of(floors("null", kMemoryOnly, DType::i8).of(step()), Stage::attention),
+            2 * 2 * kProjections + norms + 2 * (2 * 2 * (8 + 4)) * (10 + 6));  // a scale for each 8 numbers
   EXPECT_EQ(of(seconds, Stage::router), 2 * 4 * kGate);
   EXPECT_EQ(of(seconds, Stage::dispatch), 2 * 3 * kWidth * (4 + 2));
   EXPECT_EQ(of(seconds, Stage::shared_expert), 0);

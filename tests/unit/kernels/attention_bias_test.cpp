@@ -23,6 +23,7 @@ constexpr float kScale = 0.5F;
 struct Whole {
   std::uint32_t reach;
   bool to_the_end;  // tokens attend to all keys, else to those up to their own
+  DType dtype;      // of the cache
   Matrix<float> q = random_matrix(kKeys, kHeads* kDim, 1);
   Matrix<float> k = random_matrix(kKeys, kKvHeads* kDim, 2);
   Matrix<float> v = random_matrix(kKeys, kKvHeads* kDim, 3);
@@ -30,7 +31,13 @@ struct Whole {
   std::vector<std::uint32_t> tables = {9, 2, 7, 0, 5};
   std::vector<std::uint32_t> offsets = {0};
 
-  Whole(std::uint32_t how_far, bool all) : reach(how_far), to_the_end(all) {
+  Whole(std::uint32_t how_far, bool all, DType type) : reach(how_far), to_the_end(all), dtype(type) {
+    if (type == DType::i8)  // numbers that it holds exactly
+      for (auto* x : {&k, &v})
+        for (std::size_t i = 0; i < kKeys * kKvHeads * kDim; ++i) {
+          float& number = x->view().data[i];
+          number = i % kDim == 0 ? 1 : std::nearbyint(number * 127) / 127;
+        }
     for (std::size_t h = 0; h < kHeads; ++h)
       for (std::int64_t d = -std::int64_t{reach}; d <= reach; ++d) bias.set(h, d, number(h, d));
   }
@@ -43,7 +50,7 @@ struct Whole {
   // In calls of `chunk` tokens, all keys written before.
   [[nodiscard]] Matrix<float> run(Exec const& exec, std::uint32_t chunk, bool with_bias = true) const {
     Matrix<float> out(kKeys, kHeads * kDim);
-    KvLayer cache({.num_blocks = 10, .num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim});
+    KvLayer cache({.num_blocks = 10, .num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim, .dtype = dtype});
     for (bool const attend : {false, true})
       for (std::uint32_t begin = 0; begin < kKeys; begin += chunk) {
         std::uint32_t const count = std::min(chunk, kKeys - begin);
@@ -91,7 +98,7 @@ TEST_P(AttentionBiasTest, AddsTheNumberOfEachDistance) {
   Rig const rig(GetParam(), 2);
   for (bool const to_the_end : {false, true})
     for (std::uint32_t const reach : {1U, 5U, 16U, 40U, 100U}) {  // less than a block, several, beyond all distances
-      Whole const whole(reach, to_the_end);
+      Whole const whole(reach, to_the_end, reach % 2 == 0 ? DType::i8 : DType::f32);
       Matrix<float> const got = whole.run(rig.exec, kKeys);
       for (std::uint32_t p = 0; p < kKeys; ++p)
         for (std::size_t h = 0; h < kHeads; ++h) {
@@ -107,7 +114,7 @@ TEST_P(AttentionBiasTest, BitsDoNotDependOnTheCall) {
   Rig const scalar(Isa::scalar, 1);
   Rig const rig(GetParam(), 3);
   for (bool const to_the_end : {false, true}) {
-    Whole const whole(11, to_the_end);
+    Whole const whole(11, to_the_end, to_the_end ? DType::f32 : DType::i8);
     Matrix<float> const expected = whole.run(scalar.exec, kKeys);
     for (std::uint32_t const chunk : {1U, 7U, 16U, kKeys})
       EXPECT_TRUE(same_bits(whole.run(rig.exec, chunk).view(), expected.view())) << "chunk " << chunk;

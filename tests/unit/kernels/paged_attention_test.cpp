@@ -75,10 +75,11 @@ struct Case {
                    .value_dim = s.value_dim,
                    .values = s.values,
                    .dtype = s.dtype});
-    std::size_t const keys = kBlocks * s.kv_heads * s.key_dim * kKvBlockTokens * size_of(s.dtype);
-    std::memset(cache.keys(), 0xff, keys);
-    if (s.values == KvValues::separate)
-      std::memset(cache.values(), 0xff, kBlocks * KvLayer::bytes_per_block(cache.shape()) - keys);
+    std::size_t const of_one = kBlocks * s.kv_heads * kKvBlockTokens * size_of(s.dtype);
+    std::memset(cache.keys(), 0xff, of_one * s.key_dim);
+    if (s.values == KvValues::separate) std::memset(cache.values(), 0xff, of_one * s.value_dim);
+    if (s.dtype == DType::i8)
+      std::memset(cache.scales(), 0xff, kBlocks * s.kv_heads * 2 * kKvBlockTokens * sizeof(float));
     return cache;
   }
 
@@ -128,8 +129,10 @@ struct Case {
         for (std::uint32_t p = 0; p < kLength[b]; ++p) {
           float const* key = k.view().row(row_of(b, p)) + g * s.key_dim;
           float const* value = s.values == KvValues::in_keys ? key : v.view().row(row_of(b, p)) + g * s.value_dim;
-          for (std::size_t i = 0; i < s.key_dim; ++i) keys[p][i] = reference::rounded(key[i], s.dtype);
-          for (std::size_t i = 0; i < s.value_dim; ++i) values[p][i] = reference::rounded(value[i], s.dtype);
+          std::size_t const first = s.values == KvValues::in_keys ? s.value_dim : s.key_dim;
+          reference::as_cached(key, first, s.dtype, keys[p].data());
+          reference::as_cached(key + first, s.key_dim - first, s.dtype, keys[p].data() + first);
+          reference::as_cached(value, s.value_dim, s.dtype, values[p].data());
         }
         for (std::uint32_t p = 0; p < kLength[b]; ++p) {
           auto const head =
@@ -153,6 +156,8 @@ constexpr AttentionSpan kSpans[] = {{},         window(1),   window(5),   window
 
 static_assert(std::size(kSpans) % 2 == 1);
 
+constexpr DType kCacheTypes[] = {DType::f32, DType::bf16, DType::i8};
+
 constexpr Shape kShapes[] = {{1, 1, 1, 1},   {3, 3, 24, 24}, {6, 2, 72, 72}, {5, 1, 7, 7},  {9, 1, 16, 16},
                              {4, 1, 33, 33}, {8, 2, 64, 64}, {3, 1, 5, 24},  {6, 3, 24, 5}, {7, 1, 1, 72},
                              {2, 2, 72, 1},  {33, 1, 8, 40}, {70, 1, 24, 16}};
@@ -163,7 +168,7 @@ constexpr Shape kLatentShapes[] = {{1, 1, 1, 1},    {3, 1, 24, 16}, {16, 1, 40, 
 TEST_P(PagedAttentionTest, EqualsAPlainSoftmax) {
   Rig rig(GetParam(), 2);
   for (Shape s : kShapes)
-    for (DType dtype : {DType::f32, DType::bf16})
+    for (DType dtype : kCacheTypes)
       for (AttentionSpan const& span : kSpans) {
         s.dtype = dtype;
         s.span = span;
@@ -176,7 +181,7 @@ TEST_P(PagedAttentionTest, EqualsAPlainSoftmax) {
 TEST_P(PagedAttentionTest, ValuesInKeysEqualAPlainSoftmax) {
   Rig rig(GetParam(), 2);
   for (Shape s : kLatentShapes)
-    for (DType dtype : {DType::f32, DType::bf16})
+    for (DType dtype : kCacheTypes)
       for (AttentionSpan const& span : kSpans) {
         s.dtype = dtype;
         s.span = span;
@@ -189,13 +194,15 @@ TEST_P(PagedAttentionTest, ValuesInKeysEqualAPlainSoftmax) {
 
 TEST_P(PagedAttentionTest, ValuesInKeysHaveTheBitsOfTheSameValuesApart) {
   Rig rig(GetParam(), 2);
-  for (DType dtype : {DType::f32, DType::bf16}) {
+  for (DType dtype : kCacheTypes) {
+    std::size_t const key_dim =
+        dtype == DType::i8 ? 40 : 50;  // what is behind the values would have a scale of its own
     Case const latent(
-        {.heads = 6, .kv_heads = 2, .key_dim = 50, .value_dim = 40, .dtype = dtype, .values = KvValues::in_keys});
-    Case apart({.heads = 6, .kv_heads = 2, .key_dim = 50, .value_dim = 40, .dtype = dtype});
+        {.heads = 6, .kv_heads = 2, .key_dim = key_dim, .value_dim = 40, .dtype = dtype, .values = KvValues::in_keys});
+    Case apart({.heads = 6, .kv_heads = 2, .key_dim = key_dim, .value_dim = 40, .dtype = dtype});
     for (std::size_t r = 0; r < apart.v.view().rows; ++r)
       for (std::size_t g = 0; g < 2; ++g)
-        std::copy_n(apart.k.view().row(r) + g * 50, 40, apart.v.view().row(r) + g * 40);
+        std::copy_n(apart.k.view().row(r) + g * key_dim, 40, apart.v.view().row(r) + g * 40);
     EXPECT_TRUE(same_bits(latent.run(rig.exec, 1000).view(), apart.run(rig.exec, 1000).view()));
   }
 }
@@ -231,7 +238,9 @@ TEST_P(PagedAttentionTest, ATokenHasTheSameBitsForAnyChunkingAndThreadCount) {
       {.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = DType::bf16},
       {.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = DType::bf16, .span = window(20)},
       {.heads = 7, .kv_heads = 1, .key_dim = 24, .value_dim = 5, .span = chunked(20), .sinks = true},
-      {.heads = 37, .kv_heads = 1, .key_dim = 24, .value_dim = 20, .dtype = DType::bf16, .values = KvValues::in_keys}};
+      {.heads = 37, .kv_heads = 1, .key_dim = 24, .value_dim = 20, .dtype = DType::bf16, .values = KvValues::in_keys},
+      {.heads = 9, .kv_heads = 1, .key_dim = 41, .value_dim = 40, .dtype = DType::i8, .span = window(20)},
+      {.heads = 37, .kv_heads = 1, .key_dim = 24, .value_dim = 19, .dtype = DType::i8, .values = KvValues::in_keys}};
   for (Shape const& s : shapes) {
     Case const c(s);
     Rig one(GetParam());
@@ -246,8 +255,10 @@ TEST_P(PagedAttentionTest, ATokenHasTheSameBitsForAnyChunkingAndThreadCount) {
 }
 
 TEST_P(PagedAttentionTest, ASequenceHasTheSameBitsInOtherBlocksAndWithoutTheOther) {
-  for (KvValues values : {KvValues::separate, KvValues::in_keys}) {
-    Case c({.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .values = values});
+  for (auto const& [values, dtype] :
+       {std::pair(KvValues::separate, DType::f32), std::pair(KvValues::in_keys, DType::f32),
+        std::pair(KvValues::separate, DType::i8), std::pair(KvValues::in_keys, DType::i8)}) {
+    Case c({.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = dtype, .values = values});
     Rig rig(GetParam());
     auto const together = c.run(rig.exec, 1000);
     c.tables = {5, 6, 7, 8, 9, 30, 3, 1};
@@ -263,7 +274,7 @@ TEST_P(PagedAttentionTest, ASequenceHasTheSameBitsInOtherBlocksAndWithoutTheOthe
 TEST_P(PagedAttentionTest, HasTheBitsOfScalar) {
   Rig scalar(Isa::scalar);
   Rig rig(GetParam());
-  for (DType dtype : {DType::f32, DType::bf16})
+  for (DType dtype : kCacheTypes)
     for (KvValues values : {KvValues::separate, KvValues::in_keys}) {
       Case const c({.heads = 7,
                     .kv_heads = 1,
@@ -279,13 +290,44 @@ TEST_P(PagedAttentionTest, HasTheBitsOfScalar) {
 
 TEST_P(PagedAttentionTest, NaNInOneKeyIsNotHidden) {
   Rig rig(GetParam());
-  Case c({.heads = 2, .kv_heads = 2, .key_dim = 8, .value_dim = 8});
-  c.k.view().row(3)[0] = std::numeric_limits<float>::quiet_NaN();  // sequence 0, head 0
-  auto const out = c.run(rig.exec, 1000);
-  EXPECT_EQ(out.view().row(2)[0], out.view().row(2)[0]);
-  EXPECT_NE(out.view().row(3)[0], out.view().row(3)[0]);
-  EXPECT_NE(out.view().row(69)[0], out.view().row(69)[0]);
-  EXPECT_EQ(out.view().row(69)[8], out.view().row(69)[8]);
+  for (DType dtype : kCacheTypes)
+    for (bool const in_value : {false, true}) {
+      Case c({.heads = 2, .kv_heads = 2, .key_dim = 8, .value_dim = 8, .dtype = dtype});
+      (in_value ? c.v : c.k).view().row(3)[0] = std::numeric_limits<float>::quiet_NaN();  // sequence 0, head 0
+      auto const out = c.run(rig.exec, 1000);
+      EXPECT_EQ(out.view().row(2)[0], out.view().row(2)[0]);
+      EXPECT_NE(out.view().row(3)[0], out.view().row(3)[0]);
+      EXPECT_NE(out.view().row(69)[0], out.view().row(69)[0]);
+      EXPECT_EQ(out.view().row(69)[8], out.view().row(69)[8]);
+    }
+}
+
+// Three numbers of three sizes in one position: two scales, of the key and of the value, or where values lie in the
+// keys of these and of what the key has behind them.
+TEST(KvWrite, Int8HasAScaleForEachPart) {
+  Rig rig(best_isa());
+  std::uint32_t const position = 18, sequence = 0, offset = 0;  // slot 2 of the second block
+  std::vector<std::uint32_t> const table = {1, 3};
+  TokenPlaces const places{
+      .positions = {&position, 1}, .sequences = {&sequence, 1}, .block_tables = table, .table_offsets = {&offset, 1}};
+  float const key[] = {0.5F, -1.0F, 127e-6F, 0};
+  for (KvValues const values : {KvValues::separate, KvValues::in_keys}) {
+    bool const apart = values == KvValues::separate;
+    KvLayer cache(
+        {.num_blocks = 4, .num_kv_heads = 1, .key_dim = 4, .value_dim = 2, .values = values, .dtype = DType::i8});
+    float const value[] = {-300, 254};
+    kv_write(rig.exec, {key, 1, 4}, {value, 1, apart ? 2U : 0U}, places, cache);
+    auto const* keys = reinterpret_cast<std::int8_t const*>(cache.keys()) + 3 * 4 * 16 + 2;
+    auto const* stored = reinterpret_cast<std::int8_t const*>(cache.values()) + (3 * 16 + 2) * 2;
+    float const* scales = cache.scales() + 3 * 32 + 2;
+    EXPECT_EQ((std::vector<int>{keys[0], keys[16], keys[32], keys[48]}),
+              apart ? (std::vector<int>{64, -127, 0, 0}) : (std::vector<int>{64, -127, 127, 0}));  // 63.5 to even
+    EXPECT_EQ(scales[0], 1.0F / 127);
+    EXPECT_EQ(scales[16], apart ? 300.0F / 127 : 127e-6F / 127);
+    if (apart) {
+      EXPECT_EQ((std::vector<int>{stored[0], stored[1]}), (std::vector<int>{-127, 108}));  // 107.5… up
+    }
+  }
 }
 
 TEST(KvLayer, BytesPerBlock) {
@@ -296,6 +338,11 @@ TEST(KvLayer, BytesPerBlock) {
   EXPECT_EQ(KvLayer::bytes_per_block(
                 {.num_kv_heads = 1, .key_dim = 72, .value_dim = 64, .values = KvValues::in_keys, .dtype = DType::bf16}),
             72U * 16 * 2);
+  EXPECT_EQ(KvLayer::bytes_per_block({.num_kv_heads = 3, .key_dim = 24, .value_dim = 8, .dtype = DType::i8}),
+            3U * (24 + 8 + 2 * 4) * 16);
+  EXPECT_EQ(KvLayer::bytes_per_block(
+                {.num_kv_heads = 1, .key_dim = 72, .value_dim = 64, .values = KvValues::in_keys, .dtype = DType::i8}),
+            (72U + 2 * 4) * 16);
 }
 
 }  // namespace

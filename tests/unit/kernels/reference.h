@@ -54,6 +54,15 @@ inline bool same_bits(MatrixView<float const> a, MatrixView<float const> b) {
 inline float rounded(float x, DType type) {
   return type == DType::bf16 ? to_float(to_bf16(x)) : x;
 }
+// A key or value, or a part of one with a scale of its own, as the KV cache gives it back.
+inline void as_cached(float const* x, std::size_t n, DType type, float* out) {
+  float largest = 0;
+  for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(x[i]));
+  for (std::size_t i = 0; i < n; ++i)
+    out[i] = type != DType::i8 ? rounded(x[i], type)
+             : largest == 0    ? 0
+                               : std::nearbyint(x[i] * (127 / largest)) * (largest / 127);
+}
 inline double epsilon_of(DType type) {
   return type == DType::bf16 ? kEpsilonBf16 : kEpsilonF32;
 }

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "coordinator/model/kv_cache.h"
 #include "tests/support/model_copy.h"
 
 namespace expertmesh {
@@ -96,6 +97,21 @@ TEST(ModelPlan, CoordinatorHoldsEverythingElse) {
   EXPECT_EQ(plan.coordinator_bytes, 2 * (plan.parameters - plan.routed_parameters) + 2 * fp32);
   EXPECT_EQ(plan.kv_bytes_per_token, std::size_t{48} * 2 * 4 * 128 * 2);
   EXPECT_EQ(plan_model(spec, kFloat32Weights, DType::f32, 2).kv_bytes_per_token, 2 * plan.kv_bytes_per_token);
+  // A byte a number, and a float for each key and value of a head.
+  EXPECT_EQ(plan_model(spec, kBfloat16Weights, DType::i8, 2).kv_bytes_per_token,
+            std::size_t{48} * 2 * 4 * (128 + sizeof(float)));
+}
+
+TEST(ModelPlan, KvBytesOfATokenAreThoseOfABlock) {
+  for (char const* name : {"deepseek_v3", "gpt_oss", "llama4", "mixtral-window"}) {
+    ModelSpec const spec = read_model_spec(ModelCopy::source(name), {});
+    for (DType const dtype : {DType::f32, DType::bf16, DType::i8}) {
+      std::size_t of_block = 0;
+      for (KvCacheSpec const& group : kv_cache_specs(spec, dtype)) of_block += group.bytes_per_block;
+      EXPECT_EQ(plan_model(spec, kBfloat16Weights, dtype, 1).kv_bytes_per_token * kKvBlockTokens, of_block)
+          << name << ", " << name_of(dtype);
+    }
+  }
 }
 
 TEST(ModelPlan, ATiedHeadIsPackedBesideTheEmbedding) {
@@ -142,7 +158,15 @@ TEST(DescribeModel, QuantisedWeightsAreSmaller) {
   InfoReport const report =
       describe_model(BareModel("mixtral-8x7b").path(), 4, {.dtype = DType::bf16, .quantization = Quantization::int8});
   expect_words(report.text,
-               {"bfloat16, weights int8", "worker 4          11.63 GB of experts", "131072 bytes a token"});
+               {"bfloat16, weights int8", "worker 4          11.63 GB of experts", "131072 bytes a token, bfloat16"});
+}
+
+TEST(DescribeModel, AnInt8KvCacheIsSmaller) {
+  BareModel const bare("mixtral-8x7b");
+  expect_words(describe_model(bare.path(), 4, {.dtype = DType::bf16, .kv_dtype = DType::i8}).text,
+               {"67584 bytes a token, int8"});
+  expect_words(describe_model(bare.path(), 4, {.dtype = DType::bf16, .kv_dtype = DType::f32}).text,
+               {"262144 bytes a token, float32"});
 }
 
 TEST(DescribeModel, ADenseModelHasNoWorkers) {

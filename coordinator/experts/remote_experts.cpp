@@ -460,7 +460,8 @@ class RemoteExperts::Impl {
     auto const is_made_up = [&](std::uint32_t s) {
       std::byte const* const own = slot.own_rows.data() + s * row_bytes;
       if (!limits_.mixed_numerics) return std::memcmp(slot.answer_rows[s], own, row_bytes) != 0;
-      return !all_finite(exec_, wire_, slot.answer_rows[s], layer.hidden) && all_finite(exec_, wire_, own, layer.hidden);
+      return !all_finite(exec_, wire_, slot.answer_rows[s], layer.hidden) &&
+             all_finite(exec_, wire_, own, layer.hidden);
     };
     for (std::uint32_t s = 0; s < slot.routing.experts.size(); ++s)
       if (slot.leg_of[s] == leg_index && is_made_up(s)) return false;

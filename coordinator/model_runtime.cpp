@@ -7,6 +7,7 @@
 #include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/base/paths.h"
+#include "common/checkpoint/fingerprint.h"
 #include "common/kernels/machine_ceilings.h"
 #include "common/moe/placement_plan.h"
 #include "common/protocol/control_messages.h"
@@ -103,11 +104,17 @@ RuntimeSizes size_up(ModelRuntimeOptions const& options, ModelSpec const& spec,
   return s;
 }
 
-std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, ModelSpec const& spec) {
-  if (options.load_format == LoadFormat::dummy) return make_dummy_weights(options.dummy_seed);
+std::unique_ptr<WeightSource> open_weights(ModelRuntimeOptions const& options, ModelSpec const& spec,
+                                           WeightFormat const& format) {
+  bool const cached = !options.packed_cache.empty();
+  if (options.load_format == LoadFormat::dummy) {
+    if (cached) throw ModelError("--packed-cache: dummy weights are made anew at each start (--load-format)");
+    return make_dummy_weights(options.dummy_seed);
+  }
   auto source = open_checkpoint(options.model_dir);
   source->verify(expected_tensors(spec));
-  return source;
+  if (!cached) return source;
+  return with_packed_cache(std::move(source), options.packed_cache, fingerprint_of(options.model_dir), format.storage);
 }
 
 WeightFormat pick_weight_format(ModelRuntimeOptions const& options, DType dtype) {
@@ -301,6 +308,8 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                          .redundant_experts = options.redundant_experts,
                          .worker_program = executable_dir() / "expertmesh-worker",
                          .model_dir = std::filesystem::absolute(options.model_dir),
+                         .packed_cache = options.packed_cache.empty() ? std::filesystem::path()
+                                                                      : std::filesystem::absolute(options.packed_cache),
                          .load_format = options.load_format,
                          .dummy_seed = options.dummy_seed,
                          .experts = experts,
@@ -357,7 +366,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       device_(open_device(options, spec_)),
       nccl_(load_row_library(options, device_.get())),
       experts_spec_(expert_model_spec(spec_, weight_format_, dtype_)),
-      weights_(open_weights(options, spec_)),
+      weights_(open_weights(options, spec_, weight_format_)),
       plan_(plan_model(spec_, weight_format_, kv_dtype_,
                        std::max<std::size_t>(options.workers + options.remote_workers, 1), holders())),
       kv_groups_(kv_cache_specs(spec_, kv_dtype_)),
@@ -374,8 +383,10 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
   pool_.emplace(own_threads(options_), own_cores(options_));
   exec_.emplace(isa_, *pool_, exec_limits(spec_, step_sizes(sizes_), options_.clustered()), device_.get());
+  std::optional<LoadTimer> timer(*weights_);
   load_experts(std::move(on_change));
 
+  if (options_.clustered()) timer.emplace(*weights_);  // the workers' load is theirs
   LoadProgressPrinter progress("the coordinator's weights", plan_.coordinator_bytes);
   decoder_.emplace(spec_, *weights_,
                    DecoderOptions{.max_tokens = tokens,
@@ -385,6 +396,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                   .device = device_.get(),
                                   .pool = &*pool_});
   progress.finish();
+  load_figures_ = timer->figures();
   kv_.emplace(spec_, kv_groups_, sizes_.kv_blocks, device_.get());
   runner_.emplace(spec_,
                   StepRunnerLimits{.max_tokens = tokens,
@@ -454,11 +466,16 @@ void ModelRuntime::count_floors() {
   if (device_ || spec_.encoder()) return;
   Ceilings const own{.bytes_per_second = measure_read_bandwidth(*exec_, kQuickReadBytes, kQuickPasses),
                      .operations_per_second = measure_peak_flops(*exec_, weight_format_.storage, kQuickPasses)};
+  read_bandwidth_ = own.bytes_per_second;
   spdlog::info("this process reads {:.1f} GB/s and computes {:.0f} G operations/s in {} at most",
                own.bytes_per_second / 1e9, own.operations_per_second / 1e9, name_of(weight_format_.storage));
   floors_.emplace(spec_, weight_format_, dtype_, kv_dtype_, own, holders());
   update_floors();
   runner_->count_floors(&*floors_);
+}
+
+void ModelRuntime::touch_kv_cache(std::stop_token const& stop) {
+  if (!device_) kv_->touch(stop);
 }
 
 void ModelRuntime::update_floors() {

@@ -7,10 +7,12 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
 #include "common/checkpoint/weight_source.h"
+#include "common/experts/load_figures.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/transport/nccl_api.h"
@@ -36,6 +38,7 @@ struct ModelRuntimeOptions {
   std::optional<DType> kv_dtype;  // none: that of the rows
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
+  std::filesystem::path packed_cache;        // folder for experts as they were packed; empty: none
   std::optional<std::size_t> max_model_len;  // none: the checkpoint's
   std::size_t max_num_seqs = 64;
   std::size_t max_num_batched_tokens = 512;
@@ -121,6 +124,12 @@ class ModelRuntime {
   // From now on the runner counts what each step's stages take at least; for that this machine is measured, for some
   // tens of milliseconds. Not with a device, whose stages the host's clock does not see, nor for encoders.
   void count_floors();
+  // What load() read of weights in this process, in how much time; and how fast it reads memory, once that was
+  // measured.
+  [[nodiscard]] std::string load_text() const { return load_figures_.text(read_bandwidth_); }
+  // Has the system give all memory of the KV cache, which otherwise comes when it is first written, some of it in the
+  // middle of a step. Any thread, after load().
+  void touch_kv_cache(std::stop_token const& stop);
   // Between steps, now and then: workers come and go.
   void update_floors();
   [[nodiscard]] Scheduler& scheduler() { return *scheduler_; }
@@ -155,6 +164,8 @@ class ModelRuntime {
       other_experts_;  // in place of remote_: a model without any, or all on the coordinator's device
   std::optional<Decoder> decoder_;
   std::optional<KvCache> kv_;
+  LoadFigures load_figures_;
+  std::optional<double> read_bandwidth_;  // bytes a second
   std::optional<StageFloors> floors_;
   std::optional<StepRunner> runner_;
   std::optional<Scheduler> scheduler_;

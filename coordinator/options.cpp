@@ -111,6 +111,10 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
   s->add_option("--load-format", load_format, "dummy: deterministic random weights from config.json alone")
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
+  s->add_option(
+      "--packed-cache", serve.packed_cache,
+      "Folder in which experts are kept as they were packed, for the next start; it takes as much disk as they "
+      "take memory, and needs the checkpoint's files to stay as they are [none]");
   s->add_option("--max-model-len", serve.max_model_len,
                 "Longest sequence, prompt and answer; with an encoder the longest of each [the checkpoint's]")
       ->check(CLI::Range(1, 1 << 24));

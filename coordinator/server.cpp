@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <iostream>
+#include <thread>
 
+#include "common/base/cores.h"
 #include "common/base/log.h"
 #include "common/protocol/control_messages.h"
 #include "coordinator/cluster_view.h"
@@ -189,9 +191,14 @@ class Server {
                                                   " where a worker has it, else with the messages" + static_form()
                                             : "")
                      : "in this process, transport in-process");
+    spdlog::info("weights: {}", runtime_.load_text());
     engine_->start();
     gate_.open(*engine_);
     started_ = true;
+    toucher_ = std::jthread([this](std::stop_token const& stop) {
+      give_way_to_others();
+      runtime_.touch_kv_cache(stop);
+    });
   }
 
   // Raises the signal when it wants to be started anew.
@@ -473,6 +480,7 @@ class Server {
   std::optional<Engine> engine_;
   std::optional<ApiServer> api_;
   std::size_t activation_bytes_ = 0;
+  std::jthread toucher_;  // of the KV cache's memory
   std::atomic<ShutdownSignal const*> shutdown_ = nullptr;
   std::atomic<bool> restart_ = false;
   std::atomic<std::size_t> num_deaths_ = 0;

@@ -32,24 +32,32 @@ constexpr std::size_t kMostUnrested = 256;
 constexpr std::chrono::hours kLinkConnectTime{24};
 constexpr std::chrono::minutes kLinkTransferTime{10};
 
+// With the worker's packed cache, if it has one. checkpoint: that the weights are of.
+std::unique_ptr<WeightSource> cached(std::unique_ptr<WeightSource> source, SessionContext const& context,
+                                     control::Assign const& assign, Fingerprint const& checkpoint) {
+  if (context.options.packed_cache.empty() || context.options.device != "cpu") return source;
+  return with_packed_cache(std::move(source), context.options.packed_cache, checkpoint, assign.model.weights.storage);
+}
+
 // Where this worker's weights come from: its own copy of the checkpoint, a folder at the coordinator's path, or the
 // coordinator.
 std::unique_ptr<WeightSource> open_weights(SessionContext const& context, control::Assign const& assign) {
   std::string const& model_dir = context.options.model_dir;
   if (assign.load_format == LoadFormat::dummy) return make_dummy_weights(assign.dummy_seed);
-  if (!model_dir.empty()) return open_checkpoint(model_dir);
+  if (!model_dir.empty()) return cached(open_checkpoint(model_dir), context, assign, context.hello.checkpoint);
   std::error_code ignored;
   if (std::filesystem::exists(std::filesystem::path(assign.model_dir) / "config.json", ignored)) {
-    std::string const what = difference(assign.checkpoint, fingerprint_of(assign.model_dir));
+    Fingerprint const here = fingerprint_of(assign.model_dir);
+    std::string const what = difference(assign.checkpoint, here);
     if (!what.empty()) throw ModelError(assign.model_dir + ": another checkpoint: not the coordinator's " + what);
-    return open_checkpoint(assign.model_dir);
+    return cached(open_checkpoint(assign.model_dir), context, assign, here);
   }
   if (assign.weights.empty())
     throw ModelError(assign.model_dir +
                      " is not on this host, no other folder was given with --model, and the "
                      "coordinator sends no weights (serve --weights-rate 0)");
   spdlog::info("{} is not on this host: the weights come from {}", assign.model_dir, assign.weights);
-  return fetch_weights(assign.weights, context.secret, context.hello);
+  return cached(fetch_weights(assign.weights, context.secret, context.hello), context, assign, assign.checkpoint);
 }
 
 // Tells the coordinator how the load goes, a few times a second. Throws CoordinatorGone when nobody wants it any more.
@@ -161,6 +169,7 @@ class SessionLife {
     machine.agree_on(assign);
     source_ = open_weights(context_, assign);
     auto loaded = machine.load(assign.held, *source_, machine.pace(), ProgressReporter(*control_));
+    spdlog::info("experts: {}", loaded.figures.text(static_cast<double>(machine.capacity().bytes_per_second)));
     link_ = make_link(assign, context_.nccl, machine.device());
     service_ = {.incarnation = incarnation_,
                 .epoch = assign.epoch,
@@ -213,6 +222,7 @@ class SessionLife {
           machine.load(hold.held, *source_, WorkerMachine::Pace::beside_rows, [this](std::size_t, std::size_t) {
             if (control_->ended()) throw CoordinatorGone("while experts were loaded for it");
           });
+      spdlog::info("experts of another placement: {}", loaded.figures.text({}));
       control::Loaded answer{.epoch = hold.epoch,
                              .resident_bytes = loaded.store.resident_bytes(),
                              .held = loaded.store.held(),

@@ -217,6 +217,8 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
   app.add_option(
       "--model", options.model_dir,
       "this host's copy of the checkpoint [the coordinator's path; if nothing is there, it sends the weights]");
+  app.add_option("--packed-cache", options.packed_cache,
+                 "folder in which experts are kept as they were packed, for the next start [none]");
   app.add_option("--threads", options.threads, "compute threads [all usable cores; 1 if started by a coordinator]")
       ->check(CLI::Range(1, 4096));
   app.add_option("--device", options.device, "what runs the experts: cpu, cuda or cuda:N")

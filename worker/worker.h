@@ -25,7 +25,8 @@ struct WorkerOptions {
   std::uint32_t worker_id = 0;            // 0: comes by itself, from wherever it is
   std::uint32_t incarnation = 0;
   std::string secret_file;
-  std::string model_dir;  // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
+  std::string model_dir;     // its own copy of the checkpoint; empty: the coordinator's path if it is there, else none
+  std::string packed_cache;  // folder for experts as they were packed; empty: none
   std::string device = "cpu";  // or cuda, cuda:N
   std::size_t threads = 0;
   double capacity = 0;                        // gigabytes of weights a second; 0: measured

@@ -98,9 +98,10 @@ WorkerMachine::Loaded WorkerMachine::load(HeldExperts const& held, WeightSource 
       take_place(options_);
       if (beside_rows) give_way_to_others();
       ThreadPool pool(beside_rows ? 1 : options_.threads);
+      LoadTimer const timer(source);
       ExpertStore store(first_->model, held, source, pool, on_bytes, &experts_, device_.get());
       auto checksums = store.checksums(pool);
-      loaded.emplace(Loaded{.store = std::move(store), .checksums = std::move(checksums)});
+      loaded.emplace(Loaded{.store = std::move(store), .checksums = std::move(checksums), .figures = timer.figures()});
     } catch (...) {
       failure = std::current_exception();
     }

@@ -11,6 +11,7 @@
 
 #include "common/base/thread_pool.h"
 #include "common/experts/expert_store.h"
+#include "common/experts/load_figures.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
 #include "common/protocol/control_messages.h"
@@ -39,6 +40,7 @@ class WorkerMachine {
   struct Loaded {
     ExpertStore store;
     std::vector<std::vector<std::uint64_t>> checksums;  // see ExpertStore
+    LoadFigures figures;
   };
   // On threads of their own: all that this worker may have, or, beside rows that are served, one that gives way to
   // them. Experts that are held here already are shared. Throws what the source or on_bytes throws.

@@ -3,7 +3,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -14,21 +16,60 @@ namespace {
 // tenth to a fifth of it. Matrices of this size lie side by side, so that huge pages may span several.
 constexpr std::size_t kHugePagesFrom = std::size_t{256} << 10;
 
-// A wish: where the system has no huge pages, nothing changes.
-void wish_for_huge_pages(void* data, std::size_t bytes) {
-  auto const page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  auto const before = reinterpret_cast<std::uintptr_t>(data) % page;  // from the start of its first page
-  madvise(static_cast<std::byte*>(data) - before, (before + bytes + page - 1) / page * page, MADV_HUGEPAGE);
+// At a time: as long as it takes, the process can map no memory.
+constexpr std::size_t kTouchBytes = std::size_t{2} << 20;
+
+// Past malloc: fresh pages are zeros. The address sanitizer looks after what malloc gives only.
+constexpr bool is_mapped(std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  return bytes > std::size_t{1} << 30;
+#else
+  return bytes >= kHugePagesFrom;
+#endif
+}
+
+std::size_t page_bytes() {
+  static auto const bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+std::size_t whole_pages(std::size_t bytes) {
+  return (bytes + page_bytes() - 1) / page_bytes() * page_bytes();
 }
 
 }  // namespace
 
 void* allocate_zeroed(std::size_t bytes, std::size_t alignment) {
+  if (is_mapped(bytes)) {
+    void* const data = mmap(nullptr, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) throw std::bad_alloc();
+    madvise(data, whole_pages(bytes), MADV_HUGEPAGE);  // a wish: where the system has none, nothing changes
+    return data;
+  }
   void* const data = std::aligned_alloc(alignment, bytes);
   if (!data) throw std::bad_alloc();
-  if (bytes >= kHugePagesFrom) wish_for_huge_pages(data, bytes);
   std::memset(data, 0, bytes);
   return data;
+}
+
+void release(void* data, std::size_t bytes) {
+  if (is_mapped(bytes))
+    munmap(data, whole_pages(bytes));
+  else
+    std::free(data);
+}
+
+bool touch_pages(std::span<std::byte> memory, std::stop_token const& stop) {
+#ifdef MADV_POPULATE_WRITE
+  auto const before = reinterpret_cast<std::uintptr_t>(memory.data()) % page_bytes();
+  std::byte* const first = memory.data() - before;
+  std::size_t const size = whole_pages(before + memory.size());
+  for (std::size_t begin = 0; begin < size; begin += kTouchBytes) {
+    if (stop.stop_requested()) return false;
+    madvise(first + begin, std::min(kTouchBytes, size - begin), MADV_POPULATE_WRITE);
+  }
+#endif
+  return !stop.stop_requested();
 }
 
 }  // namespace expertmesh

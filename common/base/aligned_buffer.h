@@ -1,18 +1,26 @@
 // Owned memory aligned for vector loads and page-sized copies; fixed in size from its making, zero-filled. On the host,
-// or in a device's memory: then its address is for the device alone.
+// or in a device's memory: then its address is for the device alone. Large ones on the host get their pages from the
+// system when they are first written: nothing is written twice because of its zeros.
 #pragma once
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
 #include <span>
+#include <stop_token>
 
 #include "common/base/device_memory.h"
 
 namespace expertmesh {
 
-// For std::free. Asks for huge pages where they pay. bytes: a multiple of alignment, not 0. Throws std::bad_alloc.
+// For release(), with as many bytes. Asks for huge pages where they pay. bytes: a multiple of alignment, which is at
+// most a page; not 0. Throws std::bad_alloc.
 void* allocate_zeroed(std::size_t bytes, std::size_t alignment);
+void release(void* data, std::size_t bytes);
+
+// Has the system give the pages behind this memory now, not when they are first written. What is in them stays, and
+// others may use them meanwhile. False when it was told to stop before the end.
+bool touch_pages(std::span<std::byte> memory, std::stop_token const& stop = {});
 
 template <class T>
 class AlignedBuffer {
@@ -21,10 +29,10 @@ class AlignedBuffer {
 
   AlignedBuffer() = default;
   // device: must outlive the buffer; null: on the host.
-  explicit AlignedBuffer(std::size_t count, DeviceMemory* device = nullptr)
-      : data_(nullptr, Free{device}), count_(count) {
+  explicit AlignedBuffer(std::size_t count, DeviceMemory* device = nullptr) : count_(count) {
     if (count == 0) return;
     std::size_t const bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    data_ = Data(nullptr, Free{device, bytes});
     data_.reset(static_cast<T*>(device ? device->allocate(bytes) : allocate_zeroed(bytes, kAlignment)));
   }
   // A copy of numbers of the host.
@@ -50,14 +58,16 @@ class AlignedBuffer {
  private:
   struct Free {
     DeviceMemory* device = nullptr;
+    std::size_t bytes = 0;
     void operator()(T* p) const {
       if (device)
         device->release(p);
       else
-        std::free(p);
+        release(p, bytes);
     }
   };
-  std::unique_ptr<T, Free> data_;
+  using Data = std::unique_ptr<T, Free>;
+  Data data_;
   std::size_t count_ = 0;
 };
 

@@ -33,4 +33,10 @@ std::uint64_t checksum(std::span<std::byte const> bytes, std::uint64_t seed) {
   return sum == 0 ? 1 : sum;
 }
 
+std::uint64_t checksum_in_pieces(std::span<std::byte const> bytes, std::uint64_t seed) {
+  for (std::size_t begin = 0; begin < bytes.size(); begin += kChecksumPiece)
+    seed = checksum(bytes.subspan(begin, std::min(kChecksumPiece, bytes.size() - begin)), seed);
+  return seed;
+}
+
 }  // namespace expertmesh

@@ -52,18 +52,28 @@ std::uint64_t size_of_file(std::filesystem::path const& path) {
   return size;
 }
 
+// When it was last written.
+std::int64_t time_of_file(std::filesystem::path const& path) {
+  std::error_code error;
+  auto const time = std::filesystem::last_write_time(path, error);
+  if (error) throw FileError("stat", error.value(), error.message(), path.string());
+  return time.time_since_epoch().count();
+}
+
 }  // namespace
 
 Fingerprint fingerprint_of(std::filesystem::path const& model_dir) {
   Sha256 config;
   Sha256 tensors;
   Sha256 sizes;
+  Sha256 times;
   std::filesystem::path const config_file = model_dir / "config.json";
   config.add(first_bytes(config_file, size_of_file(config_file)));
   for (auto const& path : checkpoint_files(model_dir)) {  // in ascending order
     std::uint64_t const size = size_of_file(path);
     std::string const name = path.filename().string() + '\0';
     sizes.add(name + std::to_string(size) + '\0');
+    times.add(name + std::to_string(time_of_file(path)) + '\0');
     // A safetensors file: u64 little-endian, that many bytes of header, data.
     std::string const prefix = first_bytes(path, 8);
     std::uint64_t header = 0;
@@ -72,7 +82,7 @@ Fingerprint fingerprint_of(std::filesystem::path const& model_dir) {
     tensors.add(name);
     tensors.add(first_bytes(path, 8 + header));
   }
-  return {.config = config.digits(), .tensors = tensors.digits(), .sizes = sizes.digits()};
+  return {.config = config.digits(), .tensors = tensors.digits(), .sizes = sizes.digits(), .times = times.digits()};
 }
 
 std::string difference(Fingerprint const& ours, Fingerprint const& theirs) {

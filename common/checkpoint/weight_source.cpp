@@ -25,7 +25,7 @@ StoredTensor WeightSource::load(std::string_view name, std::span<std::size_t con
 
 StoredTensor WeightSource::load_entry(TensorInfo const& tensor, std::size_t index) const {
   EM_CHECK(!tensor.shape.empty() && index < tensor.shape.front(), "entry " << index << " of '" << tensor.name << "'");
-  return read(tensor, index);
+  return counted(read(tensor, index));
 }
 
 float element(StoredTensor const& tensor, std::size_t index) {

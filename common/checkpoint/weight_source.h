@@ -1,5 +1,6 @@
 // Where weights come from: a mapped Hugging Face checkpoint, or deterministic random numbers for a bare config.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -8,12 +9,16 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/tensor/dtype.h"
 
 namespace expertmesh {
+
+struct Fingerprint;
+class PackedCache;
 
 // A tensor as the checkpoint stores it, or one entry of its first dimension; row-major. `bytes` stays valid as long as
 // this object and its source live.
@@ -53,7 +58,7 @@ class WeightSource {
   virtual ~WeightSource() = default;
   // A tensor, which must have exactly this shape and a dtype of this kind. Only its own byte range of the file is
   // touched. Throws ModelError naming file, tensor and what differs.
-  [[nodiscard]] StoredTensor load(TensorInfo const& tensor) const { return read(tensor, std::nullopt); }
+  [[nodiscard]] StoredTensor load(TensorInfo const& tensor) const { return counted(read(tensor, std::nullopt)); }
   [[nodiscard]] StoredTensor load(std::string_view name, std::span<std::size_t const> shape) const;  // numbers
   // Entry `index` of a tensor's first dimension alone: of shape[1:], and its bytes are all that is touched or sent.
   [[nodiscard]] StoredTensor load_entry(TensorInfo const& tensor, std::size_t index) const;
@@ -62,10 +67,24 @@ class WeightSource {
   [[nodiscard]] virtual bool holds(std::string_view /*name*/) const { return false; }
   // Throws ModelError unless the source holds exactly these tensors: names a missing, an unexpected or a misshapen one.
   virtual void verify(ExpectedTensors const& expected) const = 0;
+  // Where experts are kept as they were packed; null: nowhere.
+  [[nodiscard]] virtual PackedCache* packed_cache() const { return nullptr; }
+  // Of all tensors and entries that were loaded so far.
+  [[nodiscard]] std::size_t bytes_loaded() const { return bytes_loaded_.load(std::memory_order_relaxed); }
 
  private:
+  StoredTensor counted(StoredTensor&& tensor) const {
+    bytes_loaded_.fetch_add(tensor.bytes.size(), std::memory_order_relaxed);
+    return std::move(tensor);
+  }
   virtual StoredTensor read(TensorInfo const& tensor, std::optional<std::size_t> index) const = 0;
+
+  mutable std::atomic<std::size_t> bytes_loaded_ = 0;
 };
+
+// The same weights, with a cache of what they were packed to in DIR/<of this configuration and format>.
+std::unique_ptr<WeightSource> with_packed_cache(std::unique_ptr<WeightSource> source, std::filesystem::path const& dir,
+                                                Fingerprint const& checkpoint, DType storage);
 
 enum class LoadFormat : std::uint8_t { automatic, dummy };
 

@@ -1,12 +1,15 @@
 #include "common/experts/expert_store.h"
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <mutex>
 #include <numeric>
+#include <sstream>
 
 #include "common/base/check.h"
 #include "common/base/checksum.h"
+#include "common/checkpoint/packed_cache.h"
 #include "common/experts/packed_weights.h"
 
 namespace expertmesh {
@@ -29,6 +32,31 @@ std::vector<Job> jobs_for(ExpertModelSpec const& model, HeldExperts const& held)
       jobs.push_back({i, &model.layers[i], expert});
     }
   return jobs;
+}
+
+// Everything that its packed bytes are a function of, beside the numbers of the checkpoint.
+PackedCache::Entry cache_entry(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format) {
+  std::ostringstream key;
+  auto const weight = [&](char const* what, WeightSlice const& w) {
+    key << what << ' ' << w.name << ' ' << w.stack << ' ' << w.index << ' ' << w.stored_rows << ' ' << w.first_row
+        << ' ' << w.row_step << ' ' << w.transposed << ' ' << static_cast<int>(w.storage) << ' ' << w.block_rows << ' '
+        << w.block_columns << '\n';
+  };
+  auto const vector = [&](char const* what, std::optional<VectorSlice> const& v) {
+    if (v)
+      key << what << ' ' << v->name << ' ' << v->stack << ' ' << v->index << ' ' << v->stored_length << ' ' << v->first
+          << ' ' << v->step << '\n';
+  };
+  FfnTensors const& tensors = layer.experts[expert];
+  key << "layout " << kPackedLayout << ' ' << name_of(format.storage) << ' ' << format.group_size << ' '
+      << name_of(format.scale_type) << " hidden " << layer.hidden << " intermediate " << layer.intermediate << '\n';
+  if (tensors.gate) weight("gate", *tensors.gate);
+  weight("up", tensors.up);
+  weight("down", tensors.down);
+  vector("gate bias", tensors.gate_bias);
+  vector("up bias", tensors.up_bias);
+  vector("down bias", tensors.down_bias);
+  return {.name = "layer-" + std::to_string(layer.layer) + "-expert-" + std::to_string(expert), .key = key.str()};
 }
 
 }  // namespace
@@ -60,11 +88,29 @@ std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const
                           holder);  // all have the same parts
 }
 
-FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+FfnWeights pack_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source, DeviceMemory* device) {
   WeightReader reader(source);
   return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation,
                   {.device = device});
+}
+
+LoadedExpert load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+                         WeightSource const& source, DeviceMemory* device) {
+  PackedCache const* const cache = device ? nullptr : source.packed_cache();
+  if (!cache) return {.weights = pack_expert(layer, expert, format, source, device)};
+  FfnTensors const& tensors = layer.experts[expert];
+  FfnShape const shape{layer.hidden, layer.intermediate};
+  if (auto const kept = cache->read(cache_entry(layer, expert, format), ffn_byte_counts(format, tensors, shape))) {
+    FfnBytes bytes;
+    std::ranges::copy(kept->parts, bytes.begin());
+    LoadedExpert out{.weights = ffn_of(bytes, kept->keeper, format, tensors, shape, layer.activation), .kept = true};
+    // That of codes is of their numbers.
+    if (!from_codes(out.weights.gate_up.w.format()) && !from_codes(out.weights.down.w.format()))
+      out.checksum = kept->checksum;
+    return out;
+  }
+  return {.weights = pack_expert(layer, expert, format, source)};
 }
 
 std::uint64_t checksum_of(FfnWeights const& expert) {
@@ -75,10 +121,10 @@ std::uint64_t checksum_of(FfnWeights const& expert) {
     bool const codes = from_codes(part->w.format());
     PackedMatrix const copy = device ? part->w.copy_to_host() : codes ? part->w.widened() : PackedMatrix();
     PackedMatrix const& w = device || codes ? copy : part->w;
-    sum = checksum(std::span(w.data(), w.size_bytes()), sum);
+    sum = checksum_in_pieces(std::span(w.data(), w.size_bytes()), sum);
     std::vector<float> bias(part->bias.size());
     if (device && !bias.empty()) device->download(bias.data(), part->bias.data(), part->bias.size_bytes());
-    sum = checksum(std::as_bytes(device ? std::span<float const>(bias) : part->bias.span()), sum);
+    sum = checksum_in_pieces(std::as_bytes(device ? std::span<float const>(bias) : part->bias.span()), sum);
   }
   return sum;
 }
@@ -99,17 +145,20 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
     first_in_model_.push_back(first_in_model_.back() + model.layers[i].experts.size());
   }
   experts_.resize(jobs.size());
+  kept_checksums_.resize(jobs.size());
 
   std::size_t const total_bytes = packed_expert_bytes(model, held, device ? Holder::device : Holder::processor);
   std::mutex mutex;
   std::exception_ptr failure;
-  auto const hold = [&](std::size_t job, SharedExperts::Expert expert) {
+  auto const hold = [&](std::size_t job, SharedExperts::Expert expert, std::uint64_t checksum = 0) {
     std::lock_guard const lock(mutex);
     if (failure) return;
+    kept_checksums_[job] = checksum;
     resident_bytes_ += expert->size_bytes();
     experts_[job] = std::move(expert);
     on_bytes(resident_bytes_, total_bytes);
   };
+  std::vector<char> to_keep(jobs.size());  // not in the cache
   // Those that others are loading, unless it is the last look: then they are loaded here, too.
   std::vector<std::size_t> claimed_by_others;
   auto const look = [&](std::size_t place, bool last) {
@@ -122,23 +171,27 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
       return;
     }
     try {
-      auto loaded =
-          std::make_shared<FfnWeights const>(load_expert(*job.layer, job.expert, model.weights, source, device));
-      hold(place, experts.enter(job.layer_index, job.expert, std::move(loaded)));
+      LoadedExpert loaded = load_expert(*job.layer, job.expert, model.weights, source, device);
+      if (!loaded.kept) to_keep[place] = 1;
+      hold(place,
+           experts.enter(job.layer_index, job.expert, std::make_shared<FfnWeights const>(std::move(loaded.weights))),
+           loaded.checksum);
     } catch (...) {
       if (claimed) experts.give_up(job.layer_index, job.expert);
       throw;
     }
   };
   auto const look_for = [&](std::vector<std::size_t> const& places, bool last) {
-    pool.parallel_for(places.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
+    std::atomic<std::size_t> next = 0;  // whoever is free takes it
+    std::atomic<bool> failed = false;
+    pool.parallel_for(std::min(places.size(), pool.num_threads()), [&](std::size_t, std::size_t, std::size_t) {
+      for (std::size_t i = 0; !failed && (i = next++) < places.size();) {
         try {
           look(places[i], last);
         } catch (...) {
           std::lock_guard const lock(mutex);
           if (!failure) failure = std::current_exception();
-          return;
+          failed = true;
         }
       }
     });
@@ -148,12 +201,21 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
   std::iota(all.begin(), all.end(), std::size_t{0});
   look_for(all, false);
   look_for(std::vector<std::size_t>(claimed_by_others), true);
+
+  PackedCache* const cache = device ? nullptr : source.packed_cache();
+  for (std::size_t place = 0; cache && place < jobs.size(); ++place) {
+    if (to_keep[place] == 0) continue;
+    auto const parts = bytes_of(*experts_[place]);
+    cache->keep(cache_entry(*jobs[place].layer, jobs[place].expert, model.weights), experts_[place],
+                {parts.begin(), parts.end()});
+  }
 }
 
 std::vector<std::vector<std::uint64_t>> ExpertStore::checksums(ThreadPool& pool) const {
   std::vector<std::uint64_t> sums(experts_.size());
   pool.parallel_for(sums.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t i = begin; i < end; ++i) sums[i] = checksum_of(*experts_[i]);
+    for (std::size_t i = begin; i < end; ++i)
+      sums[i] = kept_checksums_[i] != 0 ? kept_checksums_[i] : checksum_of(*experts_[i]);
   });
   std::vector<std::vector<std::uint64_t>> of_layers;
   for (auto next = sums.begin(); auto const& layer : held_) {

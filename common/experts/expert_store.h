@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "common/base/thread_pool.h"
@@ -28,9 +29,17 @@ DispatchLimits dispatch_limits(ExpertModelSpec const& model, std::size_t tokens,
 std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const& held,
                                 Holder holder = Holder::processor);
 
-// One expert, packed. Throws what the source throws: ModelError, FileError.
-FfnWeights load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+// One expert, packed from its tensors. Throws what the source throws: ModelError, FileError.
+FfnWeights pack_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
                        WeightSource const& source, DeviceMemory* device = nullptr);
+// The same, as the source's cache has kept it, or packed.
+struct LoadedExpert {
+  FfnWeights weights;
+  bool kept = false;           // it was in the cache
+  std::uint64_t checksum = 0;  // checksum_of() it, if that is known
+};
+LoadedExpert load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
+                         WeightSource const& source, DeviceMemory* device = nullptr);
 std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format,
                                 Holder holder = Holder::processor);
 // Packing is deterministic: two processes that loaded the same expert get the same, whatever holds it.
@@ -41,7 +50,8 @@ class ExpertStore {
   // (loaded, total) packed bytes; from loading threads, one call at a time.
   using OnBytes = std::function<void(std::size_t loaded, std::size_t total)>;
 
-  // Reads the held experts' tensors and no others, on all threads of the pool. What other stores with the same `shared`
+  // Reads the held experts' tensors and no others, on all threads of the pool; or from the source's cache, which is
+  // given what it lacks. What other stores with the same `shared`
   // hold of them is held together, not read again. Throws what the source or on_bytes throws: ModelError, FileError.
   ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
               OnBytes const& on_bytes, SharedExperts* shared = nullptr, DeviceMemory* device = nullptr);
@@ -60,7 +70,8 @@ class ExpertStore {
     return first_in_model_[layer_index] + held_[layer_index][local_expert];
   }
   [[nodiscard]] std::size_t num_in_model() const { return first_in_model_.back(); }
-  // [layers][held] of the packed bytes, by checksum_of(): all of them are read, and brought here from a device.
+  // [layers][held] of the packed bytes, by checksum_of(): all that did not come from a cache are read, and brought here
+  // from a device.
   [[nodiscard]] std::vector<std::vector<std::uint64_t>> checksums(ThreadPool& pool) const;
   [[nodiscard]] HeldExperts const& held() const { return held_; }
   [[nodiscard]] std::size_t num_experts() const { return experts_.size(); }
@@ -72,6 +83,7 @@ class ExpertStore {
   std::vector<std::size_t> first_in_model_;  // [layers + 1]
   HeldExperts held_;
   std::vector<std::shared_ptr<FfnWeights const>> experts_;
+  std::vector<std::uint64_t> kept_checksums_;  // [experts] of those from a cache; 0: not from there
   std::size_t resident_bytes_ = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "common/experts/packed_weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "common/base/error.h"
@@ -115,6 +116,36 @@ std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& t, Ff
   FfnParts const parts = parts_of(t, shape);
   return packed_linear_bytes(format, parts.gate_up, shape.hidden, holder) +
          packed_linear_bytes(format, {&parts.down, 1}, shape.intermediate, holder);
+}
+
+FfnBytes bytes_of(FfnWeights const& ffn) {
+  return {std::span(ffn.gate_up.w.data(), ffn.gate_up.w.size_bytes()), std::as_bytes(ffn.gate_up.bias.span()),
+          std::span(ffn.down.w.data(), ffn.down.w.size_bytes()), std::as_bytes(ffn.down.bias.span())};
+}
+
+std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensors const& t, FfnShape const& shape) {
+  FfnParts const parts = parts_of(t, shape);
+  std::span<LinearPart const> const down(&parts.down, 1);
+  auto const weights = [&](std::span<LinearPart const> linear, std::size_t k) {
+    return packed_bytes(packed_format(format, linear, Holder::processor), total_rows(linear), k);
+  };
+  return {weights(parts.gate_up, shape.hidden), bias_rows(parts.gate_up) * sizeof(float),
+          weights(down, shape.intermediate), bias_rows(down) * sizeof(float)};
+}
+
+FfnWeights ffn_of(FfnBytes const& bytes, std::shared_ptr<void const> const& keeper, WeightFormat const& format,
+                  FfnTensors const& t, FfnShape const& shape, ActivationSpec const& activation) {
+  FfnParts const parts = parts_of(t, shape);
+  auto const linear = [&](std::span<LinearPart const> of, std::size_t k, std::size_t first) {
+    PackedLinear out{
+        .w = PackedMatrix(packed_format(format, of, Holder::processor), total_rows(of), k, bytes[first], keeper),
+        .bias = AlignedBuffer<float>(bias_rows(of))};
+    if (!out.bias.empty()) std::memcpy(out.bias.data(), bytes[first + 1].data(), bytes[first + 1].size());
+    return out;
+  };
+  return {.gate_up = linear(parts.gate_up, shape.hidden, 0),
+          .down = linear({&parts.down, 1}, shape.intermediate, 2),
+          .activation = activation};
 }
 
 }  // namespace expertmesh

@@ -1,6 +1,8 @@
 // Weights of a checkpoint, packed for the GEMMs.
 #pragma once
+#include <array>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <span>
 
@@ -42,6 +44,14 @@ struct FfnShape {
 };
 FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
                     ActivationSpec const& activation, PackingPlace const& place = {});
+// Such weights on this host, and as they lie elsewhere: gate_up, its bias, down, its bias.
+using FfnBytes = std::array<std::span<std::byte const>, 4>;
+FfnBytes bytes_of(FfnWeights const& ffn);
+std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensors const& tensors,
+                                           FfnShape const& shape);
+// keeper: of the bytes, of which there are ffn_byte_counts().
+FfnWeights ffn_of(FfnBytes const& bytes, std::shared_ptr<void const> const& keeper, WeightFormat const& format,
+                  FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation);
 // What its size_bytes() will be: for planning memory before loading.
 std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
                              Holder holder = Holder::processor);

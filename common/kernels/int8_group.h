@@ -19,24 +19,28 @@ struct Int8Scale {
   float inverse;  // 0 where all of the group are 0
 };
 
-// x: the n numbers of a group.
-inline Int8Scale int8_scale_of(float const* x, std::size_t n) {
+// largest: the bits of the group's largest magnitude. Bits of magnitudes have the order of the magnitudes.
+[[gnu::always_inline]] inline Int8Scale int8_scale_of(std::int32_t largest) {
   constexpr std::int32_t kInfinity = 0x7f800000;
-  std::int32_t largest = 0;  // bits of magnitudes have the order of the magnitudes
-  for (std::size_t i = 0; i < n; ++i) {
-    std::int32_t const bits = __builtin_bit_cast(std::int32_t, x[i]) & 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
   if (largest >= kInfinity) return {__builtin_nanf(""), 0};
   float const magnitude = __builtin_bit_cast(float, largest);
   if (magnitude < kInt8Least) return {0, 0};
   return {magnitude / kInt8Largest, kInt8Largest / magnitude};
 }
+// x: the n numbers of a group.
+inline Int8Scale int8_scale_of(float const* x, std::size_t n) {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    std::int32_t const bits = __builtin_bit_cast(std::int32_t, x[i]) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  return int8_scale_of(largest);
+}
 
-// To nearest even: adding 1.5 * 2^23 leaves the whole number in the low bits of the sum.
+// To nearest even: adding this leaves the whole number in the low bits of the sum.
+constexpr float kInt8Shift = 12582912.0F;  // 1.5 * 2^23
 inline std::int32_t int8_of(float x, float inverse) {
-  constexpr float kShift = 12582912.0F;
-  return __builtin_bit_cast(std::int32_t, x * inverse + kShift) - __builtin_bit_cast(std::int32_t, kShift);
+  return __builtin_bit_cast(std::int32_t, x * inverse + kInt8Shift) - __builtin_bit_cast(std::int32_t, kInt8Shift);
 }
 
 // whole: [kInt8Group], zeros behind the n numbers x.

@@ -58,7 +58,10 @@ double measure_read_bandwidth(Exec const& exec, std::size_t buffer_bytes, std::s
   std::size_t const threads = exec.pool().num_threads();
   std::size_t const strides = std::max<std::size_t>(1, buffer_bytes / (threads * kStreamFloats * sizeof(float)));
   std::size_t const share = strides * kStreamFloats;  // floats of a thread
-  AlignedBuffer<float> const buffer(threads * share);
+  AlignedBuffer<float> buffer(threads * share);
+  exec.pool().parallel_for(buffer.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    std::fill(buffer.data() + begin, buffer.data() + end, 1.0F);  // what nobody has written is one page of zeros
+  });
   double const seconds = best_seconds(exec, passes, [&](std::size_t thread) {
     return exec.table().read_stream(buffer.data() + thread * share, share);
   });

@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
 #include "common/kernels/fp8_panels.h"
-#include "common/kernels/int4_panels.h"
-#include "common/kernels/int8_panels.h"
 #include "common/kernels/kernel_table.h"
 #include "common/kernels/mxfp4_panels.h"
+#include "common/kernels/panel_packing.h"
 
 namespace expertmesh {
 namespace {
@@ -22,83 +22,12 @@ bool is_fp8(WeightFormat const& format) {
   return format.group_size != 0 && format.group_size % kFp8GroupStep == 0 && format == fp8_weights(format.group_size);
 }
 
-std::size_t panel_bytes(WeightFormat const& format, std::size_t k) {
-  if (format.storage == DType::i8) return int8_panel_bytes(k);
-  if (format.storage == DType::i4) return int4_panel_bytes(k);
-  if (format.storage == DType::f4_e2m1) return mxfp4_panel_bytes(k);
-  if (format.storage == DType::f8_e4m3) return fp8_panel_bytes(k, format.group_size);
-  std::size_t const padded_k = format.storage == DType::bf16 ? (k + 1) / 2 * 2 : k;
-  return kPanelColumns * padded_k * size_of(format.storage);
-}
-
 template <class From>
 float float_of(From x) {
   if constexpr (std::is_same_v<From, float>)
     return x;
   else
     return to_float(x);
-}
-
-// Column `lane` of a panel. number(i): i of the row's k numbers.
-template <class Number>
-void pack_int8_row(Number number, std::size_t lane, std::size_t k, std::byte* panel) {
-  for (std::size_t begin = 0; begin < k; begin += kInt8Group, panel += kInt8BlockBytes) {
-    std::size_t const count = std::min(kInt8Group, k - begin);
-    float numbers[kInt8Group];
-    for (std::size_t i = 0; i < count; ++i) numbers[i] = number(begin + i);
-    std::int32_t whole[kInt8Group];
-    reinterpret_cast<float*>(panel)[lane] = quantise_group(numbers, count, whole).scale;
-    std::byte* const out = panel + kInt8ScaleBytes + lane * kInt8StepK;
-    for (std::size_t i = 0; i < count; i += kInt8StepK)
-      for (std::size_t j = 0; j < kInt8StepK; ++j)
-        out[i / kInt8StepK * kInt8StepBytes + j] = static_cast<std::byte>(whole[i + j] + kInt8Bias);
-  }
-}
-
-template <class Number>
-void pack_int4_row(Number number, std::size_t lane, std::size_t k, std::byte* panel) {
-  for (std::size_t begin = 0; begin < k; begin += kInt4Group, panel += kInt4BlockBytes) {
-    float numbers[kInt4Group] = {};
-    for (std::size_t i = 0; i < std::min(kInt4Group, k - begin); ++i) numbers[i] = number(begin + i);
-    Int4Group const group = int4_group_of(numbers);
-    reinterpret_cast<bf16*>(panel)[lane] = group.scale;
-    std::byte* const out = panel + kInt4ScaleBytes + lane * kInt4StepK / 2;
-    for (std::size_t i = 0; i < kInt4Group; ++i) {
-      auto const half = static_cast<std::byte>(group.whole[i] + kInt4Bias);
-      std::byte& both = out[i / kInt4StepK * kInt4StepBytes + i % (kInt4StepK / 2)];
-      both = i % kInt4StepK < kInt4StepK / 2 ? half : both | half << 4;
-    }
-  }
-}
-
-// One row n of `k` numbers into its panel. Rows of a mapped file need not be aligned.
-template <class From>
-void pack_row(WeightFormat const& format, std::byte const* row, std::size_t n, std::size_t k, std::byte* data) {
-  std::byte* const panel = data + n / kPanelColumns * panel_bytes(format, k);
-  std::size_t const lane = n % kPanelColumns;
-  auto const number = [&](std::size_t i) {
-    From x;
-    std::memcpy(&x, row + i * sizeof(From), sizeof(From));
-    return x;
-  };
-  auto const as_float = [&](std::size_t i) { return float_of(number(i)); };
-  if (format.storage == DType::i8) {
-    pack_int8_row(as_float, lane, k, panel);
-  } else if (format.storage == DType::i4) {
-    pack_int4_row(as_float, lane, k, panel);
-  } else if (format.storage == DType::f32) {
-    float* out = reinterpret_cast<float*>(panel) + lane;
-    for (std::size_t i = 0; i < k; ++i) out[i * kPanelColumns] = float_of(number(i));
-  } else {
-    bf16* out = reinterpret_cast<bf16*>(panel) + 2 * lane;
-    for (std::size_t i = 0; i < k; ++i) {
-      bf16& element = out[i / 2 * 2 * kPanelColumns + i % 2];
-      if constexpr (std::is_same_v<From, bf16>)
-        element = number(i);
-      else
-        element = to_bf16(float_of(number(i)));
-    }
-  }
 }
 
 // Column `lane` of a panel, from a row's codes and scales.
@@ -165,12 +94,6 @@ void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t
     }
 }
 
-template <class From>
-void pack_rows(WeightFormat const& format, std::byte const* rows, std::size_t first, std::size_t count, std::size_t k,
-               std::byte* data) {
-  for (std::size_t r = 0; r < count; ++r) pack_row<From>(format, rows + r * k * sizeof(From), first + r, k, data);
-}
-
 }  // namespace
 
 std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
@@ -202,6 +125,12 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, De
     std::fill_n(data_.data() + group, kMxfp4ScaleBytes, std::byte{kMxfp4One});
 }
 
+PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, std::span<std::byte const> kept,
+                           std::shared_ptr<void const> keeper)
+    : format_(format), n_(n), k_(k), kept_(kept), keeper_(std::move(keeper)) {
+  EM_CHECK(keeper_ != nullptr && kept.size() == packed_bytes(format, n, k), kept.size() << " bytes");
+}
+
 PackedMatrix PackedMatrix::copy_to_host() const {
   EM_CHECK(device_ != nullptr, "on the host already");
   PackedMatrix out(format_, n_, k_);
@@ -217,7 +146,7 @@ PackedMatrix PackedMatrix::widened() const {
   PackedMatrix out(kBfloat16Weights, n_, k_);
   std::size_t const bytes = panel_bytes(format_, k_);
   for (std::size_t panel = 0; panel * kPanelColumns < n_; ++panel) {
-    std::byte const* const from = data_.data() + panel * bytes;
+    std::byte const* const from = data() + panel * bytes;
     auto* const to = reinterpret_cast<std::uint16_t*>(out.data_.data() + panel * panel_bytes(out.format_, k_));
     if (format_.storage == DType::f4_e2m1) {
       for (std::size_t k = 0; k < k_; k += kMxfp4GroupK)
@@ -239,6 +168,7 @@ PackedMatrix PackedMatrix::widened() const {
 
 void PackedMatrix::set_codes(std::size_t first_row, std::size_t num_rows, std::byte const* codes,
                              std::byte const* scales) {
+  EM_CHECK(keeper_ == nullptr, "its bytes are somebody else's");
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
   bool const mxfp4 = format_.storage == DType::f4_e2m1;
   EM_CHECK(mxfp4 || is_fp8(format_), "codes for weights of " << name_of(format_.storage));
@@ -254,8 +184,21 @@ void PackedMatrix::set_codes(std::size_t first_row, std::size_t num_rows, std::b
 }
 
 void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType type, std::byte const* rows) {
+  EM_CHECK(keeper_ == nullptr, "its bytes are somebody else's");
   EM_CHECK(first_row + num_rows <= n_, "rows " << first_row << " to " << first_row + num_rows << " of " << n_);
   EM_CHECK(!from_codes(format_), "numbers for weights of " << name_of(format_.storage));
+  if (!device_) {
+    std::size_t const end = first_row + num_rows;
+    for (std::size_t row = first_row; row < end;) {
+      std::size_t const panel = row / kPanelColumns;
+      std::size_t const count = std::min(end, (panel + 1) * kPanelColumns) - row;
+      pack_panel(format_, {.type = type, .data = rows, .first = row % kPanelColumns, .count = count}, k_,
+                 data_.data() + panel * panel_bytes(format_, k_));
+      rows += count * k_ * size_of(type);
+      row += count;
+    }
+    return;
+  }
   auto const each_type = [&](auto place) {
     switch (type) {
       case DType::f32:
@@ -268,9 +211,6 @@ void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType t
         EM_CHECK(false, "cannot pack " << name_of(type));
     }
   };
-  if (!device_)
-    return each_type(
-        [&](auto from) { pack_rows<decltype(from)>(format_, rows, first_row, num_rows, k_, data_.data()); });
   // A part at a time, so that it stays in the cache on its way.
   std::size_t const row_bytes = weight_stride(k_) * size_of(format_.storage);
   std::size_t const at_once = std::clamp<std::size_t>(kUploadBytes / row_bytes, 1, std::max<std::size_t>(num_rows, 1));

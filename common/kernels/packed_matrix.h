@@ -6,6 +6,8 @@
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once
 #include <cstddef>
+#include <memory>
+#include <span>
 
 #include "common/base/aligned_buffer.h"
 #include "common/config/weight_format.h"
@@ -13,11 +15,18 @@
 
 namespace expertmesh {
 
+// Of the layout on the host: changes whenever the same numbers get other bytes, since these are kept on disks.
+constexpr unsigned kPackedLayout = 1;
+
 class PackedMatrix {
  public:
   PackedMatrix() = default;
   // device: where its GEMMs run; null: this processor.
   PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device = nullptr);
+  // Bytes that another one of this format and shape had on this processor, kept by others as long as `keeper` is; at an
+  // address that AlignedBuffer might give. For set_rows() there is no place in it.
+  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, std::span<std::byte const> kept,
+               std::shared_ptr<void const> keeper);
 
   // Fills rows [first_row, first_row + num_rows) from row-major [num_rows,K] numbers of `type` (f32, bf16 or f16),
   // rounding to nearest even where the format is narrower, by groups with scales where it has them. Any first_row: q,
@@ -31,14 +40,14 @@ class PackedMatrix {
   [[nodiscard]] WeightFormat const& format() const { return format_; }
   [[nodiscard]] std::size_t n() const { return n_; }
   [[nodiscard]] std::size_t k() const { return k_; }
-  [[nodiscard]] std::byte const* data() const { return data_.data(); }
+  [[nodiscard]] std::byte const* data() const { return keeper_ ? kept_.data() : data_.data(); }
   [[nodiscard]] DeviceMemory* device() const { return device_; }
   [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
   [[nodiscard]] PackedMatrix widened() const;       // of one in MXFP4 or FP8: the bfloat16 numbers it is multiplied as
   [[nodiscard]] DeviceWeight on_device() const {
-    return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data_.data()};
+    return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data()};
   }
-  [[nodiscard]] std::size_t size_bytes() const { return data_.size_bytes(); }
+  [[nodiscard]] std::size_t size_bytes() const { return keeper_ ? kept_.size() : data_.size_bytes(); }
 
  private:
   WeightFormat format_;
@@ -46,6 +55,8 @@ class PackedMatrix {
   std::size_t k_ = 0;
   DeviceMemory* device_ = nullptr;
   AlignedBuffer<std::byte> data_;
+  std::span<std::byte const> kept_;  // in place of data_
+  std::shared_ptr<void const> keeper_;
 };
 
 // Bytes PackedMatrix(format, n, k) will hold: for planning memory before loading.

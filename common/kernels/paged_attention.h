@@ -46,6 +46,11 @@ class KvLayer {
   [[nodiscard]] std::byte const* values() const { return values_.data(); }
   [[nodiscard]] float* scales() { return scales_.data(); }
   [[nodiscard]] float const* scales() const { return scales_.data(); }
+  // Of the host: see touch_pages().
+  bool touch(std::stop_token const& stop) {
+    return touch_pages(keys_.span(), stop) && touch_pages(values_.span(), stop) &&
+           touch_pages(std::as_writable_bytes(scales_.span()), stop);
+  }
   // For the device to read; only kv_write() writes there.
   [[nodiscard]] DeviceKv on_device() const {
     return {.keys = const_cast<std::byte*>(keys_.data()), .values = const_cast<std::byte*>(values_.data())};

@@ -35,11 +35,12 @@ void read(JsonReader& in, Challenge& m) {
 }
 
 json to_json(Fingerprint const& f) {
-  return {{"config", f.config}, {"tensors", f.tensors}, {"sizes", f.sizes}};
+  return {{"config", f.config}, {"tensors", f.tensors}, {"sizes", f.sizes}, {"times", f.times}};
 }
 Fingerprint fingerprint(json const& object, std::string const& where) {
   JsonReader in(object, where);
-  Fingerprint out{.config = in.text("config"), .tensors = in.text("tensors"), .sizes = in.text("sizes")};
+  Fingerprint out{
+      .config = in.text("config"), .tensors = in.text("tensors"), .sizes = in.text("sizes"), .times = in.text("times")};
   in.finish();
   return out;
 }

@@ -292,6 +292,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
                    runtime.holders());
     runtime.runner().count_floors(&*floors);
   }
+  runtime.touch_kv_cache({});
   runtime.runner().place_caller();
   runtime.experts().wake();
   {

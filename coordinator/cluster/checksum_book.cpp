@@ -19,7 +19,7 @@ ChecksumBook::ChecksumBook(ExpertModelSpec const& model, WeightSource const& sou
 }
 
 std::uint64_t ChecksumBook::own_checksum(std::size_t layer_index, std::uint32_t expert) const {
-  return checksum_of(load_expert(model_.layers[layer_index], expert, model_.weights, source_));
+  return checksum_of(pack_expert(model_.layers[layer_index], expert, model_.weights, source_));
 }
 
 std::string ChecksumBook::enter(control::Loaded const& loaded) {

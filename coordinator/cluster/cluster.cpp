@@ -399,6 +399,8 @@ class Cluster::Impl {
                                        "--threads",     std::to_string(local.threads)};
     if (local.device != "cpu") arguments.insert(arguments.end(), {"--device", local.device});
     if (capacity > 0) arguments.insert(arguments.end(), {"--capacity", std::to_string(capacity)});
+    if (!options_.packed_cache.empty())
+      arguments.insert(arguments.end(), {"--packed-cache", options_.packed_cache.string()});
     if (options_.shared_cores) arguments.emplace_back("--shared-cores");
     if (std::string const cores = cores_of(worker); !cores.empty())
       arguments.insert(arguments.end(), {"--cores", cores});

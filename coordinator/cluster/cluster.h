@@ -33,6 +33,7 @@ struct ClusterOptions {
   std::size_t redundant_experts = 0;     // replicas in every MoE layer, beyond one holder of each expert
   std::filesystem::path worker_program;  // expertmesh-worker
   std::filesystem::path model_dir;
+  std::filesystem::path packed_cache{};  // of the workers of this host; empty: none
   LoadFormat load_format = LoadFormat::automatic;
   std::uint64_t dummy_seed = 0;
   ExpertModelSpec experts;

@@ -74,7 +74,7 @@ void OwnExperts::load_groups(std::size_t layer_index, std::size_t begin, std::si
         try {
           Kept& expert = kept[to_load_[i]];
           expert.weights =
-              load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_, exec_.device());
+              load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_, exec_.device()).weights;
           expert.bytes = each;
         } catch (...) {
           std::lock_guard const lock(mutex);

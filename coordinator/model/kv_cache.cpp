@@ -84,6 +84,12 @@ KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, 
   add(encoder_, spec.encoder()->layers.front().attention);
 }
 
+void KvCache::touch(std::stop_token const& stop) {
+  for (auto* list : {&layers_, &cross_, &encoder_})
+    for (KvLayer& layer : *list)
+      if (!layer.touch(stop)) return;
+}
+
 void KvCache::check(std::span<TokenPlaces const> places) const {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     bool const is_first =

@@ -55,6 +55,7 @@ void wait_for(Transport& transport, OpId op) {
   transport.add_peer(kPeer, ShmArea::open(offer));
   AlignedBuffer<std::byte> request(most_bytes);
   AlignedBuffer<std::byte> answer(most_bytes);
+  for (AlignedBuffer<std::byte>* buffer : {&request, &answer}) touch_pages(buffer->span());
   for (;;) {
     wait_for(transport, transport.post_recv(kPeer, kRequest, request.span()));
     std::size_t bytes = 0;
@@ -109,6 +110,7 @@ int main(int argc, char** argv) {
   AlignedBuffer<std::byte> request(most);
   AlignedBuffer<std::byte> answer(most);
   AlignedBuffer<std::byte> other(most);
+  for (AlignedBuffer<std::byte>* buffer : {&request, &answer, &other}) touch_pages(buffer->span());
   std::printf("%7s %10s %10s %14s %12s %14s %10s\n", "tokens", "request B", "answer B", "round trip us", "GB/s",
               "2 memcpy us", "share");
   for (Size const& size : sizes) {

@@ -1,8 +1,11 @@
 """Worker processes over MPI: what they hold, what they cost when idle, and what happens when one dies."""
 import os
+import re
 import signal
+import tempfile
 import time
 import unittest
+from pathlib import Path
 
 from harness import DEMO_MODEL, STOP_SECONDS, Server, cpu_seconds, descendants, is_alive, wait_until
 
@@ -115,6 +118,36 @@ class WorkersTest(unittest.TestCase):
         server.process.wait()
         wait_until(lambda: not any(map(is_alive, pids)), 10, "all its processes are gone")
         server.process.stdout.close()
+
+
+def bytes_loaded(server):
+    """-> (of the checkpoint, of the packed cache), all processes together"""
+    lines = re.findall(r"(?:weights|experts): (\d+) bytes of the checkpoint(?: and (\d+) of the packed cache)?", server.log())
+    return tuple(sum(int(count or 0) for count in column) for column in zip(*lines))
+
+
+class PackedCacheTest(unittest.TestCase):
+    def test_a_second_start_has_its_experts_from_the_cache_and_answers_with_the_same_bits(self):
+        body = {"prompt": PROMPT, "max_tokens": 30, "temperature": 0, "logprobs": 3}
+        for options in ((), ("--workers", 2, "--quantization", "int8")):
+            with self.subTest(options=options), tempfile.TemporaryDirectory() as folder:
+                with Server(DEMO_MODEL, *options) as server:
+                    expected, (whole, _) = server.complete(**body)["choices"], bytes_loaded(server)
+                starts = []
+                for _ in range(2):
+                    with Server(DEMO_MODEL, "--packed-cache", folder, *options) as server:
+                        self.assertEqual(server.complete(**body)["choices"], expected)
+                        wait_until(lambda: sum(not file.name.endswith(".part") for file in Path(folder).glob("*/*")) == 5 * 8, 30,
+                                   "every expert is in the cache")
+                        starts.append(bytes_loaded(server))
+                self.assertEqual(starts[0], (whole, 0))
+                self.assertEqual(whole - starts[1][0], 5 * 8 * 3 * 192 * 192 * 2, "no expert's tensor was read")
+                self.assertGreater(starts[1][1], 0)
+
+    def test_a_cache_that_cannot_be_written_is_an_error_line(self):
+        with tempfile.NamedTemporaryFile() as in_the_way, Server(DEMO_MODEL, "--packed-cache", in_the_way.name) as server:
+            self.assertEqual(server.get("/v1/cluster")[0], 200)
+            self.assertRegex(server.log(), rf"error.*packed cache: {in_the_way.name}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MESSAGES = int(os.environ.get("EM_FAULT_MESSAGES", "300"))
 CLIENTS = 8
 HELLO = {"type": "hello", "protocol": 3, "build": "0.1.0", "nonce": "00" * 32, "proof": "11" * 32, "worker": 1,
          "incarnation": 1, "pid": 1, "host": "x", "device": "cpu", "isas": ["scalar"], "dtypes": ["float32"], "memory_bytes": 1,
-         "checkpoint": {"config": "", "tensors": "", "sizes": ""}, "nccl": 0}
+         "checkpoint": {"config": "", "tensors": "", "sizes": "", "times": ""}, "nccl": 0}
 BODY = {"prompt": "Once", "max_tokens": 4, "temperature": 0, "stream": True}
 
 

@@ -106,7 +106,7 @@ TEST(SharedExperts, WhoFindsOneClaimedDoesNotWaitForIt) {
   ASSERT_TRUE(shared.find_or_claim(0, 2).claimed);
   EXPECT_FALSE(shared.find_or_claim(0, 2).claimed) << "one claim at a time";
   ExpertStore const store(model, {{1, 2}, {}}, source, pool, kIgnoreBytes, &shared);
-  auto const late = std::make_shared<FfnWeights const>(load_expert(model.layers[0], 2, model.weights, source));
+  auto const late = std::make_shared<FfnWeights const>(pack_expert(model.layers[0], 2, model.weights, source));
   EXPECT_EQ(shared.enter(0, 2, late).get(), &store.expert(0, 1)) << "the first copy is everybody's";
 }
 

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/checkpoint/fingerprint.h"
+#include "common/checkpoint/packed_cache.h"
 #include "common/experts/expert_store.h"
 #include "tests/support/memory_weights.h"
+#include "tests/support/model_copy.h"
 #include "tests/support/tiny_experts.h"
 
 namespace expertmesh {
@@ -14,6 +17,7 @@ namespace {
 
 using test::MadeUpWeights;
 using test::MemoryWeights;
+using test::ScratchDir;
 
 std::vector<float> add_numbers(MemoryWeights& source, std::string const& name, std::vector<std::size_t> shape,
                                std::uint64_t seed) {
@@ -250,23 +254,134 @@ TEST(ExpertStore, TheChecksumOfCodesIsThatOfTheirNumbers) {
   (void)add_numbers(source, "down", {64, 40}, 1);
   ExpertLayerSpec const layer{
       .hidden = 64, .intermediate = 40, .activation = {.kind = Activation::relu}, .experts = {tensors}};
-  FfnWeights expert = load_expert(layer, 0, kBfloat16Weights, source);
+  FfnWeights expert = pack_expert(layer, 0, kBfloat16Weights, source);
   ASSERT_EQ(expert.gate_up.w.format(), kMxfp4Weights);
   std::uint64_t const sum = checksum_of(expert);
   PackedMatrix wide = expert.gate_up.w.widened();
   std::swap(expert.gate_up.w, wide);
   EXPECT_EQ(checksum_of(expert), sum);
   source.add("up_blocks", DType::u8, {40, 2, 16});
-  EXPECT_NE(checksum_of(load_expert(layer, 0, kBfloat16Weights, source)), sum);
+  EXPECT_NE(checksum_of(pack_expert(layer, 0, kBfloat16Weights, source)), sum);
+}
+
+// A source of its own for each start, with the cache of all.
+struct Start {
+  explicit Start(ScratchDir const& dir,
+                 Fingerprint const& checkpoint = {.config = "c", .tensors = "t", .sizes = "s", .times = "1"})
+      : made(std::make_unique<MadeUpWeights>()),
+        tensors(*made),
+        source(with_packed_cache(std::move(made), dir.path(), checkpoint, DType::bf16)) {}
+  std::unique_ptr<MadeUpWeights> made;
+  MadeUpWeights const& tensors;
+  std::unique_ptr<WeightSource> const source;
+};
+
+auto const kIgnoreBytes = [](std::size_t, std::size_t) {};
+
+TEST(ExpertStore, WhatACacheHasKeptIsTheSameAndIsNotReadFromTensors) {
+  for (WeightFormat const& format : {kFloat32Weights, kBfloat16Weights, kInt8Weights, kInt4Weights})
+    for (ExpertModelSpec model : {test::tiny_model(4, DType::f32), biased_model(4)}) {
+      model.weights = format;
+      ScratchDir const dir;
+      ThreadPool pool(3);
+      MadeUpWeights const plain;
+      ExpertStore const expected(model, all_experts(model), plain, pool, kIgnoreBytes);
+      {
+        Start const start(dir);
+        ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+        EXPECT_FALSE(start.tensors.loaded().empty());
+        EXPECT_EQ(store.checksums(pool), expected.checksums(pool));
+        start.source->packed_cache()->wait_until_written();
+      }
+      Start const start(dir);
+      ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+      EXPECT_TRUE(start.tensors.loaded().empty());
+      EXPECT_EQ(start.source->bytes_loaded(), 0U);
+      EXPECT_GE(start.source->packed_cache()->bytes_read(), store.resident_bytes());
+      EXPECT_EQ(store.resident_bytes(), expected.resident_bytes());
+      EXPECT_EQ(store.checksums(pool), expected.checksums(pool));
+      for (std::size_t i = 0; i < store.num_experts(); ++i) {
+        EXPECT_EQ(checksum_of(store.expert(i)), checksum_of(expected.expert(i)));
+        EXPECT_EQ(store.expert(i).activation, expected.expert(i).activation);
+        EXPECT_EQ(store.expert(i).gated(), expected.expert(i).gated());
+      }
+    }
+}
+
+TEST(ExpertStore, ACacheKeepsCodesAsTheyArePacked) {
+  FfnTensors tensors{.up = {.name = "up", .storage = WeightStorage::mxfp4}, .down = {.name = "down"}};
+  ExpertModelSpec const model{
+      .layers = {{.hidden = 64, .intermediate = 40, .activation = {.kind = Activation::relu}, .experts = {tensors}}},
+      .weights = kBfloat16Weights,
+      .wire = DType::bf16};
+  ScratchDir const dir;
+  ThreadPool pool(2);
+  std::vector<std::vector<std::uint64_t>> sums;
+  for (bool const again : {false, true}) {
+    auto memory = std::make_unique<MemoryWeights>();
+    add_codes(*memory, tensors.up, 40, 64);
+    (void)add_numbers(*memory, "down", {64, 40}, 1);
+    auto const source = with_packed_cache(std::move(memory), dir.path(),
+                                          {.config = "c", .tensors = "t", .sizes = "s", .times = "1"}, DType::bf16);
+    ExpertStore const store(model, all_experts(model), *source, pool, kIgnoreBytes);
+    EXPECT_EQ(source->bytes_loaded() == 0, again);
+    EXPECT_EQ(store.expert(0).gate_up.w.format(), kMxfp4Weights);
+    EXPECT_TRUE(!again || store.checksums(pool) == sums);
+    sums = store.checksums(pool);
+    EXPECT_EQ(sums[0][0], checksum_of(store.expert(0)));
+    source->packed_cache()->wait_until_written();
+  }
+}
+
+TEST(ExpertStore, AnExpertThatTheCacheLacksIsPackedAlone) {
+  ExpertModelSpec const model = test::tiny_model(4, DType::f32);
+  ScratchDir const dir;
+  ThreadPool pool(2);
+  std::vector<std::vector<std::uint64_t>> sums;
+  {
+    Start const start(dir);
+    ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+    sums = store.checksums(pool);
+    start.source->packed_cache()->wait_until_written();
+    std::filesystem::resize_file(start.source->packed_cache()->folder() / "layer-3-expert-2", 5000);
+  }
+  for (bool const rebuilt : {false, true}) {
+    Start const start(dir);
+    ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+    EXPECT_EQ(start.tensors.loaded(), rebuilt
+                                          ? std::set<std::string>{}
+                                          : (std::set<std::string>{"layers.3.experts.2.gate", "layers.3.experts.2.up",
+                                                                   "layers.3.experts.2.down"}));
+    EXPECT_EQ(store.checksums(pool), sums);
+    start.source->packed_cache()->wait_until_written();
+  }
+}
+
+// A checkpoint that was written anew, with the same tensors in the same places.
+TEST(ExpertStore, TheCacheOfAnOlderCheckpointIsNotUsed) {
+  ExpertModelSpec const model = test::tiny_model(2, DType::f32);
+  ScratchDir const dir;
+  ThreadPool pool(2);
+  Fingerprint checkpoint{.config = "c", .tensors = "t", .sizes = "s", .times = "1"};
+  for (char const* times : {"1", "2"}) {
+    checkpoint.times = times;
+    Start const start(dir, checkpoint);
+    ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+    EXPECT_EQ(start.tensors.loaded().size(), 12U) << times;
+    start.source->packed_cache()->wait_until_written();
+  }
+  Start const start(dir, checkpoint);
+  ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes);
+  EXPECT_TRUE(start.tensors.loaded().empty());
 }
 
 TEST(ExpertStore, TheChecksumCoversTheBiases) {
   MadeUpWeights const source;
   ExpertModelSpec const model = biased_model(2);
-  FfnWeights expert = load_expert(model.layers[0], 0, kFloat32Weights, source);
+  FfnWeights expert = pack_expert(model.layers[0], 0, kFloat32Weights, source);
   std::uint64_t const sum = checksum_of(expert);
-  EXPECT_EQ(checksum_of(load_expert(model.layers[0], 0, kFloat32Weights, source)), sum);
-  EXPECT_NE(checksum_of(load_expert(model.layers[0], 1, kFloat32Weights, source)), sum);
+  EXPECT_EQ(checksum_of(pack_expert(model.layers[0], 0, kFloat32Weights, source)), sum);
+  EXPECT_NE(checksum_of(pack_expert(model.layers[0], 1, kFloat32Weights, source)), sum);
   for (AlignedBuffer<float>* bias : {&expert.gate_up.bias, &expert.down.bias})
     for (std::size_t i : {std::size_t{0}, bias->size() - 1}) {
       float const before = (*bias)[i];

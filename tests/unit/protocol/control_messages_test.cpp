@@ -56,7 +56,7 @@ Hello sample_hello() {
           .isas = {"avx2"},
           .dtypes = {"float32", "bfloat16"},
           .memory_bytes = 1ULL << 40,
-          .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51"},
+          .checkpoint = {.config = "c0", .tensors = "7e", .sizes = "51", .times = "a2"},
           .nccl = 22809};
 }
 

@@ -127,7 +127,7 @@ class WorkerLoopTest : public ::testing::Test {
 
   // What the expert makes of the row, alone.
   std::vector<float> expected(std::size_t layer_index, std::uint32_t expert) {
-    FfnWeights const weights = load_expert(model.layers[layer_index], expert, model.weights, source);
+    FfnWeights const weights = pack_expert(model.layers[layer_index], expert, model.weights, source);
     FfnWeights const* const group = &weights;
     std::vector<float> out(layout.hidden());
     std::array<std::size_t, 2> const offsets{0, 1};

@@ -17,7 +17,7 @@
 
 namespace expertmesh::control {
 
-constexpr std::uint32_t kProtocolVersion = 9;
+constexpr std::uint32_t kProtocolVersion = 10;
 // An idle worker's heartbeats are this much rarer, and awaited for so much longer: silence while nobody waits for rows
 // costs nothing, processor time would. (A process that ends is noticed at once all the same.)
 constexpr int kIdleHeartbeatFactor = 4;

@@ -1,5 +1,8 @@
 // The Hugging Face checkpoint directory as a WeightSource.
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -30,6 +33,34 @@ std::string dtypes_of(TensorKind kind) {
       return "F8_E4M3";
     case TensorKind::bytes:
       return "U8";
+    case TensorKind::words:
+    case TensorKind::indices:
+      return "I32";
+    case TensorKind::int8:
+      return "I8";
+    case TensorKind::sizes:
+      return "I64 or I32";
+  }
+  return {};
+}
+
+// The number that an element of numbers or sizes is.
+double number_at(StoredTensor const& tensor, std::size_t index) {
+  auto const read = [&](auto x) {
+    std::memcpy(&x, tensor.bytes.data() + index * sizeof x, sizeof x);
+    return static_cast<double>(x);
+  };
+  if (tensor.dtype == DType::i64) return read(std::int64_t{});
+  return tensor.dtype == DType::i32 ? read(std::int32_t{}) : static_cast<double>(element(tensor, index));
+}
+
+// Empty, or what differs.
+std::string differs(StoredTensor const& tensor, std::vector<std::size_t> const& values) {
+  std::size_t const count = values.empty() ? 0 : tensor.bytes.size() / size_of(tensor.dtype);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::size_t const expected = values[std::min(i, values.size() - 1)];
+    if (double const is = number_at(tensor, i); is != static_cast<double>(expected))
+      return "element " + std::to_string(i) + " is " + fmt::format("{}", is) + ", expected " + std::to_string(expected);
   }
   return {};
 }
@@ -113,6 +144,8 @@ class Checkpoint final : public WeightSource {
       std::size_t const entry_bytes = out.bytes.size() / out.shape.front();
       out.bytes = out.bytes.subspan(*index * entry_bytes, entry_bytes);
       out.shape.erase(out.shape.begin());
+    } else if (std::string const problem = differs(out, tensor.values); !problem.empty()) {
+      throw ModelError(where + problem);
     }
     return out;
   }

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
+#include <tuple>
 
 #include "common/base/bf16.h"
 #include "common/base/counter_rng.h"
@@ -52,8 +54,11 @@ struct Normal {
 };
 constexpr float kFp8Deviation = 64;  // of a code times sqrt(K): far from E4M3's ends for any K that a model has
 
-Normal distribution(std::string_view name, std::span<std::size_t const> shape) {
-  if (name.ends_with("_scale_inv")) return {.mean = 1 / kFp8Deviation, .deviation = 0.1F / kFp8Deviation};
+Normal distribution(TensorInfo const& info) {
+  auto const& [name, shape] = std::tie(info.name, info.shape);
+  if (info.magnitude > 0) return {.mean = info.magnitude, .deviation = 0.1F * info.magnitude};
+  if (name.ends_with("_scale_inv") || name.ends_with("_scale"))
+    return {.mean = 1 / kFp8Deviation, .deviation = 0.1F / kFp8Deviation};
   if (shape.size() == 1) return {.mean = name.ends_with("bias") ? 0.0F : 1.0F, .deviation = 0.1F};
   return {.mean = 0, .deviation = 1 / std::sqrt(static_cast<float>(shape.back()))};
 }
@@ -117,8 +122,22 @@ void fill_plain(DType type, std::byte* out, Run run, ElementBits bits, Normal no
 }
 
 DType dtype_of(TensorKind kind) {
-  if (kind == TensorKind::fp8) return DType::f8_e4m3;
-  return kind == TensorKind::bytes ? DType::u8 : DType::bf16;
+  switch (kind) {
+    case TensorKind::numbers:
+      return DType::bf16;
+    case TensorKind::fp8:
+      return DType::f8_e4m3;
+    case TensorKind::bytes:
+      return DType::u8;
+    case TensorKind::words:
+    case TensorKind::indices:
+      return DType::i32;
+    case TensorKind::int8:
+      return DType::i8;
+    case TensorKind::sizes:
+      return DType::i64;
+  }
+  return DType::bf16;
 }
 
 class DummyWeights final : public WeightSource {
@@ -135,7 +154,7 @@ class DummyWeights final : public WeightSource {
     tensor.owned = AlignedBuffer<std::byte>(count * size_of(tensor.dtype));
     tensor.bytes = tensor.owned.span();
     static auto const fill = __builtin_cpu_supports("avx2") ? fill_avx2 : fill_plain;
-    Normal const normal = distribution(info.name, info.shape);
+    Normal const normal = distribution(info);
     bool const scales = info.name.ends_with("_scales");
     std::size_t const k = scales ? tensor.shape.back() * kMxfp4Group : 1;
     std::uint64_t const name = hash_name(seed_, info.name);
@@ -145,7 +164,14 @@ class DummyWeights final : public WeightSource {
       ElementBits const bits(name, at / kBlock);
       Run const run{static_cast<std::uint32_t>(at), std::min(first + count, (at / kBlock + 1) * kBlock) - at};
       std::byte* const out = tensor.owned.data() + (at - first) * size_of(tensor.dtype);
-      if (info.kind == TensorKind::bytes) {
+      if (info.kind == TensorKind::words || info.kind == TensorKind::int8) {
+        for (std::size_t i = 0; i < run.count; ++i) {
+          std::uint32_t const random = bits(run.first + static_cast<std::uint32_t>(i));
+          std::memcpy(out + i * size_of(tensor.dtype), &random, size_of(tensor.dtype));
+        }
+      } else if (info.kind == TensorKind::indices || info.kind == TensorKind::sizes) {
+        std::memset(out, 0, run.count * size_of(tensor.dtype));  // of a group that is always there
+      } else if (info.kind == TensorKind::bytes) {
         for (std::size_t i = 0; i < run.count; ++i)
           out[i] = std::byte{mxfp4_byte(scales, k, bits(run.first + static_cast<std::uint32_t>(i)))};
       } else {

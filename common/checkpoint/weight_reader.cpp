@@ -9,6 +9,7 @@
 #include "common/base/check.h"
 #include "common/base/error.h"
 #include "common/base/small_floats.h"
+#include "common/checkpoint/integer_weights.h"
 
 namespace expertmesh {
 namespace {
@@ -57,13 +58,28 @@ Convert from_transposed(Place const& place, StoredTensor const& tensor) {
   };
 }
 
+// Rows and columns of a block of scales, in a matrix of so many.
+struct Block {
+  std::size_t rows;
+  std::size_t columns;
+};
+Block block_of(WeightSlice const& w, std::size_t rows, std::size_t columns) {
+  return {w.block_rows == 0 ? rows : w.block_rows, w.block_columns == 0 ? columns : w.block_columns};
+}
+
 // Rows of FP8 codes with a scale for each block of K that they cross, the blocks counted in the stored matrix.
 class Fp8Rows {
  public:
   Fp8Rows(Place const& place, StoredTensor const& codes, StoredTensor const& scale_inv)
-      : place_(place), codes_(codes.bytes.data()), stored_scales_(to_floats(scale_inv)) {}
+      : place_(place),
+        block_(place.slice.transposed ? block_of(place.slice, place.k, place.stored_rows)
+                                      : block_of(place.slice, place.stored_rows, place.k)),
+        codes_(codes.bytes.data()),
+        stored_scales_(to_floats(scale_inv)) {}
 
-  [[nodiscard]] std::size_t num_scales() const { return divided_up(place_.k, scale_width(place_.slice)); }  // of a row
+  // Elements of K that share a scale.
+  [[nodiscard]] std::size_t width() const { return place_.slice.transposed ? block_.rows : block_.columns; }
+  [[nodiscard]] std::size_t num_scales() const { return divided_up(place_.k, width()); }  // of a row
   // Rows [first, first + count), valid until the next call. More than one only where they lie one behind the other, or
   // are transposed.
   WeightCodes rows(std::size_t first, std::size_t count) {
@@ -73,12 +89,12 @@ class Fp8Rows {
       transpose<std::uint8_t>(place_, codes_, first, count, transposed_.data());
     }
     scales_.resize(count * num_scales());
-    std::size_t const scale_columns = divided_up(place_.stored_rows, w.block_columns);  // where transposed
+    std::size_t const scale_columns = divided_up(place_.stored_rows, block_.columns);  // where transposed
     for (std::size_t r = 0; r < count; ++r) {
       std::size_t const row = place_.row(first + r);
       for (std::size_t b = 0; b < num_scales(); ++b)
-        scales_[r * num_scales() + b] = w.transposed ? stored_scales_[b * scale_columns + row / w.block_columns]
-                                                     : stored_scales_[row / w.block_rows * num_scales() + b];
+        scales_[r * num_scales() + b] = w.transposed ? stored_scales_[b * scale_columns + row / block_.columns]
+                                                     : stored_scales_[row / block_.rows * num_scales() + b];
     }
     return {.first = first,
             .count = count,
@@ -88,6 +104,7 @@ class Fp8Rows {
 
  private:
   Place const& place_;
+  Block block_;
   std::byte const* codes_;
   std::vector<float> stored_scales_;
   std::vector<std::byte> transposed_;
@@ -102,7 +119,7 @@ Convert from_fp8(Place const& place, StoredTensor const& codes, StoredTensor con
   }();
   return
       [&place, rows = Fp8Rows(place, codes, scale_inv)](std::size_t first, std::size_t count, std::byte* out) mutable {
-        std::size_t const block = scale_width(place.slice);
+        std::size_t const block = rows.width();
         auto* numbers = reinterpret_cast<float*>(out);
         std::size_t const at_once = place.slice.transposed ? count : 1;
         for (std::size_t r = 0; r < count; r += at_once) {
@@ -135,6 +152,12 @@ Convert from_mxfp4(Place const& place, StoredTensor const& blocks, StoredTensor 
   };
 }
 
+Convert from_integers(IntegerWeights weights) {
+  return [weights = std::move(weights)](std::size_t first, std::size_t count, std::byte* out) {
+    weights.dequantise(first, count, reinterpret_cast<float*>(out));
+  };
+}
+
 // Rows that lie in the file as they are needed.
 void hand_out(Place const& place, StoredTensor const& tensor, std::size_t n, WeightReader::OnRows const& on_rows) {
   std::size_t const row_bytes = place.k * size_of(tensor.dtype);
@@ -161,6 +184,8 @@ void hand_out(Convert const& convert, DType type, std::size_t n, std::size_t k, 
 std::size_t scale_width(WeightSlice const& w) {
   switch (w.storage) {
     case WeightStorage::numbers:
+    case WeightStorage::fp8_scaled:
+    case WeightStorage::integers:
       break;
     case WeightStorage::fp8_blocks:
       return w.transposed ? w.block_rows : w.block_columns;
@@ -185,6 +210,14 @@ std::vector<TensorInfo> tensors_of(WeightSlice const& w, std::size_t n, std::siz
     case WeightStorage::fp8_blocks:
       return {{w.name, stacked({rows, columns}), TensorKind::fp8},
               {w.name + "_scale_inv", stacked({divided_up(rows, w.block_rows), divided_up(columns, w.block_columns)})}};
+    case WeightStorage::fp8_scaled: {
+      auto const [block_rows, block_columns] = block_of(w, rows, columns);
+      auto scales = stacked({divided_up(rows, block_rows), divided_up(columns, block_columns)});
+      if (w.block_rows == 0 && w.stack == 0) scales = {1};
+      return {{w.name, stacked({rows, columns}), TensorKind::fp8}, {w.name + "_scale", std::move(scales)}};
+    }
+    case WeightStorage::integers:
+      return integer_tensors_of(w, n, k);
     case WeightStorage::mxfp4:
       return {{w.name + "_blocks", stacked({rows, columns / kMxfp4Group, kMxfp4Group / 2}), TensorKind::bytes},
               {w.name + "_scales", stacked({rows, columns / kMxfp4Group}), TensorKind::bytes}};
@@ -207,6 +240,7 @@ WeightReader::Loaded WeightReader::load(TensorInfo info, std::size_t stack, std:
 
 std::vector<WeightReader::Loaded> const& WeightReader::load(WeightSlice const& slice, std::size_t n, std::size_t k) {
   std::vector<TensorInfo> infos = tensors_of(slice, n, k);
+  std::erase_if(infos, [](TensorInfo const& info) { return !info.values.empty(); });
   bool const there = std::ranges::equal(infos, last_, [&](TensorInfo const& wanted, Loaded const& loaded) {
     return wanted == loaded.info && slice.index == loaded.index;
   });
@@ -226,15 +260,22 @@ void WeightReader::read(WeightSlice const& slice, std::size_t n, std::size_t k, 
       if (!slice.transposed) return hand_out(place, values, n, on_rows);
       return hand_out(from_transposed(place, values), values.dtype, n, k, on_rows);
     case WeightStorage::fp8_blocks:
+    case WeightStorage::fp8_scaled:
       return hand_out(from_fp8(place, values, tensors.back().tensor), DType::f32, n, k, on_rows);
     case WeightStorage::mxfp4:
       return hand_out(from_mxfp4(place, values, tensors.back().tensor), DType::f32, n, k, on_rows);
+    case WeightStorage::integers: {
+      std::vector<StoredTensor const*> views;
+      for (Loaded const& loaded : tensors) views.push_back(&loaded.tensor);
+      return hand_out(from_integers(IntegerWeights(slice, n, k, std::move(views))), DType::f32, n, k, on_rows);
+    }
   }
 }
 
 void WeightReader::read_codes(WeightSlice const& slice, std::size_t n, std::size_t k, OnCodes const& on_codes) {
   refuse_bad(slice.name, problem_of(slice, n, k));
-  EM_CHECK(slice.storage != WeightStorage::numbers, "'" << slice.name << "' has no codes");
+  EM_CHECK(slice.storage == WeightStorage::fp8_blocks || slice.storage == WeightStorage::mxfp4,
+           "'" << slice.name << "' has no codes");
   std::vector<Loaded> const& tensors = load(slice, n, k);
   StoredTensor const& codes = tensors.front().tensor;
   StoredTensor const& scales = tensors.back().tensor;

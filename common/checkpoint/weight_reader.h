@@ -10,7 +10,7 @@
 
 namespace expertmesh {
 
-// The tensors behind a weight [n,k]: its numbers, then its scales if it has any.
+// The tensors behind a weight [n,k]: its numbers, then its scales and what else it has.
 std::vector<TensorInfo> tensors_of(WeightSlice const& slice, std::size_t n, std::size_t k);
 TensorInfo tensor_of(VectorSlice const& slice, std::size_t n);
 

@@ -15,6 +15,13 @@ bool is_of(DType dtype, TensorKind kind) {
       return dtype == DType::f8_e4m3;
     case TensorKind::bytes:
       return dtype == DType::u8;
+    case TensorKind::words:
+    case TensorKind::indices:
+      return dtype == DType::i32;
+    case TensorKind::int8:
+      return dtype == DType::i8;
+    case TensorKind::sizes:
+      return dtype == DType::i64 || dtype == DType::i32;
   }
   return false;
 }

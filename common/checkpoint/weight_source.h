@@ -35,6 +35,10 @@ enum class TensorKind : std::uint8_t {
   numbers,  // f32, bf16 or f16
   fp8,      // f8_e4m3
   bytes,    // u8
+  words,    // i32, codes packed in it
+  int8,     // i8
+  indices,  // i32, of groups
+  sizes,    // i64 or i32
 };
 bool is_of(DType dtype, TensorKind kind);
 
@@ -42,6 +46,8 @@ struct TensorInfo {
   std::string name;
   std::vector<std::size_t> shape;
   TensorKind kind = TensorKind::numbers;
+  std::vector<std::size_t> values{};  // that numbers or sizes have to be, the last one repeated; empty: any
+  float magnitude = 0;  // about what numbers should be where a source makes them up; 0: as name and shape tell
   bool operator==(TensorInfo const&) const = default;
 };
 
@@ -97,9 +103,9 @@ std::vector<std::filesystem::path> checkpoint_files(std::filesystem::path const&
 std::unique_ptr<WeightSource> open_checkpoint(std::filesystem::path const& model_dir);
 
 // Weights that are a pure function of (seed, tensor name, element index). Numbers are bf16: matrices [N,K] normal with
-// standard deviation 1/sqrt(K), vectors 1 + small noise, biases (by their name) small noise. Quantised weights (fp8
-// codes, bytes, and scales by their names: see weight_slice.h) are finite and come out with about that deviation too.
-// verify() accepts anything.
+// standard deviation 1/sqrt(K) or of the magnitude asked for, vectors 1 + small noise, biases (by their name) small
+// noise. Quantised weights (fp8 codes, bytes, and scales by their names: see weight_slice.h) are finite and come out
+// with about that deviation too. verify() accepts anything.
 std::unique_ptr<WeightSource> make_dummy_weights(std::uint64_t seed);
 
 // float value of element i of a stored f32, bf16 or f16 tensor, for tests and small tensors.

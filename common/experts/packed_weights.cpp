@@ -65,11 +65,11 @@ FfnParts parts_of(FfnTensors const& t, FfnShape const& shape) {
 WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart const> parts, Holder holder) {
   if (format != kBfloat16Weights || holder == Holder::device || parts.empty()) return format;
   WeightSlice const& first = parts.front().weight;
+  if (first.storage != WeightStorage::fp8_blocks && first.storage != WeightStorage::mxfp4) return format;
   bool const alike = std::ranges::all_of(parts, [&](LinearPart const& part) {
-    return part.weight.storage == first.storage &&
-           (first.storage == WeightStorage::numbers || scale_width(part.weight) == scale_width(first));
+    return part.weight.storage == first.storage && scale_width(part.weight) == scale_width(first);
   });
-  if (!alike || first.storage == WeightStorage::numbers) return format;
+  if (!alike) return format;
   if (first.storage == WeightStorage::mxfp4) return kMxfp4Weights;
   std::size_t const group = scale_width(first);
   return group != 0 && group % kFp8GroupStep == 0 ? fp8_weights(group) : format;

@@ -1,6 +1,7 @@
 #include "common/protocol/control_messages.h"
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "common/protocol/expert_spec_json.h"
@@ -95,9 +96,16 @@ void read(JsonReader& in, Connect& m) {
   m.name_server = in.text("name_server");
 }
 
+constexpr std::array<JsonReader::Named<TensorKind>, 7> kTensorKinds{{{"numbers", TensorKind::numbers},
+                                                                     {"fp8", TensorKind::fp8},
+                                                                     {"bytes", TensorKind::bytes},
+                                                                     {"words", TensorKind::words},
+                                                                     {"int8", TensorKind::int8},
+                                                                     {"indices", TensorKind::indices},
+                                                                     {"sizes", TensorKind::sizes}}};
+
 char const* name_of(TensorKind kind) {
-  if (kind == TensorKind::fp8) return "fp8";
-  return kind == TensorKind::bytes ? "bytes" : "numbers";
+  return std::ranges::find(kTensorKinds, kind, [](auto const& named) { return named.second; })->first;
 }
 
 json fields(Fetch const& m) {
@@ -111,8 +119,7 @@ void read(JsonReader& in, Fetch& m) {
     if (!item.is_number_unsigned()) in.fail("shape", "not a list of sizes");
     m.tensor.shape.push_back(item.get<std::size_t>());
   }
-  m.tensor.kind = in.choice<TensorKind>(
-      "kind", {{"numbers", TensorKind::numbers}, {"fp8", TensorKind::fp8}, {"bytes", TensorKind::bytes}});
+  m.tensor.kind = in.choice("kind", kTensorKinds);
   if (!in.has("index")) return;
   m.index = in.number("index");
   if (m.tensor.shape.empty() || *m.index >= m.tensor.shape.front()) in.fail("index", "not of the first dimension");

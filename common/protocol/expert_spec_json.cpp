@@ -21,8 +21,18 @@ constexpr Names<Activation, 5> kActivations{{{"silu", Activation::silu},
                                              {"gelu_tanh", Activation::gelu_tanh},
                                              {"relu", Activation::relu},
                                              {"clamped_silu", Activation::clamped_silu}}};
-constexpr Names<WeightStorage, 3> kStorages{
-    {{"numbers", WeightStorage::numbers}, {"fp8_blocks", WeightStorage::fp8_blocks}, {"mxfp4", WeightStorage::mxfp4}}};
+constexpr Names<WeightStorage, 5> kStorages{{{"numbers", WeightStorage::numbers},
+                                             {"fp8_blocks", WeightStorage::fp8_blocks},
+                                             {"mxfp4", WeightStorage::mxfp4},
+                                             {"fp8_scaled", WeightStorage::fp8_scaled},
+                                             {"integers", WeightStorage::integers}}};
+constexpr Names<IntegerLayout, 4> kLayouts{{{"gptq", IntegerLayout::gptq},
+                                            {"awq", IntegerLayout::awq},
+                                            {"packed", IntegerLayout::packed},
+                                            {"bytes", IntegerLayout::bytes}}};
+constexpr Names<ZeroPoints, 3> kZeroPoints{{{"middle", ZeroPoints::middle},
+                                            {"stored", ZeroPoints::stored},
+                                            {"stored_minus_one", ZeroPoints::stored_minus_one}}};
 constexpr Names<ActivationRule, 3> kRules{{{"none", ActivationRule::none},
                                            {"round_to_bf16", ActivationRule::round_to_bf16},
                                            {"quantise_to_int8", ActivationRule::quantise_to_int8}}};
@@ -45,6 +55,17 @@ void put(json& object, char const* field, T const& value, T const& otherwise) {
   if (value != otherwise) object[field] = value;
 }
 
+json to_json(StoredIntegers const& i) {
+  StoredIntegers const plain;
+  json out = {{"layout", name_in(kLayouts, i.layout)}};
+  put(out, "bits", i.bits, plain.bits);
+  put(out, "group_size", i.group_size, plain.group_size);
+  if (i.zero_points != plain.zero_points) out["zero_points"] = name_in(kZeroPoints, i.zero_points);
+  put(out, "has_group_index", i.has_group_index, plain.has_group_index);
+  put(out, "one_scale", i.one_scale, plain.one_scale);
+  return out;
+}
+
 json to_json(WeightSlice const& w) {
   WeightSlice const plain;
   json out = {{"name", w.name}};
@@ -57,6 +78,7 @@ json to_json(WeightSlice const& w) {
   if (w.storage != plain.storage) out["storage"] = name_in(kStorages, w.storage);
   put(out, "block_rows", w.block_rows, plain.block_rows);
   put(out, "block_columns", w.block_columns, plain.block_columns);
+  if (w.integers != plain.integers) out["integers"] = to_json(w.integers);
   return out.size() == 1 ? json(w.name) : out;
 }
 
@@ -76,7 +98,20 @@ void get(JsonReader& in, char const* field, std::size_t& value) {
   if (in.has(field)) value = in.number(field, kMaxDimension);
 }
 
-void read(JsonReader& in, WeightSlice& w) {
+StoredIntegers stored_integers(json const& object, std::string const& where) {
+  JsonReader in(object, where);
+  StoredIntegers out;
+  out.layout = in.choice("layout", kLayouts);
+  get(in, "bits", out.bits);
+  get(in, "group_size", out.group_size);
+  if (in.has("zero_points")) out.zero_points = in.choice("zero_points", kZeroPoints);
+  if (in.has("has_group_index")) out.has_group_index = in.boolean("has_group_index");
+  if (in.has("one_scale")) out.one_scale = in.boolean("one_scale");
+  in.finish();
+  return out;
+}
+
+void read(JsonReader& in, WeightSlice& w, std::string const& where) {
   get(in, "stack", w.stack);
   get(in, "index", w.index);
   get(in, "stored_rows", w.stored_rows);
@@ -86,9 +121,10 @@ void read(JsonReader& in, WeightSlice& w) {
   if (in.has("storage")) w.storage = in.choice("storage", kStorages);
   get(in, "block_rows", w.block_rows);
   get(in, "block_columns", w.block_columns);
+  if (in.has("integers")) w.integers = stored_integers(in.at("integers"), where + ".integers");
 }
 
-void read(JsonReader& in, VectorSlice& v) {
+void read(JsonReader& in, VectorSlice& v, std::string const& /*where*/) {
   get(in, "stack", v.stack);
   get(in, "index", v.index);
   get(in, "stored_length", v.stored_length);
@@ -104,9 +140,10 @@ Slice slice(JsonReader& in, char const* field, std::string const& where) {
     out.name = value.get<std::string>();
     return out;
   }
-  JsonReader fields(value, where + "." + field);
+  std::string const here = where + "." + field;
+  JsonReader fields(value, here);
   out.name = fields.text("name");
-  read(fields, out);
+  read(fields, out, here);
   fields.finish();
   return out;
 }

@@ -71,6 +71,17 @@ bool ConfigReader::is_list(std::string_view field) const {
   return v != nullptr && v->is_array();
 }
 
+bool ConfigReader::is_text(std::string_view field) const {
+  Json const* v = impl_->find(field);
+  return v != nullptr && v->is_string();
+}
+
+std::vector<std::string> ConfigReader::fields() const {
+  std::vector<std::string> names;
+  for (auto const& [field, value] : impl_->json.items()) names.push_back(field);
+  return names;
+}
+
 std::size_t ConfigReader::count(std::string_view field, std::size_t most) {
   Json const* v = impl_->find(field);
   if (!v) refuse(field, "missing");

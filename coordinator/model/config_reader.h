@@ -26,6 +26,8 @@ class ConfigReader {
   [[nodiscard]] bool has(std::string_view field) const;
   [[nodiscard]] bool is_null(std::string_view field) const;  // there, and says nothing
   [[nodiscard]] bool is_list(std::string_view field) const;
+  [[nodiscard]] bool is_text(std::string_view field) const;
+  [[nodiscard]] std::vector<std::string> fields() const;                     // all names, in ascending order
   std::size_t count(std::string_view field, std::size_t most = kMostCount);  // a whole number from 1 to `most`
   std::size_t count_or(std::string_view field, std::size_t fallback);
   std::optional<std::size_t> optional_count(std::string_view field);

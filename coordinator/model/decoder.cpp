@@ -30,7 +30,7 @@ Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptio
   final_norm_.emplace(spec.decoder().final_norm, hidden_, loader);
   // A stored head counts, though the config says that it is the embedding: so has the reference implementation it.
   std::string const tied_head = loader.holds(kStoredHead) ? kStoredHead : spec.embedding;
-  LinearPart head{.weight = {spec.lm_head.value_or(tied_head)}, .rows = spec.vocab};
+  LinearPart head{.weight = spec.lm_head.value_or(WeightSlice{tied_head}), .rows = spec.vocab};
   if (spec.lm_head_bias) head.bias = VectorSlice{*spec.lm_head_bias};
   lm_head_ = loader.linear({head}, hidden_);
 }

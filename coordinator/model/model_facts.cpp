@@ -61,6 +61,7 @@ ordered_json model_facts(ModelSpec const& spec, DType dtype, Quantization quanti
           {"vocab", spec.vocab},
           {"max_position", spec.max_position},
           {"stored_as", name_of(spec.stored_dtype)},
+          {"stored_forms", stored_forms(spec)},
           {"dtype", name_of(dtype)},
           {"weights", name_of(weights.storage)},
           {"kv_cache_dtype", name_of(kv_dtype)},

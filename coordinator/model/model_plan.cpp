@@ -142,11 +142,11 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
 // Of the checkpoint's weights, what stays as it is stored.
 std::string codes_text(ModelSpec const& spec, ServedAs const& served, DType dtype) {
   if (served.holder == Holder::device || weight_format_of(dtype, served.quantization) != kBfloat16Weights) return "";
-  auto const stored = [tensors = expected_tensors(spec).required](TensorKind kind) {
-    return std::ranges::find(tensors, kind, &TensorInfo::kind) != tensors.end();
+  auto const stored = [tensors = expected_tensors(spec).required](std::string_view name) {
+    return std::ranges::any_of(tensors, [&](TensorInfo const& tensor) { return tensor.name.ends_with(name); });
   };
-  if (stored(TensorKind::fp8)) return ", from the bits of FP8 where it is stored so";
-  return stored(TensorKind::bytes) ? ", from the bits of MXFP4 where it is stored so" : "";
+  if (stored("_scale_inv")) return ", from the bits of FP8 where it is stored so";
+  return stored("_blocks") ? ", from the bits of MXFP4 where it is stored so" : "";
 }
 
 void describe_spec(ModelSpec const& spec, std::size_t num_workers, ServedAs const& served, Lines& lines,
@@ -164,7 +164,10 @@ void describe_spec(ModelSpec const& spec, std::size_t num_workers, ServedAs cons
                                    spec.goes_beyond_max_position ? " unless --max-model-len says more" : ""));
   lines.add("parameters", fmt::format("{} in all, {} active", parameters_text(plan.parameters),
                                       parameters_text(plan.active_parameters)));
-  lines.add("stored as", std::string(name_of(spec.stored_dtype)));
+  std::string stored(name_of(spec.stored_dtype));
+  for (auto const& [form, parameters] : stored_forms(spec))
+    stored += fmt::format("; {} parameters as {}", parameters_text(parameters), form);
+  lines.add("stored as", stored);
   lines.add("served as", std::string(name_of(dtype)) + (quantization == Quantization::none
                                                             ? codes_text(spec, served, dtype)
                                                             : fmt::format(", weights {}", name_of(quantization))));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <unordered_set>
 
 #include "common/base/error.h"
@@ -17,7 +18,12 @@ class TensorList {
  public:
   void matrix(WeightSlice const& w, std::size_t n, std::size_t k) {
     parameters_ += n * k;
+    if (std::string form = form_of(w); !form.empty()) forms_[std::move(form)] += n * k;
     for (TensorInfo& tensor : tensors_of(w, n, k)) add(std::move(tensor));
+    // The first GPTQ tool stored a bias with every linear module, zero where the model has none.
+    if (w.storage == WeightStorage::integers && w.integers.layout == IntegerLayout::gptq)
+      no_biases_.push_back(
+          {.name = w.name + ".bias", .shape = {w.stored_rows == 0 ? n : w.stored_rows}, .values = {0}});
   }
   void vector(VectorSlice const& v, std::size_t n) {
     parameters_ += n;
@@ -51,15 +57,21 @@ class TensorList {
     vector(f.down_bias, hidden);
   }
 
-  [[nodiscard]] std::vector<TensorInfo> take() { return std::move(tensors_); }
+  [[nodiscard]] ExpectedTensors take() {
+    std::erase_if(no_biases_, [&](TensorInfo const& bias) { return names_.contains(bias.name); });
+    return {.required = std::move(tensors_), .optional = std::move(no_biases_), .skipped_prefixes = {}};
+  }
   [[nodiscard]] std::size_t parameters() const { return parameters_; }
+  [[nodiscard]] std::map<std::string, std::size_t> const& forms() const { return forms_; }
 
  private:
   void add(TensorInfo tensor) {
     if (names_.insert(tensor.name).second) tensors_.push_back(std::move(tensor));
   }
   std::vector<TensorInfo> tensors_;
+  std::vector<TensorInfo> no_biases_;  // that may be there if they are zero
   std::unordered_set<std::string> names_;
+  std::map<std::string, std::size_t> forms_;
   std::size_t parameters_ = 0;
 };
 
@@ -109,7 +121,7 @@ TensorList list_tensors(ModelSpec const& spec) {
   TensorList out;
   for (auto const& stack : spec.stacks)
     out.shared_matrix(stack.embedding.value_or(spec.embedding), spec.vocab, spec.hidden);
-  if (spec.lm_head) out.matrix(WeightSlice{*spec.lm_head}, spec.vocab, spec.hidden);
+  if (spec.lm_head) out.matrix(*spec.lm_head, spec.vocab, spec.hidden);
   if (spec.lm_head_bias) out.vector(VectorSlice{*spec.lm_head_bias}, spec.vocab);
   for (auto const& stack : spec.stacks) {
     out.norm(stack.final_norm, spec.hidden);
@@ -224,7 +236,8 @@ std::size_t num_expert_counts(ModelSpec const& spec) {
 }
 
 ExpectedTensors expected_tensors(ModelSpec const& spec) {
-  ExpectedTensors out{.required = list_tensors(spec).take(), .optional = {}, .skipped_prefixes = spec.skipped_prefixes};
+  ExpectedTensors out = list_tensors(spec).take();
+  out.skipped_prefixes = spec.skipped_prefixes;
   if (!spec.lm_head) out.optional.push_back({kStoredHead, {spec.vocab, spec.hidden}});
   for (auto const& name : spec.embedding_copies) out.optional.push_back({name, {spec.vocab, spec.hidden}});
   if (spec.encoder()) return out;
@@ -237,6 +250,10 @@ ExpectedTensors expected_tensors(ModelSpec const& spec) {
 
 std::size_t num_parameters(ModelSpec const& spec) {
   return list_tensors(spec).parameters();
+}
+
+std::map<std::string, std::size_t> stored_forms(ModelSpec const& spec) {
+  return list_tensors(spec).forms();
 }
 
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <variant>
@@ -208,7 +209,7 @@ struct ModelSpec {
   float embedding_multiplier = 1.0F;      // of the embedded tokens
   std::optional<SinusoidalPositions> sinusoidal_positions;
   std::vector<std::string> embedding_copies;  // [V,H] stored copies of it that may be there and are not read
-  std::optional<std::string> lm_head;         // [V,H]; none: the embedding is used (tied)
+  std::optional<WeightSlice> lm_head;         // [V,H]; none: the embedding is used (tied)
   std::optional<std::string> lm_head_bias;    // [V]
   float logit_multiplier = 1.0F;
   std::vector<StackSpec> stacks;              // a decoder; or an encoder, then its decoder
@@ -247,6 +248,8 @@ std::size_t num_expert_counts(ModelSpec const& spec);
 ExpectedTensors expected_tensors(ModelSpec const& spec);
 // Numbers among the weights, however they are stored.
 std::size_t num_parameters(ModelSpec const& spec);
+// Of these, those that are not stored as plain numbers: form (form_of() in weight_slice.h) -> how many.
+std::map<std::string, std::size_t> stored_forms(ModelSpec const& spec);
 // The routed experts of all MoE layers, packed as `weights`, sent as `wire`.
 ExpertModelSpec expert_model_spec(ModelSpec const& spec, WeightFormat weights, DType wire);
 

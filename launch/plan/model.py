@@ -106,7 +106,7 @@ def of_facts(fields, name):
                  coordinator_bytes=fields.whole("coordinator_bytes"), parameters=parameters.whole("total"),
                  active_parameters=parameters.whole("active"), max_position=fields.whole("max_position", low=1))
     parameters.drop("routed")
-    fields.drop("model", "family", "hidden", "stored_as", "dtype", "embedding_bytes", "worker_bytes", "kv_bytes_per_token",
+    fields.drop("model", "family", "hidden", "stored_as", "stored_forms", "dtype", "embedding_bytes", "worker_bytes", "kv_bytes_per_token",
                 "cross_kv_bytes_per_token", "checkpoint", "would_be_refused")
     for used in (parameters, stacks[0], fields):
         used.finish()

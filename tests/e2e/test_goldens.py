@@ -2,9 +2,12 @@
 same bits for any number of workers, any batch and any size of the prefill chunks."""
 import json
 import math
+import tempfile
 import unittest
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import quantised_checkpoint
 from harness import MODEL_GOLDENS, Server, read_safetensors
 
 MOE_CASES = ["deepseek_v2", "deepseek_v3", "deepseek_v3-fp8", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "gpt_oss-mxfp4", "granitemoe",
@@ -109,6 +112,24 @@ class GoldensTest(unittest.TestCase):
             with self.subTest(workers=workers, chunk=chunk):
                 self.check_same_bits(found, expected)
 
+    def check_quantised(self, method):
+        with tempfile.TemporaryDirectory() as folder:
+            quantised, numbers = Path(folder, "quantised"), Path(folder, "numbers")
+            golden = Golden("qwen3_moe")
+            quantised_checkpoint.make_quantised(golden.dir, method, quantised, numbers)
+
+            def of_setting(setting):
+                directory, workers = setting
+                with Server(directory, "--max-logprobs", 256, "--enable-return-routed-experts", "--workers", workers) as server:
+                    return [server.complete(**body)["choices"][0] for body in self.bodies(golden)]
+
+            with ThreadPoolExecutor(2) as pool:
+                expected, *others = pool.map(of_setting, [(numbers, 0), (quantised, 0), (quantised, 2)])
+            for found in others:
+                self.assertEqual(found, expected)
+            with Server(golden.dir, "--max-logprobs", 256, "--enable-return-routed-experts") as server:  # not the same model
+                self.assertNotEqual(server.complete(**self.bodies(golden)[0])["choices"][0], expected[0])
+
     def test_window_in_the_least_memory(self):
         golden = Golden("mixtral-window")
         bodies = self.bodies(golden)
@@ -124,6 +145,8 @@ class GoldensTest(unittest.TestCase):
 
 
 def _add_tests():
+    for method in quantised_checkpoint.CONFIGS:
+        setattr(GoldensTest, "test_quantised_by_" + method.replace("-", "_"), lambda self, m=method: self.check_quantised(m))
     for case in MOE_CASES:
         setattr(GoldensTest, "test_" + case.replace("-", "_"), lambda self, c=case: self.check_case(c, MOE_SETTINGS, True))
     for case in DENSE_CASES:

@@ -227,7 +227,7 @@ ModelSpec model_of(CommonFields const& f) {
     spec.goes_beyond_max_position = true;
   }
   spec.embedding = "model.embed_tokens.weight";
-  if (!f.tied) spec.lm_head = "lm_head.weight";
+  if (!f.tied) spec.lm_head = f.weights.head("lm_head");
   spec.stacks = {StackSpec{.kind = StackKind::decoder, .layers = {}, .final_norm = {"model.norm.weight", f.epsilon}}};
   return spec;
 }

@@ -66,7 +66,7 @@ ModelSpec model_of(EncoderDecoderFields const& f, std::string const& prefix, std
   std::erase_if(spec.eos_ids, [&](TokenId id) { return static_cast<std::size_t>(id) >= f.vocab; });
   spec.decoder_start = f.start;
   if (!f.tied) {
-    spec.lm_head = "lm_head.weight";
+    spec.lm_head = WeightSlice{"lm_head.weight"};
     spec.embedding_copies.push_back(spec.embedding);  // of neither stack
   }
   for (auto const& [kind, name] :

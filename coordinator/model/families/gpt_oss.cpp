@@ -56,7 +56,7 @@ ModelSpec build_gpt_oss(ConfigReader& config, ModelOptions const& /*options*/) {
   bool const bias = config.flag_or("attention_bias", true);
   auto const spans = read_spans(config, f.layers, {.rule = WindowRule::even_layers, .window = 128});
   std::size_t const intermediate = config.count("intermediate_size", kMostColumns);
-  if (f.weights.storage() == WeightStorage::fp8_blocks)
+  if (f.weights.storage() != WeightStorage::numbers && f.weights.storage() != WeightStorage::mxfp4)
     config.refuse("quantization_config", "experts in this format are not supported here");
   if (f.weights.storage() == WeightStorage::mxfp4)
     for (auto const& [field, size] : {std::pair("hidden_size", f.hidden), std::pair("intermediate_size", intermediate)})

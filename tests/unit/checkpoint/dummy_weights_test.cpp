@@ -105,6 +105,39 @@ TEST(DummyWeights, QuantisedOnesAreFiniteAndHaveTheirWidthsDeviation) {
     }
 }
 
+TEST(DummyWeights, IntegersAndFloatsWithOtherScalesAreFiniteAndHaveTheirWidthsDeviation) {
+  std::vector<WeightSlice> forms;
+  for (std::size_t const group_size : {0, 128}) {
+    for (ZeroPoints const zeros : {ZeroPoints::middle, ZeroPoints::stored})
+      for (auto const& [layout, bits] : {std::pair(IntegerLayout::gptq, 4),
+                                         {IntegerLayout::gptq, 8},
+                                         {IntegerLayout::awq, 4},
+                                         {IntegerLayout::packed, 4},
+                                         {IntegerLayout::packed, 8},
+                                         {IntegerLayout::bytes, 8}})
+        forms.push_back({.name = "a",
+                         .storage = WeightStorage::integers,
+                         .integers = {.layout = layout,
+                                      .bits = static_cast<std::size_t>(bits),
+                                      .group_size = group_size,
+                                      .zero_points = zeros,
+                                      .has_group_index = layout != IntegerLayout::awq}});
+    forms.push_back(
+        {.name = "a.weight", .storage = WeightStorage::fp8_scaled, .block_rows = 1, .block_columns = group_size});
+  }
+  for (WeightSlice const& form : forms)
+    for (std::size_t k : {96, 2880}) {
+      std::size_t const rows = 200000 / k;
+      auto const x = weight(form, rows, k);
+      double squares = 0;
+      for (float v : x) {
+        ASSERT_TRUE(std::isfinite(v)) << form_of(form);
+        squares += static_cast<double>(v) * static_cast<double>(v) * static_cast<double>(k);
+      }
+      EXPECT_NEAR(squares / static_cast<double>(x.size()), 1, 0.2) << form_of(form) << " " << k;
+    }
+}
+
 TEST(DummyWeights, AnEntryIsTheSameAloneAndInItsStack) {
   auto const source = make_dummy_weights(3);
   for (TensorInfo const& info :

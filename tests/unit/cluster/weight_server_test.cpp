@@ -14,6 +14,7 @@
 #include "common/protocol/blocking_connection.h"
 #include "tests/support/memory_weights.h"
 #include "tests/support/model_copy.h"
+#include "tests/support/stored_integers.h"
 #include "worker/remote_weights.h"
 
 namespace expertmesh {
@@ -92,6 +93,27 @@ TEST(WeightServer, AWeightIsTheSameFromHereAndFromThere) {
     auto const reads = here.source.reads();
     ASSERT_GT(reads.size(), before);
     for (std::size_t i = before; i < reads.size(); ++i) EXPECT_EQ(reads[i].second, slice.index) << reads[i].first;
+  }
+}
+
+TEST(WeightServer, IntegersAreTheSameFromHereAndFromThere) {
+  for (IntegerLayout const layout : {IntegerLayout::gptq, IntegerLayout::packed, IntegerLayout::bytes}) {
+    StoredIntegers const form{.layout = layout, .bits = 8, .group_size = 5, .has_group_index = true};
+    std::mt19937 random(1);
+    auto const matrix = test::random_matrix(form, 6, 17, random);
+    Served here;
+    for (auto const& tensor : test::stored_tensors(form, "m", matrix, DType::bf16))
+      std::ranges::copy(tensor.bytes, here.source.add(tensor.name, tensor.dtype, tensor.shape).begin());
+    auto const there = fetch_weights(here.server.address(), kSecret, {});
+    WeightSlice const slice{.name = "m",
+                            .stored_rows = 6,
+                            .first_row = 1,
+                            .row_step = 2,
+                            .storage = WeightStorage::integers,
+                            .integers = form};
+    auto const numbers = read(*there, slice, 2, 17);
+    EXPECT_EQ(numbers, read(here.source, slice, 2, 17));
+    EXPECT_EQ(numbers[17 + 4], matrix.weight(3, 4));
   }
 }
 

@@ -29,6 +29,24 @@ TEST(WeightSlice, FitsItsStoredMatrixOrSaysWhyNot) {
             "mxfp4 rows of 48, no multiple of 32");
   EXPECT_EQ(problem_of(WeightSlice{.name = "w", .transposed = true, .storage = WeightStorage::mxfp4}, 3, 32),
             "mxfp4 is never transposed");
+  auto const of_integers = [](StoredIntegers const& form) {
+    return problem_of(WeightSlice{.name = "w", .storage = WeightStorage::integers, .integers = form}, 3, 5);
+  };
+  EXPECT_EQ(of_integers({}), "");
+  EXPECT_EQ(of_integers({.bits = 3}), "3 bits in this layout");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::bytes}), "4 bits in this layout");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::awq, .bits = 8}), "awq of 8 bits");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::awq, .has_group_index = true}), "awq has no group index");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::packed, .one_scale = true}), "one scale, and groups");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::bytes, .bits = 8, .group_size = 2, .one_scale = true}),
+            "one scale, and groups");
+  EXPECT_EQ(of_integers({.layout = IntegerLayout::awq, .zero_points = ZeroPoints::stored_minus_one}),
+            "zero points minus one are of gptq");
+  for (WeightSlice const& w : {WeightSlice{.name = "w", .transposed = true, .storage = WeightStorage::integers},
+                               WeightSlice{.name = "w", .stack = 4, .storage = WeightStorage::integers}})
+    EXPECT_EQ(problem_of(w, 3, 5), "integers are never transposed or stacked");
+  EXPECT_EQ(problem_of(WeightSlice{.name = "w", .storage = WeightStorage::fp8_scaled, .block_rows = 0}, 3, 5),
+            "blocks of 0 rows");
   EXPECT_EQ(problem_of(WeightSlice{.name = "w", .storage = WeightStorage::fp8_blocks, .block_columns = 0}, 3, 5),
             "blocks of 0");
 }

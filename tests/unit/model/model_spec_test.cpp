@@ -64,7 +64,7 @@ TEST(ModelSpec, Mixtral) {
   EXPECT_EQ(moe->router.scoring, RouterScoring::softmax);
   EXPECT_EQ(moe->router.normalisation, RouterNormalisation::sum_to_one);
   EXPECT_EQ(moe->experts[7].down.name, "model.layers.1.block_sparse_moe.experts.7.w2.weight");
-  EXPECT_EQ(spec.lm_head, "lm_head.weight");
+  EXPECT_EQ(spec.lm_head, WeightSlice{"lm_head.weight"});
   EXPECT_EQ(spec.eos_ids, std::vector<TokenId>{2});
 }
 
@@ -311,8 +311,8 @@ INSTANTIATE_TEST_SUITE_P(
         ConfigCase{"mlp_bias", "qwen3", {{"mlp_bias", true}}, {"'mlp_bias'"}},
         ConfigCase{"quantised",
                    "llama",
-                   {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}}},
-                   {"quantization_config", "'quant_method'", "gptq"}},
+                   {{"quantization_config", {{"quant_method", "bitsandbytes"}, {"bits", 4}}}},
+                   {"quantization_config", "'quant_method'", "bitsandbytes"}},
         ConfigCase{"rope_scaling", "llama", {{"rope_scaling", kSpiral}}, {"rope_scaling", "'rope_type'", "spiral"}},
         ConfigCase{
             "rope_old", "llama", {{"rope_scaling", {{"type", "linear"}}}}, {"rope_scaling", "'factor'", "missing"}},

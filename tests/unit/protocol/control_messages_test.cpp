@@ -101,8 +101,11 @@ TEST(ControlMessages, RoundTripKeepsEveryField) {
   EXPECT_EQ(failed.kind, FailureKind::model);
   EXPECT_EQ(failed.reason, "no \xEF\xBF\xBD file");  // what is no UTF-8 arrives as U+FFFD
 
-  for (Fetch const& fetch : {Fetch{.tensor = {"a.b", {3, 5}}}, Fetch{.tensor = {"a.b", {7}, TensorKind::bytes}},
-                             Fetch{.tensor = {"a", {3, 5}, TensorKind::fp8}, .index = 2}}) {
+  for (Fetch const& fetch :
+       {Fetch{.tensor = {"a.b", {3, 5}}}, Fetch{.tensor = {"a.b", {7}, TensorKind::bytes}},
+        Fetch{.tensor = {"a", {3, 5}, TensorKind::fp8}, .index = 2}, Fetch{.tensor = {"a", {3, 5}, TensorKind::words}},
+        Fetch{.tensor = {"a", {3, 5}, TensorKind::int8}}, Fetch{.tensor = {"a", {3}, TensorKind::indices}},
+        Fetch{.tensor = {"a", {2}, TensorKind::sizes}}}) {
     auto const decoded = std::get<Fetch>(decode(encode(fetch)));
     EXPECT_EQ(decoded.tensor, fetch.tensor);
     EXPECT_EQ(decoded.index, fetch.index);
@@ -315,9 +318,11 @@ class RandomSpec {
   }
 
   WeightSlice weight(std::size_t n, std::size_t k) {
-    WeightSlice w{.name = "w" + std::to_string(below(1000)), .storage = static_cast<WeightStorage>(below(3))};
-    if (flip()) w.index = below(w.stack = 1 + below(9));
-    w.transposed = w.storage != WeightStorage::mxfp4 && flip();
+    WeightSlice w{.name = "w" + std::to_string(below(1000)), .storage = static_cast<WeightStorage>(below(5))};
+    bool const integers = w.storage == WeightStorage::integers;
+    if (integers) w.integers = stored_integers();
+    if (!integers && flip()) w.index = below(w.stack = 1 + below(9));
+    w.transposed = !integers && w.storage != WeightStorage::mxfp4 && flip();
     w.first_row = flip() ? 0 : below(9);
     w.row_step = sometimes(1);
     if (w.first_row != 0 || w.row_step != 1 || flip())
@@ -326,6 +331,15 @@ class RandomSpec {
     w.block_columns = sometimes(128);
     EXPECT_EQ(problem_of(w, n, k), "");
     return w;
+  }
+
+  StoredIntegers stored_integers() {
+    StoredIntegers i{.layout = static_cast<IntegerLayout>(below(4)), .group_size = flip() ? 0 : 1 + below(200)};
+    i.bits = i.layout == IntegerLayout::bytes || (i.layout != IntegerLayout::awq && flip()) ? 8 : 4;
+    i.zero_points = static_cast<ZeroPoints>(below(i.layout == IntegerLayout::gptq ? 3 : 2));
+    i.has_group_index = i.layout != IntegerLayout::awq && flip();
+    i.one_scale = i.layout == IntegerLayout::bytes && i.group_size == 0 && !i.has_group_index && flip();
+    return i;
   }
 
   VectorSlice vector(std::size_t n) {
@@ -364,10 +378,15 @@ TEST(ControlMessages, ALargeModelsAssignmentIsCompact) {
     ExpertLayerSpec layer{.layer = l, .hidden = 7168, .intermediate = 2048, .experts = {}};
     for (std::uint32_t e = 0; e < 256; ++e) {
       std::string const at = "model.layers." + std::to_string(l) + ".mlp.experts." + std::to_string(e) + ".";
-      auto const fp8 = [&](char const* name) {
-        return WeightSlice{.name = at + name + "_proj.weight", .storage = WeightStorage::fp8_blocks};
+      auto const quantised = [&](char const* name) {  // in one of the longest forms
+        return WeightSlice{.name = at + name + "_proj",
+                           .storage = WeightStorage::integers,
+                           .integers = {.layout = IntegerLayout::gptq,
+                                        .group_size = 128,
+                                        .zero_points = ZeroPoints::stored_minus_one,
+                                        .has_group_index = true}};
       };
-      layer.experts.push_back({.gate = fp8("gate"), .up = fp8("up"), .down = fp8("down")});
+      layer.experts.push_back({.gate = quantised("gate"), .up = quantised("up"), .down = quantised("down")});
     }
     m.model.layers.push_back(layer);
     m.held.emplace_back();

@@ -10,7 +10,7 @@ struct Fingerprint {
   std::string config;   // of config.json
   std::string tensors;  // of every weight file's header: names, types, shapes and places of its tensors
   std::string sizes;    // of the weight files' names and sizes
-  std::string times;    // of the weight files' names and the times they were last written: of one host alone
+  std::string times{};  // of the weight files' names and the times they were last written: of one host alone
 
   [[nodiscard]] bool empty() const { return config.empty(); }
   friend bool operator==(Fingerprint const&, Fingerprint const&) = default;

@@ -191,7 +191,7 @@ TEST_F(QuantisedSpec, TargetsOfCompressedTensorsGoByNameThenRegexThenClass) {
 
 TEST_F(QuantisedSpec, InfoSaysHowManyParametersAreStoredHow) {
   copy.edit_config([&](json& config) { config["quantization_config"] = gptq({{"group_size", 32}}); });
-  InfoReport const report = describe_model(copy.path(), 1, std::nullopt);
+  InfoReport const report = describe_model(copy.path(), 1);
   expect_words(report.text, {"bfloat16; 0.16 M parameters as int4 in groups of 32 (gptq, zero points, group index)",
                              "would be refused", "'model.layers.0.self_attn.q_proj.qweight' is missing"});
   auto const facts = json::parse(report.json);

@@ -31,6 +31,12 @@ void add_type_flag(CLI::App& command, char const* name, std::optional<DType>& ch
       ->default_str(text_of(chosen));
 }
 
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (Isa const isa : kIsas) names.emplace_back(name_of(isa));
+  return names;
+}
+
 }  // namespace
 
 void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype) {
@@ -73,8 +79,8 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option_function<std::string>(
           "--isa", [&options](std::string const& name) { options.isa = isa_from_name(name); },
-          "Instruction set of the kernels: scalar, avx2, avx512_bf16 [the best this processor runs]")
-      ->check(CLI::IsMember({"scalar", "avx2", "avx512_bf16"}));
+          "Instruction set of the kernels [the best this processor runs]")
+      ->check(CLI::IsMember(isa_names()));
   auto* const device =
       command
           .add_option("--device", options.device,

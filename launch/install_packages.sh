@@ -17,6 +17,7 @@ for argument in "$@"; do
       daemons+=(openssh-server munge slurmctld slurmd)
       packages+=(libgtest-dev libbenchmark-dev clang-format iproute2 slurm-client "${daemons[@]}")
       packages+=(python3-kubernetes python3-yaml python3-matplotlib)
+      packages+=(g++-aarch64-linux-gnu qemu-user)  # the kernels for other processors
       if grep -qs '^ID=debian' /etc/os-release; then packages+=(chromium); fi  # Ubuntu has it as a snap only
       ;;
     --long) packages+=(clang clang-tidy debootstrap python3-venv xz-utils) ;;

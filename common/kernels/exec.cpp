@@ -1,68 +1,77 @@
 #include "common/kernels/exec.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "common/base/check.h"
 #include "common/kernels/exec_scratch.h"
+#include "common/kernels/isa/processor.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
 namespace {
 
-bool runs_here(Isa isa) {
+struct Kernels {
+  Isa isa;
+  std::string_view name;
+  KernelTable const& (*table)();  // null: none is compiled for this kind of processor
+};
+
 #if defined(__x86_64__)
-  switch (isa) {
-    case Isa::scalar:
-      return true;
-    case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    case Isa::avx512_bf16:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  }
-  return false;
+#define EM_X86(kernels) kernels
+#define EM_ARM(kernels) nullptr
+#elif defined(__aarch64__)
+#define EM_X86(kernels) nullptr
+#define EM_ARM(kernels) kernels
 #else
-  return isa == Isa::scalar;
+#define EM_X86(kernels) nullptr
+#define EM_ARM(kernels) nullptr
 #endif
+constexpr Kernels kKernels[] = {{Isa::scalar, "scalar", scalar_kernels},
+                                {Isa::neon, "neon", EM_ARM(neon_kernels)},
+                                {Isa::neon_dot, "neon_dot", EM_ARM(neon_dot_kernels)},
+                                {Isa::avx2, "avx2", EM_X86(avx2_kernels)},
+                                {Isa::avx_vnni, "avx_vnni", EM_X86(avx_vnni_kernels)},
+                                {Isa::avx512, "avx512", EM_X86(avx512_kernels)},
+                                {Isa::avx512_vnni, "avx512_vnni", EM_X86(avx512_vnni_kernels)},
+                                {Isa::avx512_bf16, "avx512_bf16", EM_X86(avx512_bf16_kernels)},
+                                {Isa::amx, "amx", EM_X86(amx_kernels)}};
+static_assert(std::ranges::equal(kKernels, kIsas, {}, &Kernels::isa));
+
+Kernels const& kernels_of(Isa isa) {
+  return kKernels[static_cast<std::size_t>(isa)];
+}
+
+bool runs_here(Isa isa) {
+  return kernels_of(isa).table != nullptr && processor_runs(isa);
 }
 
 KernelTable const& table_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx2) return avx2_kernels();
-  if (isa == Isa::avx512_bf16) return avx512_bf16_kernels();
-#endif
-  EM_CHECK(isa == Isa::scalar, "ISA " << name_of(isa));
-  return scalar_kernels();
+  EM_CHECK(runs_here(isa), "ISA " << name_of(isa) << " does not run on this processor");
+  return kernels_of(isa).table();
 }
 
 }  // namespace
 
 std::string_view name_of(Isa isa) {
-  switch (isa) {
-    case Isa::scalar:
-      return "scalar";
-    case Isa::avx2:
-      return "avx2";
-    case Isa::avx512_bf16:
-      return "avx512_bf16";
-  }
-  return "";
+  return kernels_of(isa).name;
 }
 
 std::optional<Isa> isa_from_name(std::string_view name) {
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_bf16})
-    if (name_of(isa) == name) return isa;
-  return std::nullopt;
+  auto const* const kernels = std::ranges::find(kKernels, name, &Kernels::name);
+  return kernels == std::end(kKernels) ? std::nullopt : std::optional(kernels->isa);
 }
 
 std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512_bf16})
-    if (runs_here(isa)) isas.push_back(isa);
+  std::ranges::copy_if(kIsas, std::back_inserter(isas), runs_here);
   return isas;
 }
 
 Isa best_isa() {
-  return runnable_isas().back();
+  auto isas = runnable_isas();
+  std::erase(isas, Isa::amx);
+  return isas.back();
 }
 
 Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device)
@@ -74,7 +83,6 @@ Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device)
       scratch_(device ? std::make_unique<Scratch>(limits, *device)
                       : std::make_unique<Scratch>(limits, pool.num_threads())) {
   if (device) device->reserve(limits);
-  EM_CHECK(runs_here(isa), "ISA " << name_of(isa) << " does not run on this processor");
 }
 
 Exec::~Exec() = default;

@@ -1,6 +1,8 @@
 // What a kernel runs on: an instruction set chosen once at start-up and the thread pool, or a device.
 #pragma once
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -10,14 +12,29 @@
 
 namespace expertmesh {
 
-// Implementations of every op. Part of the numerics profile: fp32 and int8 results agree bitwise between them, bf16
-// ones need not.
-enum class Isa : std::uint8_t { scalar, avx2, avx512_bf16 };
+// Implementations of every op. Part of the numerics profile: results with fp32, int8 and int4 weights agree bitwise
+// between them. With bf16 weights they do, too (one fused multiply-add a product, in the order of K), but for
+// avx512_bf16, where vdpbf16ps adds the products of a pair in another order, and amx, where tdpbf16ps adds the even and
+// the odd products of 32 k before it adds both to the sum; these two take denormals for 0.
+enum class Isa : std::uint8_t {
+  scalar,
+  neon,      // 64-bit ARM
+  neon_dot,  // and sums of four products of bytes
+  avx2,
+  avx_vnni,  // and sums of four products of bytes
+  avx512,    // F, BW, VL and DQ
+  avx512_vnni,
+  avx512_bf16,  // and VNNI
+  amx           // and AVX-512 BF16; has not been run, so only where it is asked for
+};
+// Slowest first.
+inline constexpr std::array kIsas = {Isa::scalar, Isa::neon,        Isa::neon_dot,    Isa::avx2, Isa::avx_vnni,
+                                     Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
 
-std::string_view name_of(Isa isa);  // "scalar", "avx2", "avx512_bf16"
+std::string_view name_of(Isa isa);  // as above
 std::optional<Isa> isa_from_name(std::string_view name);
 std::vector<Isa> runnable_isas();  // on this processor, slowest first
-Isa best_isa();
+Isa best_isa();                    // the last of them, but for amx
 
 // Sizes the scratch of the ops for the largest call; a larger one is a broken invariant.
 struct ExecLimits {

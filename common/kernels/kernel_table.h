@@ -101,10 +101,18 @@ struct KernelTable {
       peak_multiply_adds;  // vector operations of one round; 16 multiply-adds each, 32 in bf16, 64 in int8 and int4
 };
 
+// Those of an ISA may be called where its processor_runs() (isa/processor.h) only.
 KernelTable const& scalar_kernels();
 #if defined(__x86_64__)
 KernelTable const& avx2_kernels();
+KernelTable const& avx_vnni_kernels();
+KernelTable const& avx512_kernels();
+KernelTable const& avx512_vnni_kernels();
 KernelTable const& avx512_bf16_kernels();
+KernelTable const& amx_kernels();
+#elif defined(__aarch64__)
+KernelTable const& neon_kernels();
+KernelTable const& neon_dot_kernels();
 #endif
 
 }  // namespace expertmesh

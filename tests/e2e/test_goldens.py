@@ -1,14 +1,16 @@
 """Every reference checkpoint through the HTTP API in float32: logits, routing and greedy paths of the reference, and the
-same bits for any number of workers, any batch and any size of the prefill chunks."""
+same bits for any number of workers, any batch and any size of the prefill chunks. One of them with every instruction set."""
 import json
 import math
+import re
+import subprocess
 import tempfile
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import quantised_checkpoint
-from harness import MODEL_GOLDENS, Server, read_safetensors
+from harness import EXPERTMESH, MODEL_GOLDENS, Server, read_safetensors
 
 MOE_CASES = ["deepseek_v2", "deepseek_v3", "deepseek_v3-fp8", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "gpt_oss-mxfp4", "granitemoe",
              "granitemoeshared", "hunyuan_v1_moe", "llama4", "minimax_m2", "mixtral", "mixtral-window", "noisy_topk_moe", "olmoe", "phimoe",
@@ -51,7 +53,7 @@ def log_softmax(row):
     return [x - total for x in row]
 
 
-class GoldensTest(unittest.TestCase):
+class ServedGoldens(unittest.TestCase):
     def serve(self, golden, workers, chunk, *options):
         return Server(golden.dir, "--dtype", "float32", "--max-logprobs", 256, "--enable-return-routed-experts", "--workers", workers,
                       "--max-num-batched-tokens", chunk, *options)
@@ -96,6 +98,8 @@ class GoldensTest(unittest.TestCase):
         for i, choice in enumerate(together):
             self.assertEqual(choice, expected[i % len(expected)], f"request {i} of a batch of {BATCH}")
 
+
+class GoldensTest(ServedGoldens):
     def check_case(self, case, settings, is_moe):
         golden = Golden(case)
         bodies = self.bodies(golden)
@@ -142,6 +146,38 @@ class GoldensTest(unittest.TestCase):
                              [{"kind": "window", "span_tokens": 16, "layers": 3, "blocks": 3, "bytes": 3 * block_bytes}])
             self.check_same_bits(self.answers(server, bodies), expected)
             self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
+
+
+class IsaTest(ServedGoldens):
+    """The kernels of every instruction set that this processor has, here and in a worker; what it lacks is refused."""
+
+    AVX512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    NEEDED = {"scalar": set(), "neon": {"asimd"}, "neon_dot": {"asimddp"}, "avx2": {"avx2", "fma"}, "avx_vnni": {"avx2", "fma", "avx_vnni"},
+              "avx512": AVX512, "avx512_vnni": AVX512 | {"avx512_vnni"}, "avx512_bf16": AVX512 | {"avx512_vnni", "avx512_bf16"},
+              "amx": AVX512 | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}}
+
+    def test_every_instruction_set(self):
+        has = set(re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+        golden = Golden("mixtral")
+        for isa, needed in self.NEEDED.items():
+            with self.subTest(isa):
+                if needed <= has:
+                    self.check_runs(golden, isa)
+                else:
+                    self.check_refused(golden, isa)
+
+    def check_runs(self, golden, isa):
+        with self.serve(golden, 1, 16, "--isa", isa) as server:
+            cluster = server.get("/v1/cluster")[1]
+            self.assertEqual([process["isa"] for process in [cluster["profile"], cluster["coordinator"], *cluster["workers"]]], [isa] * 3)
+            alone, together = self.answers(server, self.bodies(golden))
+            self.check_against_reference(golden, alone, True)
+            self.check_same_bits((alone, together), alone)
+
+    def check_refused(self, golden, isa):
+        ended = subprocess.run([EXPERTMESH, "serve", golden.dir, "--isa", isa], capture_output=True, text=True, timeout=60)
+        self.assertEqual((ended.returncode, ended.stdout), (2, ""), ended.stderr)
+        self.assertEqual(ended.stderr.splitlines()[-1], f"expertmesh: --isa {isa}: this processor does not run it")
 
 
 def _add_tests():

@@ -262,8 +262,8 @@ class Attend {
       first = a_.token[t].first < first ? a_.token[t].first : first;
       last = a_.token[t].last > last ? a_.token[t].last : last;
     }
-    std::uint32_t const last_block = last / kLanes;
-    for (std::uint32_t block = first / kLanes; block <= last_block; ++block)
+    std::uint32_t const last_block = last / std::uint32_t{kLanes};
+    for (std::uint32_t block = first / std::uint32_t{kLanes}; block <= last_block; ++block)
       for (std::size_t g = 0; g < a_.kv_heads; ++g) {
         if (!values_of(block, g)) values_of_keys(keys_of(block, g), a_.value_dim, padded_, own_values_);
         fetch_ahead(block < last_block ? block + 1 : block, g);

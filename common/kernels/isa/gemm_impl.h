@@ -1,8 +1,6 @@
 // The GEMMs: register tiles of MR rows x NP panels, k in order, over Vec of whichever ISA was included before. The tile
 // shape never changes a result.
 #pragma once
-#include <cstring>
-
 #include "common/kernels/isa/gemm_tile.h"
 #include "common/kernels/kernel_table.h"
 
@@ -68,49 +66,6 @@ struct GemmF32 {
   }
 };
 
-// acc[i][j] += x[i] w[j] over k numbers: w[j] a bfloat16 panel, x[i] a row of bfloat16.
-template <std::size_t MR, std::size_t NP>
-inline void multiply_bf16(Vec (&acc)[MR][NP], std::uint16_t const* const (&w)[NP], std::uint16_t const* const (&x)[MR],
-                          std::size_t k, Ahead& ahead) {
-  for (std::size_t pair = 0; pair < k / 2; ++pair) {
-    if (pair % kStepsATick == 0) ahead.tick();
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) {
-      std::uint32_t both;
-      std::memcpy(&both, x[i] + 2 * pair, sizeof both);
-      EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + pair * 2 * kLanes, both);
-    }
-  }
-  if (k % 2 == 0) return;
-  EM_UNROLL
-  for (std::size_t i = 0; i < MR; ++i) {
-    EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_bf16(acc[i][j], w[j] + k / 2 * 2 * kLanes, x[i][k - 1]);
-  }
-}
-
-struct GemmBf16 {
-  static constexpr std::size_t kAheadFrom = 4;
-  static std::size_t ticks(std::size_t k) { return (k / 2 + kStepsATick - 1) / kStepsATick; }
-
-  template <std::size_t MR, std::size_t NP>
-  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
-    std::size_t const pairs = (g.k + 1) / 2;
-    std::uint16_t const* w[NP];
-    EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j)
-      w[j] = reinterpret_cast<std::uint16_t const*>(g.panels) + (panel + j) * pairs * 2 * kLanes;
-    std::uint16_t const* x[MR];
-    EM_UNROLL
-    for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<std::uint16_t const*>(g.x[row + i]);
-    Vec acc[MR][NP];
-    start_tile<MR, NP>(g, row, panel, acc);
-    multiply_bf16<MR, NP>(acc, w, x, g.k, ahead);
-    store_tile<MR, NP>(g, row, panel, acc);
-  }
-};
-
 // Panels that a tile of this many rows takes at once: as many as there are registers for, up to 4 (at M = 1 they are
 // the independent sums that hide the latency of a multiply-add); 4, 2 or 1, so that none of a part's 4 is left over.
 constexpr std::size_t panels_at_once(std::size_t rows) {
@@ -162,6 +117,19 @@ void gemm(GemmPart const& g) {
   std::size_t row = 0;
   for (; row + kTileRows <= g.m; row += kTileRows) gemm_rows<Kernel, kTileRows>(g, ahead, row);
   gemm_last_rows<Kernel, kTileRows>(g, ahead, row);
+}
+
+// Independent sums on registers alone, as many as a GEMM's register tile has: what no GEMM can exceed. T: of a sum's
+// lanes, float or int32.
+template <class T, class MultiplyAdd>
+float peak(std::size_t rounds, MultiplyAdd multiply_add) {
+  decltype(broadcast(T{})) sums[kAccumulators];
+  for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = broadcast(static_cast<T>(i));  // all different
+  for (std::size_t round = 0; round < rounds; ++round)
+    for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = multiply_add(sums[i], round, i);
+  Vec total = zero();
+  for (auto const& sum : sums) total = total + to_floats(sum);
+  return sum_lanes(total);
 }
 
 }  // namespace

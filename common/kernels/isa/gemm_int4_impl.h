@@ -2,8 +2,8 @@
 // whatever computes it; scaled, the groups are added in the order of K. So all ISAs have the same bits.
 #pragma once
 #include "common/kernels/int4_panels.h"
+#include "common/kernels/isa/gemm_impl.h"
 #include "common/kernels/isa/gemm_int8_impl.h"
-#include "common/kernels/isa/gemm_tile.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -17,7 +17,7 @@ struct Int4RowGroup {
 };
 static_assert(sizeof(Int4RowGroup) <= quantised_row_bytes(1) && alignof(Int4RowGroup) <= sizeof(float));
 
-void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
+inline void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
   auto* group = reinterpret_cast<Int4RowGroup*>(out);
   for (std::size_t i = 0; i < n; i += kInt8Group, ++group) {
     std::int32_t whole[kInt8Group];
@@ -53,7 +53,7 @@ struct GemmInt4 {
         EM_UNROLL
         for (std::size_t j = 0; j < NP; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
       }
-      EM_UNROLL
+      EM_UNROLL_INT4_STEPS
       for (std::size_t step = 0; step < kInt4Group / kInt4StepK; ++step) {
         Int4Weights w[NP];
         EM_UNROLL
@@ -80,6 +80,23 @@ struct GemmInt4 {
     sums.store(g, row, panel);
   }
 };
+
+inline float peak_int4(std::size_t rounds) {
+  std::byte w[kInt4StepBytes];
+  for (std::size_t i = 0; i < kInt4StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
+  constexpr std::size_t kChanges = 8;  // as in peak_int8
+  std::int8_t x[(kChanges + kAccumulators) * kInt4StepK];
+  for (std::size_t i = 0; i < sizeof x; ++i) x[i] = static_cast<std::int8_t>(rounds % 7 + i % 5);
+  Int4Weights const weights = load_int4(w);
+  Int4Sums sums[kAccumulators];
+  for (Int4Sums& sum : sums) sum = first_int4_sums(0);
+  for (std::size_t round = 0; round < rounds / 2; ++round)  // a step is two multiply-adds of int8
+    for (std::size_t i = 0; i < kAccumulators; ++i)
+      sums[i] = dot_int4(sums[i], weights, broadcast_int4(x + (round % kChanges + i) * kInt4StepK));
+  Vec all = zero();
+  for (Int4Sums const& sum : sums) all = all + to_floats(total(sum, 0));
+  return sum_lanes(all);
+}
 
 }  // namespace
 }  // namespace expertmesh

@@ -2,7 +2,7 @@
 // whatever computes it; scaled, the groups are added in the order of K. So all ISAs have the same bits.
 #pragma once
 #include "common/kernels/int8_panels.h"
-#include "common/kernels/isa/gemm_tile.h"
+#include "common/kernels/isa/gemm_impl.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -11,19 +11,19 @@ namespace {
 // A row's group as the ISA's dot_int8 reads it.
 struct QuantisedGroup {
   float scale;
-  std::int32_t start;         // -128 times the sum of the whole numbers: what unsigned weights add too much
+  std::int32_t start;         // -kInt8WeightBias times the sum of the whole numbers: what the bias adds too much
   Int8Element x[kInt8Group];  // as arrange() has them; zeros behind the row's end
 };
 static_assert(sizeof(QuantisedGroup) <= quantised_row_bytes(1) && alignof(QuantisedGroup) <= sizeof(float));
 
-void quantise_int8(float const* x, std::size_t n, std::byte* out) {
+inline void quantise_int8(float const* x, std::size_t n, std::byte* out) {
   auto* group = reinterpret_cast<QuantisedGroup*>(out);
   for (std::size_t i = 0; i < n; i += kInt8Group, ++group) {
     std::int32_t whole[kInt8Group];
     group->scale = quantise_group(x + i, n - i < kInt8Group ? n - i : kInt8Group, whole).scale;
     std::int32_t sum = 0;
     for (std::int32_t const q : whole) sum += q;
-    group->start = -kInt8Bias * sum;
+    group->start = -kInt8WeightBias * sum;
     arrange(whole, group->x);
   }
 }
@@ -74,6 +74,23 @@ struct GemmInt8 {
     sums.store(g, row, panel);
   }
 };
+
+inline float peak_int8(std::size_t rounds) {
+  std::byte w[kInt8StepBytes];
+  for (std::size_t i = 0; i < kInt8StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
+  // As in a GEMM each sum has numbers of its own, that change: else there are ISAs where the products could be kept.
+  constexpr std::size_t kChanges = 8;
+  Int8Element x[(kChanges + kAccumulators) * kInt8StepK];
+  // Over kChanges rounds a sum comes back to where it was, so that it never overflows.
+  constexpr int kFactors[kChanges] = {1, -2, 3, -4, 4, -3, 2, -1};
+  for (std::size_t i = 0; i < sizeof x / sizeof *x; ++i)
+    x[i] = static_cast<Int8Element>(kFactors[i / kInt8StepK % kChanges] *
+                                    (1 + static_cast<int>(rounds % 7 + i % kInt8StepK)));
+  Int8Weights const weights = load_int8(w);
+  return peak<std::int32_t>(rounds, [&](Ints const& sum, std::size_t round, std::size_t i) {
+    return dot_int8(sum, weights, broadcast_int8(x + (round % kChanges + i) * kInt8StepK));
+  });
+}
 
 }  // namespace
 }  // namespace expertmesh

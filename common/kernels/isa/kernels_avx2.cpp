@@ -1,6 +1,6 @@
 #include "common/kernels/isa/decode_avx2.h"
-#include "common/kernels/isa/vec_avx2.h"
-// The Vec above decides what the loops below compile to.
+#include "common/kernels/isa/dots_avx2.h"
+// What is above decides what the loops below compile to.
 #include "common/kernels/isa/kernels_impl.h"
 
 namespace expertmesh {

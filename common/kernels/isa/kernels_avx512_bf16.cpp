@@ -1,10 +1,30 @@
+// The kernels of AVX-512 with VNNI, which every processor with AVX-512 BF16 has, with products of bfloat16 by BF16.
 #include "common/kernels/isa/decode_avx512_bf16.h"
-#include "common/kernels/isa/vec_avx512_bf16.h"
-// The Vec above decides what the loops below compile to.
-#include "common/kernels/isa/kernels_impl.h"
+#include "common/kernels/isa/vec_avx512.h"
+
+namespace expertmesh {
+namespace {
+inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
+  __m512i const pairs = _mm512_loadu_si512(w);
+  __m512i const both = _mm512_set1_epi32(static_cast<int>(x));
+  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh const&>(pairs), reinterpret_cast<__m512bh const&>(both))};
+}
+}  // namespace
+}  // namespace expertmesh
+
+#include "common/kernels/isa/gemm_bf16_impl.h"
+#include "common/kernels/isa/gemm_coded_impl.h"
 
 namespace expertmesh {
 KernelTable const& avx512_bf16_kernels() {
-  return kTable;
+  static KernelTable const table = [] {
+    KernelTable t = avx512_vnni_kernels();
+    t.gemm_bf16 = gemm<GemmBf16>;
+    t.gemm_mxfp4 = gemm_coded<Mxfp4Codes>;
+    t.gemm_fp8 = gemm_coded<Fp8Codes>;
+    t.peak_bf16 = peak_bf16;
+    return t;
+  }();
+  return table;
 }
 }  // namespace expertmesh

@@ -5,6 +5,7 @@
 
 #include "common/kernels/bf16_bits.h"
 #include "common/kernels/isa/attend_impl.h"
+#include "common/kernels/isa/gemm_bf16_impl.h"
 #include "common/kernels/isa/gemm_coded_impl.h"
 #include "common/kernels/isa/gemm_impl.h"
 #include "common/kernels/isa/gemm_int4_impl.h"
@@ -160,64 +161,9 @@ float read_stream(float const* x, std::size_t n) {
   return sum_lanes(sums[0]);
 }
 
-// Independent sums on registers alone, as many as a GEMM's register tile has: what no GEMM can exceed. T: of a sum's
-// lanes, float or int32.
-template <class T, class MultiplyAdd>
-float peak(std::size_t rounds, MultiplyAdd multiply_add) {
-  decltype(broadcast(T{})) sums[kAccumulators];
-  for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = broadcast(static_cast<T>(i));  // all different
-  for (std::size_t round = 0; round < rounds; ++round)
-    for (std::size_t i = 0; i < kAccumulators; ++i) sums[i] = multiply_add(sums[i], round, i);
-  Vec total = zero();
-  for (auto const& sum : sums) total = total + to_floats(sum);
-  return sum_lanes(total);
-}
-
 float peak_f32(std::size_t rounds) {
   Vec const x = broadcast(1.0F / static_cast<float>(rounds));
   return peak<float>(rounds, [&](Vec const& sum, std::size_t, std::size_t) { return fma(x, x, sum); });
-}
-
-float peak_bf16(std::size_t rounds) {
-  std::uint16_t w[2 * kLanes];
-  for (std::size_t i = 0; i < 2 * kLanes; ++i) w[i] = static_cast<std::uint16_t>(rounds + i);
-  return peak<float>(rounds, [&](Vec const& sum, std::size_t, std::size_t) {
-    return dot_bf16(sum, w, static_cast<std::uint32_t>(rounds));
-  });
-}
-
-float peak_int8(std::size_t rounds) {
-  std::byte w[kInt8StepBytes];
-  for (std::size_t i = 0; i < kInt8StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
-  // As in a GEMM each sum has numbers of its own, that change: else there are ISAs where the products could be kept.
-  constexpr std::size_t kChanges = 8;
-  Int8Element x[(kChanges + kAccumulators) * kInt8StepK];
-  // Over kChanges rounds a sum comes back to where it was, so that it never overflows.
-  constexpr int kFactors[kChanges] = {1, -2, 3, -4, 4, -3, 2, -1};
-  for (std::size_t i = 0; i < sizeof x / sizeof *x; ++i)
-    x[i] = static_cast<Int8Element>(kFactors[i / kInt8StepK % kChanges] *
-                                    (1 + static_cast<int>(rounds % 7 + i % kInt8StepK)));
-  Int8Weights const weights = load_int8(w);
-  return peak<std::int32_t>(rounds, [&](Ints const& sum, std::size_t round, std::size_t i) {
-    return dot_int8(sum, weights, broadcast_int8(x + (round % kChanges + i) * kInt8StepK));
-  });
-}
-
-float peak_int4(std::size_t rounds) {
-  std::byte w[kInt4StepBytes];
-  for (std::size_t i = 0; i < kInt4StepBytes; ++i) w[i] = static_cast<std::byte>(rounds + i);
-  constexpr std::size_t kChanges = 8;  // as in peak_int8
-  std::int8_t x[(kChanges + kAccumulators) * kInt4StepK];
-  for (std::size_t i = 0; i < sizeof x; ++i) x[i] = static_cast<std::int8_t>(rounds % 7 + i % 5);
-  Int4Weights const weights = load_int4(w);
-  Int4Sums sums[kAccumulators];
-  for (Int4Sums& sum : sums) sum = first_int4_sums(0);
-  for (std::size_t round = 0; round < rounds / 2; ++round)  // a step is two multiply-adds of int8
-    for (std::size_t i = 0; i < kAccumulators; ++i)
-      sums[i] = dot_int4(sums[i], weights, broadcast_int4(x + (round % kChanges + i) * kInt4StepK));
-  Vec all = zero();
-  for (Int4Sums const& sum : sums) all = all + to_floats(total(sum, 0));
-  return sum_lanes(all);
 }
 
 constexpr KernelTable kTable = {

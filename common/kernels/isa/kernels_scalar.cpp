@@ -1,6 +1,6 @@
 #include "common/kernels/isa/decode_scalar.h"
 #include "common/kernels/isa/vec_scalar.h"
-// The Vec above decides what the loops below compile to.
+// What is above decides what the loops below compile to.
 #include "common/kernels/isa/kernels_impl.h"
 
 namespace expertmesh {

@@ -19,7 +19,7 @@ Vec load_some(T const* p, std::size_t n) {
   return load(lanes);
 }
 
-void store_some(float* p, Vec const& v, std::size_t n) {
+inline void store_some(float* p, Vec const& v, std::size_t n) {
   if (n >= kLanes) {
     store(p, v);
     return;
@@ -31,7 +31,7 @@ void store_some(float* p, Vec const& v, std::size_t n) {
 
 // e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -86.6 (where
 // e^x < 2.5e-38), infinite where float ends, NaN for NaN.
-Vec exponential(Vec const& x0) {
+inline Vec exponential(Vec const& x0) {
   Vec const x = min(broadcast(89.0F), max(broadcast(-86.6F), x0));
   Vec const n = round_to_int(x * broadcast(1.44269504F));
   Vec r = fma(n, broadcast(-0.693359375F), x);  // ln 2 in two parts, the first exact in few bits

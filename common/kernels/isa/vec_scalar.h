@@ -121,6 +121,7 @@ struct Ints {
   std::int32_t lane[16];
 };
 using Int8Element = std::int8_t;
+constexpr int kInt8WeightBias = 128;  // that the weights of load_int8() have: 0 where it takes it away
 struct Int8Weights {
   std::uint8_t byte[64];
 };
@@ -161,18 +162,10 @@ void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
 }
 
 // ---- int4: 16 sums over a group, the weights [16][8] of a step of eight k, and a row's eight numbers
-using Int4Sums = Ints;
 struct Int4Weights {
   Int8Weights low, high;
 };
-struct Int4Row {
-  Int8Row low, high;
-};
 
-// start: what a group's sums begin with; it is in the total, wherever an ISA adds it.
-inline Int4Sums first_int4_sums(std::int32_t start) {
-  return broadcast(start);
-}
 inline Int4Weights load_int4(std::byte const* p) {
   Int4Weights w;
   for (std::size_t i = 0; i < 64; ++i) {
@@ -182,16 +175,8 @@ inline Int4Weights load_int4(std::byte const* p) {
   }
   return w;
 }
-inline Int4Row broadcast_int4(std::int8_t const* x) {
-  return {broadcast_int8(x), broadcast_int8(x + 4)};
-}
-// acc[n] += w[n][0] x[0] + … + w[n][7] x[7], the weights unsigned
-inline Int4Sums dot_int4(Int4Sums const& acc, Int4Weights const& w, Int4Row const& row) {
-  return dot_int8(dot_int8(acc, w.low, row.low), w.high, row.high);
-}
-inline Ints const& total(Int4Sums const& sums, std::int32_t /*start*/) {
-  return sums;
-}
 
 }  // namespace
 }  // namespace expertmesh
+
+#include "common/kernels/isa/dots_int4_by_int8.h"

@@ -165,6 +165,36 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel, testing::ValuesIn(test::kReferenceModels), test::name_of_model);
 
+// ---- what has kernels of its own for every instruction set: plain, biased and clamped, latent
+class EveryIsa : public testing::TestWithParam<std::tuple<Isa, char const*>> {};
+
+TEST_P(EveryIsa, HasTheGoldensAndBitsOfTheRowAlone) {
+  auto const [isa, name] = GetParam();
+  test::GoldenFile const golden(model_dir(name) / "golden.safetensors");
+  std::vector<std::vector<TokenId>> prompts;
+  for (std::size_t i = 0; i < num_prompts(golden); ++i) prompts.push_back(prompt_of(golden, i));
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Model model(model_dir(name), dtype, 2, isa);
+    auto const together = model.run(prompts, 31);
+    for (std::size_t p = 0; p < prompts.size(); ++p) {
+      Model alone(model_dir(name), dtype, 1, isa);
+      EXPECT_EQ(alone.run({prompts[p]}, kMaxTokens)[0].logprobs, together[p].logprobs) << name_of(dtype) << ", " << p;
+      if (dtype == DType::f32) {
+        double const error =
+            logit_error(together[p], golden.floats("prompt" + std::to_string(p) + ".logits"), model.spec.vocab);
+        EXPECT_LE(error, kTolerance) << "prompt " << p;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, EveryIsa,
+                         testing::Combine(testing::ValuesIn(runnable_isas()),
+                                          testing::Values("mixtral", "gpt_oss", "deepseek_v3")),
+                         [](auto const& test) {
+                           return std::string(name_of(std::get<0>(test.param))) + "_" + std::get<1>(test.param);
+                         });
+
 // ---- every knob of a family matters: with it turned, the model is another one, or none
 // By the longest prompt.
 void expect_other_model(fs::path const& dir, test::GoldenFile const& golden) {

@@ -1,5 +1,5 @@
-// 16 floats in one AVX-512 register. Included by one .cpp only, compiled with the flags of AVX-512 F, BW, VL, DQ, BF16
-// and VNNI, which every processor with BF16 has.
+// 16 floats in one AVX-512 register. Included only by .cpps that are compiled with the flags of AVX-512 F, BW, VL and
+// DQ, which every processor with AVX-512 has (but for the Xeon Phi).
 #pragma once
 #include <immintrin.h>
 
@@ -111,24 +111,12 @@ inline void transpose(Vec (&tile)[16]) {
     tile[c + 12].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
   }
 }
-inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
-  __m512i const pairs = _mm512_loadu_si512(w);
-  __m512i const both = _mm512_set1_epi32(static_cast<int>(x));
-  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh const&>(pairs), reinterpret_cast<__m512bh const&>(both))};
-}
 
-// ---- int8: see vec_scalar.h
+// ---- 16 int32 sums
 // gcc copies an accumulator before and after vpdpbusd unless its type says that it holds int32.
 using Int32x16 = std::int32_t __attribute__((vector_size(64)));
 struct Ints {
   Int32x16 v;
-};
-using Int8Element = std::int8_t;
-struct Int8Weights {
-  __m512i v;
-};
-struct Int8Row {
-  __m512i v;
 };
 
 inline Ints broadcast(std::int32_t x) {
@@ -140,49 +128,11 @@ inline Vec to_floats(Ints a) {
 inline Vec to_floats(Vec a) {
   return a;
 }
-inline Int8Weights load_int8(std::byte const* p) {
-  return {_mm512_loadu_si512(p)};
-}
-inline Int8Row broadcast_int8(Int8Element const* x) {
+// Four bytes of a row.
+inline __m512i broadcast_four(void const* x) {
   std::int32_t four;
   __builtin_memcpy(&four, x, sizeof four);
-  return {_mm512_set1_epi32(four)};
-}
-inline Ints dot_int8(Ints acc, Int8Weights w, Int8Row row) {
-  return {reinterpret_cast<Int32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), w.v, row.v))};
-}
-template <std::size_t N>
-void arrange(std::int32_t const (&whole)[N], Int8Element* out) {
-  static_assert(N % 16 == 0);
-  for (std::size_t i = 0; i < N; i += 16)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(_mm512_loadu_si512(whole + i)));
-}
-
-// ---- int4: see vec_scalar.h
-using Int4Sums = Ints;
-struct Int4Weights {
-  Int8Weights low, high;
-};
-struct Int4Row {
-  Int8Row low, high;
-};
-
-inline Int4Sums first_int4_sums(std::int32_t start) {
-  return broadcast(start);
-}
-inline Int4Weights load_int4(std::byte const* p) {
-  __m512i const both = _mm512_loadu_si512(p);
-  __m512i const half = _mm512_set1_epi8(15);
-  return {{_mm512_and_si512(both, half)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), half)}};
-}
-inline Int4Row broadcast_int4(std::int8_t const* x) {
-  return {broadcast_int8(x), broadcast_int8(x + 4)};
-}
-inline Int4Sums dot_int4(Int4Sums acc, Int4Weights w, Int4Row row) {
-  return dot_int8(dot_int8(acc, w.low, row.low), w.high, row.high);
-}
-inline Ints total(Int4Sums sums, std::int32_t /*start*/) {
-  return sums;
+  return _mm512_set1_epi32(four);
 }
 
 }  // namespace

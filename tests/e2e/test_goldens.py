@@ -151,8 +151,8 @@ class GoldensTest(ServedGoldens):
 class IsaTest(ServedGoldens):
     """The kernels of every instruction set that this processor has, here and in a worker; what it lacks is refused."""
 
-    AVX512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
-    NEEDED = {"scalar": set(), "neon": {"asimd"}, "neon_dot": {"asimddp"}, "avx2": {"avx2", "fma"}, "avx_vnni": {"avx2", "fma", "avx_vnni"},
+    AVX512 = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    NEEDED = {"scalar": set(), "neon": {"asimd"}, "neon_dot": {"asimddp"}, "avx2": {"avx2", "fma", "f16c"}, "avx_vnni": {"avx2", "fma", "f16c", "avx_vnni"},
               "avx512": AVX512, "avx512_vnni": AVX512 | {"avx512_vnni"}, "avx512_bf16": AVX512 | {"avx512_vnni", "avx512_bf16"},
               "amx": AVX512 | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"}}
 

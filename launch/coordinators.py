@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import queue
+import random
 import re
 import secrets
 import signal
@@ -101,11 +102,15 @@ def number(text, name):
 # ---- the cluster
 
 def free_ports(count):
-    """-> the first of so many free ports in a row"""
+    """-> the first of so many free ports in a row, where there are such below those that the system gives to outgoing
+    connections: whoever is to listen at them does so only later, and one of those could have taken them until then"""
+    lowest, given_out = 10000, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(100):
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))
             first = probe.getsockname()[1]
+        if lowest + count < given_out:
+            first = random.randrange(lowest, given_out - count)
         try:
             for port in range(first, first + count):
                 with socket.socket() as probe:

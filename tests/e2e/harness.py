@@ -18,6 +18,9 @@ EXPERTMESH = os.environ.get("EXPERTMESH", str(REPOSITORY / "launch" / "expertmes
 DEMO_MODEL = REPOSITORY / "launch" / "demo-model"
 MODEL_GOLDENS = REPOSITORY / "tests" / "goldens" / "models"
 
+sys.path.append(str(REPOSITORY / "launch"))
+from coordinators import free_ports  # noqa: E402, F401
+
 START_SECONDS = 60  # bounds, not expectations: a loaded machine with sanitizers stays far below them
 ANSWER_SECONDS = 60
 STOP_SECONDS = 20

@@ -3,22 +3,15 @@ starts the workers of its own host, the others join by themselves, here by way o
 import contextlib
 import json
 import secrets
-import socket
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, Server, wait_until
+from harness import DEMO_MODEL, EXPERTMESH, Server, free_ports, wait_until
 
 NUM_EXPERTS = 5 * 8
 GOLDEN = json.loads((DEMO_MODEL / "golden.json").read_text())["cases"][0]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def experts_of(server):
@@ -35,7 +28,7 @@ class ClusterTest(unittest.TestCase):
         self.secret = Path(folder) / "secret"
         self.secret.write_text(secrets.token_hex(16))
         self.secret.chmod(0o600)
-        self.port = free_port()
+        self.port = free_ports(1)
 
     @contextlib.contextmanager
     def worker(self, *arguments):

@@ -11,8 +11,8 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, Server, has_failed, is_alive, wait_until
-from test_cluster import NUM_EXPERTS, free_port
+from harness import DEMO_MODEL, EXPERTMESH, Server, free_ports, has_failed, is_alive, wait_until
+from test_cluster import NUM_EXPERTS
 
 NUM_WORKERS = 3
 # Threads: there are five processes that compute. Heartbeats: a death is what the test kills, which is noticed at once.
@@ -55,7 +55,7 @@ class CoordinatorsTest(unittest.TestCase):
         self.secret.write_text(secrets.token_hex(16))
         self.secret.chmod(0o600)
         self.names = self.folder / "names"
-        self.ports = [free_port(), free_port()]
+        self.ports = [free_ports(1), free_ports(1)]
         self.launchers = []
         # Of both: so that neither needs the other.
         server = subprocess.Popen([EXPERTMESH, "name-server", str(self.names), "--interface", "lo"], stdin=subprocess.DEVNULL)

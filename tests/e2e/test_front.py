@@ -12,8 +12,7 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, Server, descendants, has_failed, is_alive, wait_until
-from test_cluster import free_port
+from harness import DEMO_MODEL, EXPERTMESH, Server, descendants, free_ports, has_failed, is_alive, wait_until
 from test_coordinators import JOBS, LONG, NUM_WORKERS, PATIENT, stream, tokens_of
 
 COORDINATORS = (0, 1)
@@ -196,7 +195,7 @@ class LaunchTest(unittest.TestCase):
         secret.chmod(0o600)
         file = self.folder / "cluster.json"
         file.write_text(json.dumps({
-            "interface": "lo", "control_port": free_port(), "secret_file": str(secret), "coordinators": 2,
+            "interface": "lo", "control_port": free_ports(2), "secret_file": str(secret), "coordinators": 2,
             "coordinator": {"host": "here", "address": "127.0.0.1"}, "workers": [{"host": "here", "threads": 1, "capacity": 1}], **changes}))
         return file
 

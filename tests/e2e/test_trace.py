@@ -10,8 +10,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from harness import DEMO_MODEL, EXPERTMESH, Server, descendants, is_alive, wait_until
-from test_cluster import free_port
+from harness import DEMO_MODEL, EXPERTMESH, Server, descendants, free_ports, is_alive, wait_until
 from test_workers import LONG, PROMPT, successor_of, text_of_a_stream_without, workers_of
 
 MOE_LAYERS = range(5)
@@ -204,7 +203,7 @@ class TraceTest(unittest.TestCase):
         shifted = ["unshare", "--time", "--monotonic", str(AHEAD_S)]
         if subprocess.run([*shifted, "true"], capture_output=True, check=False).returncode != 0:
             self.skipTest("skipped: no time namespaces here (unshare --time)")
-        secret, port = self.folder / "secret", free_port()
+        secret, port = self.folder / "secret", free_ports(1)
         secret.write_text(secrets.token_hex(16))
         secret.chmod(0o600)
         with Server(DEMO_MODEL, "--workers", 1, "--interface", "lo", "--control-port", port, "--secret-file", secret,

@@ -43,7 +43,7 @@ void overwrite(ModelRig& rig, std::size_t group, std::size_t block, int byte) {
     std::memset(kv.keys() + block * bytes, byte, bytes);
     std::memset(kv.values() + block * bytes, byte, bytes);
     std::size_t const scales = (KvLayer::bytes_per_block(shape) - 2 * bytes) / sizeof(float);  // of int8
-    std::memset(kv.scales() + block * scales, byte, scales * sizeof(float));
+    if (scales > 0) std::memset(kv.scales() + block * scales, byte, scales * sizeof(float));
   }
 }
 

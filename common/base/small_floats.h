@@ -1,6 +1,8 @@
 // The number types of quantised checkpoints. float32 holds every value exactly.
 #pragma once
+#include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -16,6 +18,12 @@ constexpr float e4m3_to_float(std::uint8_t bits) {
   float const magnitude = static_cast<float>(mantissa) * 0x1p-9F;  // subnormal
   return sign != 0 ? -magnitude : magnitude;
 }
+
+constexpr std::array<float, 256> kE4m3Values = [] {
+  std::array<float, 256> values{};
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<std::uint8_t>(i));
+  return values;
+}();
 
 // FP4 E2M1 of the low four bits (OCP Microscaling Formats 1.0, 2023, section 5.3.3): 0, 0.5, 1, 1.5, 2, 3, 4, 6.
 constexpr float e2m1_to_float(std::uint8_t bits) {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/base/divided_up.h"
 #include "common/base/error.h"
 
 namespace expertmesh {
@@ -14,10 +15,6 @@ namespace {
 constexpr std::size_t kWordBits = 32;
 // Where an int32 of awq has the code of row r, counted in codes: the inverse of 0 2 4 6 1 3 5 7.
 constexpr std::array<std::uint32_t, 8> kAwqPlace = {0, 4, 1, 5, 2, 6, 3, 7};
-
-std::size_t divided_up(std::size_t a, std::size_t b) {
-  return (a + b - 1) / b;
-}
 
 template <class T>
 T at(StoredTensor const& tensor, std::size_t index) {

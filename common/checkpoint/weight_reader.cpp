@@ -1,12 +1,12 @@
 #include "common/checkpoint/weight_reader.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 
 #include "common/base/aligned_buffer.h"
 #include "common/base/check.h"
+#include "common/base/divided_up.h"
 #include "common/base/error.h"
 #include "common/base/small_floats.h"
 #include "common/checkpoint/integer_weights.h"
@@ -16,10 +16,6 @@ namespace {
 
 constexpr std::size_t kChunkBytes = std::size_t{256} << 10;  // of rows converted at a time
 constexpr std::size_t kMinRows = 32;                         // of them: a cache line where they are stored across
-
-std::size_t divided_up(std::size_t a, std::size_t b) {
-  return (a + b - 1) / b;
-}
 
 void refuse_bad(std::string const& tensor, std::string const& problem) {
   if (!problem.empty()) throw ModelError("tensor '" + tensor + "': " + problem);
@@ -112,11 +108,6 @@ class Fp8Rows {
 };
 
 Convert from_fp8(Place const& place, StoredTensor const& codes, StoredTensor const& scale_inv) {
-  static constexpr std::array<float, 256> kValues = [] {
-    std::array<float, 256> values{};
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<std::uint8_t>(i));
-    return values;
-  }();
   return
       [&place, rows = Fp8Rows(place, codes, scale_inv)](std::size_t first, std::size_t count, std::byte* out) mutable {
         std::size_t const block = rows.width();
@@ -128,7 +119,7 @@ Convert from_fp8(Place const& place, StoredTensor const& codes, StoredTensor con
           for (std::size_t i = 0; i < at_once; ++i, numbers += place.k)
             for (std::size_t b = 0; b < rows.num_scales(); ++b)
               for (std::size_t e = b * block; e < std::min(place.k, (b + 1) * block); ++e)
-                numbers[e] = kValues[std::to_integer<std::uint8_t>(some.codes[i * place.k + e])] *
+                numbers[e] = kE4m3Values[std::to_integer<std::uint8_t>(some.codes[i * place.k + e])] *
                              scales[i * rows.num_scales() + b];
         }
       };

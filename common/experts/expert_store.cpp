@@ -40,7 +40,7 @@ PackedCache::Entry cache_entry(ExpertLayerSpec const& layer, std::uint32_t exper
   auto const weight = [&](char const* what, WeightSlice const& w) {
     key << what << ' ' << w.name << ' ' << w.stack << ' ' << w.index << ' ' << w.stored_rows << ' ' << w.first_row
         << ' ' << w.row_step << ' ' << w.transposed << ' ' << static_cast<int>(w.storage) << ' ' << w.block_rows << ' '
-        << w.block_columns << '\n';
+        << w.block_columns << ' ' << form_of(w) << '\n';
   };
   auto const vector = [&](char const* what, std::optional<VectorSlice> const& v) {
     if (v)

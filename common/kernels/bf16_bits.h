@@ -5,7 +5,7 @@
 namespace expertmesh {
 namespace {
 
-inline std::uint16_t bf16_bits(float x) {
+[[gnu::always_inline]] inline std::uint16_t bf16_bits(float x) {
   auto const bits = __builtin_bit_cast(std::uint32_t, x);
   bool const nan = (bits & 0x7fffffffU) > 0x7f800000U;
   std::uint32_t const rounded = (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;

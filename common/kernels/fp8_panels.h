@@ -8,7 +8,6 @@
 // they are rounded. Padding columns and k have the code 0.
 #pragma once
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -50,12 +49,6 @@ inline Fp8Steps fp8_steps(std::byte const* panel, std::size_t group, std::size_t
           .codes = reinterpret_cast<std::uint8_t const*>(at + kFp8ScaleBytes + k % group / kFp8StepK * kFp8StepBytes),
           .steps = (count + kFp8StepK - 1) / kFp8StepK};
 }
-
-constexpr std::array<float, 256> kE4m3Values = [] {
-  std::array<float, 256> values{};
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = e4m3_to_float(static_cast<std::uint8_t>(i));
-  return values;
-}();
 
 constexpr std::uint32_t kFp8Mark = 0x80000000U;
 constexpr std::uint32_t kFp8LeastPlainScale = (127 - 117) << 23;  // 2^-117

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "common/base/divided_up.h"
 #include "common/kernels/activation_rows.h"
 #include "common/kernels/exec.h"
 #include "common/kernels/exec_scratch.h"
@@ -26,10 +27,6 @@ struct GemmJob {
 // rows, so that narrow weights with many rows are shared out too.
 constexpr std::size_t kTilePanels = 4;
 constexpr std::size_t kTileRowsMax = 64;
-
-inline std::size_t divided_up(std::size_t a, std::size_t b) {
-  return (a + b - 1) / b;
-}
 
 // Rows of a job's tiles, but for the last ones: nearly as many in each, since all threads have some of each job. In
 // eights, which is what the fastest kernels take at once.

@@ -4,6 +4,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/base/divided_up.h"
 #include "common/kernels/exec_scratch.h"
 #include "common/kernels/int8_group.h"
 #include "common/kernels/kernel_table.h"
@@ -36,7 +37,6 @@ struct AttendCut {
 AttendCut cut_attention(std::size_t heads, std::size_t kv_heads, std::size_t pairs, std::size_t num_threads) {
   constexpr std::size_t kHeadStep = 4;
   constexpr std::size_t kPartsAThread = 8;
-  auto const divided_up = [](std::size_t a, std::size_t b) { return (a + b - 1) / b; };
   std::size_t const parts = std::max(divided_up(heads, kRowsPerPart), divided_up(num_threads, pairs));
   std::size_t const heads_each = std::min(heads, divided_up(divided_up(heads, parts), kHeadStep) * kHeadStep);
   std::size_t const at_once =

@@ -7,6 +7,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/bf16_bits.h"
 #include "common/kernels/fp8_panels.h"
 #include "common/kernels/int4_panels.h"
 #include "common/kernels/int8_panels.h"
@@ -118,13 +119,6 @@ EM_INLINE void pack_f32(Source const& source, std::size_t k, std::byte* panel) {
   }
 }
 
-// to_bf16() without a branch.
-EM_INLINE std::uint32_t rounded_bits(float x) {
-  auto const u = __builtin_bit_cast(std::uint32_t, x);
-  std::uint32_t const rounded = (u + 0x7fffU + ((u >> 16) & 1U)) >> 16;
-  return (u & 0x7fffffffU) > 0x7f800000U ? (u >> 16 | 0x0040U) : rounded;
-}
-
 template <class From>
 EM_INLINE void pack_bf16(Source const& source, std::size_t k, std::byte* panel) {
   std::size_t begin = 0;
@@ -145,7 +139,7 @@ EM_INLINE void pack_bf16(Source const& source, std::size_t k, std::byte* panel) 
         if constexpr (std::is_same_v<From, bf16>)
           words[n] = __builtin_bit_cast(std::uint32_t, x[i][n]) >> 16 | __builtin_bit_cast(std::uint32_t, x[i + 1][n]);
         else
-          words[n] = rounded_bits(x[i][n]) | rounded_bits(x[i + 1][n]) << 16;
+          words[n] = bf16_bits(x[i][n]) | std::uint32_t{bf16_bits(x[i + 1][n])} << 16;
       store(source, words, panel + (begin + i) / 2 * sizeof words);
     }
   }

@@ -135,16 +135,18 @@ class Batch {
   void add_stages(StageMeans& sum) const {
     ++sum.num_steps;
     auto const work = runtime_.runner().work();
+    auto const floors = runtime_.runner().floors();
     for (std::size_t s = 0; s < kNumStages; ++s) {
       sum.seconds[s] += runtime_.runner().stages().seconds()[s];
       if (!work) continue;
+      sum.floors[s] += (*floors)[s];
       sum.bytes[s] += static_cast<double>((*work)[s].bytes);
       sum.operations[s] += 2.0 * static_cast<double>((*work)[s].multiply_adds);
     }
   }
   static StageMeans mean_of(StageMeans sum) {
     auto const steps = static_cast<double>(std::max<std::size_t>(sum.num_steps, 1));
-    for (auto* of_stages : {&sum.seconds, &sum.bytes, &sum.operations})
+    for (auto* of_stages : {&sum.seconds, &sum.floors, &sum.bytes, &sum.operations})
       for (double& of_stage : *of_stages) of_stage /= steps;
     return sum;
   }
@@ -248,11 +250,13 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
   constexpr std::size_t kCachePasses = 50;
   for (std::size_t const threads : {std::size_t{1}, figures.ceiling_threads}) {
     if (!figures.ceilings.empty() && figures.ceilings.front().threads == threads) continue;
+    bool const all = threads == figures.ceiling_threads;
     ThreadPool some(threads);
     Exec const on(figures.isa, some, {.max_rows = 1, .max_columns = 1});
     figures.ceilings.push_back(
         {.threads = threads,
-         .memory_bytes_per_second = measure_read_bandwidth(on, options.read_bytes, kCeilingPasses),
+         .memory_bytes_per_second =
+             all ? figures.memory_bytes_per_second : measure_read_bandwidth(on, options.read_bytes, kCeilingPasses),
          .cache_bytes_per_second = measure_read_bandwidth(on, threads * kCacheBytesAThread, kCachePasses),
          .f32 = measure_peak_flops(on, DType::f32, kCeilingPasses),
          .bf16 = measure_peak_flops(on, DType::bf16, kCeilingPasses),

@@ -25,7 +25,8 @@ struct EngineBenchOptions {
 // The stages of steps, means over them.
 struct StageMeans {
   StageSeconds seconds{};
-  std::array<double, kNumStages> bytes{};       // that they had to move; nothing with a device or an encoder
+  StageSeconds floors{};                        // the least they could take; nothing with a device
+  std::array<double, kNumStages> bytes{};       // that they had to move; likewise
   std::array<double, kNumStages> operations{};  // likewise; a multiply-add is two
   std::size_t num_steps = 0;
 };

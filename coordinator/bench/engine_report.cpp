@@ -74,10 +74,6 @@ std::string gaps_table(EngineFigures const& figures) {
   return out;
 }
 
-double floor_of(StageMeans const& stages, std::size_t s, EngineFigures const& figures) {
-  return std::max(stages.bytes[s] / figures.memory_bytes_per_second, stages.operations[s] / figures.flops_per_second);
-}
-
 std::string ceilings_table(EngineFigures const& figures) {
   std::string out = fmt::format(
       "\nceilings   GB/s read, GFLOP/s (GOP/s); cache: 4 MiB a thread, over and over; barrier: of an op, us\n"
@@ -91,7 +87,7 @@ std::string ceilings_table(EngineFigures const& figures) {
 }
 
 // Every stage that takes time, and all of them.
-std::string stages_table(std::string_view what, StageMeans const& stages, EngineFigures const& figures) {
+std::string stages_table(std::string_view what, StageMeans const& stages) {
   std::string out =
       fmt::format("{:<16}{:>10}{:>10}{:>11}{:>11}{:>9}\n", what, "MB", "GFLOP", "floor ms", "ms", "share");
   auto const line = [&](std::string_view name, double bytes, double operations, double floor, double seconds) {
@@ -101,23 +97,22 @@ std::string stages_table(std::string_view what, StageMeans const& stages, Engine
   double bytes = 0, operations = 0, floors = 0, seconds = 0;
   for (std::size_t s = 0; s < kNumStages; ++s) {
     if (stages.seconds[s] <= 0) continue;
-    double const floor = floor_of(stages, s, figures);
-    line(kStageNames[s], stages.bytes[s], stages.operations[s], floor, stages.seconds[s]);
+    line(kStageNames[s], stages.bytes[s], stages.operations[s], stages.floors[s], stages.seconds[s]);
     bytes += stages.bytes[s];
     operations += stages.operations[s];
-    floors += floor;
+    floors += stages.floors[s];
     seconds += stages.seconds[s];
   }
   line("all", bytes, operations, floors, seconds);
   return out;
 }
 
-nlohmann::ordered_json to_json(StageMeans const& stages, EngineFigures const& figures) {
+nlohmann::ordered_json to_json(StageMeans const& stages) {
   nlohmann::ordered_json out;
   for (std::size_t s = 0; s < kNumStages; ++s)
     out[std::string(kStageNames[s])] = {{"bytes", stages.bytes[s]},
                                         {"operations", stages.operations[s]},
-                                        {"floor_ms", floor_of(stages, s, figures) * 1e3},
+                                        {"floor_ms", stages.floors[s] * 1e3},
                                         {"ms", stages.seconds[s] * 1e3}};
   return out;
 }
@@ -172,8 +167,8 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
   for (BatchFigures const& b : figures.batches) {
     out += fmt::format("\nB {}, {} prompts of {} tokens, mean of {} steps\n", b.batch_size, b.batch_size,
                        options.input_len, b.prefill_stages.num_steps);
-    out += stages_table("prefill", b.prefill_stages, figures);
-    out += stages_table("decode", b.decode_stages, figures);
+    out += stages_table("prefill", b.prefill_stages);
+    out += stages_table("decode", b.decode_stages);
   }
   return out;
 }
@@ -205,8 +200,8 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                          {"share_of_floor", share_of_floor(b, figures)},
                          {"stage_ms", std::move(stages)}}}});
     if (!figures.device) {
-      results.back()["prefill"]["stages"] = to_json(b.prefill_stages, figures);
-      results.back()["decode"]["stages"] = to_json(b.decode_stages, figures);
+      results.back()["prefill"]["stages"] = to_json(b.prefill_stages);
+      results.back()["decode"]["stages"] = to_json(b.decode_stages);
       continue;
     }
     auto& prefill = results.back()["prefill"];

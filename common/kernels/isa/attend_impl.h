@@ -266,7 +266,8 @@ class Attend {
     for (std::uint32_t block = first / std::uint32_t{kLanes}; block <= last_block; ++block)
       for (std::size_t g = 0; g < a_.kv_heads; ++g) {
         if (!values_of(block, g)) values_of_keys(keys_of(block, g), a_.value_dim, padded_, own_values_);
-        fetch_ahead(block < last_block ? block + 1 : block, g);
+        state_.keys = state_.values = {};
+        if (block < last_block) fetch_ahead(block + 1, g);
         for (std::size_t t = 0; t < a_.tokens;) {
           Lanes const lanes = lanes_of(a_.token[t], block);
           std::size_t end = t + 1;
@@ -315,7 +316,6 @@ class Attend {
       std::size_t const lines = (elements * sizeof(T) + kLineBytes - 1) / kLineBytes;
       return Ahead{.line = begin, .end = begin + elements * sizeof(T), .lines_a_tick = (lines + ticks - 1) / ticks};
     };
-    state_.keys = state_.values = {};
     state_.keys = ahead(keys_of(block, g), a_.key_dim * kLanes);
     if (a_.values) state_.values = ahead(values_of(block, g), a_.value_dim * kLanes);
     if (kScaled<T>)

@@ -25,7 +25,7 @@ struct GemmJob {
 
 // A tile is what a thread takes at a time: 64 columns, enough independent sums to keep the units busy at m = 1, of 64
 // rows, so that narrow weights with many rows are shared out too.
-constexpr std::size_t kTilePanels = 4;
+constexpr std::size_t kTilePanels = 2;
 constexpr std::size_t kTileRowsMax = 64;
 
 // Rows of a job's tiles, but for the last ones: nearly as many in each, since all threads have some of each job. In

@@ -1,6 +1,6 @@
 // How int4 weights lie in the panels of a PackedMatrix, and what a group of them is. A panel is one stream, for each
 // group of 32 k:
-//   [ceil(K/32)] x { bf16 [16] scales, u8 [4][16][4] }
+//   [ceil(K/32)] x { bf16 [32] scales, u8 [4][32][4] }
 // Byte [s][n][j] has the number of k = 8 s + j in its low half and that of k = 8 s + 4 + j in its high half, both + 8.
 // 4.5 bits a weight. Padding columns have the scale 0; padding k meet activations that are 0.
 #pragma once
@@ -43,7 +43,7 @@ struct EightColumns {
   using Whole = std::int32_t __attribute__((vector_size(32)));
   static constexpr std::size_t kCount = 8;
 };
-struct AllColumns {
+struct SixteenColumns {
   using Floats = float __attribute__((vector_size(64)));
   using Whole = std::int32_t __attribute__((vector_size(64)));
   static constexpr std::size_t kCount = 16;

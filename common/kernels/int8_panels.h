@@ -1,6 +1,6 @@
 // How int8 weights lie in the panels of a PackedMatrix. A panel is one stream that the GEMM reads from end to end: for
 // each group of K the scales, then steps of four k:
-//   [ceil(K/128)] x { f32 [16] scales, u8 [ceil(k/4)][16][4] }    k: 128, the last group's may be fewer
+//   [ceil(K/128)] x { f32 [32] scales, u8 [ceil(k/4)][32][4] }    k: 128, the last group's may be fewer
 // A byte is the whole number + 128: unsigned, as vpdpbusd wants one of its operands. Padding columns have the scale 0;
 // padding k meet activations that are 0.
 #pragma once

@@ -9,7 +9,8 @@
 
 namespace expertmesh {
 
-constexpr std::size_t kPanelColumns = 16;  // output columns of a weight panel = lanes of a vector
+constexpr std::size_t kLanes = 16;         // of a vector
+constexpr std::size_t kPanelColumns = 32;  // output columns of a weight panel
 constexpr std::size_t kRowsPerPart = 32;   // most query heads, of all its tokens, in an AttendPart
 constexpr std::size_t kStreamFloats = 128;
 
@@ -59,7 +60,7 @@ struct AttendPart {
 
 // Queries [head_dim][rows], accumulators [rows][head_dim] and the values of a block [16][head_dim], in whole vectors.
 constexpr std::size_t attend_scratch_floats(std::size_t head_dim) {
-  return (2 * kRowsPerPart + kPanelColumns) * ((head_dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns);
+  return (2 * kRowsPerPart + kLanes) * ((head_dim + kLanes - 1) / kLanes * kLanes);
 }
 
 // Room for a row of n numbers in int8, whatever the ISA makes of it: 4-byte aligned.

@@ -89,10 +89,10 @@ double measure_peak_flops(Exec const& exec, DType weights, std::size_t passes) {
     float (*peak)(std::size_t);
     std::size_t multiply_adds;  // of a vector
   };
-  Kind const kinds[] = {{DType::f32, table.peak_f32, kPanelColumns},
-                        {DType::bf16, table.peak_bf16, 2 * kPanelColumns},
-                        {DType::i8, table.peak_int8, 4 * kPanelColumns},
-                        {DType::i4, table.peak_int4, 4 * kPanelColumns}};
+  Kind const kinds[] = {{DType::f32, table.peak_f32, kLanes},
+                        {DType::bf16, table.peak_bf16, 2 * kLanes},
+                        {DType::i8, table.peak_int8, 4 * kLanes},
+                        {DType::i4, table.peak_int4, 4 * kLanes}};
   auto const* const kind = std::ranges::find(kinds, weights, &Kind::weights);
   EM_CHECK(kind != std::end(kinds), "weights of " << name_of(weights));
   double const seconds = best_seconds(exec, passes, [&](std::size_t) { return kind->peak(kPeakRounds); });

@@ -1,6 +1,6 @@
 // How MXFP4 weights lie in the panels of a PackedMatrix, and which bfloat16 numbers they are. A panel is one stream,
 // for each group of 32 k:
-//   [K/32] x { E8M0 [16] scales, u16 [4][16][2] }
+//   [K/32] x { E8M0 [32] scales, u16 [4][32][2] }
 // Word [s][n][j] has the codes of k = 8 s + 2 q + j in its bits 4 q … 4 q + 3, q = 0 … 3: shifted by 4 q, the words of
 // a step are those of a pair of k in a bfloat16 panel, but for the table and the scale. 4.25 bits a weight. Padding
 // columns have the code 0.
@@ -44,13 +44,22 @@ constexpr std::array<float, 256> kE8m0Values = [] {
 constexpr std::uint8_t kMxfp4LeastPlain = 2;
 constexpr std::uint8_t kMxfp4MostPlain = 252;
 
-// A group of a panel as it is in a bfloat16 panel, out: [16][16][2].
-inline void decode_mxfp4_exactly(std::byte const* group, std::uint16_t* out) {
-  auto const* const scales = reinterpret_cast<std::uint8_t const*>(group);
-  auto const* const words = reinterpret_cast<std::uint16_t const*>(group + kMxfp4ScaleBytes);
+// Sixteen columns of a group of a panel.
+struct Mxfp4Group {
+  std::byte const* scales;  // [16]
+  std::byte const* words;   // [4 steps][16][2], from step to step kMxfp4StepBytes
+};
+inline Mxfp4Group mxfp4_group(std::byte const* group, std::size_t vector) {
+  return {.scales = group + vector * kLanes, .words = group + kMxfp4ScaleBytes + vector * kLanes * 4};
+}
+
+// As they are in a bfloat16 panel, out: [16 pairs][16][2], from pair to pair 2 kPanelColumns.
+inline void decode_mxfp4_exactly(Mxfp4Group const& in, std::uint16_t* out) {
+  auto const* const scales = reinterpret_cast<std::uint8_t const*>(in.scales);
+  auto const* const words = reinterpret_cast<std::uint16_t const*>(in.words);
   constexpr std::size_t kWords = 2 * kPanelColumns;  // of a step, and of a pair of k
   for (std::size_t pair = 0; pair < kMxfp4GroupK / 2; ++pair)
-    for (std::size_t i = 0; i < kWords; ++i) {
+    for (std::size_t i = 0; i < 2 * kLanes; ++i) {
       unsigned const code = words[pair / 4 * kWords + i] >> 4 * (pair % 4) & 15U;
       out[pair * kWords + i] = bf16_bits(kE2m1Values[code] * kE8m0Values[scales[i / 2]]);
     }

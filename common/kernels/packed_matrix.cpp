@@ -150,15 +150,19 @@ PackedMatrix PackedMatrix::widened() const {
     auto* const to = reinterpret_cast<std::uint16_t*>(out.data_.data() + panel * panel_bytes(out.format_, k_));
     if (format_.storage == DType::f4_e2m1) {
       for (std::size_t k = 0; k < k_; k += kMxfp4GroupK)
-        decode_mxfp4_exactly(from + k / kMxfp4GroupK * kMxfp4GroupBytes, to + k * kPanelColumns);
+        for (std::size_t v = 0; v < kPanelColumns / kLanes; ++v)
+          decode_mxfp4_exactly(mxfp4_group(from + k / kMxfp4GroupK * kMxfp4GroupBytes, v),
+                               to + k * kPanelColumns + v * 2 * kLanes);
     } else {
       EM_CHECK(is_fp8(format_), "weights of " << name_of(format_.storage));
       // Steps, of which the last may be half beyond the panel's end.
       std::uint16_t step[kFp8StepBytes];
       for (std::size_t k = 0; k < k_; k += kFp8StepK) {
         std::size_t const count = std::min(kFp8StepK, k_ - k);
-        decode_fp8_exactly(fp8_steps(from, format_.group_size, k, count), step);
-        clear_padding(count, step);
+        for (std::size_t v = 0; v < kPanelColumns / kLanes; ++v) {
+          decode_fp8_exactly(fp8_steps(from, format_.group_size, v, k, count), step + v * 2 * kLanes);
+          clear_padding(count, step + v * 2 * kLanes);
+        }
         std::copy_n(step, (count + 1) / 2 * 2 * kPanelColumns, to + k * kPanelColumns);
       }
     }

@@ -1,5 +1,5 @@
-// A weight [N,K] in the layout the GEMMs read: panels of 16 output columns, zero-padded.
-//   f32:  [ceil(N/16)][K][16]          bf16: [ceil(N/16)][ceil(K/2)][16][2]  (feeds vdpbf16ps)
+// A weight [N,K] in the layout the GEMMs read: panels of 32 output columns, zero-padded.
+//   f32:  [ceil(N/32)][K][32]          bf16: [ceil(N/32)][ceil(K/2)][32][2]  (feeds vdpbf16ps)
 //   int8, int4: see int8_panels.h, int4_panels.h (feed vpdpbusd); not on a device
 //   MXFP4, FP8: see mxfp4_panels.h, fp8_panels.h; not on a device
 // On a device: rows of weight_stride(K) elements (see device.h).
@@ -16,7 +16,7 @@
 namespace expertmesh {
 
 // Of the layout on the host: changes whenever the same numbers get other bytes, since these are kept on disks.
-constexpr unsigned kPackedLayout = 1;
+constexpr unsigned kPackedLayout = 2;
 
 class PackedMatrix {
  public:

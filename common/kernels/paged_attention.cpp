@@ -12,7 +12,7 @@
 namespace expertmesh {
 namespace {
 
-static_assert(kKvBlockTokens == kPanelColumns, "a block's scores are one vector");
+static_assert(kKvBlockTokens == kLanes, "a block's scores are one vector");
 
 std::size_t key_block_elements(KvLayerShape const& shape) {
   return shape.num_kv_heads * shape.key_dim * kKvBlockTokens;

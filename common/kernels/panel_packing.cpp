@@ -20,6 +20,7 @@ namespace {
 #define EM_INLINE [[gnu::always_inline]] inline
 
 constexpr std::size_t kColumns = kPanelColumns;
+constexpr std::size_t kRowWords = 16;   // of 32 bits, that are read of a row at once
 using Words = std::uint32_t[kColumns];  // a 32-bit word of each column
 using Row = float[kColumns];            // a number of each column
 
@@ -36,7 +37,7 @@ struct Source {
 };
 
 Source source_of(PanelRows const& rows, std::size_t row_bytes) {
-  alignas(64) static constexpr std::array<std::byte, 64> kZeros{};  // as much as is read at once
+  alignas(64) static constexpr std::array<std::byte, kRowWords * sizeof(std::uint32_t)> kZeros{};
   Source source{.row = {}, .live = {}, .first = rows.first, .end = rows.first + rows.count};
   for (std::size_t n = 0; n < kColumns; ++n) {
     bool const given = n >= source.first && n < source.end;
@@ -47,10 +48,10 @@ Source source_of(PanelRows const& rows, std::size_t row_bytes) {
 }
 
 // out[i][n] = 32-bit word i of row n from `byte` on.
-EM_INLINE void transpose(Source const& source, std::size_t byte, Words (&out)[kColumns]) {
+EM_INLINE void transpose(Source const& source, std::size_t byte, Words (&out)[kRowWords]) {
   using Four = std::uint32_t __attribute__((vector_size(16)));
   for (std::size_t n = 0; n < kColumns; n += 4)
-    for (std::size_t i = 0; i < kColumns; i += 4) {
+    for (std::size_t i = 0; i < kRowWords; i += 4) {
       Four r[4];
       for (std::size_t j = 0; j < 4; ++j) std::memcpy(&r[j], source.at(n + j, byte) + 4 * i, sizeof(Four));
       Four const ab = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
@@ -85,12 +86,12 @@ EM_INLINE float number(Source const& source, std::size_t column, std::size_t i) 
 // x[i][n] = number begin + i of row n, i < count.
 template <class From>
 EM_INLINE void load(Source const& source, std::size_t begin, std::size_t count, Row* x) {
-  constexpr std::size_t kAtOnce = kColumns * sizeof(std::uint32_t) / sizeof(From);
+  constexpr std::size_t kAtOnce = kRowWords * sizeof(std::uint32_t) / sizeof(From);
   std::size_t i = 0;
   for (; !std::is_same_v<From, fp16> && i + kAtOnce <= count; i += kAtOnce) {
-    Words words[kColumns];
+    Words words[kRowWords];
     transpose(source, (begin + i) * sizeof(From), words);
-    for (std::size_t word = 0; word < kColumns; ++word)
+    for (std::size_t word = 0; word < kRowWords; ++word)
       for (std::size_t n = 0; n < kColumns; ++n)
         if constexpr (std::is_same_v<From, float>) {
           x[i + word][n] = __builtin_bit_cast(float, words[word][n]);
@@ -123,10 +124,10 @@ template <class From>
 EM_INLINE void pack_bf16(Source const& source, std::size_t k, std::byte* panel) {
   std::size_t begin = 0;
   if constexpr (std::is_same_v<From, bf16>)  // pairs lie in a row as they do in the panel
-    for (; begin + 2 * kColumns <= k; begin += 2 * kColumns) {
-      Words words[kColumns];
+    for (; begin + 2 * kRowWords <= k; begin += 2 * kRowWords) {
+      Words words[kRowWords];
       transpose(source, begin * sizeof(From), words);
-      for (std::size_t i = 0; i < kColumns; ++i) store(source, words[i], panel + (begin / 2 + i) * sizeof(Words));
+      for (std::size_t i = 0; i < kRowWords; ++i) store(source, words[i], panel + (begin / 2 + i) * sizeof(Words));
     }
   for (; begin < k; begin += kLoaded) {
     Row x[kLoaded];
@@ -255,7 +256,7 @@ void pack_plain(WeightFormat const& format, PanelRows const& rows, std::size_t k
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] void pack_avx512(WeightFormat const& format,
                                                                        PanelRows const& rows, std::size_t k,
                                                                        std::byte* panel) {
-  pack<AllColumns>(format, rows.type, source_of(rows, k * size_of(rows.type)), k, panel);
+  pack<SixteenColumns>(format, rows.type, source_of(rows, k * size_of(rows.type)), k, panel);
 }
 #endif
 

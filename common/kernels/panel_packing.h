@@ -10,7 +10,7 @@ namespace expertmesh {
 
 std::size_t panel_bytes(WeightFormat const& format, std::size_t k);
 
-// Some of a panel's columns: the rows [first, first + count) of its sixteen, one behind the other. f32, bf16 or f16;
+// Some of a panel's columns: the rows [first, first + count) of its thirty-two, one behind the other. f32, bf16 or f16;
 // they need not be aligned.
 struct PanelRows {
   DType type = DType::f32;
@@ -20,7 +20,7 @@ struct PanelRows {
 };
 
 // Writes these columns of the panel and leaves the others. A column's bytes are a function of its row alone, on any
-// processor. All sixteen at once take little more time than one.
+// processor. All thirty-two at once take little more time than one.
 void pack_panel(WeightFormat const& format, PanelRows const& rows, std::size_t k, std::byte* panel);
 
 // The same, as it is compiled for each of the instruction sets that this processor has; the fastest last.

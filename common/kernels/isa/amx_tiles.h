@@ -37,11 +37,12 @@ template <int T>
 void zero_tile() {
   asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
-// Rows of 64 bytes one behind the other.
+// Rows of 64 bytes, from one to the next so many.
 template <int T>
-void load_tile(void const* rows) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(kTileRowBytes), "i"(T) : "memory");
+void load_tile(void const* rows, std::size_t stride = kTileRowBytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(T) : "memory");
 }
+// One behind the other.
 template <int T>
 void store_tile(void* rows) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(kTileRowBytes), "i"(T) : "memory");

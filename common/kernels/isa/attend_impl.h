@@ -33,6 +33,8 @@ Vec only(Lanes lanes, Vec const& scores) {
   return load(score);
 }
 
+constexpr std::size_t kDimsATick = 8;  // of a head's, while they meet a block, from tick to tick
+
 // Numbers that are whole ones times the scale of their position: of a block's scales [2][16] the first are of its keys,
 // the second of its values; where values lie in the keys, of the values and of what the keys have behind them. Products
 // are added up unscaled, so that a block's scales meet its scores and weights, not its numbers.
@@ -82,11 +84,11 @@ void add_scaled_dots(std::size_t row, std::int8_t const* keys, std::size_t begin
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) even[r] = odd[r] = zero();
   float const* q = state.q + begin * state.q_stride + row;
-  static_assert(kStepsATick % 2 == 0);
+  static_assert(kDimsATick % 2 == 0);
   for (std::size_t d = begin; d < end;) {
     state.keys.tick();
     state.values.tick();
-    std::size_t const stop = end - d < kStepsATick ? end : d + kStepsATick;
+    std::size_t const stop = end - d < kDimsATick ? end : d + kDimsATick;
     for (; d + 2 <= stop; d += 2, q += 2 * state.q_stride) {
       Vec const first = load(keys + d * kLanes);
       Vec const second = load(keys + (d + 1) * kLanes);
@@ -112,7 +114,7 @@ void add_dots(AttendPart const& a, std::size_t row, T const* keys, AttendState& 
   for (std::size_t d = 0; d < a.key_dim;) {
     state.keys.tick();
     state.values.tick();
-    std::size_t const end = a.key_dim - d < kStepsATick ? a.key_dim : d + kStepsATick;
+    std::size_t const end = a.key_dim - d < kDimsATick ? a.key_dim : d + kDimsATick;
     for (; d < end; ++d, q += state.q_stride) {
       Vec const key = load(keys + d * kLanes);
       EM_UNROLL
@@ -310,7 +312,7 @@ class Attend {
   }
 
   void fetch_ahead(std::uint32_t block, std::size_t g) {
-    std::size_t const ticks = (a_.key_dim + kStepsATick - 1) / kStepsATick;
+    std::size_t const ticks = (a_.key_dim + kDimsATick - 1) / kDimsATick;
     auto const ahead = [&](T const* data, std::size_t elements) {
       auto const* begin = reinterpret_cast<std::byte const*>(data);
       std::size_t const lines = (elements * sizeof(T) + kLineBytes - 1) / kLineBytes;

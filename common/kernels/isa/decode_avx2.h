@@ -22,11 +22,11 @@ inline __m256i e2m1_as_bf16(__m256i words, __m256i added) {
   return _mm256_add_epi16(_mm256_or_si256(high, low), _mm256_andnot_si256(zero, added));
 }
 
-inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
-  __m128i const scales = _mm_loadu_si128(reinterpret_cast<__m128i const*>(group));
+inline void decode_mxfp4(Mxfp4Group const& in, std::uint16_t* out) {
+  __m128i const scales = _mm_loadu_si128(reinterpret_cast<__m128i const*>(in.scales));
   __m128i const held = _mm_min_epu8(_mm_max_epu8(scales, _mm_set1_epi8(kMxfp4LeastPlain)),
                                     _mm_set1_epi8(static_cast<char>(kMxfp4MostPlain)));
-  if (_mm_movemask_epi8(_mm_cmpeq_epi8(scales, held)) != 0xffff) return decode_mxfp4_exactly(group, out);
+  if (_mm_movemask_epi8(_mm_cmpeq_epi8(scales, held)) != 0xffff) return decode_mxfp4_exactly(in, out);
   // What scales add to the exponents of both words of a column.
   auto const added = [](__m128i eight) {
     __m256i const of_columns = _mm256_cvtepu8_epi32(eight);
@@ -36,10 +36,10 @@ inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
   __m256i const of_half[2] = {added(scales), added(_mm_srli_si128(scales, 8))};
   for (std::size_t step = 0; step < kMxfp4GroupK / kMxfp4StepK; ++step)
     for (std::size_t half = 0; half < 2; ++half) {
-      std::byte const* const at = group + kMxfp4ScaleBytes + step * kMxfp4StepBytes + half * sizeof(__m256i);
+      std::byte const* const at = in.words + step * kMxfp4StepBytes + half * sizeof(__m256i);
       __m256i words = _mm256_loadu_si256(reinterpret_cast<__m256i const*>(at));
       for (std::size_t pair = 0; pair < kMxfp4StepK / 2; ++pair) {
-        std::uint16_t* const to = out + (step * kMxfp4StepK / 2 + pair) * 2 * kPanelColumns + half * kPanelColumns;
+        std::uint16_t* const to = out + (step * kMxfp4StepK / 2 + pair) * 2 * kPanelColumns + half * kLanes;
         _mm256_store_si256(reinterpret_cast<__m256i*>(to), e2m1_as_bf16(words, of_half[half]));
         words = _mm256_srli_epi16(words, 4);
       }
@@ -62,7 +62,7 @@ inline void decode_fp8(Fp8Steps const& in, std::uint16_t* out) {
     __m256i const twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
     __m256 const low = _mm256_permutevar8x32_ps(times, twice);
     __m256 const high = _mm256_permutevar8x32_ps(times, _mm256_add_epi32(twice, _mm256_set1_epi32(4)));
-    std::uint16_t* to = out + half * kPanelColumns;
+    std::uint16_t* to = out + half * kLanes;
     auto const decode_pair = [&](__m256i shifted) {  // codes in the high bytes
       __m256i const halves =
           _mm256_and_si256(_mm256_srai_epi16(shifted, 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));

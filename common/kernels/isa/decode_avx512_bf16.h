@@ -17,11 +17,11 @@ inline __m512i e2m1_as_bf16() {
   return _mm512_broadcast_i64x4(once);
 }
 
-inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
-  __m128i const scales = _mm_loadu_si128(reinterpret_cast<__m128i const*>(group));
+inline void decode_mxfp4(Mxfp4Group const& in, std::uint16_t* out) {
+  __m128i const scales = _mm_loadu_si128(reinterpret_cast<__m128i const*>(in.scales));
   __m128i const above = _mm_sub_epi8(scales, _mm_set1_epi8(kMxfp4LeastPlain));
   if (_mm_cmpgt_epu8_mask(above, _mm_set1_epi8(static_cast<char>(kMxfp4MostPlain - kMxfp4LeastPlain))) != 0)
-    return decode_mxfp4_exactly(group, out);
+    return decode_mxfp4_exactly(in, out);
   // What scales add to the exponents of both words of a column.
   __m512i const of_columns = _mm512_cvtepu8_epi32(scales);
   __m512i const both = _mm512_or_si512(of_columns, _mm512_slli_epi32(of_columns, 16));
@@ -29,7 +29,7 @@ inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
   __m512i const table = e2m1_as_bf16();
   __m512i const magnitude = _mm512_set1_epi16(7);
   for (std::size_t step = 0; step < kMxfp4GroupK / kMxfp4StepK; ++step) {
-    __m512i words = _mm512_loadu_si512(group + kMxfp4ScaleBytes + step * kMxfp4StepBytes);
+    __m512i words = _mm512_loadu_si512(in.words + step * kMxfp4StepBytes);
     for (std::size_t pair = 0; pair < kMxfp4StepK / 2; ++pair) {
       __m512i const one = _mm512_permutexvar_epi16(words, table);
       __mmask32 const not_zero = _mm512_test_epi16_mask(words, magnitude);

@@ -6,11 +6,11 @@
 namespace expertmesh {
 namespace {
 
-// A group of 32 k; out: [16][16][2].
-inline void decode_mxfp4(std::byte const* group, std::uint16_t* out) {
-  decode_mxfp4_exactly(group, out);
+// out: [16 pairs][16][2], from pair to pair 2 kPanelColumns
+inline void decode_mxfp4(Mxfp4Group const& in, std::uint16_t* out) {
+  decode_mxfp4_exactly(in, out);
 }
-// out: [2 steps][16][2]
+// out: [2 steps][16][2], the same
 inline void decode_fp8(Fp8Steps const& in, std::uint16_t* out) {
   decode_fp8_exactly(in, out);
 }

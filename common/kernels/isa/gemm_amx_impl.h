@@ -1,5 +1,6 @@
-// GEMMs on tile registers: blocks of 16 rows against up to four panels. The panels lie as the instructions want their
-// second operand: [k/2][16][2] bfloat16, [k/4][16][4] bytes. The tile registers are those that were included before.
+// GEMMs on tile registers: blocks of 16 rows against up to four vectors of columns. In a panel these lie as the
+// instructions want the rows of their second operand: [16][2] bfloat16 of two k, [16][4] bytes of four. The tile
+// registers are those that were included before.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -13,33 +14,36 @@
 namespace expertmesh {
 namespace {
 
-constexpr int kTileA = 4;       // 0 … 3 are the sums of the panels
+constexpr int kTileA = 4;       // 0 … 3 are the sums of the vectors
 constexpr int kFirstTileB = 5;  // and two more, in turn
-constexpr std::size_t kPanelsOfTiles = 4;
+constexpr std::size_t kVectorsOfTiles = 4;
 
 template <class T>
 struct alignas(64) TileBytes {
   T number[kTileHeight][kTileRowBytes / sizeof(T)];
 };
 
-// The `bytes` of a tile that are left of a panel, zeros behind them: what is not there is not read.
-inline void const* whole_tile(std::byte const* panel, std::size_t bytes, TileBytes<std::byte>& room) {
-  if (bytes >= sizeof room) return panel;
-  std::memset(&room, 0, sizeof room);
-  std::memcpy(&room, panel, bytes);
-  return &room;
+// A tile of a vector's columns, whose rows are kPanelRowBytes apart. Where fewer than 16 are left of a panel, zeros
+// behind them: what is not there is not read.
+constexpr std::size_t kPanelRowBytes = kPanelVectors * kTileRowBytes;
+template <int T>
+void load_weights(std::byte const* rows, std::size_t left) {
+  if (left >= kTileHeight) return load_tile<T>(rows, kPanelRowBytes);
+  TileBytes<std::byte> room{};
+  for (std::size_t i = 0; i < left; ++i) std::memcpy(room.number[i], rows + i * kPanelRowBytes, kTileRowBytes);
+  load_tile<T>(&room);
 }
 
-inline void store_rows(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t panel,
+inline void store_rows(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t vector,
                        TileBytes<float> const& sums) {
-  std::size_t const column = panel * kLanes;
+  std::size_t const column = vector * kLanes;
   for (std::size_t i = 0; i < rows; ++i) store_some(g.y[row + i] + column, load(sums.number[i]), g.n - column);
 }
 
 template <int T>
-void start_sums(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t panel) {
+void start_sums(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t vector) {
   if (!g.continues) return zero_tile<T>();
-  std::size_t const column = panel * kLanes;
+  std::size_t const column = vector * kLanes;
   TileBytes<float> sums{};
   for (std::size_t i = 0; i < rows; ++i) store(sums.number[i], load_some(g.y[row + i] + column, g.n - column));
   load_tile<T>(&sums);
@@ -47,7 +51,7 @@ void start_sums(GemmPart const& g, std::size_t row, std::size_t rows, std::size_
 
 // f.operator()<0>() … f.operator()<N - 1>()
 template <std::size_t N, class F>
-void for_panels(F const& f) {
+void for_vectors(F const& f) {
   [&]<int... J>(std::integer_sequence<int, J...>) {
     (f.template operator()<J>(), ...);
   }
@@ -58,13 +62,12 @@ void for_panels(F const& f) {
 // there are tiles for every number of rows, one too. Sums go on from where g.continues left them if that was whole
 // steps.
 struct TilesBf16 {
-  template <std::size_t NP>
-  static void block(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t panel) {
+  template <std::size_t NV>
+  static void block(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t vector) {
     constexpr std::size_t kStep = kTileRowBytes / sizeof(std::uint16_t);
-    std::size_t const panel_bytes = (g.k + 1) / 2 * 2 * kLanes * sizeof(std::uint16_t);
+    std::size_t const pairs = (g.k + 1) / 2;
     TileBytes<std::uint16_t> x{};
-    TileBytes<std::byte> room;
-    for_panels<NP>([&]<int J>() { start_sums<J>(g, row, rows, panel + J); });
+    for_vectors<NV>([&]<int J>() { start_sums<J>(g, row, rows, vector + J); });
     for (std::size_t k = 0; k < g.k; k += kStep) {
       std::size_t const left = std::min(kStep, g.k - k);
       for (std::size_t i = 0; i < rows; ++i) {
@@ -77,50 +80,50 @@ struct TilesBf16 {
         }
       }
       load_tile<kTileA>(&x);
-      std::size_t const begin = k * kLanes * sizeof(std::uint16_t);
-      for_panels<NP>([&]<int J>() {
+      for_vectors<NV>([&]<int J>() {
         constexpr int kB = kFirstTileB + J % 3;
-        load_tile<kB>(whole_tile(g.panels + (panel + J) * panel_bytes + begin, panel_bytes - begin, room));
+        std::byte const* const panel = g.panels + (vector + J) / kPanelVectors * pairs * kPanelRowBytes;
+        load_weights<kB>(panel + (vector + J) % kPanelVectors * kTileRowBytes + k / 2 * kPanelRowBytes, pairs - k / 2);
         add_bf16_products<J, kTileA, kB>();
       });
     }
-    for_panels<NP>([&]<int J>() {
+    for_vectors<NV>([&]<int J>() {
       TileBytes<float> sums;
       store_tile<J>(&sums);
-      store_rows(g, row, rows, panel + J, sums);
+      store_rows(g, row, rows, vector + J, sums);
     });
   }
 };
 
 // The bits of GemmInt8, and rows as that takes them.
 struct TilesInt8 {
-  template <std::size_t NP>
-  static void block(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t panel) {
+  template <std::size_t NV>
+  static void block(GemmPart const& g, std::size_t row, std::size_t rows, std::size_t vector) {
     constexpr std::size_t kStep = kTileRowBytes;
     TileBytes<std::int8_t> x{};
-    TileBytes<std::byte> room;
-    TileBytes<float> sums[NP] = {};
+    TileBytes<float> sums[NV] = {};
     for (std::size_t group = 0; group < int8_groups(g.k); ++group) {
       std::size_t const numbers = std::min(kInt8Group, g.k - group * kInt8Group);
-      std::size_t const bytes = (numbers + kInt8StepK - 1) / kInt8StepK * kInt8StepBytes;
-      auto const block_of = [&](std::size_t j) {
-        return g.panels + (panel + j) * int8_panel_bytes(g.k) + group * kInt8BlockBytes;
+      std::size_t const steps = (numbers + kInt8StepK - 1) / kInt8StepK;
+      auto const block_of = [&](std::size_t j) {  // a vector's scales are as many bytes as its numbers of a step
+        return g.panels + (vector + j) / kPanelVectors * int8_panel_bytes(g.k) + group * kInt8BlockBytes +
+               (vector + j) % kPanelVectors * kTileRowBytes;
       };
       auto const row_of = [&](std::size_t i) -> QuantisedGroup const& {
         return static_cast<QuantisedGroup const*>(g.x[row + i])[group];
       };
-      for_panels<NP>([]<int J>() { zero_tile<J>(); });
+      for_vectors<NV>([]<int J>() { zero_tile<J>(); });
       for (std::size_t k = 0; k < numbers; k += kStep) {
         for (std::size_t i = 0; i < rows; ++i) std::memcpy(x.number[i], row_of(i).x + k, kStep);
         load_tile<kTileA>(&x);
-        std::size_t const begin = k / kInt8StepK * kInt8StepBytes;
-        for_panels<NP>([&]<int J>() {
+        std::size_t const step = k / kInt8StepK;
+        for_vectors<NV>([&]<int J>() {
           constexpr int kB = kFirstTileB + J % 3;
-          load_tile<kB>(whole_tile(block_of(J) + kInt8ScaleBytes + begin, bytes - begin, room));
+          load_weights<kB>(block_of(J) + kInt8ScaleBytes + step * kInt8StepBytes, steps - step);
           add_int8_products<J, kTileA, kB>();
         });
       }
-      for_panels<NP>([&]<int J>() {
+      for_vectors<NV>([&]<int J>() {
         TileBytes<std::int32_t> products;
         store_tile<J>(&products);
         Vec const weights = load(reinterpret_cast<float const*>(block_of(J)));
@@ -133,7 +136,7 @@ struct TilesInt8 {
         }
       });
     }
-    for (std::size_t j = 0; j < NP; ++j) store_rows(g, row, rows, panel + j, sums[j]);
+    for (std::size_t j = 0; j < NV; ++j) store_rows(g, row, rows, vector + j, sums[j]);
   }
 };
 
@@ -142,14 +145,14 @@ void gemm_on_tiles(GemmPart const& g) {
   TileRegisters const registers(std::min(g.m, kTileHeight));
   for (std::size_t row = 0; row < g.m; row += kTileHeight) {
     std::size_t const rows = std::min(kTileHeight, g.m - row);
-    std::size_t panel = g.panel_begin;
-    for (; panel + kPanelsOfTiles <= g.panel_end; panel += kPanelsOfTiles)
-      Tiles::template block<kPanelsOfTiles>(g, row, rows, panel);
-    for (; panel < g.panel_end; ++panel) Tiles::template block<1>(g, row, rows, panel);
+    std::size_t vector = first_vector(g);
+    for (; vector + kVectorsOfTiles <= end_vector(g); vector += kVectorsOfTiles)
+      Tiles::template block<kVectorsOfTiles>(g, row, rows, vector);
+    for (; vector < end_vector(g); ++vector) Tiles::template block<1>(g, row, rows, vector);
   }
 }
 
-// See peak() in gemm_tile.h: as many multiply-adds by tiles.
+// See peak() in gemm_impl.h: as many multiply-adds by tiles.
 template <class T, class Add>
 float peak_on_tiles(std::size_t rounds, Add add) {
   // A product of tiles is 16 * 16 of vectors, of which a round has kAccumulators.
@@ -158,12 +161,12 @@ float peak_on_tiles(std::size_t rounds, Add add) {
   TileBytes<T> numbers;
   for (auto& row : numbers.number)
     for (T& x : row) x = static_cast<T>(rounds % 5);
-  for_panels<kPanelsOfTiles>([]<int J>() { zero_tile<J>(); });
+  for_vectors<kVectorsOfTiles>([]<int J>() { zero_tile<J>(); });
   load_tile<kTileA>(&numbers);
   load_tile<kFirstTileB>(&numbers);
-  for (std::size_t i = 0; i < times / kPanelsOfTiles; ++i) for_panels<kPanelsOfTiles>(add);
+  for (std::size_t i = 0; i < times / kVectorsOfTiles; ++i) for_vectors<kVectorsOfTiles>(add);
   float total = 0;
-  for_panels<kPanelsOfTiles>([&]<int J>() {
+  for_vectors<kVectorsOfTiles>([&]<int J>() {
     TileBytes<float> sums;
     store_tile<J>(&sums);
     total += sums.number[0][0];

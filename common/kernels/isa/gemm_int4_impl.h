@@ -32,52 +32,61 @@ inline void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
 }
 
 struct GemmInt4 {
+  // Two halves of each vector of weights and of a row's numbers are in registers, too.
+  static constexpr std::size_t kMostSums = kAccumulators < 20 ? kAccumulators : 20;
+  static constexpr std::size_t kMostRows = kFewRows < 10 ? kFewRows : 10;
   static constexpr std::size_t kAheadFrom = 1;
   static std::size_t ticks(std::size_t k) { return int4_groups(k); }
 
-  template <std::size_t MR, std::size_t NP>
-  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
-    std::byte const* block[NP];
+  template <std::size_t MR, std::size_t NV>
+  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t vector) {
+    std::byte const* scales[NV];
+    std::byte const* numbers[NV];
     EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j) block[j] = g.panels + (panel + j) * int4_panel_bytes(g.k);
+    for (std::size_t j = 0; j < NV; ++j) {
+      std::byte const* const panel = g.panels + (vector + j) / kPanelVectors * int4_panel_bytes(g.k);
+      std::size_t const part = (vector + j) % kPanelVectors;
+      scales[j] = panel + part * (kInt4ScaleBytes / kPanelVectors);
+      numbers[j] = panel + kInt4ScaleBytes + part * (kInt4StepBytes / kPanelVectors);
+    }
     Int4RowGroup const* x[MR];
     EM_UNROLL
     for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<Int4RowGroup const*>(g.x[row + i]);
-    TileSums<MR, NP> sums;
+    TileSums<MR, NV> sums;
     for (std::size_t group = 0; group < int4_groups(g.k); ++group) {
       ahead.tick();
       std::size_t const part = group % kInt4GroupsAtOnce;  // of a group of activations
-      Int4Sums acc[MR][NP];
+      Int4Sums acc[MR][NV];
       EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) {
         EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
+        for (std::size_t j = 0; j < NV; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
       }
       EM_UNROLL_INT4_STEPS
       for (std::size_t step = 0; step < kInt4Group / kInt4StepK; ++step) {
-        Int4Weights w[NP];
+        Int4Weights w[NV];
         EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) w[j] = load_int4(block[j] + kInt4ScaleBytes + step * kInt4StepBytes);
+        for (std::size_t j = 0; j < NV; ++j)
+          w[j] = load_int4(numbers[j] + group * kInt4BlockBytes + step * kInt4StepBytes);
         EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i) {
           Int4Row const xi = broadcast_int4(x[i]->x + part * kInt4Group + step * kInt4StepK);
           EM_UNROLL
-          for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int4(acc[i][j], w[j], xi);
+          for (std::size_t j = 0; j < NV; ++j) acc[i][j] = dot_int4(acc[i][j], w[j], xi);
         }
       }
       EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) {
-        Vec const weights = load(reinterpret_cast<std::uint16_t const*>(block[j]));
+      for (std::size_t j = 0; j < NV; ++j) {
+        Vec const weights = load(reinterpret_cast<std::uint16_t const*>(scales[j] + group * kInt4BlockBytes));
         EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i)
           sums.add(i, j, to_floats(total(acc[i][j], x[i]->start[part])), broadcast(x[i]->scale) * weights);
-        block[j] += kInt4BlockBytes;
       }
       if (part + 1 != kInt4GroupsAtOnce) continue;
       EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) ++x[i];
     }
-    sums.store(g, row, panel);
+    sums.store(g, row, vector);
   }
 };
 
@@ -90,9 +99,11 @@ inline float peak_int4(std::size_t rounds) {
   Int4Weights const weights = load_int4(w);
   Int4Sums sums[kAccumulators];
   for (Int4Sums& sum : sums) sum = first_int4_sums(0);
-  for (std::size_t round = 0; round < rounds / 2; ++round)  // a step is two multiply-adds of int8
+  for (std::size_t round = 0; round < rounds / 2; ++round) {  // a step is two multiply-adds of int8
+    EM_UNROLL
     for (std::size_t i = 0; i < kAccumulators; ++i)
       sums[i] = dot_int4(sums[i], weights, broadcast_int4(x + (round % kChanges + i) * kInt4StepK));
+  }
   Vec all = zero();
   for (Int4Sums const& sum : sums) all = all + to_floats(total(sum, 0));
   return sum_lanes(all);

@@ -28,41 +28,43 @@ inline void quantise_int8(float const* x, std::size_t n, std::byte* out) {
   }
 }
 
-struct GemmInt8 {
+struct GemmInt8 : RegisterTiles {
   static constexpr std::size_t kAheadFrom = 2;
   static std::size_t ticks(std::size_t k) { return int8_groups(k) * (kInt8Group / kInt8StepK / kStepsATick); }
 
-  template <std::size_t MR, std::size_t NP>
-  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t panel) {
-    std::byte const* block[NP];
+  template <std::size_t MR, std::size_t NV>
+  static void tile(GemmPart const& g, Ahead& ahead, std::size_t row, std::size_t vector) {
+    std::byte const* block[NV];
     EM_UNROLL
-    for (std::size_t j = 0; j < NP; ++j) block[j] = g.panels + (panel + j) * int8_panel_bytes(g.k);
+    for (std::size_t j = 0; j < NV; ++j)  // a vector's scales are as many bytes as its numbers of a step
+      block[j] = g.panels + (vector + j) / kPanelVectors * int8_panel_bytes(g.k) +
+                 (vector + j) % kPanelVectors * (kInt8StepBytes / kPanelVectors);
     QuantisedGroup const* x[MR];
     EM_UNROLL
     for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<QuantisedGroup const*>(g.x[row + i]);
-    TileSums<MR, NP> sums;
+    TileSums<MR, NV> sums;
     for (std::size_t k = 0; k < g.k; k += kInt8Group) {
       std::size_t const steps = ((g.k - k < kInt8Group ? g.k - k : kInt8Group) + kInt8StepK - 1) / kInt8StepK;
-      Ints acc[MR][NP];
+      Ints acc[MR][NV];
       EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) {
         EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) acc[i][j] = broadcast(x[i]->start);
+        for (std::size_t j = 0; j < NV; ++j) acc[i][j] = broadcast(x[i]->start);
       }
       for (std::size_t step = 0; step < steps; ++step) {
         if (step % kStepsATick == 0) ahead.tick();
-        Int8Weights w[NP];
+        Int8Weights w[NV];
         EM_UNROLL
-        for (std::size_t j = 0; j < NP; ++j) w[j] = load_int8(block[j] + kInt8ScaleBytes + step * kInt8StepBytes);
+        for (std::size_t j = 0; j < NV; ++j) w[j] = load_int8(block[j] + kInt8ScaleBytes + step * kInt8StepBytes);
         EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i) {
           Int8Row const xi = broadcast_int8(x[i]->x + step * kInt8StepK);
           EM_UNROLL
-          for (std::size_t j = 0; j < NP; ++j) acc[i][j] = dot_int8(acc[i][j], w[j], xi);
+          for (std::size_t j = 0; j < NV; ++j) acc[i][j] = dot_int8(acc[i][j], w[j], xi);
         }
       }
       EM_UNROLL
-      for (std::size_t j = 0; j < NP; ++j) {
+      for (std::size_t j = 0; j < NV; ++j) {
         Vec const weights = load(reinterpret_cast<float const*>(block[j]));
         EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i) sums.add(i, j, to_floats(acc[i][j]), broadcast(x[i]->scale) * weights);
@@ -71,7 +73,7 @@ struct GemmInt8 {
       EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) ++x[i];
     }
-    sums.store(g, row, panel);
+    sums.store(g, row, vector);
   }
 };
 

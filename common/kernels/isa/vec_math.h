@@ -3,10 +3,11 @@
 #include <cstddef>
 #include <cstring>
 
+#include "common/kernels/kernel_table.h"
+
 namespace expertmesh {
 namespace {
 
-constexpr std::size_t kLanes = 16;
 constexpr std::size_t kLineBytes = 64;  // of a cache
 constexpr float kNegativeInfinity = -__builtin_huge_valf();
 

@@ -9,6 +9,7 @@ namespace expertmesh {
 namespace {
 
 constexpr std::size_t kTileRows = 4;      // of a GEMM's register tile
+constexpr std::size_t kFewRows = 4;       // as many are one tile
 constexpr std::size_t kAccumulators = 4;  // vectors in it
 constexpr std::size_t kAttendRows = 4;    // of attention's register tile
 constexpr std::size_t kAttendSums = 4;    // vectors in it

@@ -21,9 +21,10 @@ class StepCostTest : public testing::Test {
 
 constexpr std::size_t kHidden = 32;
 constexpr std::size_t kAttention = kHidden * (32 + 16 + 16) + 32 * kHidden;  // q, k, v and o of a layer
-constexpr std::size_t kRouter = 16 * kHidden;                                // 4 experts padded to a panel
+constexpr std::size_t kRouter = 32 * kHidden;                                // 4 experts padded to a panel
 constexpr std::size_t kExpert = 3 * kHidden * 16;
 constexpr std::size_t kHead = 48 * kHidden;
+constexpr std::size_t kHeadPanels = 64 * kHidden;  // padded
 constexpr std::size_t kNorms = (2 * 2 + 1) * kHidden;
 
 TEST_F(StepCostTest, WeightsOfAStep) {
@@ -31,10 +32,10 @@ TEST_F(StepCostTest, WeightsOfAStep) {
   std::vector<std::size_t> const hit{3, 1};
   // bfloat16 but for routers and norms; the embedding gives one row a token
   EXPECT_EQ(StepCost(model, kBfloat16Weights, DType::bf16).weight_bytes(5, hit),
-            2 * (2 * kAttention + kHead + 4 * kExpert + 5 * kHidden) + 4 * (2 * kRouter + kNorms));
+            2 * (2 * kAttention + kHeadPanels + 4 * kExpert + 5 * kHidden) + 4 * (2 * kRouter + kNorms));
   // float32; the embedding stays as it is stored
   EXPECT_EQ(StepCost(model, kFloat32Weights, DType::f32).weight_bytes(5, hit),
-            4 * (2 * kAttention + kHead + 4 * kExpert + 2 * kRouter + kNorms) + 2 * 5 * kHidden);
+            4 * (2 * kAttention + kHeadPanels + 4 * kExpert + 2 * kRouter + kNorms) + 2 * 5 * kHidden);
 }
 
 TEST_F(StepCostTest, KeysAndValuesOfAToken) {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t kWidth = 32;                                           // H
 constexpr std::size_t kProjections = kWidth * (32 + 16 + 16) + 32 * kWidth;  // q, k, v and o of a layer
-constexpr std::size_t kGate = 16 * kWidth;                                   // 4 experts padded to a panel
+constexpr std::size_t kGate = 32 * kWidth;                                   // 4 experts padded to a panel
 constexpr std::size_t kOneExpert = 3 * kWidth * 16;
 constexpr std::size_t kLogits = 48 * kWidth;
 constexpr std::size_t kKvBytes =
@@ -66,7 +66,7 @@ TEST_F(StageFloorsTest, OfBytes) {
   EXPECT_EQ(of(seconds, Stage::experts), 2 * kOneExpert * (3 + 2));
   EXPECT_EQ(of(seconds, Stage::combine), 2 * kWidth * (5 + 6) + 2 * 2 * 3 * kWidth * 4);
   EXPECT_EQ(of(seconds, Stage::dense_ffn), 0);
-  EXPECT_EQ(of(seconds, Stage::lm_head), 2 * kLogits);
+  EXPECT_EQ(of(seconds, Stage::lm_head), 2 * 64 * kWidth);  // whole panels
   EXPECT_EQ(of(seconds, Stage::fetch), 0);
   EXPECT_EQ(of(seconds, Stage::sampling), 2 * 48 * 4);
 }

@@ -30,7 +30,7 @@ std::vector<float> add_numbers(MemoryWeights& source, std::string const& name, s
 
 // Element (n,k) of a matrix packed as float32: see packed_matrix.h.
 float packed_element(PackedMatrix const& w, std::size_t n, std::size_t k) {
-  return reinterpret_cast<float const*>(w.data())[(n / 16 * w.k() + k) * 16 + n % 16];
+  return reinterpret_cast<float const*>(w.data())[(n / 32 * w.k() + k) * 32 + n % 32];
 }
 
 TEST(PackedWeights, PartsAndTheirBiasesLieOneBelowTheOther) {

@@ -45,8 +45,9 @@ void zero_tile() {
   std::memset(emulated.bytes[T], 0, emulated.rows_of(T) * kTileRowBytes);
 }
 template <int T>
-void load_tile(void const* rows) {
-  std::memcpy(emulated.bytes[T], rows, emulated.rows_of(T) * kTileRowBytes);
+void load_tile(void const* rows, std::size_t stride = kTileRowBytes) {
+  for (std::size_t i = 0; i < emulated.rows_of(T); ++i)
+    std::memcpy(emulated.bytes[T][i], static_cast<std::byte const*>(rows) + i * stride, kTileRowBytes);
 }
 template <int T>
 void store_tile(void* rows) {
@@ -83,7 +84,7 @@ namespace {
 using reference::random_matrix;
 using reference::same_bits;
 
-// Rows [first, first + m) of x by a GEMM over all panels of w, in parts of four. make_row: as the GEMM takes a row.
+// Rows [first, first + m) of x by a GEMM over all panels of w, in parts of two. make_row: as the GEMM takes a row.
 template <class Gemm, class MakeRow>
 Matrix<float> run(MatrixView<float const> x, PackedMatrix const& w, Gemm gemm, std::size_t row_bytes,
                   MakeRow make_row) {
@@ -97,8 +98,8 @@ Matrix<float> run(MatrixView<float const> x, PackedMatrix const& w, Gemm gemm, s
     x_rows.push_back(rows.back().data());
     y_rows.push_back(y.view().row(m));
   }
-  std::size_t const panels = (w.n() + 15) / 16;
-  for (std::size_t panel = 0; panel < panels; panel += 4)
+  std::size_t const panels = (w.n() + kPanelColumns - 1) / kPanelColumns;
+  for (std::size_t panel = 0; panel < panels; panel += 2)
     gemm({.x = x_rows.data(),
           .y = y_rows.data(),
           .m = x.rows,
@@ -106,7 +107,7 @@ Matrix<float> run(MatrixView<float const> x, PackedMatrix const& w, Gemm gemm, s
           .k = w.k(),
           .panels = w.data(),
           .panel_begin = panel,
-          .panel_end = std::min(panel + 4, panels)});
+          .panel_end = std::min(panel + 2, panels)});
   EXPECT_EQ(emulated.configured_rows, 0U) << "the registers are left to the thread";
   return y;
 }
@@ -114,7 +115,7 @@ Matrix<float> run(MatrixView<float const> x, PackedMatrix const& w, Gemm gemm, s
 TEST(AmxTiles, Int8HasTheBitsOfScalar) {
   Rig const scalar(Isa::scalar);
   for (std::size_t m : {1, 3, 16, 17, 35})
-    for (std::size_t n : {1, 16, 33, 70})
+    for (std::size_t n : {1, 16, 33, 70, 100})
       for (std::size_t k : {1, 4, 63, 65, 128, 130, 200, 257}) {
         auto const x = random_matrix(m, k, 1);
         PackedMatrix const w = reference::packed(kInt8Weights, random_matrix(n, k, 2).view());
@@ -157,7 +158,7 @@ Matrix<float> run_bf16(MatrixView<float const> x, MatrixView<float const> w) {
 
 TEST(AmxTiles, Bfloat16HasTheBitsThatTheInstructionGives) {
   for (std::size_t m : {1, 3, 16, 17, 35})
-    for (std::size_t n : {1, 16, 33, 70})
+    for (std::size_t n : {1, 16, 33, 70, 100})
       for (std::size_t k : {1, 2, 31, 32, 33, 96, 129}) {
         auto const x = random_matrix(m, k, 1);
         auto const w = random_matrix(n, k, 2);

@@ -19,18 +19,18 @@ using reference::same_bits;
 using reference::same_numbers;
 
 constexpr std::size_t kGroup = kInt4Weights.group_size;
-constexpr std::size_t kBlock = 32 + 4 * 64;  // 16 scales, four steps of eight k
+constexpr std::size_t kBlock = 64 + 4 * 128;  // 32 scales, four steps of eight k
 
 // Row n of a packed matrix, read as the header says that it lies.
 Quantised unpacked(PackedMatrix const& w, std::size_t n) {
   std::size_t const groups = (w.k() + kGroup - 1) / kGroup;
-  std::byte const* const panel = w.data() + n / 16 * groups * kBlock;
+  std::byte const* const panel = w.data() + n / 32 * groups * kBlock;
   Quantised out;
   for (std::size_t g = 0; g < groups; ++g) {
     std::byte const* const block = panel + g * kBlock;
-    out.scales.push_back(to_float(reinterpret_cast<bf16 const*>(block)[n % 16]));
+    out.scales.push_back(to_float(reinterpret_cast<bf16 const*>(block)[n % 32]));
     for (std::size_t k = 0; k < std::min(kGroup, w.k() - g * kGroup); ++k) {
-      auto const both = static_cast<unsigned>(block[32 + k / 8 * 64 + n % 16 * 4 + k % 4]);
+      auto const both = static_cast<unsigned>(block[64 + k / 8 * 128 + n % 32 * 4 + k % 4]);
       out.whole.push_back(static_cast<int>(k % 8 < 4 ? both & 15U : both >> 4U) - 8);
     }
   }
@@ -68,7 +68,7 @@ EM_FOR_EACH_ISA(Int4Test);
 
 TEST_P(Int4Test, HasExactlyTheBitsThatTheFormatSays) {
   Rig rig(GetParam(), 2);
-  for (std::size_t n : {1, 15, 16, 17, 64, 65, 129})
+  for (std::size_t n : {1, 15, 16, 17, 33, 64, 81, 129})
     for (std::size_t k : {1, 3, 5, 8, 31, 32, 33, 64, 100, 128, 129, 160, 192, 256, 300}) {
       auto const x = random_matrix(70, k, 1);
       PackedMatrix const w = reference::packed(kInt4Weights, random_matrix(n, k, 2).view());
@@ -200,13 +200,13 @@ TEST(Int4Group, WithoutNumbersOfAnySize) {
 }
 
 TEST(Int4Panels, APanelIsWholeGroups) {
-  EXPECT_EQ(packed_bytes(kInt4Weights, 18, 33), 2 * 2 * kBlock);
-  EXPECT_EQ(packed_bytes(kInt4Weights, 16, 32), kBlock);
-  PackedMatrix const packed = reference::packed(kInt4Weights, random_matrix(18, 33, 3).view());
+  EXPECT_EQ(packed_bytes(kInt4Weights, 34, 33), 2 * 2 * kBlock);
+  EXPECT_EQ(packed_bytes(kInt4Weights, 32, 32), kBlock);
+  PackedMatrix const packed = reference::packed(kInt4Weights, random_matrix(34, 33, 3).view());
   ASSERT_EQ(packed.size_bytes(), 4 * kBlock);
   // Padding columns have no scale, so that whatever meets them is 0.
-  for (std::size_t n = 18; n < 32; ++n)
-    EXPECT_EQ(reinterpret_cast<bf16 const*>(packed.data() + 2 * kBlock)[n % 16].bits, 0U) << n;
+  for (std::size_t n = 34; n < 64; ++n)
+    EXPECT_EQ(reinterpret_cast<bf16 const*>(packed.data() + 2 * kBlock)[n % 32].bits, 0U) << n;
 }
 
 }  // namespace

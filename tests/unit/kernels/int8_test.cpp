@@ -49,7 +49,7 @@ EM_FOR_EACH_ISA(Int8Test);
 
 TEST_P(Int8Test, HasExactlyTheBitsThatTheFormatSays) {
   Rig rig(GetParam(), 2);
-  for (std::size_t n : {1, 15, 16, 17, 64, 65, 129})
+  for (std::size_t n : {1, 15, 16, 17, 33, 64, 81, 129})
     for (std::size_t k : {1, 3, 4, 5, 64, 127, 128, 129, 131, 192, 256, 300}) {
       auto const x = random_matrix(130, k, 1);
       auto const w = random_matrix(n, k, 2);
@@ -136,22 +136,22 @@ TEST_P(Int8Test, IsCloseToBfloat16) {
 }
 
 TEST(Int8Panels, LayoutIsAsTheHeaderSays) {
-  constexpr std::size_t kN = 18;
+  constexpr std::size_t kN = 34;
   constexpr std::size_t kK = 130;
   auto const w = random_matrix(kN, kK, 3);
   PackedMatrix const packed = reference::packed(kInt8Weights, w.view());
-  constexpr std::size_t kPanel = 2 * 64 + 33 * 64;  // two groups' scales, steps of four k
+  constexpr std::size_t kPanel = 2 * 128 + 33 * 128;  // two groups' scales, steps of four k
   ASSERT_EQ(packed.size_bytes(), 2 * kPanel);
-  for (std::size_t n = 0; n < 32; ++n) {
-    std::byte const* const panel = packed.data() + n / 16 * kPanel;
+  for (std::size_t n = 0; n < 64; ++n) {
+    std::byte const* const panel = packed.data() + n / 32 * kPanel;
     Quantised const row = n < kN ? quantised(w.view().row(n), kK) : Quantised{{0, 0}, {}};
     for (std::size_t g = 0; g < 2; ++g) {
-      std::byte const* const block = panel + g * (64 + 32 * 64);
-      EXPECT_EQ(reinterpret_cast<float const*>(block)[n % 16], row.scales[g]);
+      std::byte const* const block = panel + g * (128 + 32 * 128);
+      EXPECT_EQ(reinterpret_cast<float const*>(block)[n % 32], row.scales[g]);
       for (std::size_t k = g * reference::kInt8GroupSize;
            n < kN && k < std::min(kK, (g + 1) * reference::kInt8GroupSize); ++k) {
         std::size_t const in_group = k - g * reference::kInt8GroupSize;
-        EXPECT_EQ(static_cast<int>(block[64 + in_group / 4 * 64 + n % 16 * 4 + in_group % 4]), row.whole[k] + 128);
+        EXPECT_EQ(static_cast<int>(block[128 + in_group / 4 * 128 + n % 32 * 4 + in_group % 4]), row.whole[k] + 128);
       }
     }
   }

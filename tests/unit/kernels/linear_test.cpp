@@ -139,20 +139,20 @@ TEST(PackedMatrix, FusedRowsGiveTheSameBytesAsWhole) {
 }
 
 TEST(PackedMatrix, LayoutIsAsTheHeaderSays) {
-  auto const w = random_matrix(18, 3, 11);
+  auto const w = random_matrix(34, 3, 11);
   PackedMatrix f32 = reference::packed(kFloat32Weights, w.view());
   PackedMatrix half = reference::packed(kBfloat16Weights, w.view());
-  ASSERT_EQ(f32.size_bytes(), 2 * 3 * 16 * sizeof(float));
-  ASSERT_EQ(half.size_bytes(), 2 * 2 * 16 * 2 * sizeof(bf16));
+  ASSERT_EQ(f32.size_bytes(), 2 * 3 * 32 * sizeof(float));
+  ASSERT_EQ(half.size_bytes(), 2 * 2 * 32 * 2 * sizeof(bf16));
   auto const* f = reinterpret_cast<float const*>(f32.data());
   auto const* h = reinterpret_cast<bf16 const*>(half.data());
-  for (std::size_t n = 0; n < 32; ++n)
+  for (std::size_t n = 0; n < 64; ++n)
     for (std::size_t k = 0; k < 4; ++k) {
-      float const x = n < 18 && k < 3 ? w.view().row(n)[k] : 0.0F;
+      float const x = n < 34 && k < 3 ? w.view().row(n)[k] : 0.0F;
       if (k < 3) {
-        EXPECT_EQ(f[(n / 16 * 3 + k) * 16 + n % 16], x);
+        EXPECT_EQ(f[(n / 32 * 3 + k) * 32 + n % 32], x);
       }
-      EXPECT_EQ(h[((n / 16 * 2 + k / 2) * 16 + n % 16) * 2 + k % 2], to_bf16(x));
+      EXPECT_EQ(h[((n / 32 * 2 + k / 2) * 32 + n % 32) * 2 + k % 2], to_bf16(x));
     }
 }
 

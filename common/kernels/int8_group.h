@@ -28,7 +28,7 @@ struct Int8Scale {
   return {magnitude / kInt8Largest, kInt8Largest / magnitude};
 }
 // x: the n numbers of a group.
-inline Int8Scale int8_scale_of(float const* x, std::size_t n) {
+[[gnu::always_inline]] inline Int8Scale int8_scale_of(float const* x, std::size_t n) {
   std::int32_t largest = 0;
   for (std::size_t i = 0; i < n; ++i) {
     std::int32_t const bits = __builtin_bit_cast(std::int32_t, x[i]) & 0x7fffffff;
@@ -44,12 +44,17 @@ inline std::int32_t int8_of(float x, float inverse) {
 }
 
 // whole: [kInt8Group], zeros behind the n numbers x.
-inline Int8Scale quantise_group(float const* x, std::size_t n, std::int32_t (&whole)[kInt8Group]) {
+[[gnu::always_inline]] inline Int8Scale quantise_numbers(float const* x, std::size_t n,
+                                                         std::int32_t (&whole)[kInt8Group]) {
   Int8Scale const s = int8_scale_of(x, n);
-  for (std::int32_t& q : whole) q = 0;
-  if (s.inverse != 0)
-    for (std::size_t i = 0; i < n; ++i) whole[i] = int8_of(x[i], s.inverse);
+  bool const counts = s.inverse != 0;  // what is infinite or NaN has no whole number
+  for (std::size_t i = 0; i < n; ++i) whole[i] = counts ? int8_of(x[i], s.inverse) : 0;
+  for (std::size_t i = n; i < kInt8Group; ++i) whole[i] = 0;
   return s;
+}
+inline Int8Scale quantise_group(float const* x, std::size_t n, std::int32_t (&whole)[kInt8Group]) {
+  // Nearly all groups are whole ones: their loops are unrolled.
+  return n == kInt8Group ? quantise_numbers(x, kInt8Group, whole) : quantise_numbers(x, n, whole);
 }
 
 }  // namespace

@@ -11,27 +11,40 @@
 namespace expertmesh {
 namespace {
 
+// Groups that go through all of an FFN before the next ones do, so that their rows stay in the nearer caches.
+struct Wave {
+  GroupedRows const& rows;
+  std::size_t first, end;  // groups
+
+  [[nodiscard]] std::size_t first_row() const { return rows.offsets[first]; }
+  [[nodiscard]] std::size_t num_rows() const { return rows.offsets[end] - first_row(); }
+};
+// Of hidden rows and outputs, for each thread: about what a core has of a second-level cache. Between waves threads
+// wait for each other, which fewer rows would not pay for.
+constexpr std::size_t kWaveBytes = std::size_t{1} << 20;
+
 // One weight of each group, over the rows that scratch.x_rows and y_rows name.
-void grouped_gemm(Exec const& exec, GroupedRows const& rows, PackedLinear FfnWeights::*part) {
-  run_gemms(exec, rows.groups.size(), [&](std::size_t g) {
-    PackedLinear const& linear = rows.groups[g]->*part;
-    std::size_t const row = rows.offsets[g];
+void grouped_gemm(Exec const& exec, Wave const& wave, PackedLinear FfnWeights::*part) {
+  run_gemms(exec, wave.end - wave.first, [&](std::size_t g) {
+    PackedLinear const& linear = wave.rows.groups[wave.first + g]->*part;
+    std::size_t const row = wave.rows.offsets[wave.first + g];
     return GemmJob{.w = linear.w,
                    .bias = linear.bias.empty() ? nullptr : linear.bias.data(),
-                   .x = exec.scratch().x_rows.data() + row,
-                   .y = exec.scratch().y_rows.data() + row,
-                   .m = rows.offsets[g + 1] - row};
+                   .x = exec.scratch().x_rows.data() + (row - wave.first_row()),
+                   .y = exec.scratch().y_rows.data() + (row - wave.first_row()),
+                   .m = wave.rows.offsets[wave.first + g + 1] - row};
   });
 }
 
-// body(row, its weights) for all rows, shared out among the threads.
+// body(row of the wave, row of all, its weights) for all rows, shared out among the threads.
 template <class Body>
-void each_row(Exec const& exec, GroupedRows const& rows, Body body) {
-  exec.pool().parallel_for(rows.in.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
-    auto next = std::ranges::upper_bound(rows.offsets, begin);  // end of the row's group
+void each_row(Exec const& exec, Wave const& wave, Body body) {
+  exec.pool().parallel_for(wave.num_rows(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    auto const& offsets = wave.rows.offsets;
+    auto next = std::ranges::upper_bound(offsets, wave.first_row() + begin);  // end of the row's group
     for (std::size_t r = begin; r < end; ++r) {
-      while (*next == r) ++next;
-      body(r, *rows.groups[static_cast<std::size_t>(next - rows.offsets.begin()) - 1]);
+      while (*next == wave.first_row() + r) ++next;
+      body(r, wave.first_row() + r, *wave.rows.groups[static_cast<std::size_t>(next - offsets.begin()) - 1]);
     }
   });
 }
@@ -110,6 +123,41 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
   }
 }
 
+void run_wave(Exec const& exec, Wave const& wave) {
+  auto& scratch = exec.scratch();
+  DType const wire = wave.rows.wire;
+
+  // gate and up: [R,H] -> hidden [R,2F]. Rows that meet the weight as they are, are read in place.
+  each_row(exec, wave, [&](std::size_t r, std::size_t of_all, FfnWeights const& ffn) {
+    WeightFormat const& format = ffn.gate_up.w.format();
+    bool const in_place = meets_as_is(format, wire);
+    if (!in_place)  // the row of outputs is free until `down`
+      prepare_wire_row(exec, format, wire, wave.rows.in[of_all], ffn.gate_up.w.k(), scratch.output_row(r),
+                       scratch.input_row(r));
+    scratch.x_rows[r] = in_place ? wave.rows.in[of_all] : scratch.input_row(r);
+    scratch.y_rows[r] = scratch.hidden_row(r);
+  });
+  grouped_gemm(exec, wave, &FfnWeights::gate_up);
+
+  // activation: hidden [R,2F] -> input [R,F] as it meets `down`
+  each_row(exec, wave, [&](std::size_t r, std::size_t, FfnWeights const& ffn) {
+    std::size_t const intermediate = ffn.down.w.k();
+    float const* gate = scratch.hidden_row(r);
+    float* activated = scratch.output_row(r);  // free until `down`
+    exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
+                          intermediate, activated);
+    prepare_row(exec, ffn.down.w.format(), activated, intermediate, scratch.input_row(r));
+    scratch.x_rows[r] = scratch.input_row(r);
+    scratch.y_rows[r] = scratch.output_row(r);
+  });
+
+  // down: [R,F] -> output [R,H], rounded to the wire type at this one point
+  grouped_gemm(exec, wave, &FfnWeights::down);
+  each_row(exec, wave, [&](std::size_t r, std::size_t of_all, FfnWeights const& ffn) {
+    to_wire_row(exec, scratch.output_row(r), ffn.down.w.n(), wire, wave.rows.out[of_all]);
+  });
+}
+
 }  // namespace
 
 DeviceExpert on_device(FfnWeights const& ffn) {
@@ -167,41 +215,18 @@ void slots_on_device(Exec const& exec, DeviceExperts const& layer, std::span<std
 }
 
 void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
-  std::size_t const total = rows.in.size();
-  if (total == 0) return;
+  if (rows.in.empty()) return;
   check(exec, rows);
   if (exec.device()) return grouped_ffn_on_device(exec, rows);
-  auto& scratch = exec.scratch();
-
-  // gate and up: [R,H] -> hidden [R,2F]. Rows that meet the weight as they are, are read in place.
-  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
-    WeightFormat const& format = ffn.gate_up.w.format();
-    bool const in_place = meets_as_is(format, rows.wire);
-    if (!in_place)  // the row of outputs is free until `down`
-      prepare_wire_row(exec, format, rows.wire, rows.in[r], ffn.gate_up.w.k(), scratch.output_row(r),
-                       scratch.input_row(r));
-    scratch.x_rows[r] = in_place ? rows.in[r] : scratch.input_row(r);
-    scratch.y_rows[r] = scratch.hidden_row(r);
-  });
-  grouped_gemm(exec, rows, &FfnWeights::gate_up);
-
-  // activation: hidden [R,2F] -> input [R,F] as it meets `down`
-  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
-    std::size_t const intermediate = ffn.down.w.k();
-    float const* gate = scratch.hidden_row(r);
-    float* activated = scratch.output_row(r);  // free until `down`
-    exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
-                          intermediate, activated);
-    prepare_row(exec, ffn.down.w.format(), activated, intermediate, scratch.input_row(r));
-    scratch.x_rows[r] = scratch.input_row(r);
-    scratch.y_rows[r] = scratch.output_row(r);
-  });
-
-  // down: [R,F] -> output [R,H], rounded to the wire type at this one point
-  grouped_gemm(exec, rows, &FfnWeights::down);
-  each_row(exec, rows, [&](std::size_t r, FfnWeights const& ffn) {
-    to_wire_row(exec, scratch.output_row(r), ffn.down.w.n(), rows.wire, rows.out[r]);
-  });
+  std::size_t const room = kWaveBytes * exec.pool().num_threads();
+  for (std::size_t first = 0; first < rows.groups.size();) {
+    FfnWeights const& ffn = *rows.groups[first];
+    std::size_t const most_rows = room / ((ffn.gate_up.w.n() + ffn.down.w.n()) * sizeof(float));
+    Wave wave{.rows = rows, .first = first, .end = first + 1};
+    while (wave.end < rows.groups.size() && rows.offsets[wave.end + 1] - wave.first_row() <= most_rows) ++wave.end;
+    run_wave(exec, wave);
+    first = wave.end;
+  }
 }
 
 }  // namespace expertmesh

@@ -193,6 +193,33 @@ TEST_P(GroupedFfnTest, ExpertsOfDifferentFormsAndSizesStandSideBySide) {
           << g;
 }
 
+// More rows than go through the op together: groups that fill such a wave, are empty, or are larger than one.
+TEST_P(GroupedFfnTest, RowsOfManyWavesHaveTheBitsOfEachGroupAlone) {
+  constexpr std::size_t kHidden = 16;
+  constexpr std::size_t kIntermediate = 4096;  // 32 rows a wave and thread
+  Expert const a(kHidden, kIntermediate, format(), 1);
+  Expert const b(kHidden, kIntermediate, format(), 20);
+  std::vector<FfnWeights const*> groups;
+  std::vector<std::size_t> offsets = {0};
+  for (std::size_t const rows : {20U, 0U, 11U, 1U, 1U, 33U, 0U, 40U, 2U, 0U}) {
+    groups.push_back(groups.size() % 2 == 0 ? &a.weights : &b.weights);
+    offsets.push_back(offsets.back() + rows);
+  }
+  auto const x = random_matrix(offsets.back(), kHidden, 7);
+  Rig one_thread(isa(), 1, 2 * kIntermediate);
+  auto const y = run(one_thread.exec, x.view(), groups, offsets, wire());
+  Rig rig(isa(), 3, 2 * kIntermediate);
+  EXPECT_TRUE(reference::same_bits(run(rig.exec, x.view(), groups, offsets, wire()).view(), y.view()));
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    std::size_t const rows = offsets[g + 1] - offsets[g];
+    if (rows == 0) continue;
+    EXPECT_TRUE(
+        reference::same_bits(run(rig.exec, x.view().row_range(offsets[g], rows), {groups[g]}, {0, rows}, wire()).view(),
+                             y.view().row_range(offsets[g], rows)))
+        << g;
+  }
+}
+
 TEST_P(GroupedFfnTest, ARowMayServeSeveralExperts) {
   Rig rig(isa(), 2);
   Expert const a(16, 8, format(), 1);

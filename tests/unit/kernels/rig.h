@@ -7,8 +7,8 @@
 namespace expertmesh {
 
 struct Rig {
-  explicit Rig(Isa isa, std::size_t num_threads = 1)
-      : pool(num_threads), exec(isa, pool, {.max_rows = 160, .max_columns = 320, .max_head_dim = 160}) {}
+  explicit Rig(Isa isa, std::size_t num_threads = 1, std::size_t max_columns = 320)
+      : pool(num_threads), exec(isa, pool, {.max_rows = 160, .max_columns = max_columns, .max_head_dim = 160}) {}
   ThreadPool pool;
   Exec exec;
 };

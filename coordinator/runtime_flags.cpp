@@ -58,6 +58,14 @@ void add_quantization_flag(CLI::App& command, Quantization& quantization) {
       "[none]");
 }
 
+void add_isa_flag(CLI::App& command, std::optional<Isa>& isa) {
+  command
+      .add_option_function<std::string>(
+          "--isa", [&isa](std::string const& name) { isa = isa_from_name(name); },
+          "Instruction set of the kernels [the best this processor runs]")
+      ->check(CLI::IsMember(isa_names()));
+}
+
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option("--workers", options.workers,
@@ -76,11 +84,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   add_quantization_flag(command, options.quantization);
   add_kv_dtype_flag(command, options.kv_dtype);
   command.add_option("--seed", options.dummy_seed, "Seed of dummy weights")->capture_default_str();
-  command
-      .add_option_function<std::string>(
-          "--isa", [&options](std::string const& name) { options.isa = isa_from_name(name); },
-          "Instruction set of the kernels [the best this processor runs]")
-      ->check(CLI::IsMember(isa_names()));
+  add_isa_flag(command, options.isa);
   auto* const device =
       command
           .add_option("--device", options.device,

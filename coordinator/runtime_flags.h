@@ -16,6 +16,7 @@ namespace expertmesh {
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options);
 void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype);
 void add_kv_dtype_flag(CLI::App& command, std::optional<DType>& dtype);
+void add_isa_flag(CLI::App& command, std::optional<Isa>& isa);
 void add_quantization_flag(CLI::App& command, Quantization& quantization);
 
 }  // namespace expertmesh

@@ -1,5 +1,5 @@
-// expertmesh-bench: measures the engine, or a server. Exit codes: 0 done; 1 failed while running; 2 a bad command line
-// or model.
+// expertmesh-bench: measures the engine, what formats cost a model, or a server. Exit codes: 0 done; 1 failed while
+// running; 2 a bad command line or model.
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -24,6 +24,13 @@ void write_json(std::optional<std::filesystem::path> const& file, std::string co
 
 int run(EngineBenchOptions const& options) {
   EngineFigures const figures = run_engine_bench(options);
+  std::cout << to_table(options, figures) << std::flush;
+  write_json(options.json, to_json(options, figures));
+  return 0;
+}
+
+int run(QualityBenchOptions const& options) {
+  QualityFigures const figures = run_quality_bench(options);
   std::cout << to_table(options, figures) << std::flush;
   write_json(options.json, to_json(options, figures));
   return 0;
@@ -62,6 +69,7 @@ int main(int argc, char** argv) {
   auto const command = parse_bench_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* serve = std::get_if<ServeBenchOptions>(&command)) return run_guarded(*serve);
+  if (auto const* quality = std::get_if<QualityBenchOptions>(&command)) return run_guarded(*quality);
   auto const& engine = std::get<EngineBenchOptions>(command);
   int const code = run_guarded(engine);
   if (engine.runtime.workers > 0) exit_without_finalize(code);

@@ -100,10 +100,44 @@ void add_serve_options(CLI::App& command, ServeBenchOptions& options) {
   command.add_option("--json", options.json, "File for all figures, named as `vllm bench serve` names them");
 }
 
+void add_quality_options(CLI::App& command, QualityBenchOptions& options) {
+  std::vector<std::string> names;
+  for (NumberFormat const& format : number_formats()) names.emplace_back(format.name);
+  command.add_option("model", options.model_dir, "Model directory")->required();
+  command.add_option("--text", options.text, "File with the text that the model is to tell")->required();
+  command
+      .add_option("--window", options.window,
+                  "Tokens that are run together; each window of the text begins at position 0")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--max-tokens", options.max_tokens,
+          "Tokens of the text that are used, of each of which the reference's logits are kept in memory; 0: all")
+      ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str();
+  command.add_option("--reference", options.reference, "Format against which the others are held")
+      ->check(CLI::IsMember(names))
+      ->capture_default_str();
+  command
+      .add_option("--formats", options.formats,
+                  "Numbers of rows and weights: int8 and int4 as --quantization has them, with rows in bfloat16; "
+                  "int8_kv: bfloat16 with an int8 KV cache")
+      ->delimiter(',')
+      ->check(CLI::IsMember(names))
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "Compute threads; 0 takes every usable core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  add_isa_flag(command, options.isa);
+  command.add_option("--json", options.json, "File for all figures");
+}
+
 }  // namespace
 
-std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command_line(int argc, char** argv) {
-  CLI::App app{"ExpertMesh: measures the engine or a server", "expertmesh bench"};
+std::variant<EngineBenchOptions, ServeBenchOptions, QualityBenchOptions, ExitNow> parse_bench_command_line(
+    int argc, char** argv) {
+  CLI::App app{"ExpertMesh: measures the engine, a format or a server", "expertmesh bench"};
   app.set_version_flag("--version", "expertmesh " EM_VERSION);
   app.require_subcommand(1);
   app.footer("Also: expertmesh bench scale MODEL: both, over numbers of workers and ways to reach them, with a report");
@@ -114,6 +148,11 @@ std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command
   auto* e =
       app.add_subcommand("engine", "Time steps without a server, with dummy weights, against the machine's limits");
   add_engine_options(*e, engine);
+  QualityBenchOptions quality;
+  auto* q = app.add_subcommand("quality",
+                               "Hold a checkpoint's logits over a text in each format of weights and KV cache against "
+                               "those in larger numbers");
+  add_quality_options(*q, quality);
   ServeBenchOptions serve;
   auto* s = app.add_subcommand("serve", "Send requests to a running server and time its answers");
   add_serve_options(*s, serve);
@@ -124,6 +163,7 @@ std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command
     return ExitNow{code == 0 ? 0 : 2};
   }
   if (s->parsed()) return serve;
+  if (q->parsed()) return quality;
   if (engine.runtime.device != "cpu") choose_for_gpu(*e, engine);
   return engine;
 }

@@ -3,6 +3,7 @@
 #include <variant>
 
 #include "coordinator/bench/engine_bench.h"
+#include "coordinator/bench/quality_bench.h"
 #include "coordinator/bench/serve_report.h"
 
 namespace expertmesh {
@@ -12,6 +13,7 @@ struct ExitNow {
 };
 
 // Prints help and usage errors itself.
-std::variant<EngineBenchOptions, ServeBenchOptions, ExitNow> parse_bench_command_line(int argc, char** argv);
+std::variant<EngineBenchOptions, ServeBenchOptions, QualityBenchOptions, ExitNow> parse_bench_command_line(int argc,
+                                                                                                           char** argv);
 
 }  // namespace expertmesh

@@ -32,14 +32,17 @@ class NoExperts final : public Experts {
 // Where the experts of a rig with a device are.
 enum class ExpertsAt { device, group_on_device };
 
-// Types of the numbers of rows and weights, and of the KV cache.
+// Types of the numbers of rows and weights, and of the KV cache; what weights become in their place.
 struct Numerics {
   Numerics(DType all) : rows(all), kv(all) {}  // NOLINT(google-explicit-constructor): the same everywhere
   Numerics(DType of_rows, DType of_kv) : rows(of_rows), kv(of_kv) {}
+  Numerics(DType all, Quantization of_weights) : rows(all), kv(all), quantization(of_weights) {}
   DType rows, kv;
+  Quantization quantization = Quantization::none;
+  [[nodiscard]] WeightFormat weights() const { return weight_format_of(rows, quantization); }
 };
 inline std::ostream& operator<<(std::ostream& out, Numerics const& n) {
-  return out << name_of(n.rows) << ", KV cache " << name_of(n.kv);
+  return out << name_of(n.rows) << ", KV cache " << name_of(n.kv) << ", weights " << name_of(n.weights().storage);
 }
 
 struct ModelRig {
@@ -63,7 +66,7 @@ struct ModelRig {
         blocks(std::move(kv_blocks)) {
     weights->verify(expected_tensors(spec));
     DType const dtype = numerics.rows;
-    auto const experts_spec = expert_model_spec(spec, weight_format_of(dtype), dtype);
+    auto const experts_spec = expert_model_spec(spec, numerics.weights(), dtype);
     if (!experts_spec.layers.empty() && device && experts_at == ExpertsAt::device)
       resident.emplace(experts_spec, *weights, exchange_shape(spec, kMaxTokens).rows,
                        exchange_shape(spec, kMaxTokens).experts_per_row, exec, [](auto, auto) {});
@@ -76,7 +79,7 @@ struct ModelRig {
     decoder.emplace(spec, *weights,
                     DecoderOptions{.max_tokens = max_tokens,
                                    .max_input = kMaxInput,
-                                   .weights = weight_format_of(dtype),
+                                   .weights = numerics.weights(),
                                    .on_bytes_loaded = [](auto) {},
                                    .device = device});
     groups = kv_cache_specs(spec, numerics.kv);

@@ -128,6 +128,15 @@ void copy_head_columns(Exec const& exec, MatrixView<float const> x, HeadRange fr
   });
 }
 
+namespace {
+void to_wire_row(Exec const& exec, float const* x, std::size_t n, DType wire, std::byte* out) {
+  if (wire == DType::f32)
+    std::memcpy(out, x, n * sizeof(float));
+  else
+    exec.table().round_bf16(x, n, reinterpret_cast<std::uint16_t*>(out));
+}
+}  // namespace
+
 void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte* out) {
   EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
   std::size_t const row_bytes = x.cols * size_of(wire);
@@ -138,13 +147,7 @@ void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte*
     return device->download(out, exec.scratch().wire_rows.data(), x.rows * row_bytes);
   }
   exec.pool().parallel_for(x.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t t = begin; t < end; ++t) {
-      std::byte* row = out + t * row_bytes;
-      if (wire == DType::f32)
-        std::memcpy(row, x.row(t), row_bytes);
-      else
-        exec.table().round_bf16(x.row(t), x.cols, reinterpret_cast<std::uint16_t*>(row));
-    }
+    for (std::size_t t = begin; t < end; ++t) to_wire_row(exec, x.row(t), x.cols, wire, out + t * row_bytes);
   });
 }
 
@@ -191,7 +194,12 @@ void combine(Exec const& exec, DType wire, std::span<std::byte const* const> row
 
 void gather_to_wire(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
                     std::byte* out) {
-  exec.device()->gather_to_wire(x, exec.scratch().stage(0, rows), wire, out);
+  EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));
+  if (Device* device = exec.device()) return device->gather_to_wire(x, exec.scratch().stage(0, rows), wire, out);
+  std::size_t const row_bytes = x.cols * size_of(wire);
+  exec.pool().parallel_for(rows.size(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t r = begin; r < end; ++r) to_wire_row(exec, x.row(rows[r]), x.cols, wire, out + r * row_bytes);
+  });
 }
 
 void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows,

@@ -40,7 +40,7 @@ void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte*
 // fused multiply-add a term, starting from 0; a null row adds nothing. out: [T,H]; rows and weights on the host.
 void combine(Exec const& exec, DType wire, std::span<std::byte const* const> rows, std::span<float const> weights,
              std::size_t experts_per_token, MatrixView<float> out);
-// With a device: only the rows named, which stay in its memory. rows: on the host; out: of the device.
+// Only the rows named, one behind the other. rows: on the host; out: with a device of that, else of the host.
 void gather_to_wire(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> rows, DType wire,
                     std::byte* out);
 // combine() with a device that has some of the rows already: where device_rows [T*K] is null, it is the row of the

@@ -326,8 +326,7 @@ class RemoteExperts::Impl {
               .attempt = attempt_,
               .flags = (limits_.checksums ? kFlagChecksum : 0) | (leg.by_link ? kFlagRowsApart : 0)};
     RequestWriter request = layout.write_request(messages.request.span(), leg.id, rows.size(), entries.size());
-    for (std::size_t r = 0; r < rows.size() && !leg.by_link; ++r)
-      std::memcpy(request.row(r), wire_rows(slot) + rows[r] * row_bytes, row_bytes);
+    if (!leg.by_link) write_rows(slot, rows, request);
     std::byte const* answer_row = messages.answer.data() + layout.answer_rows_offset();
     for (std::size_t i = 0; i < entries.size(); ++i, answer_row += row_bytes) {
       request.entries[i] = {.row = entries[i].row, .local_expert = entries[i].local_expert};
@@ -353,6 +352,13 @@ class RemoteExperts::Impl {
     traffic_.bytes_sent += request.bytes;
     if (member->peer.by_shm) traffic_.shm_bytes_sent += request.bytes;
     traffic_.rows_sent[slot.layer_index] += rows.size();
+  }
+
+  // Straight from the host's; a device's come here together first.
+  void write_rows(ExchangeSlot& slot, std::span<std::uint32_t const> rows, RequestWriter const& request) {
+    if (!exec_.device()) return gather_to_wire(exec_, slot.x, rows, wire_, request.rows);
+    for (std::size_t r = 0; r < rows.size(); ++r)
+      std::memcpy(request.row(r), wire_rows(slot) + rows[r] * request.row_bytes, request.row_bytes);
   }
 
   // As they leave, where the host can read them.

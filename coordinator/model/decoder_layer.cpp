@@ -6,7 +6,6 @@
 #include "common/kernels/linear.h"
 #include "common/kernels/rows.h"
 #include "common/moe/capacity.h"
-#include "common/moe/router.h"
 
 namespace expertmesh {
 
@@ -77,8 +76,25 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
     }
     return {experts, weights, spec_.experts_per_token, device_experts, device_weights};
   }
-  route(spec_, in, experts, weights);
+  choose_experts(exec, in, experts, weights);
   return {experts, weights, spec_.experts_per_token};
+}
+
+// Tokens are shared out among the threads, unless they are so few that one is through before the others have begun.
+void Router::choose_experts(Exec const& exec, RouterInput const& in, std::span<std::uint32_t> experts,
+                            std::span<float> weights) const {
+  constexpr std::size_t kLeastShared = 16;
+  auto const choose = [&](std::size_t begin, std::size_t end, std::size_t /*thread*/) {
+    std::size_t const count = end - begin;
+    std::size_t const k = spec_.experts_per_token;
+    RouterInput part{.logits = in.logits.row_range(begin, count), .selection_bias = in.selection_bias};
+    if (in.noise)
+      part.noise = RouterNoiseInput{.scale_logits = in.noise->scale_logits.row_range(begin, count),
+                                    .eps = in.noise->eps.row_range(begin, count)};
+    route(spec_, part, experts.subspan(begin * k, count * k), weights.subspan(begin * k, count * k));
+  };
+  if (in.logits.rows < kLeastShared) return choose(0, in.logits.rows, 0);
+  exec.pool().parallel_for(in.logits.rows, choose);
 }
 
 // Standard normal numbers of the tokens, where the router runs.

@@ -7,6 +7,7 @@
 #include "common/base/task.h"
 #include "common/kernels/grouped_ffn.h"
 #include "common/moe/balance.h"
+#include "common/moe/router.h"
 #include "coordinator/experts/experts.h"
 #include "coordinator/model/attention.h"
 #include "coordinator/model/norm.h"
@@ -87,6 +88,8 @@ class Router {
 
  private:
   MatrixView<float> noise(Exec const& exec, std::span<std::uint32_t const> positions, Activations& act) const;
+  void choose_experts(Exec const& exec, RouterInput const& in, std::span<std::uint32_t> experts,
+                      std::span<float> weights) const;
 
   RouterSpec spec_;
   std::uint32_t layer_;

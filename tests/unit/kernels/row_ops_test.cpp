@@ -147,6 +147,23 @@ TEST_P(RowOpsTest, AddAndCombine) {
   }
 }
 
+TEST_P(RowOpsTest, NamedRowsAreThoseOfAll) {
+  Rig rig(GetParam(), 3);
+  constexpr std::size_t kColumns = 37;
+  auto const x = random_matrix(9, kColumns, 5);
+  for (DType wire : {DType::f32, DType::bf16}) {
+    std::size_t const row_bytes = kColumns * size_of(wire);
+    std::vector<std::byte> all(9 * row_bytes);
+    to_wire(rig.exec, x.view(), wire, all.data());
+    for (std::vector<std::uint32_t> const& rows : {std::vector<std::uint32_t>{}, {8}, {0, 2, 3, 8, 2}}) {
+      std::vector<std::byte> named(rows.size() * row_bytes);
+      gather_to_wire(rig.exec, x.view(), rows, wire, named.data());
+      for (std::size_t r = 0; r < rows.size(); ++r)
+        EXPECT_EQ(std::memcmp(&named[r * row_bytes], &all[rows[r] * row_bytes], row_bytes), 0) << r;
+    }
+  }
+}
+
 TEST_P(RowOpsTest, RoundingToBf16IsToNearestEvenAndKeepsNaN) {
   Rig rig(GetParam());
   std::uint32_t const bits[] = {0x3f808000U, 0x3f818000U, 0x3f808001U, 0x3f807fffU, 0x7f7fffffU, 0xff800000U,

@@ -48,20 +48,19 @@ AnswerBuilder::Json AnswerBuilder::usage() const {
 
 std::string AnswerBuilder::take_events() {
   char const* const object = context_.request.chat ? "chat.completion.chunk" : "text_completion";
-  std::string events;
-  for (std::size_t i = 0; i < choices_.size(); ++i)
-    for (Json& chunk : choices_[i]->take_chunks(i)) {
-      Json json = head(object);
-      json["choices"] = Json::array({std::move(chunk)});
-      if (context_.request.continuous_usage) json["usage"] = usage();
-      events += sse_event(dumped(json));
-    }
-  if (context_.request.include_usage && finished() && !std::exchange(usage_sent_, true)) {
-    Json json = head(object);
-    json["choices"] = Json::array();
-    json["usage"] = usage();
-    events += sse_event(dumped(json));
+  if (event_head_.empty()) {
+    event_head_ = dumped(head(object));
+    event_head_.back() = ',';  // in place of the brace that closes it
   }
+  std::string events;
+  auto const add = [&](std::string const& choices, bool with_usage) {
+    events.append("data: ").append(event_head_).append(R"("choices":[)").append(choices).append("]");
+    if (with_usage) events.append(R"(,"usage":)").append(dumped(usage()));
+    events.append("}\n\n");
+  };
+  for (std::size_t i = 0; i < choices_.size(); ++i)
+    for (Json const& chunk : choices_[i]->take_chunks(i)) add(dumped(chunk), context_.request.continuous_usage);
+  if (context_.request.include_usage && finished() && !std::exchange(usage_sent_, true)) add("", true);
   return events;
 }
 

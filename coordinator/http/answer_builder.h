@@ -37,6 +37,7 @@ class AnswerBuilder {
   std::int64_t created_;
   std::vector<AnsweredPrompt> prompts_;
   std::vector<std::unique_ptr<ChoiceBuilder>> choices_;
+  std::string event_head_;  // of each event's JSON, up to its choices; empty before the first
   bool usage_sent_ = false;
 };
 

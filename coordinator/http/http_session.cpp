@@ -1,8 +1,10 @@
 #include "coordinator/http/http_session.h"
 
+#include <array>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <charconv>
 #include <deque>
 #include <optional>
 #include <sstream>
@@ -29,16 +31,21 @@ bool is_parse_error(error_code error) {
 }
 
 std::string as_chunk(std::string const& data) {
-  std::ostringstream out;
-  out << std::hex << data.size() << "\r\n" << data << "\r\n";
-  return out.str();
+  std::array<char, 2 * sizeof(std::size_t)> size;  // NOLINT(cppcoreguidelines-pro-type-member-init): filled by to_chars
+  auto const end = std::to_chars(size.begin(), size.end(), data.size(), 16).ptr;
+  std::string chunk;
+  chunk.reserve(data.size() + size.size() + 4);
+  return chunk.append(size.begin(), end).append("\r\n").append(data).append("\r\n");
 }
 
 // All but the public members runs on the connection's strand.
 class Session final : public HttpSession, public std::enable_shared_from_this<Session> {
  public:
   Session(tcp::socket socket, std::shared_ptr<HttpSessions> sessions)
-      : stream_(std::move(socket)), sessions_(std::move(sessions)) {}
+      : stream_(std::move(socket)), sessions_(std::move(sessions)) {
+    error_code ignored;
+    stream_.socket().non_blocking(true, ignored);
+  }
 
   void start() {
     on_strand([](Session& s) { s.read_request(); });
@@ -255,10 +262,25 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
   }
 
   void enqueue(std::string data) {
+    if (unsent_.empty()) {
+      if (!write_what_fits(data)) return lose();
+      if (data.empty()) return on_all_written();
+    }
     unsent_bytes_ += data.size();
     unsent_.push_back(std::move(data));
     if (unsent_bytes_ > sessions_->options.max_unsent_bytes) return lose();  // reads too slowly
     if (unsent_.size() == 1) write_next();
+  }
+
+  // Takes off what the system takes at once, all of it but for a client that reads slowly: an asynchronous write, its
+  // deadline and its end cost more than the call itself. false: the connection has ended.
+  bool write_what_fits(std::string& data) {
+    if (closed_ || !stream_.socket().non_blocking()) return !closed_;
+    error_code error;
+    std::size_t const written = stream_.socket().write_some(asio::buffer(data), error);
+    if (error && error != asio::error::would_block && error != asio::error::interrupted) return false;
+    data.erase(0, error ? 0 : written);
+    return true;
   }
 
   void write_next() {
@@ -274,6 +296,10 @@ class Session final : public HttpSession, public std::enable_shared_from_this<Se
     unsent_.pop_front();
     if (!unsent_.empty()) return write_next();
     stream_.expires_never();
+    on_all_written();
+  }
+
+  void on_all_written() {
     if (finishing_) return on_answered();
     if (auto const callback = std::exchange(on_sent_, nullptr)) callback();
   }

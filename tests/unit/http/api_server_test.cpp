@@ -276,6 +276,22 @@ TEST_F(ApiServerTest, ReaderTooSlowForItsStreamIsCutOff) {
   EXPECT_EQ(generator_.next_abort(), Generator::AbortReason::cancelled);
 }
 
+// More than the sockets hold: its end waits here, and goes out in order once the client reads.
+TEST_F(ApiServerTest, SlowReaderThatIsNotCutOffGetsAllOfItsStream) {
+  constexpr std::size_t kTokens = 20000;
+  options_.http.max_unsent_bytes = std::size_t{1} << 30;
+  start();
+  HttpClient slow(server_->port(), 4096);
+  slow.send(HttpClient::post_text(kCompletions,
+                                  R"({"prompt": [1, 2, 3], "max_tokens": 20000, "stream": true, "logprobs": 0})"));
+  auto c = client();  // whose answer is computed beside that, and as long
+  EXPECT_EQ(c.post(kCompletions, R"({"prompt": [1], "max_tokens": 20000})").status, 200);
+  auto const lines = data_lines(slow.receive().body);
+  ASSERT_EQ(lines.size(), kTokens + 2);  // why it ended, and [DONE]
+  for (std::size_t i = 0; i < kTokens; ++i)
+    ASSERT_NE(lines[i].find("token_id:" + std::to_string(i % 3 + 1) + "\""), std::string::npos) << lines[i];
+}
+
 TEST_F(ApiServerTest, FailureIsAStatusOrAnEventOfTheStream) {
   auto c = client();
   expect_error(c.post(kCompletions, R"({"prompt": [91]})"), 503, "worker 2 is dead");

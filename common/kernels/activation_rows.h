@@ -1,5 +1,5 @@
-// What a row of activations becomes before it meets a weight, by the rule of the weight's format. Private to
-// common/kernels.
+// What a row of activations becomes before it meets a weight, by the rule of the weight's format, or goes to another
+// process. Private to common/kernels.
 #pragma once
 #include <cstring>
 
@@ -39,6 +39,14 @@ inline void prepare_row(Exec const& exec, WeightFormat const& format, float cons
       return (format.storage == DType::i4 ? exec.table().quantise_for_int4 : exec.table().quantise_int8)(
           x, k, static_cast<std::byte*>(out));
   }
+}
+
+// As a row of the wire type, f32 or bf16.
+inline void to_wire_row(Exec const& exec, float const* x, std::size_t n, DType wire, std::byte* out) {
+  if (wire == DType::f32)
+    std::memcpy(out, x, n * sizeof(float));
+  else
+    exec.table().round_bf16(x, n, reinterpret_cast<std::uint16_t*>(out));
 }
 
 inline void gemm_of(Exec const& exec, WeightFormat const& format, GemmPart const& part) {

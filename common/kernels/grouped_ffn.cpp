@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "common/kernels/activation_rows.h"
 #include "common/kernels/exec_scratch.h"
 #include "common/kernels/gemm.h"
 
@@ -74,14 +75,6 @@ void prepare_wire_row(Exec const& exec, WeightFormat const& format, DType wire, 
   if (wire == DType::f32) return prepare_row(exec, format, static_cast<float const*>(in), n, out);
   exec.table().widen_bf16(static_cast<std::uint16_t const*>(in), n, wide);
   prepare_row(exec, format, wide, n, out);
-}
-
-// Row `in` of n numbers as one of the wire type.
-void to_wire_row(Exec const& exec, float const* in, std::size_t n, DType wire, std::byte* out) {
-  if (wire == DType::f32)
-    std::memcpy(out, in, n * sizeof(float));
-  else
-    exec.table().round_bf16(in, n, reinterpret_cast<std::uint16_t*>(out));
 }
 
 // The rows go there and come back one behind the other; every group of one shape is a call.

@@ -8,6 +8,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/activation_rows.h"
 #include "common/kernels/exec_scratch.h"
 #include "common/kernels/kernel_table.h"
 
@@ -127,15 +128,6 @@ void copy_head_columns(Exec const& exec, MatrixView<float const> x, HeadRange fr
         std::copy_n(x.row(t) + h * from.stride + from.first, count, out.row(t) + h * to.stride + to.first);
   });
 }
-
-namespace {
-void to_wire_row(Exec const& exec, float const* x, std::size_t n, DType wire, std::byte* out) {
-  if (wire == DType::f32)
-    std::memcpy(out, x, n * sizeof(float));
-  else
-    exec.table().round_bf16(x, n, reinterpret_cast<std::uint16_t*>(out));
-}
-}  // namespace
 
 void to_wire(Exec const& exec, MatrixView<float const> x, DType wire, std::byte* out) {
   EM_CHECK(wire == DType::f32 || wire == DType::bf16, "wire " << name_of(wire));

@@ -331,7 +331,7 @@ std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Exper
                                     .secret_file = options.secret_file,
                                     .weights_per_second = options.weights_per_second}};
   cluster.death_timeout = std::chrono::milliseconds(options.heartbeat_timeout_ms);
-  spdlog::info("starting {} workers over MPI, with so many threads: {}", options.workers, threads);
+  spdlog::info("starting {} workers, with so many threads: {}", options.workers, threads);
   if (options.remote_workers > 0) spdlog::info("awaiting {} workers of other hosts", options.remote_workers);
   LoadProgressPrinter progress("experts in " + std::to_string(options.workers + options.remote_workers) + " workers",
                                0);

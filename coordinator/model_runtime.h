@@ -50,7 +50,7 @@ struct ModelRuntimeOptions {
   std::string worker_device = "cpu";  // of the workers of this host; what those of other hosts must run, too
   // The workers of this host one by one, where they are not all the same; 0 threads: their share of the cores.
   std::vector<LocalWorker> local_workers;
-  MessageTransport transport = MessageTransport::mpi;  // of messages to workers
+  MessageTransport transport = MessageTransport::automatic;  // of messages to workers
   RowTransport row_transport = RowTransport::automatic;
   std::size_t static_exchange_bytes = 0;  // RemoteExpertsLimits::static_bytes
   bool return_routed_experts = false;

@@ -69,7 +69,7 @@ void add_isa_flag(CLI::App& command, std::optional<Isa>& isa) {
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   command
       .add_option("--workers", options.workers,
-                  "Worker processes that hold the experts, over MPI; 0 keeps the experts in this process")
+                  "Worker processes that hold the experts; 0 keeps the experts in this process")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command.add_option("--threads", options.threads, "Compute threads of the coordinator; 0 takes every usable core")
@@ -103,7 +103,7 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
   add_choice<MessageTransport>(
       command, "--transport", options.transport,
       {{"auto", MessageTransport::automatic}, {"shm", MessageTransport::shm}, {"mpi", MessageTransport::mpi}},
-      "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [mpi]");
+      "Messages to workers: auto: through shared memory on this host, else by MPI; shm: or refuse; mpi [auto]");
   add_choice<RowTransport>(
       command, "--row-transport", options.row_transport,
       {{"auto", RowTransport::automatic}, {"host", RowTransport::host}, {"nccl", RowTransport::nccl}},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # quickstart.sh [--once] [--port N] [options of `expertmesh serve`]: from a fresh clone to a streamed story. Installs the
-# packages, builds, starts a coordinator and two MPI workers on the demo model, streams one story and serves until
+# packages, builds, starts a coordinator and two workers on the demo model, streams one story and serves until
 # Ctrl-C; with --once it stops everything after the story.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."

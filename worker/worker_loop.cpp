@@ -138,6 +138,7 @@ void WorkerLoop::serve() {
     ++num_batches_;
     if (gathers) rendezvous_.served(options_.now());
     for (Lane const& lane : lanes_) guarded(lane, [&] { lane->answer(*batch_); });
+    transport_.deliver();
   }
   for (Lane const& lane : lanes_) guarded(lane, [&] { lane->serve_by_link(*batch_); });
 }

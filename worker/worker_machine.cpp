@@ -21,7 +21,6 @@ constexpr std::size_t kMaxOps = 4096;
 // Of this thread and those it starts: heartbeats' threads are there already, and free.
 void take_place(WorkerOptions const& options) {
   if (!options.cores.empty()) restrict_to_cores(options.cores);
-  if (options.shared_cores) give_way_to_others();
 }
 
 std::size_t placed_threads(WorkerOptions const& options) {
@@ -84,6 +83,13 @@ void WorkerMachine::agree_on(control::Assign const& assign) {
   first_ = assign;
 }
 
+// Who looks for messages by MPI wakes up in vain again and again. Who is woken by one has something to do at once, also
+// where others compute.
+void WorkerMachine::add_peer(PeerId peer, DataPath&& path) {
+  if (options_.shared_cores && !path.area) give_way_to_others();
+  transports_.add_peer(peer, std::move(path));
+}
+
 WorkerMachine::Pace WorkerMachine::pace() const {
   return loop_->num_served() == 0 ? Pace::full : Pace::beside_rows;
 }
@@ -96,7 +102,7 @@ WorkerMachine::Loaded WorkerMachine::load(HeldExperts const& held, WeightSource 
     try {
       bool const beside_rows = pace == Pace::beside_rows;
       take_place(options_);
-      if (beside_rows) give_way_to_others();
+      if (beside_rows || options_.shared_cores) give_way_to_others();
       ThreadPool pool(beside_rows ? 1 : options_.threads);
       LoadTimer const timer(source);
       ExpertStore store(first_->model, held, source, pool, on_bytes, &experts_, device_.get());

@@ -49,7 +49,7 @@ class WorkerMachine {
   [[nodiscard]] Pace pace() const;  // of a coordinator's first load
 
   PeerId new_peer() { return PeerId(next_peer_++); }
-  void add_peer(PeerId peer, DataPath&& path) { transports_.add_peer(peer, std::move(path)); }  // the loop's thread
+  void add_peer(PeerId peer, DataPath&& path);  // the loop's thread
 
  private:
   WorkerOptions const& options_;

@@ -61,10 +61,19 @@ void MixedTransport::wait(PollPause pause) {
   bool const alone = busy != parts_.end() && std::find_if(busy + 1, parts_.end(), [](Part const& part) {
                                                return part.num_ops > 0;
                                              }) == parts_.end();
+  deliver();
   if (alone)
     busy->transport->wait(pause);
   else
     pause_polling(pause);
+}
+
+bool MixedTransport::wait_for(PeerId peer) {
+  return parts_[part_of(peer)].transport->wait_for(peer);
+}
+
+void MixedTransport::deliver() {
+  for (Part const& part : parts_) part.transport->deliver();
 }
 
 void MixedTransport::fence(PeerId peer) {

@@ -26,6 +26,8 @@ class MixedTransport final : public Transport {
   std::size_t poll(std::span<Completion> completions) override;
   // As the one part that has ops; if there are several, none of which sees the others' messages, as any.
   void wait(PollPause pause) override;
+  bool wait_for(PeerId peer) override;
+  void deliver() override;
   void fence(PeerId peer) override;
   [[nodiscard]] std::size_t quarantined_bytes() const override;
 

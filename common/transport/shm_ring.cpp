@@ -66,13 +66,15 @@ bool ShmRingWriter::write(MessageTag tag, std::span<std::byte const> message) {
   slot->tag = tag.value();
   if (!message.empty()) std::memcpy(message_in(slot), message.data(), message.size());
   slot->number.store(written_, std::memory_order_release);
+  return true;
+}
+
+void ShmRingWriter::wake_reader() {
   // Either the reader, about to sleep, sees the number, or it is seen here that it sleeps.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (head_->waiting.load(std::memory_order_relaxed) != 0) {
-    head_->waiting.store(0, std::memory_order_relaxed);
-    futex_wake(head_->waiting);
-  }
-  return true;
+  if (head_->waiting.load(std::memory_order_relaxed) == 0) return;
+  head_->waiting.store(0, std::memory_order_relaxed);
+  futex_wake(head_->waiting);
 }
 
 // ---- reader

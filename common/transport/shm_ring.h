@@ -49,6 +49,8 @@ class ShmRingWriter {
 
   // Copies a message of at most slot_bytes into the next slot; false: all are taken, or the other end is broken.
   [[nodiscard]] bool write(MessageTag tag, std::span<std::byte const> message);
+  // If it sleeps it does not see by itself what was written since. Any thread.
+  void wake_reader();
   // What the other end did that no sound one does; empty: nothing.
   [[nodiscard]] std::string const& failure() const { return failure_; }
 
@@ -73,17 +75,17 @@ class ShmRingReader {
   };
   // The oldest one not taken yet, if there is any.
   [[nodiscard]] std::optional<Message> front();
-  void take();  // the front: its slot is the writer's again
+  void take();                          // the front: its slot is the writer's again
+  [[nodiscard]] bool anything() const;  // whether front() has something to look at; any thread between two take()
   [[nodiscard]] std::string const& failure() const { return failure_; }
 
-  // Between these two the writer wakes whoever waits for waiting() to be 0 with a futex. False: something is there.
+  // Between these two wake_reader() wakes whoever waits for waiting() to be 0 with a futex. False: something is there.
   [[nodiscard]] bool begin_wait();
   void end_wait();
   [[nodiscard]] std::atomic<std::uint32_t>& waiting() { return head_->waiting; }
 
  private:
   [[nodiscard]] shm::SlotHead* next_slot() const;
-  [[nodiscard]] bool anything() const;
 
   std::span<std::byte> memory_;
   ShmRingShape shape_;

@@ -61,7 +61,12 @@ class ShmTransport::Impl {
     return count;
   }
 
+  void deliver() {
+    for (auto const& peer : peers_) peer->writer.wake_reader();
+  }
+
   void wait(PollPause pause) {
+    deliver();
     if (!done_.empty()) return;
     if (pause == PollPause::yield) {
       if (++looks_in_vain_ < kSpins)
@@ -82,6 +87,16 @@ class ShmTransport::Impl {
       futex_wait_for_any(asleep_, kLongestSleep);
     }
     for (auto const& peer : peers_) peer->reader.end_wait();
+  }
+
+  bool wait_for(PeerId id) {
+    Peer& peer = known(id);
+    peer.writer.wake_reader();
+    if (!peer.reader.begin_wait()) return true;
+    std::array<std::atomic<std::uint32_t>*, 1> const word{&peer.reader.waiting()};
+    futex_wait_for_any(word, kLongestSleep);
+    peer.reader.end_wait();
+    return peer.reader.anything();
   }
 
   void fence(PeerId id) {
@@ -122,11 +137,15 @@ class ShmTransport::Impl {
     return std::ranges::find_if(peers_, [&](auto const& peer) { return peer->id == id; });
   }
 
-  Peer& peer_for_op(PeerId id, MessageTag tag) {
-    EM_CHECK(tag.value() <= kMaxTag, "tag " << tag);
+  Peer& known(PeerId id) {
     auto const place = find(id);
     EM_CHECK(place != peers_.end(), "peer " << id << " is unknown or fenced");
-    Peer& peer = **place;
+    return **place;
+  }
+
+  Peer& peer_for_op(PeerId id, MessageTag tag) {
+    EM_CHECK(tag.value() <= kMaxTag, "tag " << tag);
+    Peer& peer = known(id);
     EM_CHECK(peer.sends.size() + peer.receives.size() < limits_.max_ops_per_peer,
              "more than " << limits_.max_ops_per_peer << " ops of peer " << id);
     return peer;
@@ -207,6 +226,14 @@ std::size_t ShmTransport::poll(std::span<Completion> completions) {
 
 void ShmTransport::wait(PollPause pause) {
   impl_->wait(pause);
+}
+
+bool ShmTransport::wait_for(PeerId peer) {
+  return impl_->wait_for(peer);
+}
+
+void ShmTransport::deliver() {
+  impl_->deliver();
 }
 
 void ShmTransport::fence(PeerId peer) {

@@ -33,6 +33,8 @@ class ShmTransport final : public Transport {
   OpId post_recv(PeerId peer, MessageTag tag, std::span<std::byte> buffer) override;
   std::size_t poll(std::span<Completion> completions) override;
   void wait(PollPause pause) override;
+  bool wait_for(PeerId peer) override;
+  void deliver() override;
   // The peer's memory goes with it.
   void fence(PeerId peer) override;
   [[nodiscard]] std::size_t quarantined_bytes() const override { return 0; }

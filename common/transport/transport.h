@@ -48,6 +48,15 @@ class Transport {
 
   // Between two polls that found nothing: a moment, that a message may cut short; at most a millisecond or so.
   virtual void wait(PollPause pause) { pause_polling(pause); }
+  // As wait(PollPause::sleep), for what one peer sends; whether something of it is there. Several threads at once may
+  // be in it, while none is in another member.
+  virtual bool wait_for(PeerId /*peer*/) {
+    pause_polling(PollPause::sleep);
+    return true;
+  }
+  // Peers that sleep are told of what was sent to them. wait() tells all of them, wait_for() its own peer: who is going
+  // to sleep on the core that a peer wakes up on does so last.
+  virtual void deliver() {}
 
   // Cuts the peer off: its unfinished ops end as cancelled (reported by the next polls), later posts to it are a broken
   // invariant. An op whose buffer the library cannot give back (a send, or a receive that was half done) is held in

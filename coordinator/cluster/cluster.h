@@ -49,9 +49,9 @@ struct ClusterOptions {
   // be mixed, runs the best that it can.
   std::string isa;
   bool mixed_isas = false;
-  std::shared_ptr<NcclApi> nccl{};                     // by which rows go to workers that have it, too; null: to none
-  bool nccl_required = false;                          // who has not is refused
-  MessageTransport transport = MessageTransport::mpi;  // who cannot is refused
+  std::shared_ptr<NcclApi> nccl{};  // by which rows go to workers that have it, too; null: to none
+  bool nccl_required = false;       // who has not is refused
+  MessageTransport transport = MessageTransport::automatic;  // who cannot is refused
 
   bool verify_weights = false;  // what workers load is compared with what this process reads; else among themselves
 

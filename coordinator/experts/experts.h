@@ -1,5 +1,5 @@
 // The experts as the decoder sees them: rows go out at dispatch, come back combined at combine. Where they run
-// (in this process, in workers over MPI) is not visible here.
+// (in this process, in workers) is not visible here.
 #pragma once
 #include <coroutine>
 #include <cstddef>

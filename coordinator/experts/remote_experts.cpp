@@ -13,6 +13,7 @@
 #include "common/kernels/rows.h"
 #include "common/moe/dispatch_plan.h"
 #include "common/protocol/dispatch_layout.h"
+#include "coordinator/experts/core_wait.h"
 #include "coordinator/experts/exchange_slot.h"
 #include "coordinator/experts/exchange_trace.h"
 #include "coordinator/experts/static_exchange.h"
@@ -48,6 +49,7 @@ class RemoteExperts::Impl {
         message_limits_(dispatch_limits(model, limits.max_tokens, limits.experts_per_token)),
         group_(std::move(group)),
         transport_(group_->transport()),
+        core_wait_(exec.pool(), transport_, *group_),
         own_(model, source, exec,
              {.max_rows = limits.max_tokens * limits.experts_per_token,
               .cache_bytes = limits.own_cache_bytes,
@@ -112,6 +114,8 @@ class RemoteExperts::Impl {
     std::fill_n(slot.leg_of.begin(), routing.experts.size(), kNoLeg);
     plan_->build(routing, *layers_[layer_index].placement);
     send_plan(slot_index);
+    // Else when this process's threads go to sleep: then workers begin without pushing them aside.
+    if (any_link() || !core_wait_.suits(members_.size())) transport_.deliver();
     return {.slot = slot_index};
   }
 
@@ -149,10 +153,9 @@ class RemoteExperts::Impl {
   }
 
   void pause(PollPause pause) {
-    bool const links = std::ranges::any_of(members_, [](auto const& member) { return member->link != nullptr; });
-    if (links)  // they want to be polled
+    if (any_link())  // they want to be polled
       pause_polling(pause);
-    else
+    else if (pause != PollPause::sleep || !core_wait_.wait(members_, slots_))
       transport_.wait(pause);
   }
 
@@ -207,6 +210,10 @@ class RemoteExperts::Impl {
   }
 
  private:
+  [[nodiscard]] bool any_link() const {
+    return std::ranges::any_of(members_, [](auto const& member) { return member->link != nullptr; });
+  }
+
   // ---- who holds what
 
   bool stale() const { return !plan_ || seen_version_ != group_->version() || any_lost_; }
@@ -420,7 +427,7 @@ class RemoteExperts::Impl {
   }
 
   void note_answer(Leg const& leg) {
-    auto const now = Clock::now();
+    auto const now = core_wait_.answered(leg);
     paces_.add(life_of(*leg.member), leg.num_entries, std::chrono::duration<double>(now - leg.sent).count());
     if (limits_.trace) trace_answer(*limits_.trace, leg, now);
   }
@@ -608,6 +615,7 @@ class RemoteExperts::Impl {
   DispatchLimits const message_limits_;
   std::shared_ptr<WorkerGroup> const group_;
   Transport& transport_;
+  CoreWait core_wait_;
   OwnExperts own_;
   std::vector<std::shared_ptr<Member>> members_;
   std::vector<std::shared_ptr<Member>> former_;  // dead or left, with messages that the transport has not given back

@@ -1,4 +1,4 @@
-"""Worker processes over MPI: what they hold, what they cost when idle, and what happens when one dies."""
+"""Worker processes: what they hold, what they cost when idle, and what happens when one dies."""
 import os
 import re
 import signal

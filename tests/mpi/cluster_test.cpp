@@ -34,6 +34,7 @@ ClusterOptions options(ExpertModelSpec const& model, std::size_t num_workers,
                        MessageTransport transport = MessageTransport::automatic) {
   ClusterOptions out;
   out.transport = transport;
+  out.shared_cores = true;  // everybody sleeps
   out.num_workers = num_workers;
   out.worker_program = executable_dir() / "expertmesh-worker";
   out.load_format = LoadFormat::dummy;
@@ -64,7 +65,10 @@ struct World {
     Task task = exchange(arena, experts, layer, {x.data(), kMaxTokens, hidden},
                          {routing.experts, routing.weights, kPerToken}, {out.data(), kMaxTokens, hidden});
     task.start();
-    while (!task.done()) experts.progress();
+    while (!task.done()) {
+      experts.progress();
+      if (!task.done()) experts.pause(PollPause::sleep);
+    }
     task.rethrow();
     return out;
   }

@@ -50,6 +50,8 @@ class MortalTransport final : public Transport {
   [[nodiscard]] std::string_view name() const override { return real_.name(); }
   void register_buffer(std::span<std::byte> buffer) override { real_.register_buffer(buffer); }
   void wait(PollPause pause) override { real_.wait(pause); }
+  bool wait_for(PeerId peer) override { return real_.wait_for(peer); }
+  void deliver() override { real_.deliver(); }
   void fence(PeerId peer) override { real_.fence(peer); }
   [[nodiscard]] std::size_t quarantined_bytes() const override { return real_.quarantined_bytes(); }
   OpId post_recv(PeerId peer, MessageTag tag, std::span<std::byte> buffer) override {

@@ -198,6 +198,7 @@ void write_many(ShmRingWriter& writer) {
   for (std::uint32_t i = 0; i < kMany; ++i) {
     auto const message = message_of(i % 300, i);
     while (!writer.write(MessageTag(i % (kMaxTag + 1)), message)) std::this_thread::yield();
+    writer.wake_reader();
     if (i % 1000 == 0) std::this_thread::yield();
   }
 }

@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <thread>
 #include <vector>
 
+#include "common/base/thread_pool.h"
 #include "common/transport/in_process_transport.h"
 #include "common/transport/mixed_transport.h"
 
@@ -288,6 +290,76 @@ TEST(ShmTransport, ASleeperIsWokenByAnyPeer) {
       if (count == 0) coordinator.wait(PollPause::sleep);
     }
     ASSERT_EQ(answer, request);
+  }
+  workers.join();
+}
+
+TEST(ShmTransport, ASleepingPeerIsToldByDeliverAndByWaits) {
+  ShmArea ours = ShmArea::make(kShape);
+  ShmArea const area = ShmArea::open(ours.offer());
+  ShmTransport coordinator({.max_ops_per_peer = 16});
+  coordinator.add_peer(kPeer, std::move(ours));
+  ShmRingReader peer = area.reader();
+  std::array<void (*)(Transport&), 4> constexpr kWays{
+      [](Transport& t) { t.deliver(); }, [](Transport& t) { t.wait(PollPause::yield); },
+      [](Transport& t) { t.wait(PollPause::sleep); }, [](Transport& t) { t.wait_for(kPeer); }};
+  for (auto const& way : kWays) {
+    ASSERT_TRUE(peer.begin_wait());
+    coordinator.post_send(kPeer, MessageTag(0), Bytes(8));
+    EXPECT_EQ(peer.waiting(), 1U);
+    way(coordinator);
+    EXPECT_EQ(peer.waiting(), 0U);
+    ASSERT_TRUE(peer.front());
+    peer.take();
+    std::array<Completion, 1> done;
+    EXPECT_EQ(coordinator.poll(done), 1U);
+  }
+}
+
+// Each thread for a peer of its own, which the other's messages do not concern.
+TEST(ShmTransport, ThreadsWaitForAPeerEach) {
+  constexpr std::uint32_t kRounds = 300;
+  ShmTransport coordinator({.max_ops_per_peer = 16});
+  ShmTransport theirs({.max_ops_per_peer = 16});
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    ShmArea area = ShmArea::make(kShape);
+    theirs.add_peer(PeerId(i), ShmArea::open(area.offer()));
+    coordinator.add_peer(PeerId(i), std::move(area));
+  }
+  Bytes const message(8, std::byte{1});
+  std::array<Bytes, 2> answers{Bytes(8), Bytes(8)};
+  std::array<Completion, 8> done;
+  std::array<Completion, 8> done_there;
+  auto const take_both = [&] {
+    for (std::uint32_t i = 0; i < 2; ++i) coordinator.post_recv(PeerId(i), MessageTag(1), answers[i]);
+    for (std::size_t taken = 0; taken < 2;) taken += coordinator.poll(done);
+  };
+  EXPECT_FALSE(coordinator.wait_for(PeerId(0)));
+  theirs.post_send(PeerId(1), MessageTag(1), message);
+  EXPECT_FALSE(coordinator.wait_for(PeerId(0)));
+  EXPECT_TRUE(coordinator.wait_for(PeerId(1)));
+  theirs.post_send(PeerId(0), MessageTag(1), message);
+  take_both();
+  EXPECT_EQ(answers[0], message);
+
+  std::atomic<std::uint32_t> asked = 0;
+  std::thread workers([&] {
+    for (std::uint32_t round = 1; round <= kRounds; ++round) {
+      asked.wait(round - 1);
+      for (std::uint32_t i = 0; i < 2; ++i) theirs.post_send(PeerId((i + round) % 2), MessageTag(1), message);
+      theirs.deliver();
+      theirs.poll(done_there);
+    }
+  });
+  ThreadPool pool(2);
+  for (std::uint32_t round = 1; round <= kRounds; ++round) {
+    asked = round;
+    asked.notify_one();
+    pool.parallel_for(2, [&](std::size_t i, std::size_t, std::size_t) {
+      while (!coordinator.wait_for(PeerId(static_cast<std::uint32_t>(i)))) {
+      }
+    });
+    take_both();
   }
   workers.join();
 }

@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages=(
   g++ cmake ninja-build ccache pkg-config ca-certificates git curl
-  libopenmpi-dev libpmix-dev openmpi-bin
+  libopenmpi-dev libpmix-dev openmpi-bin libhwloc-dev
   libboost-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libpcre2-dev libutf8proc-dev prometheus-cpp-dev libssl-dev
   python3 python3-jinja2
 )

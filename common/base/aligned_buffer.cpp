@@ -19,15 +19,6 @@ constexpr std::size_t kHugePagesFrom = std::size_t{256} << 10;
 // At a time: as long as it takes, the process can map no memory.
 constexpr std::size_t kTouchBytes = std::size_t{2} << 20;
 
-// Past malloc: fresh pages are zeros. The address sanitizer looks after what malloc gives only.
-constexpr bool is_mapped(std::size_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-  return bytes > std::size_t{1} << 30;
-#else
-  return bytes >= kHugePagesFrom;
-#endif
-}
-
 std::size_t page_bytes() {
   static auto const bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   return bytes;
@@ -39,8 +30,17 @@ std::size_t whole_pages(std::size_t bytes) {
 
 }  // namespace
 
+// Past malloc: fresh pages are zeros. The address sanitizer looks after what malloc gives only.
+bool pages_come_when_written(std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  return bytes > std::size_t{1} << 30;
+#else
+  return bytes >= kHugePagesFrom;
+#endif
+}
+
 void* allocate_zeroed(std::size_t bytes, std::size_t alignment) {
-  if (is_mapped(bytes)) {
+  if (pages_come_when_written(bytes)) {
     void* const data = mmap(nullptr, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) throw std::bad_alloc();
     madvise(data, whole_pages(bytes), MADV_HUGEPAGE);  // a wish: where the system has none, nothing changes
@@ -53,7 +53,7 @@ void* allocate_zeroed(std::size_t bytes, std::size_t alignment) {
 }
 
 void release(void* data, std::size_t bytes) {
-  if (is_mapped(bytes))
+  if (pages_come_when_written(bytes))
     munmap(data, whole_pages(bytes));
   else
     std::free(data);

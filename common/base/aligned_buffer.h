@@ -17,6 +17,8 @@ namespace expertmesh {
 // most a page; not 0. Throws std::bad_alloc.
 void* allocate_zeroed(std::size_t bytes, std::size_t alignment);
 void release(void* data, std::size_t bytes);
+// Of so many bytes: whether the system gives the pages when they are first written.
+bool pages_come_when_written(std::size_t bytes);
 
 // Has the system give the pages behind this memory now, not when they are first written. What is in them stays, and
 // others may use them meanwhile. False when it was told to stop before the end.

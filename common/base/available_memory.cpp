@@ -1,11 +1,11 @@
 #include "common/base/available_memory.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <string>
-#include <vector>
+
+#include "common/base/cgroup.h"
 
 namespace expertmesh {
 namespace {
@@ -19,44 +19,27 @@ double first_number(char const* path, double fallback) {
 
 constexpr double kUnlimited = std::numeric_limits<double>::infinity();
 
-// A memory controller's folder, with the names its version has for limit and use.
-struct MemoryCgroup {
-  std::filesystem::path folder;
+// The names of a memory controller's files.
+struct MemoryFiles {
   char const* limit;
   char const* used;
 };
-
-// This process's own and all above it: each of them limits it. Version 2 first, then 1; none outside of cgroups.
-std::vector<MemoryCgroup> memory_cgroups() {
-  std::vector<MemoryCgroup> groups;
-  auto const add = [&](std::filesystem::path const& root, std::string const& own, char const* limit, char const* used) {
-    for (std::filesystem::path path = own;; path = path.parent_path()) {
-      groups.push_back({root / path.relative_path(), limit, used});
-      if (path == path.parent_path()) break;
-    }
-  };
-  std::ifstream list("/proc/self/cgroup");  // "0::/path", or "4:memory:/path"
-  for (std::string line; std::getline(list, line);) {
-    std::size_t const second = line.find(':', line.find(':') + 1);
-    if (second == std::string::npos) continue;
-    std::string const controllers = line.substr(line.find(':') + 1, second - line.find(':') - 1);
-    std::string const path = line.substr(second + 1);
-    if (controllers.empty()) add("/sys/fs/cgroup", path, "memory.max", "memory.current");
-    if (controllers == "memory") add("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes");
-  }
-  return groups;
+constexpr MemoryFiles files_of(CgroupVersion version) {
+  return version == CgroupVersion::v2 ? MemoryFiles{"memory.max", "memory.current"}
+                                      : MemoryFiles{"memory.limit_in_bytes", "memory.usage_in_bytes"};
 }
 
 // What may still be allocated: file pages nobody used lately give way, as those of a checkpoint read once do.
-double free_in(MemoryCgroup const& group) {
-  double const limit = first_number((group.folder / group.limit).c_str(), kUnlimited);
+double free_in(Cgroup const& group) {
+  MemoryFiles const files = files_of(group.version);
+  double const limit = first_number((group.folder / files.limit).c_str(), kUnlimited);
   if (limit == kUnlimited) return kUnlimited;
   double reclaimable = 0;
   std::ifstream stat(group.folder / "memory.stat");
   std::string key;
   for (double value = 0; stat >> key >> value;)
     if (key == "inactive_file" || key == "total_inactive_file") reclaimable = value;
-  return limit - first_number((group.folder / group.used).c_str(), 0) + reclaimable;
+  return limit - first_number((group.folder / files.used).c_str(), 0) + reclaimable;
 }
 
 }  // namespace
@@ -71,7 +54,7 @@ std::size_t available_memory_bytes() {
     std::getline(meminfo, unit);
     if (key == "MemAvailable:") available = kib * 1024;
   }
-  for (auto const& group : memory_cgroups()) available = std::min(available, free_in(group));
+  for (Cgroup const& group : cgroups_of_process("memory")) available = std::min(available, free_in(group));
   return available == kUnlimited ? std::numeric_limits<std::size_t>::max()
                                  : static_cast<std::size_t>(std::max(available, 0.0));
 }

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <ctime>
 #include <fstream>
-#include <string>
+#include <limits>
+
+#include "common/base/cgroup.h"
 
 namespace expertmesh {
 
@@ -19,25 +21,42 @@ std::vector<int> allowed_cores() {
   return cores;
 }
 
-std::size_t usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::size_t cores = 1;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = static_cast<std::size_t>(CPU_COUNT(&set));
-  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // "<quota> <period>" in microseconds, or "max <period>"
-  double quota = 0;
-  double period = 0;
-  if (quota_file >> quota >> period && period > 0)
-    cores = std::min(cores, static_cast<std::size_t>(std::max(1.0, quota / period)));
-  return std::max<std::size_t>(cores, 1);
+std::string list_of(std::vector<int> const& cores) {
+  std::string text;
+  for (int const core : cores) text += (text.empty() ? "" : ",") + std::to_string(core);
+  return text;
 }
 
-void restrict_to_cores(std::vector<int> const& cores) {
+std::size_t usable_cores() {
+  auto const cores = static_cast<double>(allowed_cores().size());
+  return static_cast<std::size_t>(std::max(1.0, std::min(cores, cpu_quota())));
+}
+
+double cpu_quota(std::filesystem::path const& root) {
+  double least = std::numeric_limits<double>::infinity();
+  for (Cgroup const& group : cgroups_of_process("cpu", root)) {
+    double quota = 0;
+    double period = 0;
+    bool limited = false;
+    if (group.version == CgroupVersion::v2) {  // "<quota> <period>" in microseconds, or "max <period>"
+      std::ifstream file(group.folder / "cpu.max");
+      limited = static_cast<bool>(file >> quota >> period);
+    } else {  // a quota of -1: none
+      std::ifstream quota_file(group.folder / "cpu.cfs_quota_us");
+      std::ifstream period_file(group.folder / "cpu.cfs_period_us");
+      limited = quota_file >> quota && period_file >> period;
+    }
+    if (limited && quota > 0 && period > 0) least = std::min(least, quota / period);
+  }
+  return least;
+}
+
+bool restrict_to_cores(std::vector<int> const& cores) {
   cpu_set_t set;
   CPU_ZERO(&set);
   for (int core : cores)
     if (core >= 0 && core < CPU_SETSIZE) CPU_SET(core, &set);
-  sched_setaffinity(0, sizeof set, &set);
+  return sched_setaffinity(0, sizeof set, &set) == 0;
 }
 
 void give_way_to_others() {

@@ -2,16 +2,23 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <string>
 #include <vector>
 
 namespace expertmesh {
 
-std::vector<int> allowed_cores();  // of the calling thread, in rising order
-std::size_t usable_cores();        // of those and of the cgroup's quota, at least 1
+std::vector<int> allowed_cores();                    // of the calling thread, in rising order
+std::string list_of(std::vector<int> const& cores);  // "0,1"
+std::size_t usable_cores();                          // of those and of the cgroups' quota, at least 1
 
-// The calling thread and those it starts from now on run on these cores alone. What the system refuses is left as it
-// is: this is for speed only.
-void restrict_to_cores(std::vector<int> const& cores);
+// Cores' worth of time that this process's cgroups give it, the strictest of them; infinity: no limit. root: of the
+// file system.
+double cpu_quota(std::filesystem::path const& root = "/");
+
+// The calling thread and those it starts from now on run on these cores alone. False where the system refuses: then all
+// is as it was.
+bool restrict_to_cores(std::vector<int> const& cores);
 
 // The calling thread and those it starts from now on do not push a running thread from its core when they wake: they
 // wait for it to sleep, or for their turn. So a worker's looks for a message cost the coordinator's compute threads

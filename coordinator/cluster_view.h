@@ -46,6 +46,7 @@ struct ServeLimits {
   bool prefix_cache = false;
   std::size_t activation_bytes = 0;
   std::size_t shared_bytes = 0;  // most that messages of one worker of this host take
+  std::string compute_threads;   // of the coordinator, and where they run
 };
 
 struct ClusterView {

@@ -269,6 +269,7 @@ LocalWorker usual_worker(ModelRuntimeOptions const& options) {
   std::size_t const share = std::max<std::size_t>(1, usable_cores() / std::max<std::size_t>(1, options.workers));
   return {.device = options.worker_device,
           .threads = options.worker_threads != 0 ? options.worker_threads : share,
+          .bind = options.bind,
           .capacity = options.worker_capacity};
 }
 
@@ -286,22 +287,52 @@ bool shares_cores(ModelRuntimeOptions const& options) {
   return options.workers > 0 && threads > usable_cores();
 }
 
-// One for each compute thread where workers compete for them; the last first, since that is the last worker's: its
-// request goes out when all others are under way.
-std::vector<int> own_cores(ModelRuntimeOptions const& options) {
-  std::vector<int> cores = allowed_cores();
-  if (!shares_cores(options) || own_threads(options) > cores.size()) return {};
-  std::ranges::reverse(cores);
-  cores.resize(own_threads(options));
-  return cores;
+// Of this process, and of each worker of this host; empty: any.
+struct CoreShares {
+  std::vector<int> own;
+  std::vector<std::vector<int>> workers;
+};
+
+// Left to itself, the system now and then keeps two workers on one core while another is free, and on several NUMA
+// nodes takes threads away from their memory. Where cores are shared the coordinator computes on all of them.
+CoreShares core_shares(ModelRuntimeOptions const& options, Topology const& topology) {
+  bool const shared = shares_cores(options);
+  bool const divided = shared || topology.nodes.size() > 1;
+  CoreShares shares{.own = {}, .workers = std::vector<std::vector<int>>(options.workers)};
+  if (!options.bind || options.workers == 0 || !divided) return shares;
+  std::vector<std::size_t> threads;
+  for (LocalWorker const& worker : local_workers(options)) threads.push_back(worker.threads);
+  if (!shared) threads.push_back(own_threads(options));
+  auto stretches = share_cores(topology, threads);
+  if (stretches.empty()) return shares;
+  if (!shared) {
+    shares.own = std::move(stretches.back());
+    stretches.pop_back();
+  }
+  shares.workers = std::move(stretches);
+  return shares;
 }
 
-std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, ExpertModelSpec const& experts,
-                                       WeightSource const& source, RemoteExpertsLimits const& exchange, Isa isa,
+// A core for each thread where workers compete for them. The first has the last core, which is the last worker's: its
+// request goes out when all others are under way.
+ThreadPlan own_plan(ModelRuntimeOptions const& options, Topology const& topology) {
+  using Pinning = ThreadPlan::Pinning;
+  return plan_own_threads(topology, own_threads(options),
+                          !options.bind           ? Pinning::none
+                          : shares_cores(options) ? Pinning::core
+                                                  : Pinning::node,
+                          core_shares(options, topology).own);
+}
+
+std::unique_ptr<Cluster> start_cluster(ModelRuntimeOptions const& options, Topology const& topology,
+                                       ExpertModelSpec const& experts, WeightSource const& source,
+                                       RemoteExpertsLimits const& exchange, Isa isa,
                                        std::shared_ptr<NcclApi> const& nccl, std::size_t worker_bytes,
                                        Cluster::OnChange on_change) {
   init_mpi();
-  auto const workers = local_workers(options);
+  auto workers = local_workers(options);
+  auto const cores = core_shares(options, topology).workers;
+  for (std::size_t w = 0; w < workers.size(); ++w) workers[w].cores = cores[w];
   std::string threads;
   for (LocalWorker const& worker : workers) threads += (threads.empty() ? "" : ", ") + std::to_string(worker.threads);
   ClusterOptions cluster{.num_workers = options.workers,
@@ -357,6 +388,8 @@ void warn_of_too_many_replicas(ModelRuntimeOptions const& options, ExpertModelSp
 
 ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
     : options_(options),
+      topology_(read_topology()),
+      threads_(own_plan(options, topology_)),
       engine_lane_(start_trace(options, trace_)),
       spec_(read_model_spec(options.model_dir, {.router_noise_seed = options.router_noise_seed})),
       dtype_(numerics_dtype(spec_, options.dtype)),
@@ -381,7 +414,8 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
 
 void ModelRuntime::load(Cluster::OnChange on_change) {
   std::size_t const tokens = sizes_.max_num_batched_tokens;
-  pool_.emplace(own_threads(options_), own_cores(options_));
+  pool_.emplace(threads_);
+  spdlog::info("compute threads: {}", threads_.text());
   exec_.emplace(isa_, *pool_, exec_limits(spec_, step_sizes(sizes_), options_.clustered()), device_.get());
   std::optional<LoadTimer> timer(*weights_);
   load_experts(std::move(on_change));
@@ -435,7 +469,7 @@ void ModelRuntime::load_experts(Cluster::OnChange on_change) {
     };
   }
   if (options_.clustered()) {
-    cluster_ = start_cluster(options_, experts_spec_, *weights_, exchange, isa_, nccl_, sizes_.worker_bytes,
+    cluster_ = start_cluster(options_, topology_, experts_spec_, *weights_, exchange, isa_, nccl_, sizes_.worker_bytes,
                              trace_ ? traced(trace_->new_lane(), std::move(on_change)) : std::move(on_change));
     remote_ = make_cluster_experts(*cluster_, experts_spec_, *weights_, exchange, *exec_);
     return;
@@ -475,7 +509,7 @@ void ModelRuntime::count_floors() {
 }
 
 void ModelRuntime::touch_kv_cache(std::stop_token const& stop) {
-  if (!device_) kv_->touch(stop);
+  if (!device_) kv_->touch(threads_, stop);
 }
 
 void ModelRuntime::update_floors() {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/topology.h"
 #include "common/checkpoint/weight_source.h"
 #include "common/experts/load_figures.h"
 #include "common/kernels/device.h"
@@ -32,6 +33,7 @@ struct ModelRuntimeOptions {
   std::size_t workers = 0;         // 0: experts in this process
   std::size_t threads = 0;         // 0: all usable cores
   std::size_t worker_threads = 0;  // 0: usable cores / workers, at least 1
+  bool bind = true;                // compute threads are pinned where that is of use; also those of this host's workers
   double worker_capacity = 0;      // of the workers of this host, gigabytes of weights a second; 0: measured
   std::optional<DType> dtype;      // none: auto
   Quantization quantization = Quantization::none;
@@ -105,6 +107,7 @@ class ModelRuntime {
   [[nodiscard]] DType kv_dtype() const { return kv_dtype_; }
   [[nodiscard]] WeightFormat const& weight_format() const { return weight_format_; }
   [[nodiscard]] Holders holders() const;
+  [[nodiscard]] ThreadPlan const& threads() const { return threads_; }  // of this process, which compute
   [[nodiscard]] Isa isa() const { return isa_; }
   [[nodiscard]] NcclApi const* nccl() const { return nccl_.get(); }  // null: rows go by the host
   [[nodiscard]] Device* device() const { return device_.get(); }     // null: this processor
@@ -140,6 +143,8 @@ class ModelRuntime {
   void load_experts(Cluster::OnChange on_change);
 
   ModelRuntimeOptions const options_;
+  Topology const topology_;
+  ThreadPlan const threads_;
   std::optional<Trace> trace_;
   TraceLane* const engine_lane_;
   ModelSpec const spec_;

@@ -80,6 +80,10 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
                   "Compute threads of each worker; 0 shares the usable cores")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  add_choice<bool>(command, "--bind", options.bind, {{"auto", true}, {"none", false}},
+                   "Compute threads, here and in the workers of this host: auto: on several NUMA nodes each keeps to "
+                   "its node, whose memory has its share of the weights, and where there are more threads than cores "
+                   "to a core; none: wherever the system puts them [auto]");
   add_dtype_flag(command, options.dtype);
   add_quantization_flag(command, options.quantization);
   add_kv_dtype_flag(command, options.kv_dtype);

@@ -8,7 +8,7 @@ class App;
 
 namespace expertmesh {
 
-// --workers, --threads, --worker-threads, --dtype, --quantization, --kv-cache-dtype, --seed, --isa, --device,
+// --workers, --threads, --worker-threads, --bind, --dtype, --quantization, --kv-cache-dtype, --seed, --isa, --device,
 // --worker-device,
 // --worker-capacity, --transport, --row-transport, --static-exchange-bytes, --allow-mixed-numerics, --enforce-eager,
 // --gpu-memory-utilization, --trace, --trace-limit; what `options` holds is the default. options must outlive the

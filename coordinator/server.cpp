@@ -94,7 +94,8 @@ ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtim
           .kv_block_tokens = kKvBlockTokens,
           .kv_cache_bytes = sizes.kv_cache_bytes,
           .prefix_cache = sizes.prefix_cache,
-          .activation_bytes = 0};
+          .activation_bytes = 0,
+          .compute_threads = runtime.threads().text()};
 }
 
 // How the model writes calls and reasoning: as the options say, or as its template and vocabulary show.

@@ -51,7 +51,7 @@ def option(name):
 def parse(arguments, folder, coordinator_program):
     """-> (options that this program has to know, the others)"""
     parser = argparse.ArgumentParser(prog="expertmesh serve", allow_abbrev=False, add_help=False)
-    for name in ("coordinators", "cluster", "host", "port", "threads", "trace", "packed_cache", "config", *OF_WORKERS, *OF_COORDINATORS, *OF_JOINING, *OF_FRONT):
+    for name in ("coordinators", "cluster", "host", "port", "threads", "trace", "packed_cache", "bind", "config", *OF_WORKERS, *OF_COORDINATORS, *OF_JOINING, *OF_FRONT):
         parser.add_argument(option(name))
     options, others = parser.parse_known_args(arguments)
     if options.config:
@@ -309,6 +309,7 @@ def children(program, cluster, file, options, others, folder, events):
             "gpu_memory_utilization": cluster["coordinator"].get("gpu_memory_utilization", options.gpu_memory_utilization),
             "worker_device": cluster["workers"][0].get("devices", ["cpu"])[0],
             "packed_cache": options.packed_cache,
+            "bind": options.bind,
             **{name: getattr(options, name) for name in OF_FRONT if name != "max_connections"}}
     for name, value in said.items():
         if value is not None:
@@ -326,6 +327,8 @@ def children(program, cluster, file, options, others, folder, events):
         if getattr(options, name) is not None:
             front += [option(name), getattr(options, name)]
     workers = [program, "worker", "--cluster", str(file), "--host", host, "--rejoin-for", str(REJOIN_SECONDS), "--shared-cores"]
+    if options.bind:
+        workers += ["--bind", options.bind]
     if options.packed_cache:
         workers += ["--packed-cache", str(Path(options.packed_cache).absolute())]
     say(f"{num_workers} workers for each of {count} coordinators" + ("" if here else ", none of them on this host"))

@@ -20,6 +20,7 @@
 #include "common/base/log.h"
 #include "common/base/network_interface.h"
 #include "common/base/option_checks.h"
+#include "common/base/topology.h"
 #include "common/checkpoint/fingerprint.h"
 #include "common/kernels/device.h"
 #include "common/kernels/exec.h"
@@ -184,7 +185,8 @@ std::vector<std::string> addresses_in(std::string const& text) {
 
 int print_workers(std::string const& cluster_file, std::string const& host) {
   try {
-    for (auto const& arguments : worker_arguments(read_cluster_file(cluster_file), host, usable_cores())) {
+    for (auto const& arguments :
+         worker_arguments(read_cluster_file(cluster_file), host, {read_topology(), usable_cores()})) {
       for (std::string const& argument : arguments) std::cout << argument << '\n';
       std::cout << std::endl;
     }
@@ -231,6 +233,9 @@ int worker_main(int argc, char** argv, HooksFor const& hooks_for) {
       app.add_option("--worker-id", options.worker_id, "place in the cluster, from 1")->check(CLI::Range(1, 65536));
   auto* life = app.add_option("--incarnation", options.incarnation, "which life of this worker, from 1");
   app.add_option("--cores", options.cores, "cores of the compute threads")->delimiter(',');
+  add_choice<bool>(app, "--bind", options.bind, {{"auto", true}, {"none", false}},
+                   "compute threads: auto: on several NUMA nodes each keeps to its node, whose memory has its share of "
+                   "the experts; none: wherever the system puts them [auto]");
   std::int64_t gather_us = 0;
   app.add_option("--gather-us", gather_us,
                  "of several coordinators: the most microseconds that a request is kept for those of the others, so "

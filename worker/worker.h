@@ -31,6 +31,7 @@ struct WorkerOptions {
   std::size_t threads = 0;
   double capacity = 0;                        // gigabytes of weights a second; 0: measured
   std::vector<int> cores;                     // none: any
+  bool bind = true;                           // on several NUMA nodes a compute thread keeps to its own
   bool shared_cores = false;                  // with other processes' compute threads
   std::chrono::microseconds longest_wait{0};  // see WorkerLoopOptions
 };

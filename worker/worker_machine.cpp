@@ -9,6 +9,7 @@
 #include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/base/log.h"
+#include "common/base/topology.h"
 #include "common/experts/expert_service.h"
 #include "worker/capacity.h"
 
@@ -23,9 +24,17 @@ void take_place(WorkerOptions const& options) {
   if (!options.cores.empty()) restrict_to_cores(options.cores);
 }
 
-std::size_t placed_threads(WorkerOptions const& options) {
+ThreadPlan plan_here(WorkerOptions const& options) {
   take_place(options);
-  return options.threads;
+  return plan_own_threads(read_topology(), options.threads,
+                          options.bind ? ThreadPlan::Pinning::node : ThreadPlan::Pinning::none);
+}
+
+// The calling thread will run the loop.
+control::Capacity capacity_in_place(ThreadPool& pool, Device* device, WorkerOptions const& options) {
+  pool.place_caller();
+  if (!device) spdlog::info("compute threads: {}", pool.plan().text());
+  return capacity_of(pool, device, options.capacity);
 }
 
 std::unique_ptr<Device> open_device(std::string const& name) {
@@ -52,9 +61,9 @@ std::string difference(control::Assign const& first, control::Assign const& othe
 
 WorkerMachine::WorkerMachine(WorkerOptions const& options, WorkerHooks const& hooks, Doorbell& bell)
     : options_(options),
-      pool_(placed_threads(options)),
+      pool_(plan_here(options)),
       device_(open_device(options.device)),
-      capacity_(capacity_of(pool_, device_.get(), options.capacity)),
+      capacity_(capacity_in_place(pool_, device_.get(), options)),
       transports_(kMaxOps) {
   spdlog::info("capacity: {:.3g} GB of weights a second, {}", static_cast<double>(capacity_.bytes_per_second) / 1e9,
                capacity_.measured ? "measured" : "as it was told");
@@ -105,7 +114,8 @@ WorkerMachine::Loaded WorkerMachine::load(HeldExperts const& held, WeightSource 
       if (beside_rows || options_.shared_cores) give_way_to_others();
       ThreadPool pool(beside_rows ? 1 : options_.threads);
       LoadTimer const timer(source);
-      ExpertStore store(first_->model, held, source, pool, on_bytes, &experts_, device_.get());
+      ExpertStore store(first_->model, held, source, pool, on_bytes, &experts_,
+                        {.device = device_.get(), .threads = &pool_.plan()});
       auto checksums = store.checksums(pool);
       loaded.emplace(Loaded{.store = std::move(store), .checksums = std::move(checksums), .figures = timer.figures()});
     } catch (...) {

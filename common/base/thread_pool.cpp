@@ -23,11 +23,11 @@ void relax(int round) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(std::size_t num_threads, std::vector<int> cores)
-    : num_threads_(num_threads), cores_(std::move(cores)) {
-  EM_CHECK(num_threads >= 1, "num_threads " << num_threads);
-  EM_CHECK(cores_.empty() || cores_.size() == num_threads, cores_.size() << " cores, " << num_threads << " threads");
-  for (std::size_t i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { run_worker(i); });
+ThreadPool::ThreadPool(std::size_t num_threads) : ThreadPool(ThreadPlan::anywhere(num_threads, "not pinned")) {}
+
+ThreadPool::ThreadPool(ThreadPlan plan) : num_threads_(plan.num_threads()), plan_(std::move(plan)) {
+  EM_CHECK(num_threads_ >= 1, "num_threads " << num_threads_);
+  for (std::size_t i = 1; i < num_threads_; ++i) threads_.emplace_back([this, i] { run_worker(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -65,11 +65,11 @@ void ThreadPool::run_part(std::size_t thread_index) {
 }
 
 void ThreadPool::place_caller() const {
-  if (!cores_.empty()) restrict_to_cores({cores_.front()});
+  if (!plan_.cores_of(0).empty()) restrict_to_cores(plan_.cores_of(0));
 }
 
 void ThreadPool::run_worker(std::size_t thread_index) {
-  if (!cores_.empty()) restrict_to_cores({cores_[thread_index]});
+  if (!plan_.cores_of(thread_index).empty()) restrict_to_cores(plan_.cores_of(thread_index));
   std::uint64_t seen = 0;
   for (;;) {
     for (int round = 0; round < kSpinRounds && generation_.load(std::memory_order_acquire) == seen; ++round)

@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/base/thread_plan.h"
+
 namespace expertmesh {
 
 // A borrowed callable: no allocation on the step path. Must not outlive what it refers to.
@@ -31,16 +33,18 @@ class FunctionRef<R(Args...)> {
 
 class ThreadPool {
  public:
-  // cores: one for each thread, or none: then the system places them. Where compute threads of other processes share
-  // the cores, it keeps two of a pool on one core for milliseconds, and the others wait.
-  explicit ThreadPool(std::size_t num_threads, std::vector<int> cores = {});
+  // Where the system places the threads, and compute threads of other processes share the cores, it keeps two of a pool
+  // on one core for milliseconds, and the others wait.
+  explicit ThreadPool(ThreadPlan plan);
+  explicit ThreadPool(std::size_t num_threads);  // it does
   ~ThreadPool();
   ThreadPool(ThreadPool const&) = delete;
   ThreadPool& operator=(ThreadPool const&) = delete;
 
   [[nodiscard]] std::size_t num_threads() const { return num_threads_; }
+  [[nodiscard]] ThreadPlan const& plan() const { return plan_; }
 
-  // The calling thread, which will be the one to call parallel_for, goes to its core if it has one.
+  // The calling thread, which will be the one to call parallel_for, goes to its cores if it has any.
   void place_caller() const;
 
   // Splits [0, count) into num_threads() contiguous parts of nearly equal size, runs body(begin, end, thread_index) on
@@ -53,7 +57,7 @@ class ThreadPool {
   void run_part(std::size_t thread_index);
 
   std::size_t const num_threads_;
-  std::vector<int> const cores_;  // [num_threads] or empty
+  ThreadPlan const plan_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -89,28 +89,29 @@ std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const
 }
 
 FfnWeights pack_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                       WeightSource const& source, DeviceMemory* device) {
+                       WeightSource const& source, WeightHome const& home) {
   WeightReader reader(source);
   return load_ffn(reader, format, layer.experts[expert], {layer.hidden, layer.intermediate}, layer.activation,
-                  {.device = device});
+                  {.home = home});
 }
 
 LoadedExpert load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                         WeightSource const& source, DeviceMemory* device) {
-  PackedCache const* const cache = device ? nullptr : source.packed_cache();
-  if (!cache) return {.weights = pack_expert(layer, expert, format, source, device)};
+                         WeightSource const& source, WeightHome const& home) {
+  PackedCache const* const cache = home.device ? nullptr : source.packed_cache();
+  if (!cache) return {.weights = pack_expert(layer, expert, format, source, home)};
   FfnTensors const& tensors = layer.experts[expert];
   FfnShape const shape{layer.hidden, layer.intermediate};
   if (auto const kept = cache->read(cache_entry(layer, expert, format), ffn_byte_counts(format, tensors, shape))) {
     FfnBytes bytes;
     std::ranges::copy(kept->parts, bytes.begin());
-    LoadedExpert out{.weights = ffn_of(bytes, kept->keeper, format, tensors, shape, layer.activation), .kept = true};
+    LoadedExpert out{.weights = ffn_of(bytes, kept->keeper, format, tensors, shape, layer.activation, home),
+                     .kept = true};
     // That of codes is of their numbers.
     if (!from_codes(out.weights.gate_up.w.format()) && !from_codes(out.weights.down.w.format()))
       out.checksum = kept->checksum;
     return out;
   }
-  return {.weights = pack_expert(layer, expert, format, source)};
+  return {.weights = pack_expert(layer, expert, format, source, home)};
 }
 
 std::uint64_t checksum_of(FfnWeights const& expert) {
@@ -130,7 +131,7 @@ std::uint64_t checksum_of(FfnWeights const& expert) {
 }
 
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
-                         ThreadPool& pool, OnBytes const& on_bytes, SharedExperts* shared, DeviceMemory* device)
+                         ThreadPool& pool, OnBytes const& on_bytes, SharedExperts* shared, WeightHome const& home)
     : held_(held) {
   SharedExperts own;
   SharedExperts& experts = shared ? *shared : own;
@@ -147,7 +148,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
   experts_.resize(jobs.size());
   kept_checksums_.resize(jobs.size());
 
-  std::size_t const total_bytes = packed_expert_bytes(model, held, device ? Holder::device : Holder::processor);
+  std::size_t const total_bytes = packed_expert_bytes(model, held, home.device ? Holder::device : Holder::processor);
   std::mutex mutex;
   std::exception_ptr failure;
   auto const hold = [&](std::size_t job, SharedExperts::Expert expert, std::uint64_t checksum = 0) {
@@ -171,7 +172,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
       return;
     }
     try {
-      LoadedExpert loaded = load_expert(*job.layer, job.expert, model.weights, source, device);
+      LoadedExpert loaded = load_expert(*job.layer, job.expert, model.weights, source, home);
       if (!loaded.kept) to_keep[place] = 1;
       hold(place,
            experts.enter(job.layer_index, job.expert, std::make_shared<FfnWeights const>(std::move(loaded.weights))),
@@ -202,7 +203,7 @@ ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, 
   look_for(all, false);
   look_for(std::vector<std::size_t>(claimed_by_others), true);
 
-  PackedCache* const cache = device ? nullptr : source.packed_cache();
+  PackedCache* const cache = home.device ? nullptr : source.packed_cache();
   for (std::size_t place = 0; cache && place < jobs.size(); ++place) {
     if (to_keep[place] == 0) continue;
     auto const parts = bytes_of(*experts_[place]);

@@ -31,7 +31,7 @@ std::size_t packed_expert_bytes(ExpertModelSpec const& model, HeldExperts const&
 
 // One expert, packed from its tensors. Throws what the source throws: ModelError, FileError.
 FfnWeights pack_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                       WeightSource const& source, DeviceMemory* device = nullptr);
+                       WeightSource const& source, WeightHome const& home = {});
 // The same, as the source's cache has kept it, or packed.
 struct LoadedExpert {
   FfnWeights weights;
@@ -39,7 +39,7 @@ struct LoadedExpert {
   std::uint64_t checksum = 0;  // checksum_of() it, if that is known
 };
 LoadedExpert load_expert(ExpertLayerSpec const& layer, std::uint32_t expert, WeightFormat const& format,
-                         WeightSource const& source, DeviceMemory* device = nullptr);
+                         WeightSource const& source, WeightHome const& home = {});
 std::size_t packed_expert_bytes(ExpertLayerSpec const& layer, WeightFormat const& format,
                                 Holder holder = Holder::processor);
 // Packing is deterministic: two processes that loaded the same expert get the same, whatever holds it.
@@ -54,7 +54,7 @@ class ExpertStore {
   // given what it lacks. What other stores with the same `shared`
   // hold of them is held together, not read again. Throws what the source or on_bytes throws: ModelError, FileError.
   ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source, ThreadPool& pool,
-              OnBytes const& on_bytes, SharedExperts* shared = nullptr, DeviceMemory* device = nullptr);
+              OnBytes const& on_bytes, SharedExperts* shared = nullptr, WeightHome const& home = {});
 
   [[nodiscard]] std::vector<HeldLayer> const& layers() const { return layers_; }  // in the model's order
   [[nodiscard]] FfnWeights const& expert(std::size_t layer_index, std::size_t local_expert) const {

@@ -13,7 +13,7 @@ namespace {
 // pack_part(first, last) for parts of so many rows.
 template <class PackPart>
 void share_rows(std::size_t count, PackingPlace const& place, PackPart pack_part) {
-  if (place.pool && !place.device)
+  if (place.pool && !place.home.device)
     place.pool->parallel_for(count, [&](std::size_t first, std::size_t last, std::size_t) { pack_part(first, last); });
   else
     pack_part(std::size_t{0}, count);
@@ -88,8 +88,8 @@ PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::
   for (LinearPart const& part : parts)
     if (std::string const problem = problem_of(part.weight, part.rows, k); !problem.empty())
       throw ModelError("tensor '" + part.weight.name + "': " + problem);
-  WeightFormat const packed = packed_format(format, parts, place.device ? Holder::device : Holder::processor);
-  PackedLinear out{.w = PackedMatrix(packed, total_rows(parts), k, place.device), .bias = {}};
+  WeightFormat const packed = packed_format(format, parts, place.home.device ? Holder::device : Holder::processor);
+  PackedLinear out{.w = PackedMatrix(packed, total_rows(parts), k, place.home), .bias = {}};
   std::vector<float> bias(bias_rows(parts));
   std::size_t row = 0;
   for (LinearPart const& part : parts) {
@@ -98,7 +98,7 @@ PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::
       std::ranges::copy(reader.read(*part.bias, part.rows), bias.begin() + static_cast<std::ptrdiff_t>(row));
     row += part.rows;
   }
-  out.bias = AlignedBuffer<float>(std::span<float const>(bias), place.device);
+  out.bias = AlignedBuffer<float>(std::span<float const>(bias), place.home.device);
   return out;
 }
 
@@ -134,12 +134,15 @@ std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensor
 }
 
 FfnWeights ffn_of(FfnBytes const& bytes, std::shared_ptr<void const> const& keeper, WeightFormat const& format,
-                  FfnTensors const& t, FfnShape const& shape, ActivationSpec const& activation) {
+                  FfnTensors const& t, FfnShape const& shape, ActivationSpec const& activation,
+                  WeightHome const& home) {
   FfnParts const parts = parts_of(t, shape);
+  bool const spread = home.threads && home.threads->nodes().size() > 1;
   auto const linear = [&](std::span<LinearPart const> of, std::size_t k, std::size_t first) {
-    PackedLinear out{
-        .w = PackedMatrix(packed_format(format, of, Holder::processor), total_rows(of), k, bytes[first], keeper),
-        .bias = AlignedBuffer<float>(bias_rows(of))};
+    WeightFormat const packed = packed_format(format, of, Holder::processor);
+    PackedLinear out{.w = spread ? PackedMatrix::copy_of(packed, total_rows(of), k, bytes[first], home)
+                                 : PackedMatrix(packed, total_rows(of), k, bytes[first], keeper),
+                     .bias = AlignedBuffer<float>(bias_rows(of))};
     if (!out.bias.empty()) std::memcpy(out.bias.data(), bytes[first + 1].data(), bytes[first + 1].size());
     return out;
   };

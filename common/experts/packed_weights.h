@@ -20,8 +20,8 @@ struct LinearPart {
 };
 // Where packed weights go, and who packs them.
 struct PackingPlace {
-  DeviceMemory* device = nullptr;  // null: this host
-  ThreadPool* pool = nullptr;      // whose threads share a weight's rows; null: the caller alone. Not for a device
+  WeightHome home{};
+  ThreadPool* pool = nullptr;  // whose threads share a weight's rows; null: the caller alone. Not for a device
 };
 // Who multiplies a weight: a processor does it with the codes of a checkpoint, a device with numbers.
 enum class Holder : std::uint8_t { processor, device };
@@ -49,9 +49,11 @@ using FfnBytes = std::array<std::span<std::byte const>, 4>;
 FfnBytes bytes_of(FfnWeights const& ffn);
 std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensors const& tensors,
                                            FfnShape const& shape);
-// keeper: of the bytes, of which there are ffn_byte_counts().
+// keeper: of the bytes, of which there are ffn_byte_counts(). They stay where they are, unless the home has several
+// nodes: then the weights are a copy that is spread over them.
 FfnWeights ffn_of(FfnBytes const& bytes, std::shared_ptr<void const> const& keeper, WeightFormat const& format,
-                  FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation);
+                  FfnTensors const& tensors, FfnShape const& shape, ActivationSpec const& activation,
+                  WeightHome const& home = {});
 // What its size_bytes() will be: for planning memory before loading.
 std::size_t packed_ffn_bytes(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
                              Holder holder = Holder::processor);

@@ -80,8 +80,7 @@ Exec::Exec(Isa isa, ThreadPool& pool, ExecLimits limits, Device* device)
       limits_(limits),
       device_(device),
       table_(&table_of(isa)),
-      scratch_(device ? std::make_unique<Scratch>(limits, *device)
-                      : std::make_unique<Scratch>(limits, pool.num_threads())) {
+      scratch_(device ? std::make_unique<Scratch>(limits, *device) : std::make_unique<Scratch>(limits, pool.plan())) {
   if (device) device->reserve(limits);
 }
 

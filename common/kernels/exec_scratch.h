@@ -19,7 +19,7 @@ struct alignas(64) TileRun {
 };
 
 struct Exec::Scratch {
-  explicit Scratch(ExecLimits const& limits, std::size_t num_threads)
+  explicit Scratch(ExecLimits const& limits, ThreadPlan const& threads)
       : row_bytes(odd_lines(std::max(limits.max_columns * sizeof(float), quantised_row_bytes(limits.max_columns)))),
         input(limits.max_rows * row_bytes),
         hidden(limits.max_rows * row_bytes),
@@ -27,8 +27,9 @@ struct Exec::Scratch {
         x_rows(limits.max_rows),
         y_rows(limits.max_rows),
         attention_row(attend_scratch_floats(limits.max_head_dim)),
-        attention(num_threads * attention_row),
-        tile_runs(num_threads) {}
+        attention(threads.num_threads() * attention_row),
+        tile_runs(threads.num_threads()),
+        node_tiles(threads.nodes().size()) {}
 
   // Room for so many bytes, an odd number of lines: else the same places of many rows would share few sets of a cache.
   static std::size_t odd_lines(std::size_t bytes) {
@@ -76,15 +77,16 @@ struct Exec::Scratch {
   static constexpr std::size_t kStagedArrays = 3;
   static constexpr std::size_t kStagedAlignment = 256;
 
-  std::size_t row_bytes;              // of one row of the next three
-  AlignedBuffer<std::byte> input;     // [max_rows] inputs as they meet the weight; the activated FFN rows
-  AlignedBuffer<std::byte> hidden;    // [max_rows] fp32 gate and up
-  AlignedBuffer<std::byte> output;    // [max_rows] fp32 FFN outputs before rounding
-  AlignedBuffer<void const*> x_rows;  // [max_rows]
-  AlignedBuffer<float*> y_rows;       // [max_rows]
-  std::size_t attention_row;          // floats of one thread in the next
-  AlignedBuffer<float> attention;     // [threads] AttendPart::scratch
-  std::vector<TileRun> tile_runs;     // [threads]
+  std::size_t row_bytes;                // of one row of the next three
+  AlignedBuffer<std::byte> input;       // [max_rows] inputs as they meet the weight; the activated FFN rows
+  AlignedBuffer<std::byte> hidden;      // [max_rows] fp32 gate and up
+  AlignedBuffer<std::byte> output;      // [max_rows] fp32 FFN outputs before rounding
+  AlignedBuffer<void const*> x_rows;    // [max_rows]
+  AlignedBuffer<float*> y_rows;         // [max_rows]
+  std::size_t attention_row;            // floats of one thread in the next
+  AlignedBuffer<float> attention;       // [threads] AttendPart::scratch
+  std::vector<TileRun> tile_runs;       // [threads]
+  std::vector<std::size_t> node_tiles;  // [nodes] of a call
 
   // With a device only, which uses `input` for rows that are on their way.
   AlignedBuffer<std::byte> wire_rows;   // [max_rows] of a wire dtype, on the device

@@ -2,6 +2,7 @@
 // Private to common/kernels.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <span>
 
@@ -40,7 +41,7 @@ inline std::size_t num_row_blocks(std::size_t m) {
 
 struct GemmTile {
   GemmJob job;
-  std::size_t tile;  // of num_tiles(job): row blocks inside, so that the next tile has the same weights
+  std::size_t tile;  // of tile_columns(w) x row blocks: row blocks inside, so that the next tile has the same weights
 
   [[nodiscard]] std::size_t row() const { return tile % num_row_blocks(job.m) * tile_rows(job.m); }  // the first
   [[nodiscard]] std::size_t panel() const { return tile / num_row_blocks(job.m) * kTilePanels; }     // the first
@@ -50,10 +51,6 @@ struct GemmTile {
     return {job.w.data() + panel() * panel_bytes, std::min(kTilePanels, panels - panel()) * panel_bytes};
   }
 };
-
-inline std::size_t num_tiles(GemmJob const& job) {
-  return divided_up(divided_up(job.w.n(), kPanelColumns), kTilePanels) * num_row_blocks(job.m);
-}
 
 // next: what the same thread runs after it, or null.
 inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next) {
@@ -81,33 +78,114 @@ inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next)
   for (std::size_t r = 0; r < part.m; ++r) exec.table().add(part.y[r] + column, job.bias + column, columns);
 }
 
-// Runs job(0) … job(num_jobs - 1): all their tiles in one row, of which each thread takes an equal run, so that it
-// reads memory from end to end; who is through takes what is left of the others' runs. No barrier between jobs, and
-// they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
+// Columns of tiles of a weight that are for the threads of one node.
+struct TileStretch {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+  std::size_t node = 0;
+};
+
+inline std::size_t tile_columns(PackedMatrix const& w) {
+  return divided_up(divided_up(w.n(), kPanelColumns), kTilePanels);
+}
+
+// From column `begin` on, which is there. Weights that lie by regions are read by the nodes that have them; of others
+// each node has a share that goes by its threads.
+inline TileStretch stretch_from(std::size_t begin, PackedMatrix const& w, ThreadPlan const& threads) {
+  std::size_t const columns = tile_columns(w);
+  if (threads.nodes().size() == 1) return {begin, columns, 0};
+  if (w.lies_by_regions()) {
+    std::size_t const bytes = kTilePanels * (w.size_bytes() / divided_up(w.n(), kPanelColumns));
+    std::byte const* const middle = w.data() + std::min(begin * bytes + bytes / 2, w.size_bytes() - 1);
+    std::size_t const left =
+        ThreadPlan::kRegionBytes - reinterpret_cast<std::uintptr_t>(middle) % ThreadPlan::kRegionBytes;
+    return {begin, std::min(begin + divided_up(left, bytes), columns), threads.node_of(middle)};
+  }
+  std::size_t node = 0;
+  while (columns * threads.first_thread(node + 1) / threads.num_threads() <= begin) ++node;
+  return {begin, columns * threads.first_thread(node + 1) / threads.num_threads(), node};
+}
+
+// Goes through the tiles of all jobs that are for one node's threads, in one row.
+template <class JobOf>
+class NodeTiles {
+ public:
+  NodeTiles(JobOf const& job_of, ThreadPlan const& threads, std::size_t node)
+      : job_of_(job_of), threads_(threads), node_(node) {}
+
+  // By its place in the row, which rises from call to call.
+  GemmTile at(std::size_t place) {
+    while (place >= end_) go_on();
+    return {job_of_(num_jobs_ - 1), stretch_.begin * row_blocks_ + (place - begin_)};
+  }
+
+ private:
+  void go_on() {
+    if (stretch_.end == columns_) {
+      GemmJob const job = job_of_(num_jobs_++);
+      columns_ = tile_columns(job.w);
+      row_blocks_ = num_row_blocks(job.m);
+      stretch_.end = 0;
+    }
+    stretch_ = stretch_from(stretch_.end, job_of_(num_jobs_ - 1).w, threads_);
+    begin_ = end_;
+    if (stretch_.node == node_) end_ += (stretch_.end - stretch_.begin) * row_blocks_;
+  }
+
+  JobOf const& job_of_;
+  ThreadPlan const& threads_;
+  std::size_t const node_;
+  std::size_t num_jobs_ = 0;  // so far; the next are of the last one
+  std::size_t columns_ = 0;
+  std::size_t row_blocks_ = 0;
+  TileStretch stretch_;
+  std::size_t begin_ = 0;  // places of the stretch's tiles
+  std::size_t end_ = 0;
+};
+
+// Whose run thread `own` takes from at its r-th turn: its own, then those of its node, then those of others.
+inline std::size_t run_in_turn(ThreadPlan const& threads, std::size_t own, std::size_t r) {
+  std::size_t const begin = threads.first_thread(threads.node_of_thread(own));
+  std::size_t const end = threads.first_thread(threads.node_of_thread(own) + 1);
+  std::size_t const near = end - begin;
+  if (r < near) return begin + (own - begin + r) % near;
+  std::size_t const far = threads.num_threads() - near;
+  return (end + (own - begin + r) % far) % threads.num_threads();
+}
+
+// Runs job(0) … job(num_jobs - 1): all their tiles in one row for each node, of which each of its threads takes an
+// equal run, so that it reads memory from end to end; who is through takes what is left of the others' runs. No barrier
+// between jobs, and they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
 template <class JobOf>
 void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
-  std::size_t const num_threads = exec.pool().num_threads();
-  std::size_t total = 0;
-  for (std::size_t i = 0; i < num_jobs; ++i) total += num_tiles(job_of(i));
+  ThreadPlan const& threads = exec.pool().plan();
+  std::size_t const num_threads = threads.num_threads();
+  std::span<std::size_t> const totals = exec.scratch().node_tiles;
+  std::ranges::fill(totals, 0);
+  for (std::size_t i = 0; i < num_jobs; ++i) {
+    GemmJob const job = job_of(i);
+    std::size_t const columns = tile_columns(job.w);
+    for (TileStretch stretch; stretch.end < columns;) {
+      stretch = stretch_from(stretch.end, job.w, threads);
+      totals[stretch.node] += (stretch.end - stretch.begin) * num_row_blocks(job.m);
+    }
+  }
   std::span<TileRun> const runs = exec.scratch().tile_runs;
   for (std::size_t r = 0; r < num_threads; ++r) {
-    runs[r].next.store(total * r / num_threads, std::memory_order_relaxed);
-    runs[r].end = total * (r + 1) / num_threads;
+    std::size_t const node = threads.node_of_thread(r);
+    std::size_t const of_node = r - threads.first_thread(node);
+    runs[r].next.store(totals[node] * of_node / threads.nodes()[node].num_threads, std::memory_order_relaxed);
+    runs[r].end = totals[node] * (of_node + 1) / threads.nodes()[node].num_threads;
   }
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
     for (std::size_t own = begin; own < end; ++own) {
       std::optional<GemmTile> tile;  // taken, and run when the one after it is known
       for (std::size_t r = 0; r < num_threads; ++r) {
-        TileRun& run = runs[(own + r) % num_threads];
-        std::size_t job = 0;
-        std::size_t end_of_job = 0;
-        std::size_t first_of_job = 0;
+        std::size_t const whose = run_in_turn(threads, own, r);
+        TileRun& run = runs[whose];
+        NodeTiles tiles(job_of, threads, threads.node_of_thread(whose));
         for (std::size_t next; (next = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;) {
-          while (next >= end_of_job) {
-            first_of_job = end_of_job;
-            end_of_job += num_tiles(job_of(job++));
-          }
-          GemmTile const taken{job_of(job - 1), next - first_of_job};
+          GemmTile const taken = tiles.at(next);
           if (tile) gemm_tile(exec, *tile, &taken);
           tile.emplace(taken);
         }

@@ -109,16 +109,18 @@ std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::
   return n * weight_stride(k) * size_of(format.storage);
 }
 
-PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device)
+PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, WeightHome const& home)
     : format_(format),
       n_(n),
       k_(k),
-      device_(device),
-      data_(device ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device) {
+      device_(home.device),
+      data_(device_ ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device_) {
   EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights ||
-            (device == nullptr && (format == kInt8Weights || format == kInt4Weights ||
-                                   (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format)))),
+            (device_ == nullptr && (format == kInt8Weights || format == kInt4Weights ||
+                                    (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format)))),
            "weight format with storage " << name_of(format.storage) << " has no kernel for K " << k);
+  if (!device_ && home.threads && pages_come_when_written(data_.size_bytes()))
+    by_regions_ = place_fresh_pages(data_.span(), *home.threads);
   if (format.storage != DType::f4_e2m1) return;
   // The scale of columns that are padding: one that needs no care.
   for (std::size_t group = 0; group < data_.size(); group += kMxfp4GroupBytes)
@@ -129,6 +131,14 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, st
                            std::shared_ptr<void const> keeper)
     : format_(format), n_(n), k_(k), kept_(kept), keeper_(std::move(keeper)) {
   EM_CHECK(keeper_ != nullptr && kept.size() == packed_bytes(format, n, k), kept.size() << " bytes");
+}
+
+PackedMatrix PackedMatrix::copy_of(WeightFormat format, std::size_t n, std::size_t k, std::span<std::byte const> kept,
+                                   WeightHome const& home) {
+  PackedMatrix out(format, n, k, home);
+  EM_CHECK(!home.device && kept.size() == out.data_.size(), kept.size() << " bytes");
+  std::ranges::copy(kept, out.data_.data());
+  return out;
 }
 
 PackedMatrix PackedMatrix::copy_to_host() const {

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "common/base/aligned_buffer.h"
+#include "common/base/thread_plan.h"
 #include "common/config/weight_format.h"
 #include "common/kernels/device.h"
 
@@ -18,15 +19,24 @@ namespace expertmesh {
 // Of the layout on the host: changes whenever the same numbers get other bytes, since these are kept on disks.
 constexpr unsigned kPackedLayout = 2;
 
+// Where a weight lies. Both outlive it.
+struct WeightHome {
+  DeviceMemory* device = nullptr;       // that runs its GEMMs; null: this processor
+  ThreadPlan const* threads = nullptr;  // those that run them here, whose nodes it is spread over; null: any
+};
+
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // device: where its GEMMs run; null: this processor.
-  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, DeviceMemory* device = nullptr);
+  PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, WeightHome const& home = {});
   // Bytes that another one of this format and shape had on this processor, kept by others as long as `keeper` is; at an
   // address that AlignedBuffer might give. For set_rows() there is no place in it.
   PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, std::span<std::byte const> kept,
                std::shared_ptr<void const> keeper);
+
+  // The same in memory of its own.
+  static PackedMatrix copy_of(WeightFormat format, std::size_t n, std::size_t k, std::span<std::byte const> kept,
+                              WeightHome const& home);
 
   // Fills rows [first_row, first_row + num_rows) from row-major [num_rows,K] numbers of `type` (f32, bf16 or f16),
   // rounding to nearest even where the format is narrower, by groups with scales where it has them. Any first_row: q,
@@ -42,6 +52,8 @@ class PackedMatrix {
   [[nodiscard]] std::size_t k() const { return k_; }
   [[nodiscard]] std::byte const* data() const { return keeper_ ? kept_.data() : data_.data(); }
   [[nodiscard]] DeviceMemory* device() const { return device_; }
+  // Whether its pages are where ThreadPlan::node_of() says, by the plan of its home.
+  [[nodiscard]] bool lies_by_regions() const { return by_regions_; }
   [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
   [[nodiscard]] PackedMatrix widened() const;       // of one in MXFP4 or FP8: the bfloat16 numbers it is multiplied as
   [[nodiscard]] DeviceWeight on_device() const {
@@ -54,6 +66,7 @@ class PackedMatrix {
   std::size_t n_ = 0;
   std::size_t k_ = 0;
   DeviceMemory* device_ = nullptr;
+  bool by_regions_ = false;
   AlignedBuffer<std::byte> data_;
   std::span<std::byte const> kept_;  // in place of data_
   std::shared_ptr<void const> keeper_;

@@ -47,9 +47,9 @@ class KvLayer {
   [[nodiscard]] float* scales() { return scales_.data(); }
   [[nodiscard]] float const* scales() const { return scales_.data(); }
   // Of the host: see touch_pages().
-  bool touch(std::stop_token const& stop) {
-    return touch_pages(keys_.span(), stop) && touch_pages(values_.span(), stop) &&
-           touch_pages(std::as_writable_bytes(scales_.span()), stop);
+  bool touch(ThreadPlan const& threads, std::stop_token const& stop) {
+    return touch_pages(keys_.span(), threads, stop) && touch_pages(values_.span(), threads, stop) &&
+           touch_pages(std::as_writable_bytes(scales_.span()), threads, stop);
   }
   // For the device to read; only kv_write() writes there.
   [[nodiscard]] DeviceKv on_device() const {

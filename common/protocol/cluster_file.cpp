@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "common/base/cores.h"
 #include "common/base/error.h"
 #include "common/checkpoint/strict_json.h"
 #include "common/kernels/device.h"
@@ -115,7 +116,7 @@ ClusterFile read_cluster_file(std::filesystem::path const& file) {
 }
 
 std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluster, std::string const& host,
-                                                       std::size_t cores) {
+                                                       HostCores const& cores) {
   if (host == cluster.coordinator.host && cluster.coordinators == 1)
     throw ModelError("host '" + host + "' is the coordinator's: it starts its workers itself");
   auto const workers = cluster.of_host(host);
@@ -123,12 +124,20 @@ std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluste
   std::string join;
   for (std::size_t c = 0; c < cluster.coordinators; ++c)
     join += (c == 0 ? "" : ",") + cluster.coordinator.address + ":" + std::to_string(cluster.control_port + c);
+  std::vector<std::size_t> all_threads;
+  for (auto const& worker : workers)
+    all_threads.push_back(worker.threads != 0 ? worker.threads
+                                              : std::max<std::size_t>(1, cores.usable / workers.size()));
+  // On one NUMA node the system places them well enough.
+  auto const shares =
+      cores.topology.nodes.size() > 1 ? share_cores(cores.topology, all_threads) : std::vector<std::vector<int>>();
   std::vector<std::vector<std::string>> out;
-  for (auto const& worker : workers) {
-    std::size_t const threads = worker.threads != 0 ? worker.threads : std::max<std::size_t>(1, cores / workers.size());
+  for (std::size_t w = 0; w < workers.size(); ++w) {
+    auto const& worker = workers[w];
     auto& arguments =
         out.emplace_back(std::vector<std::string>{"--join", join, "--secret-file", cluster.secret_file, "--device",
-                                                  worker.device, "--threads", std::to_string(threads)});
+                                                  worker.device, "--threads", std::to_string(all_threads[w])});
+    if (!shares.empty()) arguments.insert(arguments.end(), {"--cores", list_of(shares[w])});
     if (worker.capacity > 0) arguments.insert(arguments.end(), {"--capacity", std::to_string(worker.capacity)});
     if (worker.gather_us) arguments.insert(arguments.end(), {"--gather-us", std::to_string(*worker.gather_us)});
   }

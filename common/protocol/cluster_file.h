@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "common/base/topology.h"
+
 namespace expertmesh {
 
 struct ClusterFile {
@@ -38,10 +40,15 @@ struct ClusterFile {
 // effect.
 ClusterFile read_cluster_file(std::filesystem::path const& file);
 
+// Of a host, which its workers share out.
+struct HostCores {
+  Topology topology;
+  std::size_t usable = 0;  // where the file says no threads
+};
+
 // For each worker of a host that joins by itself (not on the one coordinator's): the arguments of `expertmesh worker`.
-// cores: of that host, which workers share out where the file says no threads. Throws ModelError: the file knows no
-// such workers there.
+// Throws ModelError: the file knows no such workers there.
 std::vector<std::vector<std::string>> worker_arguments(ClusterFile const& cluster, std::string const& host,
-                                                       std::size_t cores);
+                                                       HostCores const& cores);
 
 }  // namespace expertmesh

@@ -8,6 +8,7 @@
 #include "common/base/cores.h"
 #include "common/base/counter_rng.h"
 #include "common/base/log.h"
+#include "common/base/topology.h"
 #include "common/kernels/machine_ceilings.h"
 #include "coordinator/bench/config_directory.h"
 #include "coordinator/bench/statistics.h"
@@ -241,7 +242,8 @@ void measure_ceilings(EngineBenchOptions const& options, EngineFigures& figures)
   std::size_t const each = r.worker_threads != 0 ? r.worker_threads : cores;
   figures.ceiling_threads = r.workers == 0 ? own : std::min(cores, own + r.workers * each);
   spdlog::info("measuring what the machine can do with {} threads", figures.ceiling_threads);
-  ThreadPool pool(figures.ceiling_threads);
+  using Pinning = ThreadPlan::Pinning;
+  ThreadPool pool(plan_own_threads(read_topology(), figures.ceiling_threads, r.bind ? Pinning::node : Pinning::none));
   Exec const exec(figures.isa, pool, {.max_rows = 1, .max_columns = 1});
   figures.memory_bytes_per_second = measure_read_bandwidth(exec, options.read_bytes, kCeilingPasses);
   figures.flops_per_second = measure_peak_flops(exec, figures.weights, kCeilingPasses);

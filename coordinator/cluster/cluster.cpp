@@ -402,8 +402,8 @@ class Cluster::Impl {
     if (!options_.packed_cache.empty())
       arguments.insert(arguments.end(), {"--packed-cache", options_.packed_cache.string()});
     if (options_.shared_cores) arguments.emplace_back("--shared-cores");
-    if (std::string const cores = cores_of(worker); !cores.empty())
-      arguments.insert(arguments.end(), {"--cores", cores});
+    if (!local.cores.empty()) arguments.insert(arguments.end(), {"--cores", list_of(local.cores)});
+    if (!local.bind) arguments.insert(arguments.end(), {"--bind", "none"});
     auto const left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
     try {
       MpiComm const comm = spawn_worker(options_.worker_program, arguments, left,
@@ -471,22 +471,6 @@ class Cluster::Impl {
     }
     if (supervisor_.joinable()) supervisor_.join();
     if (starter_.joinable()) starter_.join();
-  }
-
-  // "0,1", or empty: any. Left to itself, the system now and then keeps two workers on one core while another is free.
-  std::string cores_of(WorkerId worker) const {
-    std::vector<int> const cores = allowed_cores();
-    std::size_t begin = 0;  // of its own, behind those of the workers before it
-    std::size_t all = 0;
-    for (std::uint32_t w = 1; w <= options_.num_workers; ++w) {
-      if (w < worker.value()) begin += local_worker(WorkerId(w)).threads;
-      all += local_worker(WorkerId(w)).threads;
-    }
-    std::size_t const end = begin + local_worker(worker).threads;
-    if (!options_.shared_cores || std::max(all, end) > cores.size()) return {};
-    std::string text;
-    for (std::size_t c = begin; c < end; ++c) text += (text.empty() ? "" : ",") + std::to_string(cores[c]);
-    return text;
   }
 
   enum class DeadLocal : std::uint8_t { ends_it, is_replaced };

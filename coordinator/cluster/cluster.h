@@ -24,6 +24,8 @@ namespace expertmesh {
 struct LocalWorker {
   std::string device = "cpu";  // see WorkerOptions, like the next
   std::size_t threads = 1;
+  std::vector<int> cores{};
+  bool bind = true;
   double capacity = 0;
 };
 
@@ -42,8 +44,7 @@ struct ClusterOptions {
   LocalWorker local;                       // what those of this host are
   std::vector<LocalWorker> first_local{};  // worker w's at w - 1, where they are not all the same
   std::size_t memory_bytes = SIZE_MAX;     // of this host, that the experts of its workers may take together
-  // This host has more compute threads than cores: workers sleep between looks for a message, and run on cores of their
-  // own if there are enough for all of them.
+  // This host has more compute threads than cores: workers sleep between looks for a message.
   bool shared_cores = false;
   // As in kernels/exec.h, or control::kCudaKernels: what every worker runs; one that cannot is refused, or, if they may
   // be mixed, runs the best that it can.

@@ -8,7 +8,8 @@ namespace expertmesh {
 
 LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                        Exec const& engine_exec, DispatchLimits const& limits, ExpertStore::OnBytes const& on_bytes)
-    : store(model, held, source, engine_exec.pool(), on_bytes, nullptr, engine_exec.device()),
+    : store(model, held, source, engine_exec.pool(), on_bytes, nullptr,
+            {.device = engine_exec.device(), .threads = &engine_exec.pool().plan()}),
       exec(engine_exec.isa(), engine_exec.pool(), ExpertService::exec_limits(model, limits, 1), engine_exec.device()),
       batch(exec, model.wire, store.num_in_model(), {.max_requests = 1, .max_entries = limits.max_entries}) {}
 

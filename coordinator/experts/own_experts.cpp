@@ -73,8 +73,9 @@ void OwnExperts::load_groups(std::size_t layer_index, std::size_t begin, std::si
       for (std::size_t i = first; i < last; ++i) {
         try {
           Kept& expert = kept[to_load_[i]];
-          expert.weights =
-              load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_, exec_.device()).weights;
+          expert.weights = load_expert(model_.layers[layer_index], to_load_[i], model_.weights, source_,
+                                       {.device = exec_.device(), .threads = &exec_.pool().plan()})
+                               .weights;
           expert.bytes = each;
         } catch (...) {
           std::lock_guard const lock(mutex);

@@ -20,7 +20,7 @@ ResidentExperts::ResidentExperts(ExpertModelSpec const& model, WeightSource cons
                                  std::size_t experts_per_token, Exec const& exec, ExpertStore::OnBytes const& on_bytes)
     : device_(*exec.device()),
       wire_(model.wire),
-      store_(model, all_experts(model), source, exec.pool(), on_bytes, nullptr, exec.device()) {
+      store_(model, all_experts(model), source, exec.pool(), on_bytes, nullptr, {.device = exec.device()}) {
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     std::vector<DeviceExpert> table;
     for (std::size_t e = 0; e < model.layers[i].experts.size(); ++e) table.push_back(on_device(store_.expert(i, e)));

@@ -8,10 +8,12 @@
 namespace expertmesh {
 
 Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptions const& options)
-    : Decoder(spec,
-              WeightLoader(source, options.weights, options.on_bytes_loaded,
-                           {.device = options.device, .pool = options.pool}),
-              options) {}
+    : Decoder(
+          spec,
+          WeightLoader(source, options.weights, options.on_bytes_loaded,
+                       {.home = {.device = options.device, .threads = options.pool ? &options.pool->plan() : nullptr},
+                        .pool = options.pool}),
+          options) {}
 
 Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
     : hidden_(spec.hidden),

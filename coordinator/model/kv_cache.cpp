@@ -84,10 +84,10 @@ KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, 
   add(encoder_, spec.encoder()->layers.front().attention);
 }
 
-void KvCache::touch(std::stop_token const& stop) {
+void KvCache::touch(ThreadPlan const& threads, std::stop_token const& stop) {
   for (auto* list : {&layers_, &cross_, &encoder_})
     for (KvLayer& layer : *list)
-      if (!layer.touch(stop)) return;
+      if (!layer.touch(threads, stop)) return;
 }
 
 void KvCache::check(std::span<TokenPlaces const> places) const {

@@ -24,8 +24,9 @@ class KvCache {
   KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks,
           DeviceMemory* device = nullptr);
   KvLayer& layer(std::size_t index) { return layers_[index]; }
-  // Has the system give all its memory now, of this host: see touch_pages(). Any thread, while steps run.
-  void touch(std::stop_token const& stop);
+  // Has the system give all its memory now, of this host, spread over the nodes of these threads: see touch_pages().
+  // Any thread, while steps run.
+  void touch(ThreadPlan const& threads, std::stop_token const& stop);
   [[nodiscard]] std::size_t group_of(std::size_t layer) const { return group_of_[layer]; }
   // places: [KV groups] of a step. Broken invariant where a token of it has no block.
   void check(std::span<TokenPlaces const> places) const;

@@ -27,7 +27,7 @@ FfnWeights WeightLoader::ffn(FfnTensors const& tensors, FfnShape const& shape, A
 
 AlignedBuffer<float> WeightLoader::floats(VectorSlice const& slice, std::size_t n) const {
   std::vector<float> const numbers = counted([&](WeightReader& reader) { return reader.read(slice, n); });
-  return AlignedBuffer<float>(std::span(numbers), place_.device);
+  return AlignedBuffer<float>(std::span(numbers), place_.home.device);
 }
 
 Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std::size_t k) const {
@@ -47,7 +47,7 @@ Matrix<float> WeightLoader::numbers(WeightSlice const& slice, std::size_t n, std
 }
 
 PackedMatrix WeightLoader::packed(MatrixView<float const> numbers) const {
-  PackedMatrix out(format_, numbers.rows, numbers.cols, place_.device);
+  PackedMatrix out(format_, numbers.rows, numbers.cols, place_.home);
   bool const adjoin = numbers.stride == numbers.cols;  // then at once: a copy to a device has its price
   std::size_t const at_once = adjoin ? std::max<std::size_t>(numbers.rows, 1) : 1;
   for (std::size_t row = 0; row < numbers.rows; row += at_once)

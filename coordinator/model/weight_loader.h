@@ -17,7 +17,7 @@ class WeightLoader {
                PackingPlace const& place = {})
       : source_(source), format_(format), on_bytes_(std::move(on_bytes)), place_(place) {}
 
-  [[nodiscard]] DeviceMemory* device() const { return place_.device; }
+  [[nodiscard]] DeviceMemory* device() const { return place_.home.device; }
 
   [[nodiscard]] bool holds(std::string_view name) const { return source_.holds(name); }
   // The parts one below the other, [sum of rows, K], in the profile's format.

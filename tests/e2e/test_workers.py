@@ -5,6 +5,7 @@ import signal
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 from harness import DEMO_MODEL, STOP_SECONDS, Server, cpu_seconds, descendants, is_alive, wait_until
@@ -118,6 +119,45 @@ class WorkersTest(unittest.TestCase):
         server.process.wait()
         wait_until(lambda: not any(map(is_alive, pids)), 10, "all its processes are gone")
         server.process.stdout.close()
+
+
+def cores_of_threads(pid):
+    """-> the cores that each thread may run on"""
+    lists = (Path(task, "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
+    return {re.search(r"Cpus_allowed_list:\s*(\S+)", text)[1] for text in lists}
+
+
+class NumaTest(unittest.TestCase):
+    """On two nodes that hwloc makes up: the lower and the upper half of this host's cores."""
+
+    def setUp(self):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2 or len(cores) % 2 or cores != list(range(len(cores))):
+            self.skipTest(f"SKIPPED: cannot make two equal nodes of the cores {cores}")
+        half = len(cores) // 2
+        self.nodes = [str(part[0]) if half == 1 else f"{part[0]}-{part[-1]}" for part in (cores[:half], cores[half:])]
+        self.half = half
+        fake = unittest.mock.patch.dict(os.environ, HWLOC_SYNTHETIC=f"node:2 core:{half} pu:1", HWLOC_THISSYSTEM="1")
+        fake.start()
+        self.addCleanup(fake.stop)
+
+    def test_threads_keep_to_their_nodes_for_the_same_tokens(self):
+        texts = []
+        for options, pinned in ((("--bind", "none"), False), ((), True)):
+            with self.subTest(options=options), Server(DEMO_MODEL, "--threads", 2, *options) as server:
+                texts.append(server.complete(**LONG)["choices"][0]["text"])
+                line = f"1 on {self.half} cores of NUMA node 0, 1 on {self.half} cores of NUMA node 1, pinned to them" if pinned else "not pinned, by --bind none"
+                self.assertIn(f"compute threads: {line}", server.log())
+                self.assertEqual(set(self.nodes) <= cores_of_threads(server.pid), pinned)
+        self.assertEqual(texts[0], texts[1])
+
+    def test_a_worker_and_its_coordinator_have_a_node_each(self):
+        with Server(DEMO_MODEL, "--workers", 1, "--threads", self.half, "--worker-threads", self.half) as server:
+            worker, = workers_of(server)
+            self.assertIn(self.nodes[0], cores_of_threads(worker["pid"]))
+            self.assertNotIn(self.nodes[1], cores_of_threads(worker["pid"]))
+            self.assertIn(self.nodes[1], cores_of_threads(server.pid))
+            self.assertEqual(server.complete(prompt=PROMPT, max_tokens=4)["usage"]["completion_tokens"], 4)
 
 
 def bytes_loaded(server):

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/base/cores.h"
 #include "common/checkpoint/fingerprint.h"
 #include "common/checkpoint/packed_cache.h"
 #include "common/experts/expert_store.h"
@@ -306,6 +307,31 @@ TEST(ExpertStore, WhatACacheHasKeptIsTheSameAndIsNotReadFromTensors) {
         EXPECT_EQ(store.expert(i).gated(), expected.expert(i).gated());
       }
     }
+}
+
+// What a cache has kept is copied then: the file's pages lie anywhere.
+TEST(ExpertStore, OnSeveralNumaNodesExpertsAreTheSameAndSpread) {
+  FfnTensors const tensors{.gate = WeightSlice{.name = "gate"}, .up = {.name = "up"}, .down = {.name = "down"}};
+  ExpertModelSpec const model{
+      .layers = {{.hidden = 320, .intermediate = 400, .activation = {.kind = Activation::silu}, .experts = {tensors}}},
+      .weights = kFloat32Weights,
+      .wire = DType::f32};
+  ThreadPlan const two({{.index = 0, .num_threads = 1, .cores = allowed_cores()},
+                        {.index = 1, .num_threads = 1, .cores = allowed_cores()}},
+                       ThreadPlan::Pinning::node);
+  ScratchDir const dir;
+  ThreadPool pool(2);
+  MadeUpWeights const plain;
+  auto const sums = ExpertStore(model, all_experts(model), plain, pool, kIgnoreBytes).checksums(pool);
+  for (bool const kept : {false, true}) {
+    Start const start(dir);
+    ExpertStore const store(model, all_experts(model), *start.source, pool, kIgnoreBytes, nullptr, {.threads = &two});
+    EXPECT_EQ(start.tensors.loaded().empty(), kept);
+    EXPECT_EQ(checksum_of(store.expert(0)), sums[0][0]);
+    for (PackedLinear const* part : {&store.expert(0).gate_up, &store.expert(0).down})
+      EXPECT_EQ(part->w.lies_by_regions(), pages_come_when_written(part->w.size_bytes()));
+    start.source->packed_cache()->wait_until_written();
+  }
 }
 
 TEST(ExpertStore, ACacheKeepsCodesAsTheyArePacked) {

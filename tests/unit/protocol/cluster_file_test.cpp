@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -27,6 +28,13 @@ json sample() {
     ]
   })");
 }
+
+std::vector<int> cores_from(int first, int end) {
+  std::vector<int> cores;
+  for (int core = first; core < end; ++core) cores.push_back(core);
+  return cores;
+}
+HostCores const kCores{.topology = {.nodes = {{.index = 0, .cores = cores_from(0, 12)}}}, .usable = 12};
 
 class ClusterFileTest : public ::testing::Test {
  protected:
@@ -65,7 +73,7 @@ TEST_F(ClusterFileTest, SaysWhoRunsWhere) {
   ASSERT_EQ(here.size(), 2U);
   EXPECT_EQ(here[1].device, "cuda:2");
   EXPECT_EQ(here[1].threads, 0U);
-  auto const there = worker_arguments(cluster, "b", 12);
+  auto const there = worker_arguments(cluster, "b", kCores);
   ASSERT_EQ(there.size(), 3U);
   EXPECT_EQ(there[0], (std::vector<std::string>{"--join", "10.0.0.1:7171", "--secret-file", "/etc/expertmesh/secret",
                                                 "--device", "cpu", "--threads", "4", "--capacity", "20.500000"}));
@@ -73,8 +81,27 @@ TEST_F(ClusterFileTest, SaysWhoRunsWhere) {
   EXPECT_EQ(there[2], (std::vector<std::string>{"--join", "10.0.0.1:7171", "--secret-file", "/etc/expertmesh/secret",
                                                 "--device", "cuda:0", "--threads", "4"}))
       << "a third of the cores";
-  EXPECT_THROW(worker_arguments(cluster, "c", 12), ModelError);
-  EXPECT_THROW(worker_arguments(cluster, "a", 12), ModelError) << "the coordinator's";
+  EXPECT_THROW(worker_arguments(cluster, "c", kCores), ModelError);
+  EXPECT_THROW(worker_arguments(cluster, "a", kCores), ModelError) << "the coordinator's";
+}
+
+TEST_F(ClusterFileTest, WorkersOfSeveralNumaNodesShareTheCores) {
+  HostCores two{
+      .topology = {.nodes = {{.index = 0, .cores = cores_from(0, 8)}, {.index = 1, .cores = cores_from(8, 16)}}},
+      .usable = 16};
+  auto const cores_of = [&](HostCores const& cores) {
+    std::vector<std::string> all;
+    for (auto const& arguments : worker_arguments(read(sample()), "b", cores)) {
+      auto const at = std::ranges::find(arguments, "--cores");
+      all.push_back(at == arguments.end() ? "any" : *(at + 1));
+    }
+    return all;
+  };
+  // Threads: 4, 4 and a third of the cores.
+  EXPECT_EQ(cores_of(two), (std::vector<std::string>{"0,1,2,3", "4,5,6,7,8", "9,10,11,12,13,14,15"}));
+  EXPECT_EQ(cores_of(kCores), std::vector<std::string>(3, "any"));
+  two.topology.nodes[1].cores.resize(4);
+  EXPECT_EQ(cores_of(two), std::vector<std::string>(3, "any")) << "more threads than cores";
 }
 
 TEST_F(ClusterFileTest, EveryFieldIsUsedOrRefused) {
@@ -115,11 +142,11 @@ TEST_F(ClusterFileTest, AllWorkersJoinSeveralCoordinators) {
   ClusterFile const cluster = read(object);
   EXPECT_EQ(cluster.coordinators, 3U);
   for (char const* host : {"a", "b"})
-    for (auto const& arguments : worker_arguments(cluster, host, 12))
+    for (auto const& arguments : worker_arguments(cluster, host, kCores))
       EXPECT_EQ(arguments[1], "10.0.0.1:7171,10.0.0.1:7172,10.0.0.1:7173") << host;
   object["workers"][1]["gather_us"] = 0;
   object["workers"][2]["gather_us"] = 1'000'000;
-  auto const there = worker_arguments(read(object), "b", 12);
+  auto const there = worker_arguments(read(object), "b", kCores);
   auto const end_of = [](auto const& arguments) { return std::vector(arguments.end() - 2, arguments.end()); };
   EXPECT_EQ(end_of(there[1]), (std::vector<std::string>{"--gather-us", "0"}));
   EXPECT_EQ(end_of(there[2]), (std::vector<std::string>{"--gather-us", "1000000"}));

@@ -124,7 +124,7 @@ class ThreadWorker {
     std::unique_ptr<Device> const device = kind == Kind::device ? open_device_on_host() : nullptr;
     ThreadPool pool(1);
     Exec const exec(Isa::scalar, pool, ExpertService::exec_limits(model, limits, kMaxRequests), device.get());
-    ExpertStore store(model, held, source, pool, kIgnoreBytes, nullptr, device.get());
+    ExpertStore store(model, held, source, pool, kIgnoreBytes, nullptr, {.device = device.get()});
     ThreadTransport transport(ThreadTransport::Side::worker, {&wire});
     transport.before_send = [this] { mortal.pass(Point::before_header); };
     std::unique_ptr<WorkerLink> link;

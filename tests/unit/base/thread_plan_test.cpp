@@ -89,7 +89,9 @@ TEST(PlacePages, EveryPageIsThereAfterwardsOnItsNode) {
   std::vector<int> const before = allowed_cores();
   Topology const here = read_topology();
   auto const here_index = static_cast<int>(here.nodes.front().index);
-  ThreadPlan const plan = plan_of({2, 1});
+  ThreadPlan const plan({{.index = 0, .num_threads = 2, .cores = {before.front()}},
+                         {.index = 1, .num_threads = 1, .cores = {before.back()}}},
+                        ThreadPlan::Pinning::node);
   AlignedBuffer<std::byte> buffer(3 * kRegion + 12'345);
   if (!pages_come_when_written(buffer.size_bytes())) GTEST_SKIP() << "memory that has its pages from the beginning";
   // Not from a region's begin, and not to its end.

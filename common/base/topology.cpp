@@ -140,6 +140,7 @@ ThreadPlan plan_threads(Topology const& host, std::size_t num_threads, ThreadPla
     return ThreadPlan::anywhere(num_threads, topology.nodes.size() == 1
                                                  ? "not pinned, there is one NUMA node"
                                                  : "not pinned, too few threads for several NUMA nodes");
+  if (pinning == ThreadPlan::Pinning::core) std::ranges::reverse(nodes);  // the first thread has the last core of all
   return {std::move(nodes), pinning};
 }
 

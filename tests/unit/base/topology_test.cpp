@@ -218,7 +218,7 @@ TEST(PlanThreads, ACoreEachFromTheLastOneOn) {
   EXPECT_EQ(cores(plan_threads(one, 1, Pinning::core)), (std::vector<int>{3}));
   // Cores of their own before hardware threads of one.
   EXPECT_EQ(cores(plan_threads(synthetic("node:2 core:2 pu:2", first_cores(8)), 4, Pinning::core)),
-            (std::vector<int>{3, 1, 7, 5}));
+            (std::vector<int>{7, 5, 3, 1}));
 }
 
 TEST(PlanThreads, OfThisProcessIsUnpinnedWhereTheSystemRefuses) {

@@ -276,8 +276,10 @@ LocalWorker usual_worker(ModelRuntimeOptions const& options) {
 std::vector<LocalWorker> local_workers(ModelRuntimeOptions const& options) {
   if (options.local_workers.empty()) return std::vector(options.workers, usual_worker(options));
   std::vector<LocalWorker> workers = options.local_workers;
-  for (LocalWorker& worker : workers)
+  for (LocalWorker& worker : workers) {
     if (worker.threads == 0) worker.threads = usual_worker(options).threads;
+    worker.bind = options.bind;
+  }
   return workers;
 }
 

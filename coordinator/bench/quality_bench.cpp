@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/available_memory.h"
+#include "common/base/cores.h"
 #include "common/base/log.h"
 #include "coordinator/load_progress.h"
 #include "coordinator/text/tokenizer.h"
@@ -71,7 +72,10 @@ class Scorer {
     runtime_.runner().place_caller();
     runtime_.experts().wake();
   }
-  ~Scorer() { runtime_.shut_down(); }
+  ~Scorer() {
+    runtime_.shut_down();
+    restrict_to_cores(cores_);
+  }
   Scorer(Scorer const&) = delete;
   Scorer& operator=(Scorer const&) = delete;
 
@@ -106,6 +110,7 @@ class Scorer {
   }
 
  private:
+  std::vector<int> cores_ = allowed_cores();  // the calling thread's, before it is placed
   ModelRuntime runtime_;
   SamplingParams const greedy_ = [] {
     SamplingParams params;

@@ -18,9 +18,10 @@ bool CoreWait::wait(std::span<std::shared_ptr<Member> const> members, std::span<
       if (of == awaited_.end() || !leg.send_done || !leg.member->peer.by_shm) return false;
       of->owes = any = true;
     }
-  if (any)
-    pool_.parallel_for(pool_.num_threads(), [&](std::size_t thread, std::size_t, std::size_t) { wait_on(thread); });
-  return any;
+  if (!any) return false;
+  if (pool_.num_threads() == 1) transport_.deliver();  // it waits for one after the other: all are to begin
+  pool_.parallel_for(pool_.num_threads(), [&](std::size_t thread, std::size_t, std::size_t) { wait_on(thread); });
+  return true;
 }
 
 // Threads of a worker that has several cores wait for it together.

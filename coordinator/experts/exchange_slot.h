@@ -19,6 +19,7 @@
 #include "common/tensor/tensor.h"
 #include "common/transport/row_link.h"
 #include "common/transport/transport.h"
+#include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/observe/worker_clock.h"
 
@@ -60,6 +61,7 @@ struct Member {
   [[nodiscard]] bool at_rest() const { return open_ops == 0 && (!link || link->aborted()); }
 
   [[nodiscard]] bool lost() const { return !lost_reason.empty(); }
+  [[nodiscard]] Life life() const { return {.worker = peer.worker, .incarnation = peer.incarnation}; }
 };
 
 // A layer with experts, and who holds them.

@@ -28,10 +28,6 @@ std::uint64_t random_id() {
   return static_cast<std::uint64_t>(device()) << 32 | device();
 }
 
-Life life_of(Member const& member) {
-  return {.worker = member.peer.worker, .incarnation = member.peer.incarnation};
-}
-
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -115,7 +111,7 @@ class RemoteExperts::Impl {
     plan_->build(routing, *layers_[layer_index].placement);
     send_plan(slot_index);
     // Else when this process's threads go to sleep: then workers begin without pushing them aside.
-    if (any_link() || !core_wait_.suits(members_.size())) transport_.deliver();
+    if (any_link() || !sleeps_ || !core_wait_.suits(members_.size())) transport_.deliver();
     return {.slot = slot_index};
   }
 
@@ -153,10 +149,12 @@ class RemoteExperts::Impl {
   }
 
   void pause(PollPause pause) {
-    if (any_link())  // they want to be polled
-      pause_polling(pause);
-    else if (pause != PollPause::sleep || !core_wait_.wait(members_, slots_))
-      transport_.wait(pause);
+    sleeps_ = pause == PollPause::sleep;
+    if (any_link()) {  // they want to be polled
+      transport_.deliver();
+      return pause_polling(pause);
+    }
+    if (!sleeps_ || !core_wait_.wait(members_, slots_)) transport_.wait(pause);
   }
 
   bool complete(Exchange exchange) const {
@@ -195,7 +193,7 @@ class RemoteExperts::Impl {
   std::vector<PaceMonitor::Verdict> judge_paces() {
     std::vector<Life> living;
     for (auto const& member : members_)
-      if (!member->lost()) living.push_back(life_of(*member));
+      if (!member->lost()) living.push_back(member->life());
     return paces_.judge(living);
   }
 
@@ -376,6 +374,7 @@ class RemoteExperts::Impl {
 
   // The plan's entries without a holder among the workers.
   void run_own(ExchangeSlot& slot) {
+    transport_.deliver();  // others are to begin meanwhile
     PlacedLayer const& layer = layers_[slot.layer_index];
     std::size_t const row_bytes = DispatchLayout(layer.hidden, wire_).row_bytes();
     auto const rows = plan_->rows(members_.size());
@@ -428,7 +427,7 @@ class RemoteExperts::Impl {
 
   void note_answer(Leg const& leg) {
     auto const now = core_wait_.answered(leg);
-    paces_.add(life_of(*leg.member), leg.num_entries, std::chrono::duration<double>(now - leg.sent).count());
+    paces_.add(leg.member->life(), leg.num_entries, std::chrono::duration<double>(now - leg.sent).count());
     if (limits_.trace) trace_answer(*limits_.trace, leg, now);
   }
 
@@ -616,6 +615,7 @@ class RemoteExperts::Impl {
   std::shared_ptr<WorkerGroup> const group_;
   Transport& transport_;
   CoreWait core_wait_;
+  bool sleeps_ = false;  // as the last pause() did
   OwnExperts own_;
   std::vector<std::shared_ptr<Member>> members_;
   std::vector<std::shared_ptr<Member>> former_;  // dead or left, with messages that the transport has not given back

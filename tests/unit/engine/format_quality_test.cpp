@@ -4,7 +4,6 @@
 #include <iostream>
 
 #include "coordinator/bench/logit_errors.h"
-#include "tests/support/few_cases.h"
 #include "tests/unit/engine/golden_rig.h"
 
 namespace expertmesh {
@@ -35,7 +34,6 @@ Format const kFormats[] = {{"bfloat16", DType::bf16, 0.001, 0.03},
 class FormatQuality : public testing::TestWithParam<std::string> {};
 
 TEST_P(FormatQuality, LogitsAreAsFarFromTheReferencesAsTheFormatExplains) {
-  if (test::kFewCases && GetParam() != "qwen3_moe" && GetParam() != "gpt_oss") GTEST_SKIP() << "computes for long";
   auto const dir = test::model_dir(GetParam());
   test::GoldenFile const golden(dir / "golden.safetensors");
   std::vector<std::vector<TokenId>> prompts;

@@ -9,9 +9,10 @@
 
 namespace expertmesh {
 
-constexpr std::size_t kLanes = 16;         // of a vector
-constexpr std::size_t kPanelColumns = 32;  // output columns of a weight panel
-constexpr std::size_t kRowsPerPart = 32;   // most query heads, of all its tokens, in an AttendPart
+constexpr std::size_t kLanes = 16;          // of a vector
+constexpr std::size_t kPanelColumns = 32;   // output columns of a weight panel
+constexpr std::size_t kRowsPerPart = 32;    // most query heads, of all its tokens, in an AttendPart
+constexpr std::size_t kTilePositions = 64;  // whose scores become weights together, from a multiple of it on
 constexpr std::size_t kStreamFloats = 128;
 
 // y[m][n] = sum over k of x[m][k] w[n][k] for the columns of panels [panel_begin, panel_end).
@@ -41,13 +42,14 @@ struct AttendPart {
   AttendToken const* token;             // [tokens]
   std::size_t tokens, kv_heads, heads;  // heads: of a KV head. Their product: at most kRowsPerPart
   std::size_t key_dim, value_dim;
-  std::uint32_t const* blocks;           // block table
-  std::byte const* keys;                 // in block 0: [kv_heads][key_dim][16]
-  std::byte const* values;               // in block 0: [kv_heads][16][value_dim]; null: a position's value is the first
-                                         // value_dim elements of its key
-  std::size_t key_stride, value_stride;  // elements from one block to the next
-  float const* scales;                   // in block 0: [kv_heads][2][16], as attend_impl.h has them; int8 alone
-  std::size_t scale_stride;              // floats from one block to the next
+  std::uint32_t const* blocks;  // block table
+  // What the first KV head has in block 0, and the bytes to the next head's and to the next block's: its keys
+  // [key_dim][16], then its values [16][value_dim], then in int8 scales [2][16], as attend_impl.h has them. Of bfloat16
+  // keys lie as [key_dim / 2, rounded up][16][2], an odd last one beside a 0, and values as [8][value_dim][2].
+  std::byte const* kv;
+  std::size_t head_bytes, block_bytes;
+  std::size_t value_offset, scale_offset;  // bytes
+  bool values_in_keys;                     // a position's value is the first value_dim elements of its key
   float scale;
   float const* sinks;  // [kv_heads][heads] logits of keys without a value, or null
   // Added to the scaled scores, or null: of head h, where a block's first position is d after the query's (d may be
@@ -56,11 +58,13 @@ struct AttendPart {
   std::size_t bias_stride;
   std::uint32_t bias_reach;
   float* scratch;  // attend_scratch_floats() of the larger dim
+  // What the same thread attends to after it, of the same cache, or null.
+  AttendPart const* next;
 };
 
-// Queries [head_dim][rows], accumulators [rows][head_dim] and the values of a block [16][head_dim], in whole vectors.
+// Queries and accumulators [rows][head_dim] and the values of a tile [64][head_dim], in whole vectors.
 constexpr std::size_t attend_scratch_floats(std::size_t head_dim) {
-  return (2 * kRowsPerPart + kLanes) * ((head_dim + kLanes - 1) / kLanes * kLanes);
+  return (2 * kRowsPerPart + kTilePositions) * ((head_dim + kLanes - 1) / kLanes * kLanes);
 }
 
 // Room for a row of n numbers in int8, whatever the ISA makes of it: 4-byte aligned.

@@ -14,16 +14,23 @@ namespace {
 
 static_assert(kKvBlockTokens == kLanes, "a block's scores are one vector");
 
-std::size_t key_block_elements(KvLayerShape const& shape) {
-  return shape.num_kv_heads * shape.key_dim * kKvBlockTokens;
-}
-std::size_t value_block_elements(KvLayerShape const& shape) {
-  return shape.values == KvValues::in_keys ? 0 : shape.num_kv_heads * shape.value_dim * kKvBlockTokens;
-}
-constexpr std::size_t kScalesOfHead = 2 * kKvBlockTokens;  // of a block
-std::size_t scale_block_floats(KvLayerShape const& shape) {
-  return shape.dtype == DType::i8 ? shape.num_kv_heads * kScalesOfHead : 0;
-}
+// Of bfloat16, keys lie in pairs of their numbers, values in pairs of positions.
+constexpr std::size_t kPair = 2;
+
+// Bytes of what a KV head has of a block.
+struct HeadLayout {
+  explicit HeadLayout(KvLayerShape const& shape) {
+    std::size_t const step = shape.dtype == DType::bf16 ? kPair : 1;
+    values = divided_up(shape.key_dim, step) * step * kKvBlockTokens * size_of(shape.dtype);
+    scales = values + value_elements(shape) * size_of(shape.dtype);
+    all = scales + (shape.dtype == DType::i8 ? 2 * kKvBlockTokens * sizeof(float) : 0);
+  }
+  static std::size_t value_elements(KvLayerShape const& shape) {
+    return shape.values == KvValues::in_keys ? 0 : shape.value_dim * kKvBlockTokens;
+  }
+  std::size_t values, scales;  // offsets; keys come first
+  std::size_t all;
+};
 
 // How the work is cut: into parts of at most this many tokens of a sequence, KV heads, and query heads of each of
 // those.
@@ -86,21 +93,36 @@ float write_int8(float const* x, std::size_t n, std::int8_t* to, std::size_t str
   return s.scale;
 }
 
-// Where a position's key, value and scales begin.
-struct Place {
-  std::size_t key, value, scale;
-};
+// k: [DK], v: [DV] or nothing, of one KV head and a position of a block. head: what that head has of the block.
+void write_head_f32(float const* k, float const* v, KvLayerShape const& shape, std::size_t position, std::byte* head) {
+  float* const key = reinterpret_cast<float*>(head) + position;
+  for (std::size_t i = 0; i < shape.key_dim; ++i) key[i * kKvBlockTokens] = k[i];
+  auto* const values = reinterpret_cast<float*>(head + HeadLayout(shape).values);
+  if (v) std::copy_n(v, shape.value_dim, values + position * shape.value_dim);
+}
 
-// k: [DK], v: [DV] or nothing, of one position and KV head.
-void write_head_int8(float const* k, float const* v, KvLayerShape const& shape, Place const& at, KvLayer& cache) {
+void write_head_bf16(float const* k, float const* v, KvLayerShape const& shape, std::size_t position, std::byte* head) {
+  bf16* const key = reinterpret_cast<bf16*>(head) + position * kPair;
+  for (std::size_t i = 0; i < shape.key_dim; i += kPair)
+    for (std::size_t j = 0; j < kPair; ++j)
+      key[i * kKvBlockTokens + j] = to_bf16(i + j < shape.key_dim ? k[i + j] : 0.0F);
+  if (!v) return;
+  auto* const values = reinterpret_cast<bf16*>(head + HeadLayout(shape).values);
+  bf16* const value = values + position / kPair * kPair * shape.value_dim + position % kPair;
+  for (std::size_t i = 0; i < shape.value_dim; ++i) value[i * kPair] = to_bf16(v[i]);
+}
+
+void write_head_int8(float const* k, float const* v, KvLayerShape const& shape, std::size_t position, std::byte* head) {
+  HeadLayout const layout(shape);
   bool const in_keys = shape.values == KvValues::in_keys;
   std::size_t const first = in_keys ? shape.value_dim : shape.key_dim;  // elements with the first scale
-  auto* const key = reinterpret_cast<std::int8_t*>(cache.keys()) + at.key;
-  float* const scale = cache.scales() + at.scale;
+  auto* const key = reinterpret_cast<std::int8_t*>(head) + position;
+  auto* const values = reinterpret_cast<std::int8_t*>(head + layout.values);
+  float* const scale = reinterpret_cast<float*>(head + layout.scales) + position;
   scale[0] = write_int8(k, first, key, kKvBlockTokens);
   scale[kKvBlockTokens] =
       in_keys ? write_int8(k + first, shape.key_dim - first, key + first * kKvBlockTokens, kKvBlockTokens)
-              : write_int8(v, shape.value_dim, reinterpret_cast<std::int8_t*>(cache.values()) + at.value, 1);
+              : write_int8(v, shape.value_dim, values + position * shape.value_dim, 1);
 }
 
 }  // namespace
@@ -130,9 +152,12 @@ TokenPlaces TokenPlaces::for_device() const {
 
 KvLayer::KvLayer(KvLayerShape shape, DeviceMemory* device)
     : shape_(shape),
-      keys_(shape.num_blocks * key_block_elements(shape) * size_of(shape.dtype), device),
-      values_(shape.num_blocks * value_block_elements(shape) * size_of(shape.dtype), device),
-      scales_(shape.num_blocks * scale_block_floats(shape)) {
+      blocks_(device ? 0 : shape.num_blocks * bytes_per_block(shape)),
+      keys_(device ? shape.num_blocks * shape.num_kv_heads * shape.key_dim * kKvBlockTokens * size_of(shape.dtype) : 0,
+            device),
+      values_(
+          device ? shape.num_blocks * shape.num_kv_heads * HeadLayout::value_elements(shape) * size_of(shape.dtype) : 0,
+          device) {
   EM_CHECK(shape.dtype == DType::f32 || shape.dtype == DType::bf16 || (shape.dtype == DType::i8 && !device),
            "KV cache of " << name_of(shape.dtype));
   EM_CHECK(shape.values == KvValues::separate || shape.value_dim <= shape.key_dim,
@@ -140,8 +165,7 @@ KvLayer::KvLayer(KvLayerShape shape, DeviceMemory* device)
 }
 
 std::size_t KvLayer::bytes_per_block(KvLayerShape const& shape) {
-  return (key_block_elements(shape) + value_block_elements(shape)) * size_of(shape.dtype) +
-         scale_block_floats(shape) * sizeof(float);
+  return shape.num_kv_heads * HeadLayout(shape).all;
 }
 
 RelativeBias::RelativeBias(std::size_t num_heads, std::uint32_t reach)
@@ -187,37 +211,19 @@ void kv_write(Exec const& exec, MatrixView<float const> k, MatrixView<float cons
     check_blocks(places, shape.num_blocks);
     return device->kv_write(k, v, places.for_device(), shape, cache.on_device());
   }
-  auto const each_head = [&](auto const& write) {
-    exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t t = begin; t < end; ++t) {
-        std::size_t const block = block_to_write(places, t, shape.num_blocks);
-        std::size_t const place = places.positions[t] % kKvBlockTokens;
-        for (std::size_t g = 0; g < shape.num_kv_heads; ++g) {
-          std::size_t const head = block * shape.num_kv_heads + g;
-          write(k.row(t) + g * dk, dv == 0 ? nullptr : v.row(t) + g * dv,
-                Place{.key = head * dk * kKvBlockTokens + place,
-                      .value = (head * kKvBlockTokens + place) * dv,
-                      .scale = head * kScalesOfHead + place});
-        }
-      }
-    });
-  };
-  auto const converted = [&](auto* keys, auto* values, auto convert) {
-    each_head([=](float const* key, float const* value, Place const& at) {
-      for (std::size_t i = 0; i < dk; ++i) keys[at.key + i * kKvBlockTokens] = convert(key[i]);
-      for (std::size_t i = 0; i < dv; ++i) values[at.value + i] = convert(value[i]);
-    });
-  };
-  if (shape.dtype == DType::f32) {
-    converted(reinterpret_cast<float*>(cache.keys()), reinterpret_cast<float*>(cache.values()),
-              [](float x) { return x; });
-  } else if (shape.dtype == DType::bf16) {
-    converted(reinterpret_cast<bf16*>(cache.keys()), reinterpret_cast<bf16*>(cache.values()),
-              [](float x) { return to_bf16(x); });
-  } else {
-    each_head(
-        [&](float const* key, float const* value, Place const& at) { write_head_int8(key, value, shape, at, cache); });
-  }
+  auto const write_head = shape.dtype == DType::f32    ? write_head_f32
+                          : shape.dtype == DType::bf16 ? write_head_bf16
+                                                       : write_head_int8;
+  std::size_t const head_bytes = HeadLayout(shape).all;
+  exec.pool().parallel_for(k.rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t t = begin; t < end; ++t) {
+      std::size_t const block = block_to_write(places, t, shape.num_blocks);
+      for (std::size_t g = 0; g < shape.num_kv_heads; ++g)
+        write_head(k.row(t) + g * dk, dv == 0 ? nullptr : v.row(t) + g * dv, shape,
+                   places.positions[t] % kKvBlockTokens,
+                   cache.blocks().data() + (block * shape.num_kv_heads + g) * head_bytes);
+    }
+  });
 }
 
 void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces const& places, KvLayer const& cache,
@@ -247,71 +253,79 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
     return;
   }
   AttendCut const cut = cut_attention(heads, kv.num_kv_heads, q.rows * kv.num_kv_heads, exec.pool().num_threads());
-  std::size_t const position_bytes = kKvBlockTokens * size_of(kv.dtype);
   auto const attend = kv.dtype == DType::f32    ? exec.table().attend_f32
                       : kv.dtype == DType::bf16 ? exec.table().attend_bf16
                                                 : exec.table().attend_int8;
+  HeadLayout const layout(kv);
+  // A part with its tokens.
   struct Part {
-    std::size_t token, tokens, kv_head, kv_heads, head;  // head: the first, of each KV head
-  };
-  auto const run = [&](Part const& part, std::size_t thread) {
-    std::size_t const t = part.token;
-    std::size_t const g = part.kv_head;
-    std::size_t const head = g * heads + part.head;
-    std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
     AttendToken tokens[kRowsPerPart];
-    for (std::size_t i = 0; i < part.tokens; ++i) {
+    AttendPart part{};
+  };
+  // kv_head, head: the first, the latter of each KV head.
+  auto const set = [&](Part& to, std::size_t t, std::size_t count, std::size_t g, std::size_t kv_heads,
+                       std::size_t first_head, std::size_t thread) {
+    std::size_t const head = g * heads + first_head;
+    std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
+    for (std::size_t i = 0; i < count; ++i) {
       std::uint32_t const position = places.positions[t + i];
-      tokens[i] = {.first = shape.span.first(position),
-                   .last = places.last.empty() ? position : places.last[t + i],
-                   .position = position};
-      EM_CHECK(blocks[tokens[i].first / kKvBlockTokens] != kNoKvBlock,
-               "position " << tokens[i].first << " has been freed");
+      to.tokens[i] = {.first = shape.span.first(position),
+                      .last = places.last.empty() ? position : places.last[t + i],
+                      .position = position};
+      EM_CHECK(blocks[to.tokens[i].first / kKvBlockTokens] != kNoKvBlock,
+               "position " << to.tokens[i].first << " has been freed");
     }
-    attend({.q = q.row(t) + head * kv.key_dim,
-            .out = out.row(t) + head * kv.value_dim,
-            .q_stride = q.stride,
-            .out_stride = out.stride,
-            .token = tokens,
-            .tokens = part.tokens,
-            .kv_heads = part.kv_heads,
-            .heads = std::min(cut.heads, heads - part.head),
-            .key_dim = kv.key_dim,
-            .value_dim = kv.value_dim,
-            .blocks = blocks,
-            .keys = cache.keys() + g * kv.key_dim * position_bytes,
-            .values = kv.values == KvValues::in_keys ? nullptr : cache.values() + g * kv.value_dim * position_bytes,
-            .key_stride = key_block_elements(kv),
-            .value_stride = value_block_elements(kv),
-            .scales = kv.dtype == DType::i8 ? cache.scales() + g * kScalesOfHead : nullptr,
-            .scale_stride = scale_block_floats(kv),
-            .scale = shape.scale,
-            .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
-            .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
-            .bias_stride = shape.bias ? shape.bias->stride() : 0,
-            .bias_reach = shape.bias ? shape.bias->reach() : 0,
-            .scratch = exec.scratch().attention_of(thread)});
+    to.part = {.q = q.row(t) + head * kv.key_dim,
+               .out = out.row(t) + head * kv.value_dim,
+               .q_stride = q.stride,
+               .out_stride = out.stride,
+               .token = to.tokens,
+               .tokens = count,
+               .kv_heads = kv_heads,
+               .heads = std::min(cut.heads, heads - first_head),
+               .key_dim = kv.key_dim,
+               .value_dim = kv.value_dim,
+               .blocks = blocks,
+               .kv = cache.blocks().data() + g * layout.all,
+               .head_bytes = layout.all,
+               .block_bytes = kv.num_kv_heads * layout.all,
+               .value_offset = layout.values,
+               .scale_offset = layout.scales,
+               .values_in_keys = kv.values == KvValues::in_keys,
+               .scale = shape.scale,
+               .sinks = shape.sinks.empty() ? nullptr : shape.sinks.data() + head,
+               .bias = shape.bias ? shape.bias->at_zero(head) : nullptr,
+               .bias_stride = shape.bias ? shape.bias->stride() : 0,
+               .bias_reach = shape.bias ? shape.bias->reach() : 0,
+               .scratch = exec.scratch().attention_of(thread),
+               .next = nullptr};
   };
   // Dealt in turn: later tokens of a prompt attend to more, so halves would not take the same time.
   std::size_t const num_threads = exec.pool().num_threads();
   exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t thread) {
     for (std::size_t share = begin; share < end; ++share) {
+      Part parts[2];  // one is run when the one after it is known
+      std::size_t own = 0;
       std::size_t num_parts = 0;
+      auto const take = [&](std::size_t t, std::size_t count, std::size_t g, std::size_t kv_heads, std::size_t head) {
+        if (num_parts++ % num_threads != share) return;
+        Part& taken = parts[own % 2];
+        set(taken, t, count, g, kv_heads, head, thread);
+        if (own++ == 0) return;
+        Part& before = parts[own % 2];
+        before.part.next = &taken.part;
+        attend(before.part);
+      };
       for (std::size_t t = 0; t < q.rows;) {
         std::size_t count = 1;
         while (count < cut.tokens && t + count < q.rows && places.sequences[t + count] == places.sequences[t]) ++count;
         std::size_t const kv_heads = std::clamp<std::size_t>(kRowsPerPart / (cut.heads * count), 1, cut.kv_heads);
         for (std::size_t g = 0; g < kv.num_kv_heads; g += kv_heads)
           for (std::size_t head = 0; head < heads; head += cut.heads)
-            if (num_parts++ % num_threads == share)
-              run({.token = t,
-                   .tokens = count,
-                   .kv_head = g,
-                   .kv_heads = std::min(kv_heads, kv.num_kv_heads - g),
-                   .head = head},
-                  thread);
+            take(t, count, g, std::min(kv_heads, kv.num_kv_heads - g), head);
         t += count;
       }
+      if (own > 0) attend(parts[(own - 1) % 2].part);
     }
   });
 }

@@ -40,16 +40,12 @@ class KvLayer {
   explicit KvLayer(KvLayerShape shape, DeviceMemory* device = nullptr);
   static std::size_t bytes_per_block(KvLayerShape const& shape);
   [[nodiscard]] KvLayerShape const& shape() const { return shape_; }
-  [[nodiscard]] std::byte* keys() { return keys_.data(); }
-  [[nodiscard]] std::byte const* keys() const { return keys_.data(); }
-  [[nodiscard]] std::byte* values() { return values_.data(); }
-  [[nodiscard]] std::byte const* values() const { return values_.data(); }
-  [[nodiscard]] float* scales() { return scales_.data(); }
-  [[nodiscard]] float const* scales() const { return scales_.data(); }
+  // Of the host: bytes_per_block() for each block, as AttendPart has them.
+  [[nodiscard]] std::span<std::byte> blocks() { return blocks_.span(); }
+  [[nodiscard]] std::span<std::byte const> blocks() const { return blocks_.span(); }
   // Of the host: see touch_pages().
   bool touch(ThreadPlan const& threads, std::stop_token const& stop) {
-    return touch_pages(keys_.span(), threads, stop) && touch_pages(values_.span(), threads, stop) &&
-           touch_pages(std::as_writable_bytes(scales_.span()), threads, stop);
+    return touch_pages(blocks_.span(), threads, stop);
   }
   // For the device to read; only kv_write() writes there.
   [[nodiscard]] DeviceKv on_device() const {
@@ -58,10 +54,10 @@ class KvLayer {
 
  private:
   KvLayerShape shape_;
-  // On a device as DeviceKv has them; of the same size.
-  AlignedBuffer<std::byte> keys_;    // [num_blocks][G][DK][16]: a block's keys transposed
-  AlignedBuffer<std::byte> values_;  // [num_blocks][G][16][DV]; nothing if they are in the keys
-  AlignedBuffer<float> scales_;      // of i8: [num_blocks][G][2][16], the keys' first
+  AlignedBuffer<std::byte> blocks_;  // [num_blocks][G]: what a head has of a block lies side by side
+  // On a device as DeviceKv has them.
+  AlignedBuffer<std::byte> keys_;
+  AlignedBuffer<std::byte> values_;
 };
 
 // Stands in block tables for what is in no block.

@@ -66,14 +66,11 @@ struct Caches {
               .value_dim = heads.dim,
               .dtype = type},
         layer_bytes(num_blocks * KvLayer::bytes_per_block(shape)) {
-    std::size_t const numbers = num_blocks * heads.kv * heads.dim * kKvBlockTokens;
     for (std::size_t i = 0; i < std::max<std::size_t>(1, kCacheBytes / layer_bytes); ++i) {
       KvLayer& layer = layers.emplace_back(shape);
-      // Small numbers of either sign, whatever their type.
-      for (std::byte* data : {layer.keys(), layer.values()})
-        for (std::size_t j = 0; j < numbers * size_of(type); ++j)
-          data[j] = std::byte{j % 2 != 0 ? std::uint8_t{0x3d} : std::uint8_t(j)};
-      if (type == DType::i8) std::fill_n(layer.scales(), num_blocks * heads.kv * 2 * kKvBlockTokens, 1e-3F);
+      // Small numbers, whatever their type.
+      for (std::size_t j = 0; j < layer.blocks().size(); ++j)
+        layer.blocks()[j] = std::byte{j % 2 != 0 ? std::uint8_t{0x3d} : std::uint8_t(j)};
     }
   }
   DType dtype;

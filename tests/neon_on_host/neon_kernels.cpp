@@ -147,13 +147,21 @@ void check_attention(Isa isa, bool values_in_keys) {
   constexpr std::size_t kNumTokens = std::size(kTokens);
   auto const q = random_matrix(kNumTokens, kHeads * kKeyDim, 1);
   auto const sinks = random_matrix(1, kHeads, 2);
+  // Of each block keys (an even number of them), values and scales.
+  constexpr std::size_t kNumbers = ((kKeyDim + 1) / 2 * 2 + kValueDim) * 16;
+  constexpr std::size_t kBlockBytes = kNumbers * sizeof(T) + 2 * 16 * sizeof(float);
+  std::vector<std::byte> kv(kBlocks * kBlockBytes);
   auto const scales = random_matrix(kBlocks, 2 * 16, 3);
-  std::vector<T> keys(kBlocks * kKeyDim * 16);
-  std::vector<T> values(kBlocks * kValueDim * 16);
-  for (std::vector<T>* numbers : {&keys, &values})
-    for (std::size_t i = 0; i < numbers->size(); ++i)
-      (*numbers)[i] = sizeof(T) == 4 ? static_cast<T>(static_cast<double>(mix64(i) >> 11) * 0x1p-53)
-                                     : static_cast<T>(0x3e00 + mix64(i) % 0x200);
+  for (std::size_t block = 0; block < kBlocks; ++block) {
+    std::byte* to = kv.data() + block * kBlockBytes;
+    for (std::size_t i = 0; i < kNumbers; ++i, to += sizeof(T)) {
+      std::uint64_t const random = mix64(block * kNumbers + i);
+      T const number = sizeof(T) == 4 ? static_cast<T>(static_cast<double>(random >> 11) * 0x1p-53)
+                                      : static_cast<T>(0x3e00 + random % 0x200);
+      std::memcpy(to, &number, sizeof number);
+    }
+    std::memcpy(to, scales.view().row(block), 2 * 16 * sizeof(float));
+  }
   std::uint32_t const blocks[] = {2, 0, 3, 1};
   auto const attend = [&](Isa which) {
     Rig rig(which);
@@ -171,15 +179,14 @@ void check_attention(Isa isa, bool values_in_keys) {
     part.key_dim = kKeyDim;
     part.value_dim = kValueDim;
     part.blocks = blocks;
-    part.keys = reinterpret_cast<std::byte const*>(keys.data());
-    part.values = values_in_keys ? nullptr : reinterpret_cast<std::byte const*>(values.data());
-    part.key_stride = kKeyDim * 16;
-    part.value_stride = kValueDim * 16;
+    part.kv = kv.data();
+    part.head_bytes = part.block_bytes = kBlockBytes;
+    part.value_offset = (kNumbers - kValueDim * 16) * sizeof(T);
+    part.scale_offset = kNumbers * sizeof(T);
+    part.values_in_keys = values_in_keys;
     part.scale = 0.2F;
     part.sinks = sinks.view().data;
     part.scratch = scratch.data();
-    part.scales = scales.view().data;
-    part.scale_stride = 2 * 16;
     KernelTable const& table = rig.exec.table();
     (sizeof(T) == 4 ? table.attend_f32 : sizeof(T) == 2 ? table.attend_bf16 : table.attend_int8)(part);
     return out;

@@ -1,7 +1,8 @@
-// The inner loop of paged attention, written once over Vec like those of kernels_impl.h.
+// The inner loops of paged attention, written once over Vec like those of kernels_impl.h.
 #pragma once
 #include <cstring>
 
+#include "common/kernels/bf16_bits.h"
 #include "common/kernels/isa/gemm_tile.h"
 #include "common/kernels/isa/vec_math.h"
 #include "common/kernels/kernel_table.h"
@@ -9,197 +10,257 @@
 namespace expertmesh {
 namespace {
 
-// Online softmax (Milakov and Gimelshein 2018) over the KV blocks, which lie at absolute positions. A row is a query
-// head of a token. A block's keys and values are read for all rows of the part, RN rows at a time: as many independent
-// sums as the multiply-add units need. Each row's arithmetic is its own, whatever the others of its part are.
+// Online softmax (Milakov and Gimelshein 2018) over tiles of four KV blocks at absolute positions. A row is
+// a query head of a token. A tile's keys and values are read for all rows of the part, a few rows at a time: as many
+// independent sums as the multiply-add units need. Each row's arithmetic is its own, whatever the others of its part
+// are.
+constexpr std::size_t kTileBlocks = kTilePositions / kLanes;
 
-// Positions of a block that a token attends to; what lies in the others may never have been written.
+// Positions of a tile, or of its blocks, that are attended to; what lies in the others may never have been written.
 struct Lanes {
   std::size_t begin, end;
   bool operator==(Lanes const&) const = default;
+  [[nodiscard]] bool empty() const { return begin >= end; }
+  [[nodiscard]] std::size_t first_block() const { return begin / kLanes; }
+  [[nodiscard]] std::size_t end_block() const { return (end + kLanes - 1) / kLanes; }
+  [[nodiscard]] Lanes of_block(std::size_t block) const {
+    std::size_t const first = block * kLanes;
+    return {begin > first ? begin - first : 0, end - first < kLanes ? end - first : kLanes};
+  }
 };
 
-Lanes lanes_of(AttendToken const& token, std::uint32_t block) {
-  std::uint32_t const first = block * std::uint32_t{kLanes};
-  if (token.last < first || token.first >= first + kLanes) return {0, 0};
-  return {token.first > first ? token.first - first : 0, token.last - first < kLanes ? token.last - first + 1 : kLanes};
+constexpr Lanes kWhole{0, kTilePositions};
+
+Lanes lanes_of(AttendToken const& token, std::size_t tile) {
+  std::size_t const first = tile * kTilePositions;
+  if (token.last < first || token.first >= first + kTilePositions) return {0, 0};
+  return {token.first > first ? token.first - first : 0,
+          token.last - first < kTilePositions ? token.last - first + 1 : kTilePositions};
 }
 
-Vec only(Lanes lanes, Vec const& scores) {
-  float score[kLanes];
-  store(score, scores);
-  for (std::size_t j = 0; j < kLanes; ++j)
-    if (j < lanes.begin || j >= lanes.end) score[j] = kNegativeInfinity;
-  return load(score);
-}
+// What lanes' scores are at most, so that those of others are nothing: +inf at [kTilePositions], a tile's positions
+// after it, -inf on either side.
+struct Limits {
+  float at[3 * kTilePositions];
+  constexpr Limits() : at() {
+    for (std::size_t i = 0; i < 3 * kTilePositions; ++i)
+      at[i] = i / kTilePositions == 1 ? -kNegativeInfinity : kNegativeInfinity;
+  }
+};
+constexpr Limits kLimits;
 
-constexpr std::size_t kDimsATick = 8;  // of a head's, while they meet a block, from tick to tick
-
-// Numbers that are whole ones times the scale of their position: of a block's scales [2][16] the first are of its keys,
-// the second of its values; where values lie in the keys, of the values and of what the keys have behind them. Products
-// are added up unscaled, so that a block's scales meet its scores and weights, not its numbers.
+// How numbers of the cache, T, meet those of queries and weights: a vector of them at a time, kStep numbers of each of
+// its lanes. int8: whole numbers, to be multiplied by the scale of their position: of a block's scales [2][16] the
+// first are of its keys, the second of its values; where values lie in the keys, of the values and of what the keys
+// have behind them. Products are added up unscaled, so that a block's scales meet its scores and weights, not its
+// numbers.
 template <class T>
-constexpr bool kScaled = false;
+struct Cached {
+  using Other = float;  // queries and weights
+  static constexpr std::size_t kStep = 1;
+  static constexpr bool kScaled = false;
+  static Vec dot(Vec const& sum, T const* numbers, Other const* others) {
+    return fma(broadcast(*others), load(numbers), sum);
+  }
+  static Other other(float x) { return x; }
+  static void store_others(Other* to, Vec const& x) { store(to, x); }
+};
 template <>
-constexpr bool kScaled<std::int8_t> = true;
-
-// Rows that meet a block's keys at a time: scaled ones have two sums a row.
+struct Cached<std::int8_t> : Cached<float> {
+  static constexpr bool kScaled = true;
+  static Vec dot(Vec const& sum, std::int8_t const* numbers, Other const* others) {
+    return fma(broadcast(*others), load(numbers), sum);
+  }
+};
+// bfloat16 meets what is rounded to bfloat16.
+template <>
+struct Cached<std::uint16_t> {
+  using Other = std::uint16_t;
+  static constexpr std::size_t kStep = 2;
+  static constexpr bool kScaled = false;
+  static Vec dot(Vec const& sum, std::uint16_t const* numbers, Other const* others) {
+    std::uint32_t both;
+    std::memcpy(&both, others, sizeof both);
+    return dot_bf16(sum, numbers, both);
+  }
+  static Other other(float x) { return bf16_bits(x); }
+  static void store_others(Other* to, Vec const& x) { store_bf16(to, x); }
+};
 template <class T>
-constexpr std::size_t kScoredRows = kScaled<T> ? kAttendSums / 2 : kAttendRows;
+constexpr std::size_t steps_of(std::size_t n) {
+  return (n + Cached<T>::kStep - 1) / Cached<T>::kStep;
+}
 
+// What is read next: blocks lie anywhere in the cache, so no hardware sees them coming. It is little enough for the
+// nearest cache, and fetched evenly: what waits for the memory keeps others from the second-level cache.
+class AheadOfTile {
+ public:
+  void add(std::byte const* begin, std::size_t bytes) { stretches_[count_++] = {begin, begin + bytes}; }
+  void spread(std::size_t ticks) {
+    std::size_t lines = 0;
+    for (Stretch const& s : stretches_)
+      lines += (static_cast<std::size_t>(s.end - s.line) + kLineBytes - 1) / kLineBytes;
+    lines_a_tick_ = (lines + ticks - 1) / ticks;
+  }
+  [[gnu::always_inline]] void tick() {
+    if (current_ == count_) return;
+    Stretch& s = stretches_[current_];
+    for (std::size_t i = 0; i < lines_a_tick_; ++i) __builtin_prefetch(s.line + i * kLineBytes, 0, 3);
+    s.line += lines_a_tick_ * kLineBytes;
+    if (s.line >= s.end) ++current_;
+  }
+
+ private:
+  struct Stretch {
+    std::byte const* line = nullptr;
+    std::byte const* end = nullptr;
+  };
+  Stretch stretches_[kTileBlocks];
+  std::size_t count_ = 0;
+  std::size_t current_ = 0;
+  std::size_t lines_a_tick_ = 0;
+};
+constexpr std::size_t kStepsATickOfTile = 2;
+constexpr std::size_t ticks_of(std::size_t steps) {
+  return (steps + kStepsATickOfTile - 1) / kStepsATickOfTile;
+}
+
+template <class T>
 struct AttendState {
-  float largest[kRowsPerPart];      // score so far
-  float sum[kRowsPerPart];          // of e^(score - largest)
-  float const* q;                   // [key_dim][q_stride], a column a row: what is multiplied at once lies side by side
-  std::size_t q_stride;             // whole vectors
-  float const* bias[kRowsPerPart];  // of its head
-  // Of the current block:
-  float correction[kRowsPerPart];      // of what was added up before
-  float weight[kRowsPerPart][kLanes];  // e^(score - largest), 0 outside the lanes; times the values' scales
-  // Of the block that comes next: blocks lie anywhere in the cache, so no hardware sees it coming.
-  Ahead keys, values;
+  using Other = typename Cached<T>::Other;
+  float largest[kRowsPerPart];  // score so far
+  float sum[kRowsPerPart];      // of e^(score - largest)
+  Other const* q;               // [rows][q_stride]
+  std::size_t q_stride;         // whole steps
+  // Of the current tile:
+  float correction[kRowsPerPart];  // of what was added up before
+  alignas(kLineBytes) float score[kRowsPerPart][kTilePositions];
+  // e^(score - largest), times the values' scales; 0 outside the row's lanes
+  alignas(kLineBytes) Other weight[kRowsPerPart][kTilePositions];
+  AheadOfTile ahead;
 };
 
-// body.operator()<RN>(row) for rows [begin, end), RN of them at a time, then less.
-template <std::size_t RN, class Body>
-void for_rows(std::size_t begin, std::size_t end, Body const& body) {
-  for (; end - begin >= RN; begin += RN) body.template operator()<RN>(begin);
-  if constexpr (RN > 1) for_rows<RN / 2>(begin, end, body);
+// body.operator()<N>(first) for [begin, end), N at a time, then fewer.
+template <std::size_t N, class Body>
+void for_each_few(std::size_t begin, std::size_t end, Body const& body) {
+  for (; end - begin >= N; begin += N) body.template operator()<N>(begin);
+  if constexpr (N > 1) for_each_few<N / 2>(begin, end, body);
 }
 
 // Where a block's biases lie in a head's row.
-std::int64_t bias_offset(AttendPart const& a, std::uint32_t block, std::uint32_t query) {
-  std::int64_t const distance = static_cast<std::int64_t>(block) * static_cast<std::int64_t>(kLanes) - query;
+std::int64_t bias_offset(AttendPart const& a, std::size_t block, std::uint32_t query) {
+  std::int64_t const distance = static_cast<std::int64_t>(block * kLanes) - query;
   std::int64_t const reach = a.bias_reach;
   std::int64_t const least = -reach - static_cast<std::int64_t>(kLanes) + 1;
   return distance < least ? least : (distance > reach ? reach : distance);
 }
 
-// += elements [begin, end) of the queries times those of the keys, times the scales. Even and odd ones are added up
-// apart, since there may be one row alone: twice as many sums that do not wait for each other.
-template <std::size_t RN>
-void add_scaled_dots(std::size_t row, std::int8_t const* keys, std::size_t begin, std::size_t end, Vec const& scales,
-                     AttendState& state, Vec (&dots)[RN]) {
-  Vec even[RN], odd[RN];
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) even[r] = odd[r] = zero();
-  float const* q = state.q + begin * state.q_stride + row;
-  static_assert(kDimsATick % 2 == 0);
-  for (std::size_t d = begin; d < end;) {
-    state.keys.tick();
-    state.values.tick();
-    std::size_t const stop = end - d < kDimsATick ? end : d + kDimsATick;
-    for (; d + 2 <= stop; d += 2, q += 2 * state.q_stride) {
-      Vec const first = load(keys + d * kLanes);
-      Vec const second = load(keys + (d + 1) * kLanes);
+// RN rows' products with the keys of BN blocks over steps [begin, end).
+template <std::size_t RN, std::size_t BN, class T>
+[[gnu::always_inline]] inline void add_dots(T const* const (&keys)[BN], typename Cached<T>::Other const* q,
+                                            std::size_t q_stride, std::size_t begin, std::size_t end,
+                                            AheadOfTile& ahead, Vec (&dots)[RN][BN]) {
+  constexpr std::size_t kStep = Cached<T>::kStep;
+  for (std::size_t s = begin; s < end;) {
+    ahead.tick();
+    std::size_t const stop = end - s < kStepsATickOfTile ? end : s + kStepsATickOfTile;
+    for (; s < stop; ++s) {
       EM_UNROLL
       for (std::size_t r = 0; r < RN; ++r) {
-        even[r] = fma(broadcast(q[r]), first, even[r]);
-        odd[r] = fma(broadcast(q[state.q_stride + r]), second, odd[r]);
+        EM_UNROLL
+        for (std::size_t b = 0; b < BN; ++b)
+          dots[r][b] = Cached<T>::dot(dots[r][b], keys[b] + s * kStep * kLanes, q + r * q_stride + s * kStep);
       }
     }
-    if (d == stop) continue;
-    Vec const last = load(keys + d * kLanes);
+  }
+}
+
+// A tile's keys of a KV head. Of blocks that nobody attends to there are none.
+template <class T>
+struct KeyTile {
+  T const* of_block[kTileBlocks];    // [key steps][16][kStep]
+  float const* scales[kTileBlocks];  // [2][16], of what has scales
+};
+
+// Scores of RN rows with blocks [block, block + BN).
+template <std::size_t RN, std::size_t BN, class T>
+[[gnu::noinline]] void score_blocks(AttendPart const& a, KeyTile<T> const& tile, std::size_t row, std::size_t block,
+                                    AttendState<T>& state) {
+  T const* keys[BN];
+  EM_UNROLL
+  for (std::size_t b = 0; b < BN; ++b) keys[b] = tile.of_block[block + b];
+  auto const dots_of = [&](std::size_t begin, std::size_t end, Vec(&dots)[RN][BN]) __attribute__((always_inline)) {
     EM_UNROLL
-    for (std::size_t r = 0; r < RN; ++r) even[r] = fma(broadcast(q[r]), last, even[r]);
-    ++d;
-  }
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(even[r] + odd[r], scales, dots[r]);
-}
-
-template <std::size_t RN, class T>
-void add_dots(AttendPart const& a, std::size_t row, T const* keys, AttendState& state, Vec (&dots)[RN]) {
-  float const* q = state.q + row;
-  for (std::size_t d = 0; d < a.key_dim;) {
-    state.keys.tick();
-    state.values.tick();
-    std::size_t const end = a.key_dim - d < kDimsATick ? a.key_dim : d + kDimsATick;
-    for (; d < end; ++d, q += state.q_stride) {
-      Vec const key = load(keys + d * kLanes);
+    for (std::size_t r = 0; r < RN; ++r) {
       EM_UNROLL
-      for (std::size_t r = 0; r < RN; ++r) dots[r] = fma(broadcast(q[r]), key, dots[r]);
+      for (std::size_t b = 0; b < BN; ++b) dots[r][b] = zero();
     }
-  }
-}
-
-// scales: of the block, if its numbers have any.
-template <std::size_t RN, class T>
-[[gnu::noinline]] void score_block(AttendPart const& a, std::size_t row, T const* keys, float const* scales,
-                                   std::uint32_t block, Lanes lanes, AttendState& state) {
-  Vec dots[RN];
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) dots[r] = zero();
-  if constexpr (kScaled<T>) {
-    std::size_t const end = a.values ? a.key_dim : a.value_dim;
-    add_scaled_dots<RN>(row, keys, 0, end, load(scales), state, dots);
-    if (end < a.key_dim) add_scaled_dots<RN>(row, keys, end, a.key_dim, load(scales + kLanes), state, dots);
+    add_dots<RN, BN, T>(keys, state.q + row * state.q_stride, state.q_stride, begin, end, state.ahead, dots);
+  };
+  auto const each = [&](auto body) __attribute__((always_inline)) {
+    EM_UNROLL
+    for (std::size_t r = 0; r < RN; ++r) {
+      EM_UNROLL
+      for (std::size_t b = 0; b < BN; ++b) body(r, b, state.score[row + r] + (block + b) * kLanes);
+    }
+  };
+  Vec dots[RN][BN];
+  if constexpr (!Cached<T>::kScaled) {
+    dots_of(0, steps_of<T>(a.key_dim), dots);
+    each([&](std::size_t r, std::size_t b, float* score) { store(score, dots[r][b] * broadcast(a.scale)); });
   } else {
-    add_dots<RN>(a, row, keys, state, dots);
-  }
-  float before[kLanes] = {};  // the rows' largest scores, less those with this block
-  static_assert(RN <= kLanes);
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) {
-    Vec scores = dots[r] * broadcast(a.scale);
-    if (a.bias)
-      scores =
-          scores + load(state.bias[row + r] + bias_offset(a, block, a.token[(row + r) / a.heads % a.tokens].position));
-    if (lanes.begin != 0 || lanes.end != kLanes) scores = only(lanes, scores);
-    float& largest = state.largest[row + r];
-    float const tile_max = max_lanes(scores);
-    float const new_max = tile_max > largest ? tile_max : largest;
-    // Subtracting -inf from -inf would spoil what later blocks can still mend.
-    float const shift = new_max > kNegativeInfinity ? new_max : 0.0F;
-    dots[r] = scores - broadcast(shift);
-    before[r] = largest - shift;
-    largest = new_max;
-  }
-  float corrections[kLanes];
-  store(corrections, exponential(load(before)));  // of all rows at once
-  EM_UNROLL
-  for (std::size_t r = 0; r < RN; ++r) {
-    Vec const weights = exponential(dots[r]);
-    if constexpr (kScaled<T>)
-      store(state.weight[row + r], weights * load(a.values ? scales + kLanes : scales));
-    else
-      store(state.weight[row + r], weights);
-    state.correction[row + r] = corrections[r];
-    state.sum[row + r] = state.sum[row + r] * corrections[r] + sum_lanes(weights);
+    std::size_t const end = a.values_in_keys ? a.value_dim : a.key_dim;
+    dots_of(0, end, dots);
+    each([&](std::size_t r, std::size_t b, float* score) { store(score, dots[r][b] * load(tile.scales[block + b])); });
+    if (end < a.key_dim) {
+      dots_of(end, a.key_dim, dots);
+      each([&](std::size_t r, std::size_t b, float* score) {
+        store(score, fma(dots[r][b], load(tile.scales[block + b] + kLanes), load(score)));
+      });
+    }
+    each([&](std::size_t, std::size_t, float* score) { store(score, load(score) * broadcast(a.scale)); });
   }
 }
 
-// CN vectors of columns from d on, or what there is of one. values: [16] rows, `stride` apart. accumulator:
-// [rows][padded].
-template <std::size_t RN, std::size_t CN, bool kWhole, class T>
-[[gnu::noinline]] void add_columns(std::size_t row, T const* values, std::size_t d, std::size_t columns,
-                                   std::size_t stride, Lanes lanes, AttendState const& state, std::size_t padded,
+// CN vectors of columns from d on, or what there is of one. values: of each block [steps][stride][kStep], kStep
+// positions a step. accumulator: [rows][padded].
+template <std::size_t RN, std::size_t CN, bool kWholeVectors, class V, class T>
+[[gnu::noinline]] void add_columns(std::size_t row, V const* const* values, std::size_t d, std::size_t columns,
+                                   std::size_t stride, Lanes lanes, AttendState<T>& state, std::size_t padded,
                                    float* accumulator) {
-  float const* weight[RN];
+  constexpr std::size_t kStep = Cached<V>::kStep;
   Vec total[RN][CN];
   EM_UNROLL
   for (std::size_t r = 0; r < RN; ++r) {
-    weight[r] = state.weight[row + r];
     Vec const correction = broadcast(state.correction[row + r]);
     EM_UNROLL
     for (std::size_t c = 0; c < CN; ++c)
       total[r][c] = load(accumulator + (row + r) * padded + d + c * kLanes) * correction;
   }
-  for (std::size_t j = lanes.begin; j < lanes.end; ++j) {
-    Vec value[CN];
-    EM_UNROLL
-    for (std::size_t c = 0; c < CN; ++c) {
-      T const* const of_position = values + j * stride + d + c * kLanes;
-      if constexpr (kWhole)
-        value[c] = load(of_position);
-      else
-        value[c] = load_some(of_position, columns - d);
-    }
+  auto const add = [&](V const* of_step, std::size_t position) __attribute__((always_inline)) {
     EM_UNROLL
     for (std::size_t r = 0; r < RN; ++r) {
-      Vec const w = broadcast(weight[r][j]);
       EM_UNROLL
-      for (std::size_t c = 0; c < CN; ++c) total[r][c] = fma(w, value[c], total[r][c]);
+      for (std::size_t c = 0; c < CN; ++c)
+        total[r][c] = Cached<V>::dot(total[r][c], of_step + c * kLanes * kStep, state.weight[row + r] + position);
+    }
+  };
+  for (std::size_t block = lanes.first_block(); block < lanes.end_block(); ++block) {
+    Lanes const of_block = lanes.of_block(block);
+    V const* of_step = values[block] + (of_block.begin / kStep * stride + d) * kStep;
+    for (std::size_t j = of_block.begin / kStep * kStep; j < of_block.end; j += kStep, of_step += stride * kStep) {
+      if (j / kStep % kStepsATickOfTile == 0) state.ahead.tick();
+      bool const all = j >= of_block.begin && j + kStep <= of_block.end;
+      if (kWholeVectors && (kStep == 1 || all)) {
+        add(of_step, block * kLanes + j);
+        continue;
+      }
+      V some[CN * kLanes * kStep] = {};  // without what is outside the lanes or behind the last column
+      std::size_t const there = kWholeVectors ? CN * kLanes : columns - d;
+      for (std::size_t i = 0; i < there * kStep; ++i)
+        if (std::size_t const position = j + i % kStep; position >= of_block.begin && position < of_block.end)
+          some[i] = of_step[i];
+      add(some, block * kLanes + j);
     }
   }
   EM_UNROLL
@@ -209,18 +270,20 @@ template <std::size_t RN, std::size_t CN, bool kWhole, class T>
   }
 }
 
-template <std::size_t RN, class T>
-void add_values(std::size_t row, T const* values, std::size_t columns, std::size_t stride, Lanes lanes,
-                AttendState const& state, std::size_t padded, float* accumulator) {
+template <std::size_t RN, class V, class T>
+void add_values(std::size_t row, V const* const* values, std::size_t columns, std::size_t stride, Lanes lanes,
+                AttendState<T>& state, std::size_t padded, float* accumulator) {
   constexpr std::size_t kAtOnce = kAttendSums / RN < 4 ? kAttendSums / RN : 4;
   std::size_t d = 0;
   for (; d + kAtOnce * kLanes <= columns; d += kAtOnce * kLanes)
     add_columns<RN, kAtOnce, true>(row, values, d, columns, stride, lanes, state, padded, accumulator);
-  for (; d < columns; d += kLanes)
-    add_columns<RN, 1, false>(row, values, d, columns, stride, lanes, state, padded, accumulator);
+  for (; d + kLanes <= columns; d += kLanes)
+    add_columns<RN, 1, true>(row, values, d, columns, stride, lanes, state, padded, accumulator);
+  if (d < columns) add_columns<RN, 1, false>(row, values, d, columns, stride, lanes, state, padded, accumulator);
 }
 
-// Columns [0, columns) of a block's keys [..][16] as rows: values [16][padded], the padding 0.
+// Columns [0, columns) of a block's keys as rows of values: [16][padded] of numbers as the products have them, or
+// [8][padded][2] of bfloat16; the padding 0.
 template <class T>
 void values_of_keys(T const* keys, std::size_t columns, std::size_t padded, float* values) {
   for (std::size_t d = 0; d < columns; d += kLanes) {
@@ -230,123 +293,276 @@ void values_of_keys(T const* keys, std::size_t columns, std::size_t padded, floa
     for (std::size_t j = 0; j < kLanes; ++j) store(values + j * padded + d, tile[j]);
   }
 }
+inline void values_of_keys(std::uint16_t const* keys, std::size_t columns, std::size_t padded, std::uint16_t* values) {
+  for (std::size_t d = 0; d < columns; d += 2) {
+    std::uint16_t const* const pair = keys + d * kLanes;  // [16][2]
+    for (std::size_t j = 0; j < kLanes; ++j)
+      for (std::size_t i = 0; i < 2; ++i)
+        values[(j / 2 * padded + d + i) * 2 + j % 2] = d + i < columns ? pair[2 * j + i] : std::uint16_t{0};
+  }
+  for (std::size_t j = 0; j < kLanes; j += 2)
+    for (std::size_t i = (columns + columns % 2) * 2; i < padded * 2; ++i) values[j / 2 * padded * 2 + i] = 0;
+}
+
+// Where the keys and values of a part lie.
+template <class T>
+class PartBlocks {
+ public:
+  explicit PartBlocks(AttendPart const& a) : a_(a) {
+    std::uint32_t first = a.token[0].first;
+    std::uint32_t last = a.token[0].last;
+    for (std::size_t t = 1; t < a.tokens; ++t) {
+      first = a.token[t].first < first ? a.token[t].first : first;
+      last = a.token[t].last > last ? a.token[t].last : last;
+    }
+    begin_ = first / kLanes;
+    end_ = last / kLanes + 1;
+  }
+  [[nodiscard]] std::size_t first_tile() const { return begin_ / kTileBlocks; }
+  [[nodiscard]] std::size_t end_tile() const { return (end_ + kTileBlocks - 1) / kTileBlocks; }
+  // Blocks of a tile that the part attends to, counted from the tile's first.
+  [[nodiscard]] Lanes of_tile(std::size_t tile) const {
+    std::size_t const first = tile * kTileBlocks;
+    return {begin_ > first ? begin_ - first : 0, end_ - first < kTileBlocks ? end_ - first : kTileBlocks};
+  }
+  [[nodiscard]] T const* keys(std::size_t block, std::size_t g) const {
+    return reinterpret_cast<T const*>(head(block, g));
+  }
+  [[nodiscard]] T const* values(std::size_t block, std::size_t g) const {
+    return reinterpret_cast<T const*>(head(block, g) + a_.value_offset);
+  }
+  [[nodiscard]] float const* scales(std::size_t block, std::size_t g) const {  // [2][16]
+    return reinterpret_cast<float const*>(head(block, g) + a_.scale_offset);
+  }
+  // Those of a tile and head.
+  [[nodiscard]] AheadOfTile fetch(std::size_t tile, std::size_t g) const {
+    AheadOfTile out;
+    Lanes const blocks = of_tile(tile);
+    for (std::size_t b = blocks.begin; b < blocks.end; ++b) out.add(head(tile * kTileBlocks + b, g), a_.head_bytes);
+    return out;
+  }
+
+ private:
+  [[nodiscard]] std::byte const* head(std::size_t block, std::size_t g) const {
+    return a_.kv + a_.blocks[block] * a_.block_bytes + g * a_.head_bytes;
+  }
+
+  AttendPart const& a_;
+  std::size_t begin_, end_;
+};
 
 // Tokens and KV heads of a part, whose rows lie as [KV heads][tokens][heads].
 template <class T>
 class Attend {
+  using Other = typename Cached<T>::Other;
+  static constexpr std::size_t kStep = Cached<T>::kStep;
+  static constexpr bool kScaled = Cached<T>::kScaled;
+
  public:
   explicit Attend(AttendPart const& a)
       : a_(a),
+        blocks_(a),
         padded_((a.value_dim + kLanes - 1) / kLanes * kLanes),
         rows_(a.kv_heads * a.tokens * a.heads),
-        queries_(a.scratch),
-        accumulator_(queries_ + a.key_dim * whole_rows()),
-        own_values_(accumulator_ + rows_ * padded_) {
-    for (std::size_t row = 0; row < rows_; ++row) {
-      std::size_t const head = head_of(row);
-      state_.largest[row] = a.sinks ? a.sinks[head] : kNegativeInfinity;
-      state_.sum[row] = a.sinks ? 1.0F : 0.0F;
-      state_.bias[row] = a.bias ? a.bias + head * a.bias_stride : nullptr;
-      q_[row] = a.q + token_of(row) * a.q_stride + head * a.key_dim;
-      out_[row] = a.out + token_of(row) * a.out_stride + head * a.value_dim;
-    }
-    std::memset(accumulator_, 0, rows_ * padded_ * sizeof(float));
+        accumulator_(a.scratch),
+        own_values_(reinterpret_cast<Other*>(accumulator_ + rows_ * padded_)),
+        queries_(own_values_ + kTilePositions * padded_) {
     state_.q = queries_;
-    state_.q_stride = whole_rows();
-    for (std::size_t row = 0; row < rows_; row += kLanes)
-      for (std::size_t d = 0; d < a.key_dim; d += kLanes) turn_queries(row, d);
+    state_.q_stride = steps_of<T>(a.key_dim) * kStep;
+    std::size_t row = 0;
+    for (std::size_t g = 0; g < a.kv_heads; ++g)
+      for (std::size_t t = 0; t < a.tokens; ++t)
+        for (std::size_t h = 0; h < a.heads; ++h) start_row(row++, t, g * a.heads + h);
+    std::memset(accumulator_, 0, rows_ * padded_ * sizeof(float));
   }
 
   void run() {
-    std::uint32_t first = a_.token[0].first;
-    std::uint32_t last = a_.token[0].last;
-    for (std::size_t t = 1; t < a_.tokens; ++t) {
-      first = a_.token[t].first < first ? a_.token[t].first : first;
-      last = a_.token[t].last > last ? a_.token[t].last : last;
-    }
-    std::uint32_t const last_block = last / std::uint32_t{kLanes};
-    for (std::uint32_t block = first / std::uint32_t{kLanes}; block <= last_block; ++block)
+    for (std::size_t tile = blocks_.first_tile(); tile < blocks_.end_tile(); ++tile) {
+      for (std::size_t t = 0; t < a_.tokens; ++t) lanes_[t] = lanes_of(a_.token[t], tile);
       for (std::size_t g = 0; g < a_.kv_heads; ++g) {
-        if (!values_of(block, g)) values_of_keys(keys_of(block, g), a_.value_dim, padded_, own_values_);
-        state_.keys = state_.values = {};
-        if (block < last_block) fetch_ahead(block + 1, g);
-        for (std::size_t t = 0; t < a_.tokens;) {
-          Lanes const lanes = lanes_of(a_.token[t], block);
-          std::size_t end = t + 1;
-          while (end < a_.tokens && lanes_of(a_.token[end], block) == lanes) ++end;
-          if (lanes.begin < lanes.end) attend_block(block, g, t, end, lanes);
-          t = end;
-        }
+        fetch_after(tile, g);
+        attend_head(tile, g);
       }
-    for (std::size_t row = 0; row < rows_; ++row)
+    }
+    for (std::size_t row = 0; row < rows_; ++row) {
+      float* const out = a_.out + of_[row].token * a_.out_stride + of_[row].head * a_.value_dim;
       for (std::size_t d = 0; d < a_.value_dim; d += kLanes)
-        store_some(out_[row] + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]),
-                   a_.value_dim - d);
+        store_some(out + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]), a_.value_dim - d);
+    }
   }
 
  private:
-  [[nodiscard]] std::size_t whole_rows() const { return (rows_ + kLanes - 1) / kLanes * kLanes; }
-  [[nodiscard]] std::size_t token_of(std::size_t row) const { return row / a_.heads % a_.tokens; }
-  [[nodiscard]] std::size_t head_of(std::size_t row) const {  // counted over the KV heads
-    return row / (a_.heads * a_.tokens) * a_.heads + row % a_.heads;
-  }
-  [[nodiscard]] T const* keys_of(std::uint32_t block, std::size_t g) const {
-    return reinterpret_cast<T const*>(a_.keys) + a_.blocks[block] * a_.key_stride + g * a_.key_dim * kLanes;
-  }
-  [[nodiscard]] T const* values_of(std::uint32_t block, std::size_t g) const {
-    if (!a_.values) return nullptr;
-    return reinterpret_cast<T const*>(a_.values) + a_.blocks[block] * a_.value_stride + g * a_.value_dim * kLanes;
-  }
-  [[nodiscard]] float const* scales_of(std::uint32_t block, std::size_t g) const {
-    return kScaled<T> ? a_.scales + a_.blocks[block] * a_.scale_stride + g * 2 * kLanes : nullptr;
+  void start_row(std::size_t row, std::size_t token, std::size_t head) {
+    of_[row] = {.token = token, .head = head};
+    state_.largest[row] = a_.sinks ? a_.sinks[head] : kNegativeInfinity;
+    state_.sum[row] = a_.sinks ? 1.0F : 0.0F;
+    float const* const q = a_.q + token * a_.q_stride + head * a_.key_dim;
+    Other* const to = queries_ + row * state_.q_stride;
+    std::size_t d = 0;
+    for (; d + kLanes <= a_.key_dim; d += kLanes) Cached<T>::store_others(to + d, load(q + d));
+    for (; d < state_.q_stride; ++d) to[d] = Cached<T>::other(d < a_.key_dim ? q[d] : 0.0F);
   }
 
-  // A vector of rows, from d on.
-  void turn_queries(std::size_t row, std::size_t d) {
-    Vec tile[kLanes];
-    for (std::size_t i = 0; i < kLanes; ++i)
-      tile[i] = row + i < rows_ ? load_some(q_[row + i] + d, a_.key_dim - d) : zero();
-    transpose(tile);
-    for (std::size_t i = 0; i < kLanes && d + i < a_.key_dim; ++i)
-      store(queries_ + (d + i) * whole_rows() + row, tile[i]);
+  // What is read after a tile of a KV head is fetched, spread over the time that it takes.
+  void fetch_after(std::size_t tile, std::size_t g) {
+    if (g + 1 < a_.kv_heads) {
+      state_.ahead = blocks_.fetch(tile, g + 1);
+    } else if (tile + 1 < blocks_.end_tile()) {
+      state_.ahead = blocks_.fetch(tile + 1, 0);
+    } else if (a_.next) {
+      PartBlocks<T> const next(*a_.next);
+      state_.ahead = next.fetch(next.first_tile(), 0);
+    } else {
+      state_.ahead = {};
+    }
+    Lanes const blocks = blocks_.of_tile(tile);
+    constexpr std::size_t kAtOnce = kAttendSums / kAttendRows;
+    std::size_t const row_groups = (a_.tokens * a_.heads + kAttendRows - 1) / kAttendRows;
+    std::size_t const block_groups = (blocks.end - blocks.begin + kAtOnce - 1) / kAtOnce;
+    std::size_t const column_groups = (padded_ / kLanes + kAtOnce - 1) / kAtOnce;
+    state_.ahead.spread(row_groups * (block_groups * ticks_of(steps_of<T>(a_.key_dim)) +
+                                      column_groups * (blocks.end - blocks.begin) * ticks_of(kLanes / kStep)));
   }
 
-  void fetch_ahead(std::uint32_t block, std::size_t g) {
-    std::size_t const ticks = (a_.key_dim + kDimsATick - 1) / kDimsATick;
-    auto const ahead = [&](T const* data, std::size_t elements) {
-      auto const* begin = reinterpret_cast<std::byte const*>(data);
-      std::size_t const lines = (elements * sizeof(T) + kLineBytes - 1) / kLineBytes;
-      return Ahead{.line = begin, .end = begin + elements * sizeof(T), .lines_a_tick = (lines + ticks - 1) / ticks};
-    };
-    state_.keys = ahead(keys_of(block, g), a_.key_dim * kLanes);
-    if (a_.values) state_.values = ahead(values_of(block, g), a_.value_dim * kLanes);
-    if (kScaled<T>)
-      for (std::size_t line : {0, 1}) __builtin_prefetch(scales_of(block, g) + line * kLanes);
-  }
-
-  // Of KV head g, for tokens [begin, end), which attend to the same lanes.
-  void attend_block(std::uint32_t block, std::size_t g, std::size_t begin, std::size_t end, Lanes lanes) {
-    std::size_t const first = g * a_.tokens * a_.heads;
-    for_rows<kScoredRows<T>>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
-      score_block<RN>(a_, row, keys_of(block, g), scales_of(block, g), block, lanes, state_);
+  void attend_head(std::size_t tile, std::size_t g) {
+    Lanes const blocks = blocks_.of_tile(tile);
+    std::size_t const rows = a_.tokens * a_.heads;
+    std::size_t const row = g * rows;
+    KeyTile<T> keys{};
+    for (std::size_t b = blocks.begin; b < blocks.end; ++b) {
+      keys.of_block[b] = blocks_.keys(tile * kTileBlocks + b, g);
+      if constexpr (kScaled) keys.scales[b] = blocks_.scales(tile * kTileBlocks + b, g);
+    }
+    for_each_few<kAttendRows>(row, row + rows, [&]<std::size_t RN>(std::size_t r) {
+      constexpr std::size_t kBlocksAtOnce = kAttendSums / RN < kTileBlocks ? kAttendSums / RN : kTileBlocks;
+      for_each_few<kBlocksAtOnce>(blocks.begin, blocks.end, [&]<std::size_t BN>(std::size_t block) {
+        score_blocks<RN, BN>(a_, keys, r, block, state_);
+      });
     });
-    for_rows<kAttendRows>(first + begin * a_.heads, first + end * a_.heads, [&]<std::size_t RN>(std::size_t row) {
-      if (T const* const values = values_of(block, g))
-        add_values<RN>(row, values, a_.value_dim, a_.value_dim, lanes, state_, padded_, accumulator_);
-      else
-        add_values<RN>(row, own_values_, padded_, padded_, lanes, state_, padded_, accumulator_);
-    });
+    for (std::size_t r = 0; r < rows; r += kLanes) weigh(tile, g, row + r, rows - r < kLanes ? rows - r : kLanes);
+    if (a_.values_in_keys) {
+      Other const* values[kTileBlocks];
+      for (std::size_t b = blocks.begin; b < blocks.end; ++b) {
+        Other* const of_block = own_values_ + b * kLanes * padded_;
+        values_of_keys(keys.of_block[b], a_.value_dim, padded_, of_block);
+        values[b] = of_block;
+      }
+      add_weighted(row, values, padded_, padded_);
+    } else {
+      T const* values[kTileBlocks];
+      for (std::size_t b = blocks.begin; b < blocks.end; ++b) values[b] = blocks_.values(tile * kTileBlocks + b, g);
+      add_weighted(row, values, a_.value_dim, a_.value_dim);
+    }
   }
+
+  // Scores of at most 16 rows become weights.
+  void weigh(std::size_t tile, std::size_t g, std::size_t row, std::size_t rows) {
+    float shift[kLanes];
+    float before[kLanes] = {};  // the rows' largest scores, less those with this tile
+    for (std::size_t r = 0; r < rows; ++r) {
+      Lanes const lanes = lanes_[of_[row + r].token];
+      float* const score = state_.score[row + r];
+      if (a_.bias) add_bias(tile, row + r, lanes, score);
+      float& largest = state_.largest[row + r];
+      float const tile_max = max_lanes(lanes == kWhole ? most<true>(lanes, score) : most<false>(lanes, score));
+      float const new_max = tile_max > largest ? tile_max : largest;
+      // Subtracting -inf from -inf would spoil what later tiles can still mend.
+      shift[r] = new_max > kNegativeInfinity ? new_max : 0.0F;
+      before[r] = largest - shift[r];
+      largest = new_max;
+    }
+    float corrections[kLanes];
+    store(corrections, exponential(load(before)));  // of all rows at once
+    for (std::size_t r = 0; r < rows; ++r) {
+      Lanes const lanes = lanes_[of_[row + r].token];
+      Vec const sum = lanes == kWhole ? weights<true>(tile, g, row + r, lanes, shift[r])
+                                      : weights<false>(tile, g, row + r, lanes, shift[r]);
+      state_.correction[row + r] = corrections[r];
+      state_.sum[row + r] = state_.sum[row + r] * corrections[r] + sum_lanes(sum);
+    }
+  }
+
+  // body(vector) for those of a tile's that have some of the lanes.
+  template <bool kAll, class Body>
+  [[gnu::always_inline]] static void each_vector(Lanes lanes, Body body) {
+    if constexpr (kAll) {
+      EM_UNROLL
+      for (std::size_t b = 0; b < kTileBlocks; ++b) body(b);
+    } else {
+      for (std::size_t b = lanes.first_block(); b < lanes.end_block(); ++b) body(b);
+    }
+  }
+
+  // The largest scores; those outside the lanes become -inf.
+  template <bool kAll>
+  static Vec most(Lanes lanes, float* score) {
+    Vec out = broadcast(kNegativeInfinity);
+    each_vector<kAll>(
+        lanes, [&](std::size_t b) __attribute__((always_inline)) {
+          Vec scores = load(score + b * kLanes);
+          if constexpr (!kAll) {
+            Lanes const of_block = lanes.of_block(b);
+            scores = min(scores, load(kLimits.at + kTilePositions - of_block.begin));
+            scores = min(scores, load(kLimits.at + 2 * kTilePositions - of_block.end));
+            store(score + b * kLanes, scores);
+          }
+          out = max(scores, out);
+        });
+    return out;
+  }
+
+  // e^(score - shift), times the values' scales; returns the sum over the vectors, without scales.
+  template <bool kAll>
+  Vec weights(std::size_t tile, std::size_t g, std::size_t row, Lanes lanes, float shift) {
+    Vec sum = zero();
+    each_vector<kAll>(
+        lanes, [&](std::size_t b) __attribute__((always_inline)) {
+          Vec weight = exponential(load(state_.score[row] + b * kLanes) - broadcast(shift));
+          sum = sum + weight;
+          if constexpr (kScaled)
+            weight = weight * load(blocks_.scales(tile * kTileBlocks + b, g) + (a_.values_in_keys ? 0 : kLanes));
+          Cached<T>::store_others(state_.weight[row] + b * kLanes, weight);
+        });
+    return sum;
+  }
+
+  void add_bias(std::size_t tile, std::size_t row, Lanes lanes, float* score) const {
+    float const* const bias = a_.bias + of_[row].head * a_.bias_stride;
+    std::uint32_t const position = a_.token[of_[row].token].position;
+    for (std::size_t b = lanes.first_block(); b < lanes.end_block(); ++b)
+      store(score + b * kLanes,
+            load(score + b * kLanes) + load(bias + bias_offset(a_, tile * kTileBlocks + b, position)));
+  }
+
+  // A KV head's values times the weights of its rows, from `row` on: of tokens that attend to the same positions
+  // together.
+  template <class V>
+  void add_weighted(std::size_t row, V const* const* values, std::size_t columns, std::size_t stride) {
+    for (std::size_t t = 0; t < a_.tokens;) {
+      std::size_t end = t + 1;
+      while (end < a_.tokens && lanes_[end] == lanes_[t]) ++end;
+      if (!lanes_[t].empty())
+        for_each_few<kAttendRows>(row + t * a_.heads, row + end * a_.heads, [&]<std::size_t RN>(std::size_t r) {
+          add_values<RN>(r, values, columns, stride, lanes_[t], state_, padded_, accumulator_);
+        });
+      t = end;
+    }
+  }
+
+  struct Row {
+    std::size_t token, head;  // head: counted over the KV heads
+  };
 
   AttendPart const& a_;
-  float const* q_[kRowsPerPart];
-  float* out_[kRowsPerPart];
+  PartBlocks<T> const blocks_;
   std::size_t const padded_;  // columns of values, whole vectors
   std::size_t const rows_;
-  float* const queries_;      // [key_dim][whole_rows]
   float* const accumulator_;  // [rows][padded]
-  float* const own_values_;   // [16][padded]
-  AttendState state_;
+  Other* const own_values_;   // of a tile's blocks, where they lie in the keys: values_of_keys()
+  Other* const queries_;      // [rows][whole steps]
+  Row of_[kRowsPerPart];
+  Lanes lanes_[kRowsPerPart];  // of each token, in the current tile
+  AttendState<T> state_;
 };
 
 template <class T>

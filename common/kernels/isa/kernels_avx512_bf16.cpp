@@ -9,9 +9,14 @@ inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m512i const both = _mm512_set1_epi32(static_cast<int>(x));
   return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh const&>(pairs), reinterpret_cast<__m512bh const&>(both))};
 }
+inline void store_bf16(std::uint16_t* p, Vec x) {
+  __m256bh const rounded = _mm512_cvtneps_pbh(x.v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i const&>(rounded));
+}
 }  // namespace
 }  // namespace expertmesh
 
+#include "common/kernels/isa/attend_impl.h"
 #include "common/kernels/isa/gemm_bf16_impl.h"
 #include "common/kernels/isa/gemm_coded_impl.h"
 
@@ -22,6 +27,7 @@ KernelTable const& avx512_bf16_kernels() {
     t.gemm_bf16 = gemm<GemmBf16>;
     t.gemm_mxfp4 = gemm_coded<Mxfp4Codes>;
     t.gemm_fp8 = gemm_coded<Fp8Codes>;
+    t.attend_bf16 = attend<std::uint16_t>;
     t.peak_bf16 = peak_bf16;
     return t;
   }();

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kTileRows = 8;       // of a GEMM's register tile, where there are more than kFewRows
 constexpr std::size_t kFewRows = 12;       // as many are one tile: weights are read from memory once
 constexpr std::size_t kAccumulators = 24;  // vectors in it: of 1 register each; 32 registers
-constexpr std::size_t kAttendRows = 8;     // of attention's register tile
+constexpr std::size_t kAttendRows = 4;     // of attention's register tile
 constexpr std::size_t kAttendSums = 16;    // vectors in it
 
 struct Vec {

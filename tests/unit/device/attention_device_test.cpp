@@ -110,23 +110,29 @@ struct Case {
   }
 };
 
-// A case's keys and values on the device of `exec`, or on the host.
+// A case's keys and values on the device of `exec`, or on the host: there the numbers that the device's cache has, in
+// fp32, so that both multiply the same in fp32.
 class Attention {
  public:
   Attention(Exec const& exec, Case const& c)
       : exec_(exec),
         device_(exec.device()),
         c_(c),
-        cache_(c.kv(), device_),
+        cache_(device_ ? c.kv() : in_fp32(c.kv()), device_),
         tables_(std::span(c.tables), device_),
         offsets_(std::span(c.offsets), device_),
         sinks_(std::span(c.sinks), device_) {
     if (c.bias && device_) bias_.emplace(c.bias->copy_to(*device_));
-    std::size_t const values = cache_.values() ? c.num_blocks * c.s.kv_heads * c.s.value_dim * kKvBlockTokens : 0;
-    fill_with_nan(cache_.keys(), c.num_blocks * c.s.kv_heads * c.s.key_dim * kKvBlockTokens);
-    fill_with_nan(cache_.values(), values);
+    if (device_) {
+      std::size_t const of_one = c.num_blocks * c.s.kv_heads * kKvBlockTokens * size_of(c.s.dtype);
+      DeviceKv const kv = cache_.on_device();
+      fill_with_nan(kv.keys, of_one * c.s.key_dim);
+      if (c.s.values == KvValues::separate) fill_with_nan(kv.values, of_one * c.s.value_dim);
+    } else {
+      std::ranges::fill(cache_.blocks(), std::byte{0xff});
+    }
     Places const places(*this, c.written);
-    kv_write(exec_, there(c.k.view()).view(), there(c.v.view()).view(), places.of, cache_);
+    kv_write(exec_, as_cached(c.k.view()).view(), as_cached(c.v.view()).view(), places.of, cache_);
   }
 
   // All tokens in one call, or those of a range.
@@ -143,8 +149,8 @@ class Attention {
     });
   }
 
-  [[nodiscard]] std::vector<std::byte> keys() { return bytes(cache_.keys(), c_.s.key_dim); }
-  [[nodiscard]] std::vector<std::byte> values() { return bytes(cache_.values(), c_.s.value_dim); }
+  [[nodiscard]] std::vector<std::byte> keys() { return bytes(cache_.on_device().keys, c_.s.key_dim); }
+  [[nodiscard]] std::vector<std::byte> values() { return bytes(cache_.on_device().values, c_.s.value_dim); }
 
  private:
   struct Places {
@@ -201,13 +207,19 @@ class Attention {
       std::memcpy(out.view().data, x.data, out.size_bytes());
     return out;
   }
-  void fill_with_nan(std::byte* memory, std::size_t count) const {
-    std::vector<std::byte> const ones(count * size_of(c_.s.dtype), std::byte{0xff});
-    if (count == 0) return;
-    if (device_)
-      device_->upload(memory, ones.data(), ones.size());
-    else
-      std::memcpy(memory, ones.data(), ones.size());
+  [[nodiscard]] static KvLayerShape in_fp32(KvLayerShape shape) {
+    shape.dtype = DType::f32;
+    return shape;
+  }
+  [[nodiscard]] Matrix<float> as_cached(MatrixView<float const> x) const {
+    Matrix<float> out = there(x);
+    if (!device_ && c_.s.dtype == DType::bf16)
+      for (std::size_t i = 0; i < x.rows * x.cols; ++i) out.view().data[i] = to_float(to_bf16(x.data[i]));
+    return out;
+  }
+  void fill_with_nan(std::byte* memory, std::size_t bytes) const {
+    std::vector<std::byte> const ones(bytes, std::byte{0xff});
+    device_->upload(memory, ones.data(), ones.size());
   }
   [[nodiscard]] std::vector<std::byte> bytes(std::byte const* memory, std::size_t dim) const {
     std::vector<std::byte> out(c_.num_blocks * c_.s.kv_heads * dim * kKvBlockTokens * size_of(c_.s.dtype));

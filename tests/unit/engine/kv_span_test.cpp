@@ -38,12 +38,8 @@ struct Outcome {
 void overwrite(ModelRig& rig, std::size_t group, std::size_t block, int byte) {
   for (std::uint32_t layer : rig.groups[group].layers) {
     KvLayer& kv = rig.kv->layer(layer);
-    KvLayerShape const& shape = kv.shape();
-    std::size_t const bytes = shape.num_kv_heads * shape.key_dim * kKvBlockTokens * size_of(shape.dtype);
-    std::memset(kv.keys() + block * bytes, byte, bytes);
-    std::memset(kv.values() + block * bytes, byte, bytes);
-    std::size_t const scales = (KvLayer::bytes_per_block(shape) - 2 * bytes) / sizeof(float);  // of int8
-    if (scales > 0) std::memset(kv.scales() + block * scales, byte, scales * sizeof(float));
+    std::size_t const bytes = KvLayer::bytes_per_block(kv.shape());
+    std::memset(kv.blocks().data() + block * bytes, byte, bytes);
   }
 }
 

@@ -269,10 +269,12 @@ inline std::vector<Bounded> layer_norm(float const* x, float const* weight, floa
 }
 
 // One query head q [DK] over keys [positions 0…last][DK] and values [0…last][DV] of its KV head (already rounded as the
-// cache does), from position `first` on. sink: logit of one key more, without a value.
+// cache does), from position `first` on. Where they are bfloat16, so are the query and, to within half a step, the
+// weights of the values. sink: logit of one key more, without a value.
 inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<float>> const& keys,
-                                      std::vector<std::vector<float>> const& values, std::size_t first,
+                                      std::vector<std::vector<float>> const& values, DType type, std::size_t first,
                                       std::size_t last, double scale, std::optional<float> sink) {
+  DType const of_products = type == DType::bf16 ? DType::bf16 : DType::f32;
   std::size_t const d = keys.front().size();
   std::vector<double> scores;
   double score_bound = 0;
@@ -280,7 +282,7 @@ inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<fl
     double dot = 0;
     double magnitude = 0;
     for (std::size_t i = 0; i < d; ++i) {
-      double const term = static_cast<double>(q[i]) * static_cast<double>(keys[p][i]);
+      double const term = static_cast<double>(rounded(q[i], of_products)) * static_cast<double>(keys[p][i]);
       dot += term;
       magnitude += std::abs(term);
     }
@@ -299,7 +301,9 @@ inline std::vector<Bounded> attention(float const* q, std::vector<std::vector<fl
       out[i].value += term;
       magnitude += std::abs(term);
     }
-    out[i].bound = (4 * score_bound + static_cast<double>(scores.size() + 32) * kEpsilonF32) * magnitude;
+    out[i].bound = (4 * score_bound + static_cast<double>(scores.size() + 32) * kEpsilonF32 +
+                    (of_products == DType::bf16 ? kEpsilonBf16 / 2 : 0)) *
+                   magnitude;
   }
   return out;
 }

@@ -32,6 +32,9 @@ inline void multiply_bf16(Vec (&acc)[MR][NV], std::uint16_t const* const (&w)[NV
 
 struct GemmBf16 : RegisterTiles {
   static constexpr std::size_t kAheadFrom = 4;
+  static std::size_t panel_bytes(GemmPart const& g) {
+    return (g.k + 1) / 2 * 2 * kPanelColumns * sizeof(std::uint16_t);
+  }
   static std::size_t ticks(std::size_t k) { return k / 2 / kStepsATick; }
 
   template <std::size_t MR, std::size_t NV>

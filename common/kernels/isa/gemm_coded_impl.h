@@ -14,6 +14,7 @@ namespace {
 template <class Codes>
 struct GemmFewRows : RegisterTiles {
   static constexpr std::size_t kAheadFrom = 1;
+  static std::size_t panel_bytes(GemmPart const& g) { return Codes::panel_bytes(g); }
   static std::size_t ticks(std::size_t k) { return (k + kStretch - 1) / kStretch * (kStretch / 2 / kStepsATick); }
 
   template <std::size_t MR, std::size_t NV>

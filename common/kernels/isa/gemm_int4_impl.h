@@ -36,6 +36,7 @@ struct GemmInt4 {
   static constexpr std::size_t kMostSums = kAccumulators < 20 ? kAccumulators : 20;
   static constexpr std::size_t kMostRows = kFewRows < 10 ? kFewRows : 10;
   static constexpr std::size_t kAheadFrom = 1;
+  static std::size_t panel_bytes(GemmPart const& g) { return int4_panel_bytes(g.k); }
   static std::size_t ticks(std::size_t k) { return int4_groups(k); }
 
   template <std::size_t MR, std::size_t NV>

@@ -30,6 +30,7 @@ inline void quantise_int8(float const* x, std::size_t n, std::byte* out) {
 
 struct GemmInt8 : RegisterTiles {
   static constexpr std::size_t kAheadFrom = 2;
+  static std::size_t panel_bytes(GemmPart const& g) { return int8_panel_bytes(g.k); }
   static std::size_t ticks(std::size_t k) { return int8_groups(k) * (kInt8Group / kInt8StepK / kStepsATick); }
 
   template <std::size_t MR, std::size_t NV>

@@ -21,10 +21,17 @@ struct Ahead {
   std::byte const* line = nullptr;
   std::byte const* end = nullptr;
   std::size_t lines_a_tick = 0;
+  std::byte const* then = nullptr;  // goes on here at the end
+  std::byte const* then_end = nullptr;
 
   // Always inlined: a call would send a tile's sums to memory and back.
   [[gnu::always_inline]] void tick() {
-    if (line >= end) return;
+    if (line >= end) {
+      if (then == then_end) return;
+      line = then;
+      end = then_end;
+      then = then_end;
+    }
     for (std::size_t i = 0; i < lines_a_tick; ++i)
       __builtin_prefetch(line + i * kLineBytes, 0, 2);  // not into L1: a tile is larger
     line += lines_a_tick * kLineBytes;

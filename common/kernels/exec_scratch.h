@@ -21,11 +21,13 @@ struct alignas(64) TileRun {
 struct Exec::Scratch {
   explicit Scratch(ExecLimits const& limits, ThreadPlan const& threads)
       : row_bytes(odd_lines(std::max(limits.max_columns * sizeof(float), quantised_row_bytes(limits.max_columns)))),
-        input(limits.max_rows * row_bytes),
-        hidden(limits.max_rows * row_bytes),
-        output(limits.max_rows * row_bytes),
-        x_rows(limits.max_rows),
-        y_rows(limits.max_rows),
+        shared_rows(limits.max_rows),
+        own_rows(std::clamp<std::size_t>(kOwnBytes / row_bytes, 8, kMostOwnRows) / 8 * 8),
+        input(num_rows(threads) * row_bytes),
+        hidden(num_rows(threads) * row_bytes),
+        output(num_rows(threads) * row_bytes),
+        x_rows(num_rows(threads)),
+        y_rows(num_rows(threads)),
         attention_row(attend_scratch_floats(limits.max_head_dim)),
         attention(threads.num_threads() * attention_row),
         tile_runs(threads.num_threads()),
@@ -36,9 +38,17 @@ struct Exec::Scratch {
     constexpr std::size_t kLine = 64;
     return ((bytes + kLine - 1) / kLine | 1) * kLine;
   }
+  // A thread's rows, where it computes by itself: about what its second-level cache has room for.
+  static constexpr std::size_t kOwnBytes = std::size_t{2} << 20;
+  static constexpr std::size_t kMostOwnRows = 128;
+  [[nodiscard]] std::size_t num_rows(ThreadPlan const& threads) const {
+    return shared_rows + threads.num_threads() * own_rows;
+  }
   // What passes between the host and the device.
   Scratch(ExecLimits const& limits, Device& device)
       : row_bytes(0),
+        shared_rows(0),
+        own_rows(0),
         input(wire_bytes(limits)),
         attention_row(0),
         wire_rows(wire_bytes(limits), &device),
@@ -77,12 +87,15 @@ struct Exec::Scratch {
   static constexpr std::size_t kStagedArrays = 3;
   static constexpr std::size_t kStagedAlignment = 256;
 
-  std::size_t row_bytes;                // of one row of the next three
-  AlignedBuffer<std::byte> input;       // [max_rows] inputs as they meet the weight; the activated FFN rows
-  AlignedBuffer<std::byte> hidden;      // [max_rows] fp32 gate and up
-  AlignedBuffer<std::byte> output;      // [max_rows] fp32 FFN outputs before rounding
-  AlignedBuffer<void const*> x_rows;    // [max_rows]
-  AlignedBuffer<float*> y_rows;         // [max_rows]
+  // Rows: max_rows for all threads together, and behind them own_rows for each thread.
+  std::size_t row_bytes;  // of one row of the three buffers
+  std::size_t shared_rows;
+  std::size_t own_rows;
+  AlignedBuffer<std::byte> input;       // [rows] inputs as they meet the weight; the activated FFN rows
+  AlignedBuffer<std::byte> hidden;      // [rows] fp32 gate and up
+  AlignedBuffer<std::byte> output;      // [rows] fp32 FFN outputs before rounding
+  AlignedBuffer<void const*> x_rows;    // [rows]
+  AlignedBuffer<float*> y_rows;         // [rows]
   std::size_t attention_row;            // floats of one thread in the next
   AlignedBuffer<float> attention;       // [threads] AttendPart::scratch
   std::vector<TileRun> tile_runs;       // [threads]
@@ -95,6 +108,7 @@ struct Exec::Scratch {
   AlignedBuffer<std::byte> staging;     // stage(), on the device
   DeviceMemory* memory = nullptr;
 
+  [[nodiscard]] std::size_t first_own_row(std::size_t thread) const { return shared_rows + thread * own_rows; }
   float* attention_of(std::size_t thread) { return attention.data() + thread * attention_row; }
   std::byte* input_row(std::size_t r) { return input.data() + r * row_bytes; }
   float* hidden_row(std::size_t r) { return reinterpret_cast<float*>(hidden.data() + r * row_bytes); }

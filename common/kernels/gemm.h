@@ -156,43 +156,67 @@ inline std::size_t run_in_turn(ThreadPlan const& threads, std::size_t own, std::
 // Runs job(0) … job(num_jobs - 1): all their tiles in one row for each node, of which each of its threads takes an
 // equal run, so that it reads memory from end to end; who is through takes what is left of the others' runs. No barrier
 // between jobs, and they end together whatever the jobs' rows, also where one was late or lost its core for a moment.
+// One at a time of an Exec.
+template <class JobOf>
+class GemmRun {
+ public:
+  GemmRun(Exec const& exec, std::size_t num_jobs, JobOf const& job_of) : exec_(exec), job_of_(job_of) {
+    ThreadPlan const& threads = exec.pool().plan();
+    std::span<std::size_t> const totals = exec.scratch().node_tiles;
+    std::ranges::fill(totals, 0);
+    for (std::size_t i = 0; i < num_jobs; ++i) {
+      GemmJob const job = job_of(i);
+      std::size_t const columns = tile_columns(job.w);
+      for (TileStretch stretch; stretch.end < columns;) {
+        stretch = stretch_from(stretch.end, job.w, threads);
+        totals[stretch.node] += (stretch.end - stretch.begin) * num_row_blocks(job.m);
+      }
+    }
+    std::span<TileRun> const runs = exec.scratch().tile_runs;
+    for (std::size_t r = 0; r < threads.num_threads(); ++r) {
+      std::size_t const node = threads.node_of_thread(r);
+      std::size_t const of_node = r - threads.first_thread(node);
+      runs[r].next.store(totals[node] * of_node / threads.nodes()[node].num_threads, std::memory_order_relaxed);
+      runs[r].end = totals[node] * (of_node + 1) / threads.nodes()[node].num_threads;
+    }
+  }
+  // What is left of it for a thread: every thread has to call it.
+  void work(std::size_t thread) const {
+    ThreadPlan const& threads = exec_.pool().plan();
+    std::optional<GemmTile> tile;  // taken, and run when the one after it is known
+    for (std::size_t r = 0; r < threads.num_threads(); ++r) {
+      std::size_t const whose = run_in_turn(threads, thread, r);
+      TileRun& run = exec_.scratch().tile_runs[whose];
+      NodeTiles tiles(job_of_, threads, threads.node_of_thread(whose));
+      for (std::size_t next; (next = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;) {
+        GemmTile const taken = tiles.at(next);
+        if (tile) gemm_tile(exec_, *tile, &taken);
+        tile.emplace(taken);
+      }
+    }
+    if (tile) gemm_tile(exec_, *tile, nullptr);
+  }
+
+ private:
+  Exec const& exec_;
+  JobOf const& job_of_;
+};
+
 template <class JobOf>
 void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
-  ThreadPlan const& threads = exec.pool().plan();
-  std::size_t const num_threads = threads.num_threads();
-  std::span<std::size_t> const totals = exec.scratch().node_tiles;
-  std::ranges::fill(totals, 0);
-  for (std::size_t i = 0; i < num_jobs; ++i) {
-    GemmJob const job = job_of(i);
-    std::size_t const columns = tile_columns(job.w);
-    for (TileStretch stretch; stretch.end < columns;) {
-      stretch = stretch_from(stretch.end, job.w, threads);
-      totals[stretch.node] += (stretch.end - stretch.begin) * num_row_blocks(job.m);
-    }
-  }
-  std::span<TileRun> const runs = exec.scratch().tile_runs;
-  for (std::size_t r = 0; r < num_threads; ++r) {
-    std::size_t const node = threads.node_of_thread(r);
-    std::size_t const of_node = r - threads.first_thread(node);
-    runs[r].next.store(totals[node] * of_node / threads.nodes()[node].num_threads, std::memory_order_relaxed);
-    runs[r].end = totals[node] * (of_node + 1) / threads.nodes()[node].num_threads;
-  }
-  exec.pool().parallel_for(num_threads, [&](std::size_t begin, std::size_t end, std::size_t) {
-    for (std::size_t own = begin; own < end; ++own) {
-      std::optional<GemmTile> tile;  // taken, and run when the one after it is known
-      for (std::size_t r = 0; r < num_threads; ++r) {
-        std::size_t const whose = run_in_turn(threads, own, r);
-        TileRun& run = runs[whose];
-        NodeTiles tiles(job_of, threads, threads.node_of_thread(whose));
-        for (std::size_t next; (next = run.next.fetch_add(1, std::memory_order_relaxed)) < run.end;) {
-          GemmTile const taken = tiles.at(next);
-          if (tile) gemm_tile(exec, *tile, &taken);
-          tile.emplace(taken);
-        }
-      }
-      if (tile) gemm_tile(exec, *tile, nullptr);
-    }
+  GemmRun const run(exec, num_jobs, job_of);
+  exec.pool().parallel_for(exec.pool().num_threads(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t thread = begin; thread < end; ++thread) run.work(thread);
   });
+}
+
+// All tiles of a job on the calling thread. next: what it runs after them, or null.
+inline void run_alone(Exec const& exec, GemmJob const& job, GemmTile const* next) {
+  std::size_t const tiles = tile_columns(job.w) * num_row_blocks(job.m);
+  for (std::size_t i = 0; i < tiles; ++i) {
+    GemmTile const after{job, i + 1};
+    gemm_tile(exec, {job, i}, i + 1 < tiles ? &after : next);
+  }
 }
 
 }  // namespace expertmesh

@@ -1,6 +1,7 @@
 #include "common/kernels/grouped_ffn.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -11,6 +12,15 @@
 
 namespace expertmesh {
 namespace {
+
+// m rows of scratch, from `row` on.
+GemmJob job_of(Exec const& exec, PackedLinear const& linear, std::size_t row, std::size_t m) {
+  return {.w = linear.w,
+          .bias = linear.bias.empty() ? nullptr : linear.bias.data(),
+          .x = exec.scratch().x_rows.data() + row,
+          .y = exec.scratch().y_rows.data() + row,
+          .m = m};
+}
 
 // Groups that go through all of an FFN before the next ones do, so that their rows stay in the nearer caches.
 struct Wave {
@@ -24,17 +34,13 @@ struct Wave {
 // wait for each other, which fewer rows would not pay for.
 constexpr std::size_t kWaveBytes = std::size_t{1} << 20;
 
-// One weight of each group, over the rows that scratch.x_rows and y_rows name.
-void grouped_gemm(Exec const& exec, Wave const& wave, PackedLinear FfnWeights::*part) {
-  run_gemms(exec, wave.end - wave.first, [&](std::size_t g) {
-    PackedLinear const& linear = wave.rows.groups[wave.first + g]->*part;
+// One weight of each group of a wave, over the rows that scratch.x_rows and y_rows name.
+auto jobs_of(Exec const& exec, Wave const& wave, PackedLinear FfnWeights::*part) {
+  return [&exec, &wave, part](std::size_t g) {
     std::size_t const row = wave.rows.offsets[wave.first + g];
-    return GemmJob{.w = linear.w,
-                   .bias = linear.bias.empty() ? nullptr : linear.bias.data(),
-                   .x = exec.scratch().x_rows.data() + (row - wave.first_row()),
-                   .y = exec.scratch().y_rows.data() + (row - wave.first_row()),
-                   .m = wave.rows.offsets[wave.first + g + 1] - row};
-  });
+    return job_of(exec, wave.rows.groups[wave.first + g]->*part, row - wave.first_row(),
+                  wave.rows.offsets[wave.first + g + 1] - row);
+  };
 }
 
 // body(row of the wave, row of all, its weights) for all rows, shared out among the threads.
@@ -116,39 +122,110 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
   }
 }
 
-void run_wave(Exec const& exec, Wave const& wave) {
+// What becomes of a row; r: of scratch.
+// H of the wire type -> input as it meets gate and up. Rows that do so as they are, are read in place.
+void start_row(Exec const& exec, FfnWeights const& ffn, DType wire, std::byte const* in, std::size_t r) {
   auto& scratch = exec.scratch();
+  WeightFormat const& format = ffn.gate_up.w.format();
+  bool const in_place = meets_as_is(format, wire);
+  if (!in_place)  // the row of outputs is free until `down`
+    prepare_wire_row(exec, format, wire, in, ffn.gate_up.w.k(), scratch.output_row(r), scratch.input_row(r));
+  scratch.x_rows[r] = in_place ? static_cast<void const*>(in) : scratch.input_row(r);
+  scratch.y_rows[r] = scratch.hidden_row(r);
+}
+// hidden [2F] -> input [F] as it meets `down`
+void activate_row(Exec const& exec, FfnWeights const& ffn, std::size_t r) {
+  auto& scratch = exec.scratch();
+  std::size_t const intermediate = ffn.down.w.k();
+  float const* gate = scratch.hidden_row(r);
+  float* activated = scratch.output_row(r);  // free until `down`
+  exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
+                        intermediate, activated);
+  prepare_row(exec, ffn.down.w.format(), activated, intermediate, scratch.input_row(r));
+  scratch.x_rows[r] = scratch.input_row(r);
+  scratch.y_rows[r] = scratch.output_row(r);
+}
+// output [H] -> wire type: it is rounded at this one point
+void end_row(Exec const& exec, FfnWeights const& ffn, DType wire, std::size_t r, std::byte* out) {
+  to_wire_row(exec, exec.scratch().output_row(r), ffn.down.w.n(), wire, out);
+}
+
+// A group on one thread, whose rows stay in its nearer caches; no more rows than it has of its own. next: the group
+// that it runs then, or null.
+void run_group(Exec const& exec, GroupedRows const& rows, std::size_t g, std::size_t thread, FfnWeights const* next) {
+  FfnWeights const& ffn = *rows.groups[g];
+  std::size_t const first = rows.offsets[g];
+  std::size_t const m = rows.offsets[g + 1] - first;
+  std::size_t const own = exec.scratch().first_own_row(thread);
+  for (std::size_t r = 0; r < m; ++r) start_row(exec, ffn, rows.wire, rows.in[first + r], own + r);
+  GemmTile const down{job_of(exec, ffn.down, own, m), 0};
+  run_alone(exec, job_of(exec, ffn.gate_up, own, m), &down);
+  for (std::size_t r = 0; r < m; ++r) activate_row(exec, ffn, own + r);
+  if (next) {
+    GemmTile const first_tile{job_of(exec, next->gate_up, own, m), 0};
+    run_alone(exec, down.job, &first_tile);
+  } else {
+    run_alone(exec, down.job, nullptr);
+  }
+  for (std::size_t r = 0; r < m; ++r) end_row(exec, ffn, rows.wire, own + r, rows.out[first + r]);
+}
+
+// Groups [0, count) are run by whichever thread is free, each by one; it returns when there are none left.
+class OwnGroups {
+ public:
+  OwnGroups(Exec const& exec, GroupedRows const& rows, std::size_t count) : exec_(exec), rows_(rows), count_(count) {}
+  void work(std::size_t thread) {
+    for (std::size_t g = take(); g < count_;) {
+      std::size_t const then = take();
+      run_group(exec_, rows_, g, thread, then < count_ ? rows_.groups[then] : nullptr);
+      g = then;
+    }
+  }
+
+ private:
+  std::size_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+  Exec const& exec_;
+  GroupedRows const& rows_;
+  std::size_t const count_;
+  std::atomic<std::size_t> next_ = 0;
+};
+
+// All threads together, after each has done what there is of `own`.
+void run_wave(Exec const& exec, Wave const& wave, OwnGroups& own) {
   DType const wire = wave.rows.wire;
-
-  // gate and up: [R,H] -> hidden [R,2F]. Rows that meet the weight as they are, are read in place.
+  // gate and up: [R,H] -> hidden [R,2F]
   each_row(exec, wave, [&](std::size_t r, std::size_t of_all, FfnWeights const& ffn) {
-    WeightFormat const& format = ffn.gate_up.w.format();
-    bool const in_place = meets_as_is(format, wire);
-    if (!in_place)  // the row of outputs is free until `down`
-      prepare_wire_row(exec, format, wire, wave.rows.in[of_all], ffn.gate_up.w.k(), scratch.output_row(r),
-                       scratch.input_row(r));
-    scratch.x_rows[r] = in_place ? wave.rows.in[of_all] : scratch.input_row(r);
-    scratch.y_rows[r] = scratch.hidden_row(r);
+    start_row(exec, ffn, wire, wave.rows.in[of_all], r);
   });
-  grouped_gemm(exec, wave, &FfnWeights::gate_up);
-
+  auto const gates = jobs_of(exec, wave, &FfnWeights::gate_up);
+  GemmRun const gate_up(exec, wave.end - wave.first, gates);
+  exec.pool().parallel_for(exec.pool().num_threads(), [&](std::size_t begin, std::size_t end, std::size_t) {
+    for (std::size_t thread = begin; thread < end; ++thread) {
+      own.work(thread);
+      gate_up.work(thread);
+    }
+  });
   // activation: hidden [R,2F] -> input [R,F] as it meets `down`
-  each_row(exec, wave, [&](std::size_t r, std::size_t, FfnWeights const& ffn) {
-    std::size_t const intermediate = ffn.down.w.k();
-    float const* gate = scratch.hidden_row(r);
-    float* activated = scratch.output_row(r);  // free until `down`
-    exec.table().activate(ffn.activation, ffn.gated() ? gate : nullptr, ffn.gated() ? gate + intermediate : gate,
-                          intermediate, activated);
-    prepare_row(exec, ffn.down.w.format(), activated, intermediate, scratch.input_row(r));
-    scratch.x_rows[r] = scratch.input_row(r);
-    scratch.y_rows[r] = scratch.output_row(r);
-  });
-
-  // down: [R,F] -> output [R,H], rounded to the wire type at this one point
-  grouped_gemm(exec, wave, &FfnWeights::down);
+  each_row(exec, wave, [&](std::size_t r, std::size_t, FfnWeights const& ffn) { activate_row(exec, ffn, r); });
+  // down: [R,F] -> output [R,H]
+  run_gemms(exec, wave.end - wave.first, jobs_of(exec, wave, &FfnWeights::down));
   each_row(exec, wave, [&](std::size_t r, std::size_t of_all, FfnWeights const& ffn) {
-    to_wire_row(exec, scratch.output_row(r), ffn.down.w.n(), wire, wave.rows.out[of_all]);
+    end_row(exec, ffn, wire, r, wave.rows.out[of_all]);
   });
+}
+
+// How many groups threads run by themselves: from the first on, as many for each, but for the last ones, which all run
+// together, so that all end at once. None where a group has more rows than a thread has of its own, or weights lie on
+// several nodes, whose threads each have a part of every weight.
+std::size_t num_own_groups(Exec const& exec, GroupedRows const& rows) {
+  std::size_t const num_threads = exec.pool().num_threads();
+  std::size_t const groups = rows.groups.size();
+  if (exec.pool().plan().nodes().size() > 1) return 0;
+  for (std::size_t g = 0; g < groups; ++g)
+    if (rows.offsets[g + 1] - rows.offsets[g] > exec.scratch().own_rows) return 0;
+  if (num_threads == 1) return groups - 1;
+  return groups < 2 * num_threads ? 0 : (groups / num_threads - 1) * num_threads;
 }
 
 }  // namespace
@@ -211,13 +288,15 @@ void grouped_ffn(Exec const& exec, GroupedRows const& rows) {
   if (rows.in.empty()) return;
   check(exec, rows);
   if (exec.device()) return grouped_ffn_on_device(exec, rows);
+  std::size_t const num_own = num_own_groups(exec, rows);
+  OwnGroups own(exec, rows, num_own);
   std::size_t const room = kWaveBytes * exec.pool().num_threads();
-  for (std::size_t first = 0; first < rows.groups.size();) {
+  for (std::size_t first = num_own; first < rows.groups.size();) {
     FfnWeights const& ffn = *rows.groups[first];
     std::size_t const most_rows = room / ((ffn.gate_up.w.n() + ffn.down.w.n()) * sizeof(float));
     Wave wave{.rows = rows, .first = first, .end = first + 1};
     while (wave.end < rows.groups.size() && rows.offsets[wave.end + 1] - wave.first_row() <= most_rows) ++wave.end;
-    run_wave(exec, wave);
+    run_wave(exec, wave, own);
     first = wave.end;
   }
 }

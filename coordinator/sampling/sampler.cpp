@@ -14,8 +14,8 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-// First the value without branches, then the place: several times faster than following both.
-TokenId argmax(std::span<float const> logits) {
+// Not a NaN, unless there is nothing else: then kNever.
+float largest_of(std::span<float const> logits) {
   constexpr std::size_t kLanes = 16;
   float lanes[kLanes];
   std::ranges::fill(lanes, kNever);
@@ -24,10 +24,26 @@ TokenId argmax(std::span<float const> logits) {
     for (std::size_t lane = 0; lane < kLanes; ++lane)
       lanes[lane] = logits[i + lane] > lanes[lane] ? logits[i + lane] : lanes[lane];
   for (; i < logits.size(); ++i) lanes[0] = logits[i] > lanes[0] ? logits[i] : lanes[0];
-  float const largest = *std::ranges::max_element(lanes);
+  return *std::ranges::max_element(lanes);
+}
+
+// First the value of stretch after stretch without branches, then the place in the first that has the largest: several
+// times faster than following both.
+TokenId argmax(std::span<float const> logits) {
+  constexpr std::size_t kStretch = 512;
+  float largest = kNever;
+  std::size_t where = 0;
+  for (std::size_t begin = 0; begin < logits.size(); begin += kStretch) {
+    float const of_stretch = usable_logit(largest_of(logits.subspan(begin, std::min(kStretch, logits.size() - begin))));
+    if (of_stretch > largest) {
+      largest = of_stretch;
+      where = begin;
+    }
+  }
   if (largest == kNever) return 0;
-  return static_cast<TokenId>(
-      std::ranges::find_if(logits, [&](float v) { return usable_logit(v) >= usable_logit(largest); }) - logits.begin());
+  auto const rest = logits.subspan(where);
+  return static_cast<TokenId>(std::ranges::find_if(rest, [&](float v) { return usable_logit(v) >= largest; }) -
+                              logits.begin());
 }
 
 }  // namespace

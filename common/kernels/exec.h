@@ -15,7 +15,8 @@ namespace expertmesh {
 // Implementations of every op. Part of the numerics profile: results with fp32, int8 and int4 weights agree bitwise
 // between them. With bf16 weights they do, too (one fused multiply-add a product, in the order of K), but for
 // avx512_bf16, where vdpbf16ps adds the products of a pair in another order, and amx, where tdpbf16ps adds the even and
-// the odd products of 32 k before it adds both to the sum; these two take denormals for 0.
+// the odd products of 32 k before it adds both to the sum; these two take denormals for 0. So does attention over a
+// bfloat16 KV cache on both, by vdpbf16ps.
 enum class Isa : std::uint8_t {
   scalar,
   neon,      // 64-bit ARM

@@ -22,7 +22,7 @@ struct Exec::Scratch {
   explicit Scratch(ExecLimits const& limits, ThreadPlan const& threads)
       : row_bytes(odd_lines(std::max(limits.max_columns * sizeof(float), quantised_row_bytes(limits.max_columns)))),
         shared_rows(limits.max_rows),
-        own_rows(std::clamp<std::size_t>(kOwnBytes / row_bytes, 8, kMostOwnRows) / 8 * 8),
+        own_rows(std::clamp<std::size_t>(std::min(kOwnBytes / row_bytes, limits.max_rows), 8, kMostOwnRows) / 8 * 8),
         input(num_rows(threads) * row_bytes),
         hidden(num_rows(threads) * row_bytes),
         output(num_rows(threads) * row_bytes),
@@ -38,7 +38,8 @@ struct Exec::Scratch {
     constexpr std::size_t kLine = 64;
     return ((bytes + kLine - 1) / kLine | 1) * kLine;
   }
-  // A thread's rows, where it computes by itself: about what its second-level cache has room for.
+  // A thread's rows, where it computes by itself: of each buffer at most. Few weights are as wide as the widest, so
+  // that all three have room in the nearer caches.
   static constexpr std::size_t kOwnBytes = std::size_t{2} << 20;
   static constexpr std::size_t kMostOwnRows = 128;
   [[nodiscard]] std::size_t num_rows(ThreadPlan const& threads) const {

@@ -175,16 +175,13 @@ class OwnGroups {
  public:
   OwnGroups(Exec const& exec, GroupedRows const& rows, std::size_t count) : exec_(exec), rows_(rows), count_(count) {}
   void work(std::size_t thread) {
-    for (std::size_t g = take(); g < count_;) {
-      std::size_t const then = take();
+    for (std::size_t g; (g = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
+      std::size_t const then = next_.load(std::memory_order_relaxed);  // most likely this thread's next, too
       run_group(exec_, rows_, g, thread, then < count_ ? rows_.groups[then] : nullptr);
-      g = then;
     }
   }
 
  private:
-  std::size_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
-
   Exec const& exec_;
   GroupedRows const& rows_;
   std::size_t const count_;

@@ -39,7 +39,7 @@ struct AttendPart {
   float const* q;                       // [tokens][kv_heads][heads][key_dim], from token to token q_stride
   float* out;                           // [tokens][kv_heads][heads][value_dim], out_stride
   std::size_t q_stride, out_stride;     // floats
-  AttendToken const* token;             // [tokens]
+  AttendToken const* token;             // [tokens]; no gap between what they attend to
   std::size_t tokens, kv_heads, heads;  // heads: of a KV head. Their product: at most kRowsPerPart
   std::size_t key_dim, value_dim;
   std::uint32_t const* blocks;  // block table

@@ -257,6 +257,16 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
                       : kv.dtype == DType::bf16 ? exec.table().attend_bf16
                                                 : exec.table().attend_int8;
   HeadLayout const layout(kv);
+  auto const last = [&](std::size_t t) { return places.last.empty() ? places.positions[t] : places.last[t]; };
+  // How many tokens from t on are of one sequence and attend to positions without a gap between theirs: at most
+  // cut.tokens.
+  auto const tokens_of_part = [&](std::size_t t) {
+    std::size_t count = 1;
+    while (count < cut.tokens && t + count < q.rows && places.sequences[t + count] == places.sequences[t] &&
+           shape.span.first(places.positions[t + count]) <= last(t + count - 1) + 1)
+      ++count;
+    return count;
+  };
   // A part with its tokens.
   struct Part {
     AttendToken tokens[kRowsPerPart];
@@ -269,9 +279,7 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
     std::uint32_t const* blocks = places.block_tables.data() + places.table_offsets[places.sequences[t]];
     for (std::size_t i = 0; i < count; ++i) {
       std::uint32_t const position = places.positions[t + i];
-      to.tokens[i] = {.first = shape.span.first(position),
-                      .last = places.last.empty() ? position : places.last[t + i],
-                      .position = position};
+      to.tokens[i] = {.first = shape.span.first(position), .last = last(t + i), .position = position};
       EM_CHECK(blocks[to.tokens[i].first / kKvBlockTokens] != kNoKvBlock,
                "position " << to.tokens[i].first << " has been freed");
     }
@@ -317,8 +325,7 @@ void paged_attention(Exec const& exec, MatrixView<float const> q, TokenPlaces co
         attend(before.part);
       };
       for (std::size_t t = 0; t < q.rows;) {
-        std::size_t count = 1;
-        while (count < cut.tokens && t + count < q.rows && places.sequences[t + count] == places.sequences[t]) ++count;
+        std::size_t const count = tokens_of_part(t);
         std::size_t const kv_heads = std::clamp<std::size_t>(kRowsPerPart / (cut.heads * count), 1, cut.kv_heads);
         for (std::size_t g = 0; g < kv.num_kv_heads; g += kv_heads)
           for (std::size_t head = 0; head < heads; head += cut.heads)

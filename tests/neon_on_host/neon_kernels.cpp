@@ -142,8 +142,8 @@ void check_attention(Isa isa, bool values_in_keys) {
   constexpr std::size_t kHeads = 7;
   constexpr std::size_t kKeyDim = 35;
   constexpr std::size_t kValueDim = 33;
-  constexpr std::size_t kBlocks = 4;
-  constexpr AttendToken kTokens[] = {{5, 57, 57}, {6, 58, 58}, {20, 20, 59}};
+  constexpr std::size_t kBlocks = 10;
+  constexpr AttendToken kTokens[] = {{5, 150, 150}, {70, 151, 151}, {128, 140, 152}};
   constexpr std::size_t kNumTokens = std::size(kTokens);
   auto const q = random_matrix(kNumTokens, kHeads * kKeyDim, 1);
   auto const sinks = random_matrix(1, kHeads, 2);
@@ -162,7 +162,7 @@ void check_attention(Isa isa, bool values_in_keys) {
     }
     std::memcpy(to, scales.view().row(block), 2 * 16 * sizeof(float));
   }
-  std::uint32_t const blocks[] = {2, 0, 3, 1};
+  std::uint32_t const blocks[] = {2, 0, 3, 1, 9, 5, 4, 8, 7, 6};
   auto const attend = [&](Isa which) {
     Rig rig(which);
     std::vector<float> out(kNumTokens * kHeads * kValueDim);

@@ -175,7 +175,7 @@ template <std::size_t RN, std::size_t BN, class T>
   }
 }
 
-// A tile's keys of a KV head. Of blocks that nobody attends to there are none.
+// A tile's keys of a KV head. Of blocks before and behind what the part attends to there are none.
 template <class T>
 struct KeyTile {
   T const* of_block[kTileBlocks];    // [key steps][16][kStep]
@@ -283,7 +283,7 @@ void add_values(std::size_t row, V const* const* values, std::size_t columns, st
 }
 
 // Columns [0, columns) of a block's keys as rows of values: [16][padded] of numbers as the products have them, or
-// [8][padded][2] of bfloat16; the padding 0.
+// [8][padded][2] of bfloat16. What is in the padding, nobody asks for.
 template <class T>
 void values_of_keys(T const* keys, std::size_t columns, std::size_t padded, float* values) {
   for (std::size_t d = 0; d < columns; d += kLanes) {
@@ -294,14 +294,28 @@ void values_of_keys(T const* keys, std::size_t columns, std::size_t padded, floa
   }
 }
 inline void values_of_keys(std::uint16_t const* keys, std::size_t columns, std::size_t padded, std::uint16_t* values) {
-  for (std::size_t d = 0; d < columns; d += 2) {
-    std::uint16_t const* const pair = keys + d * kLanes;  // [16][2]
-    for (std::size_t j = 0; j < kLanes; ++j)
-      for (std::size_t i = 0; i < 2; ++i)
-        values[(j / 2 * padded + d + i) * 2 + j % 2] = d + i < columns ? pair[2 * j + i] : std::uint16_t{0};
+  constexpr std::size_t kAtOnce = 2 * kLanes;  // columns: a vector of a position's pairs of numbers
+  for (std::size_t d = 0; d < columns; d += kAtOnce) {
+    Vec tile[kLanes];  // whose bits are pairs, not floats
+    for (std::size_t i = 0; i < kLanes; ++i) {
+      float pairs[kLanes] = {};
+      if (d + 2 * i < columns) std::memcpy(pairs, keys + (d + 2 * i) * kLanes, sizeof pairs);
+      tile[i] = load(pairs);
+    }
+    transpose(tile);
+    std::size_t const count = padded - d < kAtOnce ? padded - d : kAtOnce;
+    for (std::size_t j = 0; j < kLanes; j += 2) {
+      float pairs[2][kLanes];
+      std::uint16_t numbers[2][kAtOnce];
+      for (std::size_t i = 0; i < 2; ++i) store(pairs[i], tile[j + i]);
+      std::memcpy(numbers, pairs, sizeof numbers);
+      std::uint16_t* const out = values + (j / 2 * padded + d) * 2;
+      for (std::size_t i = 0; i < count; ++i) {
+        out[2 * i] = numbers[0][i];
+        out[2 * i + 1] = numbers[1][i];
+      }
+    }
   }
-  for (std::size_t j = 0; j < kLanes; j += 2)
-    for (std::size_t i = (columns + columns % 2) * 2; i < padded * 2; ++i) values[j / 2 * padded * 2 + i] = 0;
 }
 
 // Where the keys and values of a part lie.

@@ -114,8 +114,9 @@ inline Ahead spread(GemmPart const& g, std::size_t ticks) {
 }
 
 // Where one tile has all rows and reads panel after panel, memory is what it waits for: weights are fetched a little
-// ahead of their use, and at last the first of what is read then. (Further ahead, as where many rows meet the weights
-// in cache, int4 with 8 rows is a fifth slower on Zen 5, int8 a tenth.)
+// ahead of their use (from 8 KiB on: a tick has whole lines, so where a format's do not divide evenly the distance
+// grows), and at last the first of what is read then. A tile ahead, as where many rows meet the weights in cache, int8
+// is up to a tenth slower on Zen 5, int4 nearly as much.
 template <class Kernel>
 Ahead ahead_in_stream(GemmPart const& g, std::size_t ticks) {
   constexpr std::size_t kBytesAhead = 8192;
@@ -143,7 +144,7 @@ void gemm(GemmPart const& g) {
     for (std::size_t i = 0; i < row_tiles; ++i)
       tiles += tiles_of(end_vector(g) - first_vector(g), vectors_at_once<Kernel>(first_row(i + 1) - first_row(i)));
     std::size_t const ticks = tiles * Kernel::ticks(g.k);
-    bool const one_stream = row_tiles == 1 && vectors_at_once<Kernel>(g.m) <= kPanelVectors;
+    bool const one_stream = row_tiles == 1 && vectors_at_once<Kernel>(g.m) == kPanelVectors;
     ahead = one_stream ? ahead_in_stream<Kernel>(g, ticks) : spread(g, ticks);
   }
   for (std::size_t i = 0; i < row_tiles; ++i)

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <limits>
 
 #include "tests/unit/kernels/reference.h"
@@ -43,27 +44,28 @@ std::ostream& operator<<(std::ostream& out, Shape const& s) {
              << (s.sinks ? ", sinks" : "") << (s.values == KvValues::in_keys ? ", values in keys" : "");
 }
 
-// Two sequences in scattered blocks. Sequence 0 has kLength[0] tokens with the rows 0… of q, k, v; sequence 1 follows.
+// Two sequences in scattered blocks. Sequence 0 has length[0] tokens with the rows 0… of q, k, v; sequence 1 follows.
 struct Case {
-  static constexpr std::uint32_t kLength[] = {70, 37};
+  std::array<std::uint32_t, 2> length;
   Shape s;
-  std::vector<std::uint32_t> tables = {31, 2, 17, 8, 25, /* sequence 1: */ 3, 30, 0};
-  std::vector<std::uint32_t> offsets = {0, 5, 8};
+  std::vector<std::uint32_t> tables = {31, 2, 17, 8, 25, 11, 6, 39, 20, 14, 27, 33, 5, /* sequence 1: */ 3, 30, 0};
+  std::vector<std::uint32_t> offsets = {0, 13, 16};
   Matrix<float> q, k, v;
   std::vector<float> sinks;
 
-  explicit Case(Shape const& shape)
-      : s(shape),
-        q(random_matrix(kLength[0] + kLength[1], s.heads * s.key_dim, 1)),
-        k(random_matrix(kLength[0] + kLength[1], s.kv_heads * s.key_dim, 2)),
-        v(random_matrix(kLength[0] + kLength[1], s.values == KvValues::in_keys ? 0 : s.kv_heads * s.value_dim, 3)) {
+  explicit Case(Shape const& shape, std::uint32_t first_length = 70)
+      : length{first_length, 37},
+        s(shape),
+        q(random_matrix(length[0] + length[1], s.heads * s.key_dim, 1)),
+        k(random_matrix(length[0] + length[1], s.kv_heads * s.key_dim, 2)),
+        v(random_matrix(length[0] + length[1], s.values == KvValues::in_keys ? 0 : s.kv_heads * s.value_dim, 3)) {
     for (std::size_t i = 0; i < q.view().rows * q.view().cols; ++i) q.view().data[i] *= 4;  // a sharper softmax
     if (!s.sinks) return;
     auto const logits = random_matrix(1, s.heads, 4);
     for (std::size_t h = 0; h < s.heads; ++h) sinks.push_back(3 * logits.view().data[h]);
   }
-  [[nodiscard]] static std::size_t row_of(std::uint32_t sequence, std::uint32_t position) {
-    return (sequence == 0 ? 0 : kLength[0]) + position;
+  [[nodiscard]] std::size_t row_of(std::uint32_t sequence, std::uint32_t position) const {
+    return (sequence == 0 ? 0 : length[0]) + position;
   }
   [[nodiscard]] float scale() const { return 1.0F / std::sqrt(static_cast<float>(s.key_dim)); }
 
@@ -101,9 +103,9 @@ struct Case {
   [[nodiscard]] Matrix<float> run(Exec const& exec, std::uint32_t chunk) const {
     Matrix<float> out(q.view().rows, s.heads * s.value_dim);
     KvLayer cache = empty_cache();
-    for (std::uint32_t begin = 0; begin < kLength[0]; begin += chunk) {
+    for (std::uint32_t begin = 0; begin < length[0]; begin += chunk) {
       Tokens tokens;
-      for (std::uint32_t b : {0U, 1U}) tokens.add(b, std::min(begin, kLength[b]), std::min(begin + chunk, kLength[b]));
+      for (std::uint32_t b : {0U, 1U}) tokens.add(b, std::min(begin, length[b]), std::min(begin + chunk, length[b]));
       step(exec, cache, tokens, out.view());
     }
     return out;
@@ -120,9 +122,9 @@ struct Case {
     for (std::uint32_t b : {0U, 1U})
       for (std::size_t h = 0; h < s.heads; ++h) {
         std::size_t const g = h / (s.heads / s.kv_heads);
-        std::vector<std::vector<float>> keys(kLength[b], std::vector<float>(s.key_dim));
-        std::vector<std::vector<float>> values(kLength[b], std::vector<float>(s.value_dim));
-        for (std::uint32_t p = 0; p < kLength[b]; ++p) {
+        std::vector<std::vector<float>> keys(length[b], std::vector<float>(s.key_dim));
+        std::vector<std::vector<float>> values(length[b], std::vector<float>(s.value_dim));
+        for (std::uint32_t p = 0; p < length[b]; ++p) {
           float const* key = k.view().row(row_of(b, p)) + g * s.key_dim;
           float const* value = s.values == KvValues::in_keys ? key : v.view().row(row_of(b, p)) + g * s.value_dim;
           std::size_t const first = s.values == KvValues::in_keys ? s.value_dim : s.key_dim;
@@ -130,7 +132,7 @@ struct Case {
           reference::as_cached(key + first, s.key_dim - first, s.dtype, keys[p].data() + first);
           reference::as_cached(value, s.value_dim, s.dtype, values[p].data());
         }
-        for (std::uint32_t p = 0; p < kLength[b]; ++p) {
+        for (std::uint32_t p = 0; p < length[b]; ++p) {
           auto const head =
               reference::attention(q.view().row(row_of(b, p)) + h * s.key_dim, keys, values, s.dtype, first(p), p,
                                    static_cast<double>(scale()), s.sinks ? std::optional(sinks[h]) : std::nullopt);
@@ -250,6 +252,38 @@ TEST_P(PagedAttentionTest, ATokenHasTheSameBitsForAnyChunkingAndThreadCount) {
   }
 }
 
+// Scores become weights 64 positions at a time.
+TEST_P(PagedAttentionTest, LongerSequencesEqualAPlainSoftmaxForAnyChunking) {
+  Rig rig(GetParam(), 2);
+  for (DType dtype : kCacheTypes)
+    for (AttentionSpan const& span : {AttentionSpan{}, window(70), chunked(100)}) {
+      Case const c({.heads = 6, .kv_heads = 2, .key_dim = 24, .value_dim = 20, .dtype = dtype, .span = span}, 200);
+      auto const whole = c.run(rig.exec, 1000);
+      EXPECT_EQ(reference::num_wrong(whole.view(), c.expected()), 0U) << c.s;
+      for (std::uint32_t chunk : {7U, 64U, 90U})
+        EXPECT_TRUE(same_bits(c.run(rig.exec, chunk).view(), whole.view())) << c.s << ", chunks of " << chunk;
+    }
+}
+
+// Of neighbours that leave a gap between their windows, nobody looks into the gap, where there are no blocks.
+TEST_P(PagedAttentionTest, WhatLiesBetweenWindowsIsLeftAlone) {
+  Rig rig(GetParam());
+  Case c({.heads = 4, .kv_heads = 1, .key_dim = 8, .value_dim = 8, .span = window(16)}, 200);
+  auto const whole = c.run(rig.exec, 1000);
+  Matrix<float> out(whole.view().rows, whole.view().cols);
+  KvLayer cache = c.empty_cache();
+  Tokens all;
+  all.add(0, 0, 200);
+  c.step(rig.exec, cache, all, out.view());
+  for (std::size_t block = 2; block < 10; ++block) c.tables[block] = kNoKvBlock;
+  Tokens some;  // so many that two are attended to together, 28 and 190, too
+  some.add(0, 20, 29);
+  some.add(0, 190, 199);
+  c.step(rig.exec, cache, some, out.view());
+  for (std::size_t row : {28U, 190U})
+    EXPECT_TRUE(same_bits(out.view().row_range(row, 1), whole.view().row_range(row, 1))) << row;
+}
+
 TEST_P(PagedAttentionTest, ASequenceHasTheSameBitsInOtherBlocksAndWithoutTheOther) {
   for (auto const& [values, dtype] :
        {std::pair(KvValues::separate, DType::f32), std::pair(KvValues::in_keys, DType::f32),
@@ -257,13 +291,13 @@ TEST_P(PagedAttentionTest, ASequenceHasTheSameBitsInOtherBlocksAndWithoutTheOthe
     Case c({.heads = 6, .kv_heads = 2, .key_dim = 40, .value_dim = 40, .dtype = dtype, .values = values});
     Rig rig(GetParam());
     auto const together = c.run(rig.exec, 1000);
-    c.tables = {5, 6, 7, 8, 9, 30, 3, 1};
+    c.tables = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 30, 3, 1};
     Matrix<float> alone(together.view().rows, together.view().cols);
     KvLayer cache = c.empty_cache();
     Tokens tokens;
-    tokens.add(0, 0, Case::kLength[0]);
+    tokens.add(0, 0, c.length[0]);
     c.step(rig.exec, cache, tokens, alone.view());
-    EXPECT_TRUE(same_bits(alone.view().first_rows(Case::kLength[0]), together.view().first_rows(Case::kLength[0])));
+    EXPECT_TRUE(same_bits(alone.view().first_rows(c.length[0]), together.view().first_rows(c.length[0])));
   }
 }
 

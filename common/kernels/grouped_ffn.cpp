@@ -150,9 +150,10 @@ void end_row(Exec const& exec, FfnWeights const& ffn, DType wire, std::size_t r,
   to_wire_row(exec, exec.scratch().output_row(r), ffn.down.w.n(), wire, out);
 }
 
-// A group on one thread, whose rows stay in its nearer caches; no more rows than it has of its own. next: the group
-// that it runs then, or null.
-void run_group(Exec const& exec, GroupedRows const& rows, std::size_t g, std::size_t thread, FfnWeights const* next) {
+// A group on one thread, whose rows stay in its nearer caches; no more rows than it has of its own. next: called before
+// the last of its weights, gives the group that the thread runs then, or null.
+template <class Next>
+void run_group(Exec const& exec, GroupedRows const& rows, std::size_t g, std::size_t thread, Next const& next) {
   FfnWeights const& ffn = *rows.groups[g];
   std::size_t const first = rows.offsets[g];
   std::size_t const m = rows.offsets[g + 1] - first;
@@ -161,8 +162,8 @@ void run_group(Exec const& exec, GroupedRows const& rows, std::size_t g, std::si
   GemmTile const down{job_of(exec, ffn.down, own, m), 0};
   run_alone(exec, job_of(exec, ffn.gate_up, own, m), &down);
   for (std::size_t r = 0; r < m; ++r) activate_row(exec, ffn, own + r);
-  if (next) {
-    GemmTile const first_tile{job_of(exec, next->gate_up, own, m), 0};
+  if (FfnWeights const* then = next()) {
+    GemmTile const first_tile{job_of(exec, then->gate_up, own, m), 0};
     run_alone(exec, down.job, &first_tile);
   } else {
     run_alone(exec, down.job, nullptr);
@@ -175,13 +176,19 @@ class OwnGroups {
  public:
   OwnGroups(Exec const& exec, GroupedRows const& rows, std::size_t count) : exec_(exec), rows_(rows), count_(count) {}
   void work(std::size_t thread) {
-    for (std::size_t g; (g = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) {
-      std::size_t const then = next_.load(std::memory_order_relaxed);  // most likely this thread's next, too
-      run_group(exec_, rows_, g, thread, then < count_ ? rows_.groups[then] : nullptr);
+    for (std::size_t g = take(); g < count_;) {
+      std::size_t then = count_;
+      run_group(exec_, rows_, g, thread, [&]() -> FfnWeights const* {
+        then = take();
+        return then < count_ ? rows_.groups[then] : nullptr;
+      });
+      g = then;
     }
   }
 
  private:
+  std::size_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
   Exec const& exec_;
   GroupedRows const& rows_;
   std::size_t const count_;

@@ -1,16 +1,10 @@
 // Products of bfloat16 and of whole numbers in AVX-512 without BF16 and VNNI, over vec_avx512.h.
 #pragma once
-#include "common/kernels/bf16_bits.h"
 #include "common/kernels/isa/vec_avx512.h"
 
 namespace expertmesh {
 namespace {
-// Rounded to nearest even.
-inline void store_bf16(std::uint16_t* p, Vec const& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int i = 0; i < 16; ++i) p[i] = bf16_bits(lanes[i]);
-}
+
 inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m512i const pairs = _mm512_loadu_si512(w);
   __m512 const even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));

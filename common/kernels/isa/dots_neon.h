@@ -1,18 +1,11 @@
 // Products of bfloat16 and of whole numbers in NEON, over vec_neon.h. Where the compiler's flags say that there are
 // instructions for the sum of four products of bytes (sdot), these are used.
 #pragma once
-#include "common/kernels/bf16_bits.h"
 #include "common/kernels/isa/vec_neon.h"
 
 namespace expertmesh {
 namespace {
 
-// Rounded to nearest even.
-inline void store_bf16(std::uint16_t* p, Vec const& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int i = 0; i < 16; ++i) p[i] = bf16_bits(lanes[i]);
-}
 // Widened: BFDOT rounds otherwise, and not alike on all processors.
 inline Vec dot_bf16(Vec const& acc, std::uint16_t const* w, std::uint32_t x) {
   float32x4_t const x0 = vreinterpretq_f32_u32(vdupq_n_u32(x << 16));

@@ -1,7 +1,6 @@
 // 16 floats in two AVX2 registers. Included by one .cpp only, compiled with -mavx2 -mfma.
 #pragma once
 #include <immintrin.h>
-#include "common/kernels/bf16_bits.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -131,12 +130,6 @@ inline __m256 dot_bf16(__m256 acc, std::uint16_t const* w, __m256 x0, __m256 x1)
   __m256 const even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
   __m256 const odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
   return _mm256_fmadd_ps(odd, x1, _mm256_fmadd_ps(even, x0, acc));
-}
-// Rounded to nearest even.
-inline void store_bf16(std::uint16_t* p, Vec const& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int i = 0; i < 16; ++i) p[i] = bf16_bits(lanes[i]);
 }
 inline Vec dot_bf16(Vec acc, std::uint16_t const* w, std::uint32_t x) {
   __m256 const x0 = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(x << 16)));

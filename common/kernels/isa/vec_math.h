@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "common/kernels/bf16_bits.h"
 #include "common/kernels/kernel_table.h"
 
 namespace expertmesh {
@@ -28,6 +29,14 @@ inline void store_some(float* p, Vec const& v, std::size_t n) {
   float lanes[kLanes];
   store(lanes, v);
   std::memcpy(p, lanes, n * sizeof(float));
+}
+
+// 16 numbers rounded to nearest even; an ISA with an instruction for it has a store_bf16(p, Vec) that goes before this.
+template <class V>
+void store_bf16(std::uint16_t* p, V const& x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (std::size_t i = 0; i < kLanes; ++i) p[i] = bf16_bits(lanes[i]);
 }
 
 // e^x to about 2 ulp: e^x = 2^n e^r, |r| <= ln(2)/2, e^r by its Taylor polynomial of degree 7. 0 below -86.6 (where

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include "common/kernels/bf16_bits.h"
 
 namespace expertmesh {
 namespace {
@@ -106,12 +105,6 @@ inline void transpose(Vec (&tile)[16]) {
       tile[i].lane[j] = tile[j].lane[i];
       tile[j].lane[i] = x;
     }
-}
-// Rounded to nearest even.
-inline void store_bf16(std::uint16_t* p, Vec const& x) {
-  float lanes[16];
-  store(lanes, x);
-  for (int i = 0; i < 16; ++i) p[i] = bf16_bits(lanes[i]);
 }
 // acc[n] += w[n][0] x0, then w[n][1] x1; w: 16 pairs of bfloat16, x: one pair (low half first).
 inline Vec dot_bf16(Vec const& acc, std::uint16_t const* w, std::uint32_t x) {

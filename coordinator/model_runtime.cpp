@@ -289,6 +289,12 @@ bool shares_cores(ModelRuntimeOptions const& options) {
   return options.workers > 0 && threads > usable_cores();
 }
 
+// Two overlap what is computed at the same time in different places.
+MicroBatchRule micro_batch_rule(ModelRuntimeOptions const& options) {
+  bool const may_gain = options.clustered() && !shares_cores(options);
+  return options.micro_batches == MicroBatchRule::automatic && !may_gain ? MicroBatchRule::one : options.micro_batches;
+}
+
 // Of this process, and of each worker of this host; empty: any.
 struct CoreShares {
   std::vector<int> own;
@@ -439,6 +445,7 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                    .max_logit_rows = kMaxLogitRows,
                                    .record_routing = options_.return_routed_experts,
                                    .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield,
+                                   .micro_batches = micro_batch_rule(options_),
                                    .graphs = options_.device_graphs,
                                    .trace = engine_lane_},
                   *exec_, *decoder_, *kv_, experts());

@@ -55,6 +55,7 @@ struct ModelRuntimeOptions {
   MessageTransport transport = MessageTransport::automatic;  // of messages to workers
   RowTransport row_transport = RowTransport::automatic;
   std::size_t static_exchange_bytes = 0;  // RemoteExpertsLimits::static_bytes
+  MicroBatchRule micro_batches = MicroBatchRule::automatic;
   bool return_routed_experts = false;
   bool prefix_cache = true;          // where keys and values depend on the tokens before alone
   bool mixed_numerics = false;       // whoever has other kernels may take part: bits depend on who runs what

@@ -119,6 +119,11 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       ->check(CLI::Range(std::size_t{0}, std::size_t{1} << 40))
       ->needs(device)
       ->capture_default_str();
+  add_choice<MicroBatchRule>(
+      command, "--micro-batches", options.micro_batches,
+      {{"auto", MicroBatchRule::automatic}, {"1", MicroBatchRule::one}, {"2", MicroBatchRule::two}},
+      "Of a step: 2: attention of one while workers run the experts of the other; auto: where steps of that size have "
+      "been faster so, 1 where experts are in this process or workers on its cores [auto]");
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
   command

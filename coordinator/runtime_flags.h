@@ -9,10 +9,9 @@ class App;
 namespace expertmesh {
 
 // --workers, --threads, --worker-threads, --bind, --dtype, --quantization, --kv-cache-dtype, --seed, --isa, --device,
-// --worker-device,
-// --worker-capacity, --transport, --row-transport, --static-exchange-bytes, --allow-mixed-numerics, --enforce-eager,
-// --gpu-memory-utilization, --trace, --trace-limit; what `options` holds is the default. options must outlive the
-// parsing.
+// --worker-device, --worker-capacity, --transport, --row-transport, --static-exchange-bytes, --micro-batches,
+// --allow-mixed-numerics, --enforce-eager, --gpu-memory-utilization, --trace, --trace-limit; what `options` holds is
+// the default. options must outlive the parsing.
 void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options);
 void add_dtype_flag(CLI::App& command, std::optional<DType>& dtype);
 void add_kv_dtype_flag(CLI::App& command, std::optional<DType>& dtype);

@@ -21,21 +21,25 @@ struct LayerBalance {
 class BalanceStatistics {
  public:
   BalanceStatistics(std::size_t num_moe_layers, std::size_t num_experts);
+  void begin_step() { ++step_; }
   void add(std::size_t moe_layer, RoutingView routing);
-  // What the last add() to a layer had.
+  // What a layer got since the last begin_step().
   struct Hits {
     std::size_t experts = 0;  // distinct ones
     std::size_t rows = 0;     // (token, slot) pairs that went to one
   };
-  [[nodiscard]] Hits last(std::size_t moe_layer) const { return last_[moe_layer]; }
+  [[nodiscard]] Hits of_step(std::size_t moe_layer) const {
+    return layer_step_[moe_layer] == step_ ? hits_[moe_layer] : Hits{};
+  }
   [[nodiscard]] LayerBalance const& layer(std::size_t moe_layer) const { return layers_[moe_layer]; }
   [[nodiscard]] std::size_t num_layers() const { return layers_.size(); }
 
  private:
   std::vector<LayerBalance> layers_;
-  std::vector<Hits> last_;              // [MoE layers]
-  std::vector<std::uint64_t> seen_in_;  // [E] number of the last add() with this expert
-  std::uint64_t num_adds_ = 0;
+  std::vector<Hits> hits_;                 // [MoE layers] in the step that got something last
+  std::vector<std::uint64_t> layer_step_;  // [MoE layers] number of that step
+  std::vector<std::uint64_t> seen_in_;     // [MoE layers, E] number of the last step with this expert
+  std::uint64_t step_ = 1;
 };
 
 }  // namespace expertmesh

@@ -77,7 +77,7 @@ StageWork StageFloors::work_of(Step const& step) const {
     PartCost experts;
     std::size_t rows = 0;
     for (std::size_t m = 0; m < expert_.size(); ++m) {
-      BalanceStatistics::Hits const hits = step.routed.last(m);
+      BalanceStatistics::Hits const hits = step.routed.of_step(m);
       experts += {.bytes = hits.experts * expert_[m].bytes, .multiply_adds = hits.rows * expert_[m].multiply_adds};
       rows += hits.rows;
     }

@@ -37,7 +37,7 @@ class StageFloors {
     std::span<std::uint32_t const> positions;  // [T]
     std::span<std::uint32_t const> offsets;    // [B+1] tokens of each sequence
     std::size_t logit_rows = 0;                // R
-    BalanceStatistics const& routed;           // the step was the last that was added
+    BalanceStatistics const& routed;           // since the step began
   };
   // Allocate nothing.
   [[nodiscard]] StageWork work_of(Step const& step) const;

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 
 #include "common/base/check.h"
 #include "common/kernels/device.h"
 
 namespace expertmesh {
 namespace {
-
-constexpr std::size_t kFrameBytes = std::size_t{16} << 10;  // two nested coroutines of well under 1 KiB each
 
 std::vector<std::uint32_t> moe_layers_of(ModelSpec const& spec) {
   std::vector<std::uint32_t> layers;
@@ -44,7 +43,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       layers_need_host_(needs_host(spec)),
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
-      frames_(kFrameBytes),
+      micro_batches_(decoder, kv, experts, limits.pause),
       sampler_(spec.vocab, limits.max_logit_rows, exec),
       eos_ids_(spec.eos_ids),
       routed_(limits.record_routing ? num_routed_layers() * limits.max_tokens * experts_per_token_ : 0),
@@ -119,14 +118,14 @@ std::optional<std::size_t> StepRunner::positions_of_graph(StepBatch const& batch
   return std::min(most, exec_.limits().max_positions);
 }
 
-void StepRunner::run_layers(StepContext const& step) {
-  Task task = decoder_.forward(frames_, step, kv_);
-  task.start();
-  while (!task.done()) {
-    experts_.progress();
-    if (!task.done()) experts_.pause(limits_.pause);
-  }
-  task.rethrow();
+void StepRunner::run_layers(StepContext const& step, SplitChoice::Kind const& kind) {
+  bool const whole = limits_.micro_batches == MicroBatchRule::one || layers_need_host_ || tap_ || step.tokens < 2;
+  if (whole) return micro_batches_.run(step, StepForm::whole);
+  StepForm const form = limits_.micro_batches == MicroBatchRule::two ? StepForm::split : split_choice_.choose(kind);
+  if (form == StepForm::split) ++num_split_;
+  auto const begin = std::chrono::steady_clock::now();
+  micro_batches_.run(step, form);
+  split_choice_.add(kind, form, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
 StepContext StepRunner::context_of(StepBatch const& batch, Experts& experts) {
@@ -160,7 +159,7 @@ StepExperts* StepRunner::begin_step(StepBatch const& batch) {
 
 bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts) {
   decoder_.prepare(step);
-  run_layers(step);
+  micro_batches_.run(step, StepForm::whole);
   auto outcome = experts.outcome();
   while (outcome == StepExperts::Outcome::under_way) {
     experts_.progress();
@@ -172,6 +171,7 @@ bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts) {
 
 void StepRunner::forward(StepBatch const& batch) {
   stages_.begin();
+  balance_.begin_step();
   auto const most_positions = positions_of_graph(batch);
   if (inputs_) inputs_->put(batch.ids(), batch.places(), most_positions.value_or(0));
   StepExperts* const ahead = begin_step(batch);
@@ -186,9 +186,9 @@ void StepRunner::forward(StepBatch const& batch) {
                   .sequences = batch.sequences().size(),
                   .most_positions = *most_positions,
                   .inputs = inputs_->where()},
-                 [&] { run_layers(step); });
+                 [&] { micro_batches_.run(step, StepForm::whole); });
   } else {
-    run_layers(step);
+    run_layers(step, {.tokens = step.tokens, .decodes_only = step.tokens == batch.num_decodes()});
   }
   if (exec_.device() && (done || !experts_.wants_routing_on_host())) {
     fetch_routing(batch.num_tokens());

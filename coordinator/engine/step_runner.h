@@ -9,6 +9,7 @@
 #include "common/base/cores.h"
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
+#include "coordinator/engine/micro_batches.h"
 #include "coordinator/engine/stage_floors.h"
 #include "coordinator/engine/step_graphs.h"
 #include "coordinator/engine/step_trace.h"
@@ -19,13 +20,17 @@
 
 namespace expertmesh {
 
+// In how many micro-batches a step's layers run; automatic: by what its kind has taken (split_choice.h).
+enum class MicroBatchRule : std::uint8_t { one, two, automatic };
+
 struct StepRunnerLimits {
   std::size_t max_tokens = 0;          // T
   std::size_t max_logit_rows = 0;      // R rows of one LM-head call; a step that needs more makes several
   bool record_routing = false;         // keep every token's experts for return_routed_experts
   PollPause pause = PollPause::yield;  // while workers compute
-  bool graphs = true;                  // of a device, for decode steps that do not need the host on their way
-  TraceLane* trace = nullptr;          // of the thread that runs steps: hears of them and of their stages
+  MicroBatchRule micro_batches = MicroBatchRule::one;
+  bool graphs = true;          // of a device, for decode steps that do not need the host on their way
+  TraceLane* trace = nullptr;  // of the thread that runs steps: hears of them and of their stages
 };
 
 // What the engine wants of one logit row.
@@ -75,6 +80,7 @@ class StepRunner {
   void time_stages_on_device(bool on);
   // Steps so far that were one launch.
   [[nodiscard]] std::size_t num_graph_launches() const { return graphs_ ? graphs_->num_launched() : 0; }
+  [[nodiscard]] std::size_t num_split_steps() const { return num_split_; }  // in two micro-batches
   [[nodiscard]] std::size_t activation_bytes() const;
 
  private:
@@ -84,7 +90,7 @@ class StepRunner {
   void forward(StepBatch const& batch);
   [[nodiscard]] StepExperts* begin_step(StepBatch const& batch);
   bool run_ahead(StepContext const& step, StepExperts& experts);  // whether it counts
-  void run_layers(StepContext const& step);
+  void run_layers(StepContext const& step, SplitChoice::Kind const& kind);
   [[nodiscard]] std::optional<std::size_t> positions_of_graph(StepBatch const& batch) const;
   [[nodiscard]] RowTask task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const;
   void fetch_routing(std::size_t tokens);  // that was left on the device during the step
@@ -104,7 +110,9 @@ class StepRunner {
   StageFloors const* floors_ = nullptr;
   StageWork last_work_{};
   std::optional<StepTrace> trace_;
-  FrameArena frames_;
+  MicroBatches micro_batches_;
+  SplitChoice split_choice_;
+  std::size_t num_split_ = 0;
   std::optional<EncoderRun> encoder_run_;
   RowSampler sampler_;
   std::vector<TokenId> const eos_ids_;

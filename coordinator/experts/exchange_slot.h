@@ -1,6 +1,7 @@
 // One exchange of rows in flight: a layer's rows out to those who hold the experts, and theirs back. Private to
 // coordinator/experts.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <coroutine>
 #include <cstddef>
@@ -9,6 +10,7 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -102,6 +104,7 @@ struct Leg {
 
 struct ExchangeSlot {
   bool in_use = false;
+  std::uint64_t number = 0;  // of all exchanges since start
   std::chrono::steady_clock::time_point begin;
   std::size_t layer_index = 0;  // into ExpertModelSpec::layers
   MatrixView<float const> x;    // [T,H] what goes out; unchanged until all is back
@@ -128,5 +131,12 @@ struct ExchangeSlot {
     double predicted_seconds = 0;
   } recovery;
 };
+
+// All rows are back, and exchanges that began earlier are over: no micro-batch overtakes the one before it.
+inline bool is_complete(ExchangeSlot const& it, std::span<ExchangeSlot const> all) {
+  auto const owes = [](Leg const& leg) { return leg.state == Leg::State::waiting || leg.state == Leg::State::lost; };
+  auto const is_before = [&](ExchangeSlot const& other) { return other.in_use && other.number < it.number; };
+  return std::ranges::none_of(it.legs, owes) && std::ranges::none_of(all, is_before);
+}
 
 }  // namespace expertmesh

@@ -51,7 +51,9 @@ class Experts {
   // routing must stay unchanged until the exchange has been combined.
   virtual Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) = 0;
 
-  // `co_await experts.answered(exchange)`: suspends until every row is back; combine() is then done at once.
+  // `co_await experts.answered(exchange)`: suspends until every row is back, and those of every exchange that began
+  // earlier have been combined: micro-batches take turns in the order of their first exchange. combine() is then done
+  // at once.
   struct Answered {
     Experts& experts;
     Exchange exchange;

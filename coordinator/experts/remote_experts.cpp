@@ -103,7 +103,7 @@ class RemoteExperts::Impl {
     slot.begin = Clock::now();
     slot.has_wire_rows = false;
     slot.any_on_device = false;
-    ++num_exchanges_;
+    slot.number = ++num_exchanges_;
     // Whoever gets a slot's row says where it lies; a slot without an expert keeps this.
     std::fill_n(slot.answer_rows.begin(), routing.experts.size(), nullptr);
     std::fill_n(slot.device_rows.begin(), routing.experts.size(), nullptr);
@@ -157,11 +157,7 @@ class RemoteExperts::Impl {
     if (!sleeps_ || !core_wait_.wait(members_, slots_)) transport_.wait(pause);
   }
 
-  bool complete(Exchange exchange) const {
-    return std::ranges::none_of(slots_[exchange.slot].legs, [](Leg const& leg) {
-      return leg.state == Leg::State::waiting || leg.state == Leg::State::lost;
-    });
-  }
+  bool complete(Exchange exchange) const { return is_complete(slots_[exchange.slot], slots_); }
 
   void wait(Exchange exchange, std::coroutine_handle<> waiter) {
     EM_CHECK(!slots_[exchange.slot].waiter, "two waiters for exchange " << exchange.slot);

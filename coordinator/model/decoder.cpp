@@ -49,7 +49,7 @@ void Decoder::prepare(StepContext const& step) {
 }
 
 Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
-  MatrixView<float> const x = step.act.x.view().first_rows(step.tokens);  // [T,H]
+  MatrixView<float> const x = step.rows(step.act.x);  // [T,H]
   embedding_.forward(step, x);
   if (step.tap) step.tap->hidden(0, on_host(step.exec, x, step.act.on_host));
   step.stages.end(Stage::embedding);
@@ -58,7 +58,8 @@ Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
                            .kv = kv.layer(l),
                            .cross_places = encoder_ ? &step.places[kv.cross_group()] : nullptr,
                            .cross = encoder_ ? &kv.cross(l) : nullptr};
-    co_await layers_[l].forward(arena, step, ropes_[rope_of_layer_[l]].angles(), cache);
+    RopeAngles const angles = ropes_[rope_of_layer_[l]].angles().rows(step.first_row, step.tokens);
+    co_await layers_[l].forward(arena, step, angles, cache);
     if (step.tap) step.tap->hidden(l + 1, on_host(step.exec, x, step.act.on_host));
   }
 }

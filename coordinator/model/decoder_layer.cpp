@@ -51,8 +51,9 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
   auto const logits_view = [&](Matrix<float>& m) { return m.view().first_rows(tokens).columns(0, spec_.num_experts); };
   MatrixView<float> const logits = logits_view(act.router);  // [T,E]
   linear(exec, x, gate_, logits);
-  auto const experts = act.experts.span().first(slots);
-  auto const weights = act.gate_weights.span().first(slots);
+  std::size_t const first_slot = place.first_row * spec_.experts_per_token;
+  auto const experts = act.experts.span().subspan(first_slot, slots);
+  auto const weights = act.gate_weights.span().subspan(first_slot, slots);
   RouterInput in{.logits = logits, .selection_bias = selection_bias_.span()};
   if (noise_) {
     MatrixView<float> const scale = logits_view(act.noise_scale);
@@ -65,7 +66,7 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
       rows.noise_scale = in.noise->scale_logits;
       rows.noise_eps = in.noise->eps;
     }
-    std::size_t const first = place.moe_index * tokens * act.max_experts_per_token;
+    std::size_t const first = place.moe_index * place.step_tokens * act.max_experts_per_token + first_slot;
     auto const device_experts = act.device_experts.span().subspan(first, slots);
     auto const device_weights = act.device_gate_weights.span().subspan(first, slots);
     device->route(spec_, rows, device_experts, device_weights);
@@ -146,30 +147,32 @@ DecoderLayer::ExpertRows DecoderLayer::rows_for_experts(StepContext const& step,
   if (!std::get<Mixture>(ffn_).gate_on_input) return {normed, routing, block_out};
   std::size_t const slots = normed.rows * routing.experts_per_token;
   Activations& act = step.act;
-  MatrixView<float> const in = act.expert_in.view().first_rows(slots);  // [T*K,H]
+  std::size_t const first_slot = step.first_row * routing.experts_per_token;
+  MatrixView<float> const in = act.expert_in.view().row_range(first_slot, slots);  // [T*K,H]
   if (Device* device = step.exec.device()) {
     device->scale_rows_into_slots(normed, routing.device_weights, routing.experts_per_token, in);
   } else {
     scale_rows_into_slots(step.exec, normed, routing.weights, routing.experts_per_token, in);
   }
-  auto const ones = act.unit_weights.span().first(slots);
+  auto const ones = act.unit_weights.span().subspan(first_slot, slots);
   std::ranges::fill(ones, 1.0F);
   RoutingView one_each{routing.experts, ones, 1};
   if (step.exec.device()) {
     one_each.device_experts = routing.device_experts;
     one_each.device_weights = act.device_unit_weights.span().first(slots);
   }
-  return {in, one_each, act.expert_out.view().first_rows(slots)};
+  return {in, one_each, act.expert_out.view().row_range(first_slot, slots)};
 }
 
 void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> block_out) const {
   if (residual_multiplier_ != 1.0F) scale(step.exec, block_out, residual_multiplier_);
-  add(step.exec, step.act.x.view().first_rows(step.tokens), block_out);
+  add(step.exec, step.rows(step.act.x), block_out);
 }
 
 // Tokens of a sequence come in order of position, whatever the steps: its counts go on from step to step, within an
 // encoder from part to part of its input.
 void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t k) const {
+  auto const slots = [&](auto& of_step, std::size_t t) { return of_step.span().subspan((step.first_row + t) * k, k); };
   for (std::size_t t = 0; t < step.tokens; ++t) {
     auto& [so_far, next] = step.sequences[step.sequence_of[t]]->expert_counts;
     auto const counts = std::span(next).subspan(capacity.first_count, capacity.num_experts);
@@ -177,14 +180,13 @@ void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity cons
       std::ranges::fill(counts, 0U);
     else if (step.stack == StackKind::decoder && (t == 0 || step.sequence_of[t] != step.sequence_of[t - 1]))
       std::ranges::copy(std::span(so_far).subspan(capacity.first_count, capacity.num_experts), counts.begin());
-    hold_capacity(capacity.tokens, step.act.experts.span().subspan(t * k, k),
-                  step.act.gate_weights.span().subspan(t * k, k), counts);
+    hold_capacity(capacity.tokens, slots(step.act.experts, t), slots(step.act.gate_weights, t), counts);
   }
 }
 
 void DecoderLayer::write_keys(StepContext const& step, RopeAngles const& angles, LayerCache const& cache) const {
-  MatrixView<float> const normed = step.act.normed.view().first_rows(step.tokens);  // [T,H]
-  input_norm_.forward(step.exec, step.act.x.view().first_rows(step.tokens), normed);
+  MatrixView<float> const normed = step.rows(step.act.normed);  // [T,H]
+  input_norm_.forward(step.exec, step.rows(step.act.x), normed);
   attention_.write(step.exec, normed, angles, cache.places, cache.kv, step.act);
 }
 
@@ -196,9 +198,9 @@ void DecoderLayer::write_cross(Exec const& exec, MatrixView<float const> encoded
 Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const& step, RopeAngles angles,
                            LayerCache cache) const {
   Activations& act = step.act;
-  MatrixView<float> const x = act.x.view().first_rows(step.tokens);                  // [T,H]
-  MatrixView<float> const normed = act.normed.view().first_rows(step.tokens);        // [T,H]
-  MatrixView<float> const block_out = act.block_out.view().first_rows(step.tokens);  // [T,H]
+  MatrixView<float> const x = step.rows(act.x);                  // [T,H]
+  MatrixView<float> const normed = step.rows(act.normed);        // [T,H]
+  MatrixView<float> const block_out = step.rows(act.block_out);  // [T,H]
 
   input_norm_.forward(step.exec, x, normed);
   attention_.forward(step.exec, normed, angles, cache.places, cache.kv, act, block_out);
@@ -219,20 +221,25 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   }
 
   auto const& [router, shared, gate_on_input, capacity] = std::get<Mixture>(ffn_);
-  RoutingView const routing =
-      router.forward(step.exec, normed, step.positions,
-                     {.moe_index = moe_index_, .on_host = step.experts.wants_routing_on_host()}, act);
+  RoutingView const routing = router.forward(step.exec, normed, step.positions,
+                                             {.moe_index = moe_index_,
+                                              .first_row = step.first_row,
+                                              .step_tokens = step.step_tokens(),
+                                              .on_host = step.experts.wants_routing_on_host()},
+                                             act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router, number_);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
   auto const exchange = step.experts.dispatch(number_, rows.in, rows.routing);  // rows leave for their workers
   step.stages.end(step.experts.computes_at_dispatch() ? Stage::experts : Stage::dispatch, number_);
-  MatrixView<float> const shared_out = act.shared_out.view().first_rows(step.tokens);  // [T,H]
-  if (shared) shared->forward(step.exec, normed, act, shared_out);                     // while they compute
-  if (!routing.experts.empty()) {                                                      // else when the step is over
+  MatrixView<float> const shared_out = shared ? step.rows(act.shared_out) : MatrixView<float>{};  // [T,H]
+  if (shared) shared->forward(step.exec, normed, act, shared_out);                                // while they compute
+  if (!routing.experts.empty()) {  // else when the step is over
     step.balance.add(moe_index_, routing);
     if (step.routed)
-      std::ranges::copy(routing.experts, step.routed + (moe_index_ - step.first_routed) * routing.experts.size());
+      std::ranges::copy(routing.experts,
+                        step.routed + ((moe_index_ - step.first_routed) * step.step_tokens() + step.first_row) *
+                                          routing.experts_per_token);
   }
   step.stages.end(Stage::shared_expert, number_);
   co_await step.experts.answered(exchange);

@@ -48,6 +48,15 @@ struct StepContext {
   std::uint32_t* routed = nullptr;                // [MoE layers of the decoder][T][K] experts, where asked for
   std::uint32_t first_routed = 0;                 // MoE layers before the decoder's
   LayerTap* tap = nullptr;
+  // Of a micro-batch: its tokens are rows [first_row, first_row + T) of the step's. What others of the step may do
+  // while it waits for experts leaves these rows of the activations alone, and no others.
+  std::size_t first_row = 0;
+  std::size_t other_tokens = 0;  // of the step, that are not in this micro-batch
+
+  [[nodiscard]] std::size_t step_tokens() const { return tokens + other_tokens; }
+  [[nodiscard]] MatrixView<float> rows(Matrix<float>& of_step) const {
+    return of_step.view().row_range(first_row, tokens);  // [T,…]
+  }
 };
 
 // An FFN in this process: dense layers, shared experts.
@@ -77,9 +86,12 @@ class SharedExpert {
 class Router {
  public:
   Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, WeightLoader const& loader);
-  // Where a device's routing goes: among those of the step's MoE layers, and, if it is needed there, to the host.
+  // Where routing goes: to rows from first_row on; a device's among those of the step's MoE layers, and, if it is
+  // needed there, to the host.
   struct Place {
     std::size_t moe_index = 0;
+    std::size_t first_row = 0;
+    std::size_t step_tokens = 0;
     bool on_host = true;
   };
   // x: [T,H] -> routing of T tokens, in act's buffers.

@@ -67,7 +67,8 @@ std::vector<KvCacheSpec> kv_cache_specs(ModelSpec const& spec, DType dtype) {
 }
 
 KvCache::KvCache(ModelSpec const& spec, std::vector<KvCacheSpec> const& groups, std::vector<std::size_t> const& blocks,
-                 DeviceMemory* device) {
+                 DeviceMemory* device)
+    : num_groups_(groups.size()) {
   auto const& layers = spec.decoder().layers;
   group_of_.resize(layers.size());
   for (std::size_t g = 0; g < groups.size(); ++g)

@@ -27,6 +27,7 @@ class KvCache {
   // Has the system give all its memory now, of this host, spread over the nodes of these threads: see touch_pages().
   // Any thread, while steps run.
   void touch(ThreadPlan const& threads, std::stop_token const& stop);
+  [[nodiscard]] std::size_t num_groups() const { return num_groups_; }
   [[nodiscard]] std::size_t group_of(std::size_t layer) const { return group_of_[layer]; }
   // places: [KV groups] of a step. Broken invariant where a token of it has no block.
   void check(std::span<TokenPlaces const> places) const;
@@ -37,6 +38,7 @@ class KvCache {
 
  private:
   std::vector<KvLayer> layers_;
+  std::size_t num_groups_;
   std::vector<std::size_t> group_of_;
   std::vector<KvLayer> cross_;    // [layers], or empty
   std::vector<KvLayer> encoder_;  // one, or empty

@@ -15,6 +15,10 @@ namespace expertmesh {
 struct RopeAngles {
   MatrixView<float const> cos;  // [T,R/2]
   MatrixView<float const> sin;
+
+  [[nodiscard]] RopeAngles rows(std::size_t begin, std::size_t count) const {
+    return {cos.row_range(begin, count), sin.row_range(begin, count)};
+  }
 };
 
 // The inverse frequencies of a sequence of `length` tokens: out[i], i < R/2, in float32 as transformers

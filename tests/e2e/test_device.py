@@ -68,7 +68,7 @@ class DeviceTest(unittest.TestCase):
 
     def test_whoever_holds_the_experts(self):
         for options, devices in (
-                (("--device", "cuda", "--workers", 2), ["cuda:0", "cpu", "cpu"]),
+                (("--device", "cuda", "--workers", 2, "--micro-batches", 2), ["cuda:0", "cpu", "cpu"]),
                 (("--device", "cuda", "--workers", 1, "--worker-device", "cuda"), ["cuda:0", "cuda:0"]),
                 (("--device", "cuda", "--workers", 2, "--worker-device", "cuda"), ["cuda:0", "cuda:0", "cuda:0"]),
                 (("--workers", 2, "--worker-device", "cuda:0", "--allow-mixed-numerics"), ["cpu", "cuda:0", "cuda:0"])):
@@ -140,7 +140,7 @@ class DeviceTest(unittest.TestCase):
     def test_rows_go_by_nccl(self):
         golden = Golden(CASE)
         with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", "--row-transport", "nccl",
-                        "--static-exchange-bytes", 1 << 20) as server:
+                        "--static-exchange-bytes", 1 << 20, "--micro-batches", 2) as server:
             def all_by_nccl():
                 server.complete(**body_of(golden.prompts[0], 1))  # links come up while there are steps
                 workers = server.get("/v1/cluster")[1]["workers"]

@@ -134,12 +134,13 @@ class KillTest(unittest.TestCase):
         ways = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP]
         with Server(DEMO_MODEL, "--workers", 3) as server:
             expected = quiet_answers(server)
-
+        with Server(DEMO_MODEL, "--workers", 3, "--micro-batches", 2) as server:
             def strike(rng, number):
                 victims = rng.sample(workers_of(server), 1 + number % 3)  # up to all of them
                 return kill_all(victims, ways[number % len(ways)])
 
             self.storm(server, expected, max(10, KILLS // 10), strike)
+            self.assertGreater(server.metric("split_steps_total"), 100)
 
     def test_a_second_death_during_the_recovery(self):
         with Server(DEMO_MODEL, "--workers", 3) as server:

@@ -125,6 +125,24 @@ TEST_P(ReferenceModel, BitsDoNotDependOnBatchChunkOrThreads) {
   }
 }
 
+// Where they meet is in the middle of a sequence here, or of a prompt.
+TEST_P(ReferenceModel, TwoMicroBatchesHaveTheBitsOfOne) {
+  for (DType const dtype : {DType::f32, DType::bf16}) {
+    Model model(dir, dtype, 2, best_isa());
+    for (std::size_t const budget : {std::size_t{31}, kMaxTokens}) {
+      model.make_runner(kMaxTokens, MicroBatchRule::one);
+      auto const whole = model.run(prompts, budget);
+      model.make_runner(kMaxTokens, MicroBatchRule::two);
+      auto const split = model.run(prompts, budget);
+      for (std::size_t p = 0; p < prompts.size(); ++p) {
+        EXPECT_EQ(split[p].logprobs, whole[p].logprobs) << name_of(dtype) << ", budget " << budget << ", prompt " << p;
+        EXPECT_EQ(split[p].experts, whole[p].experts) << name_of(dtype) << ", budget " << budget << ", prompt " << p;
+      }
+      EXPECT_GT(model.runner->num_split_steps(), 0U);
+    }
+  }
+}
+
 TEST_P(ReferenceModel, Float32BitsDoNotDependOnTheInstructionSet) {
   for (Numerics const& numerics : {Numerics(DType::f32), Numerics(DType::f32, DType::i8)}) {
     auto const expected = Model(dir, numerics, 1, Isa::scalar).run({prompts[prompts.size() - 2]}, kMaxTokens)[0];
@@ -135,21 +153,32 @@ TEST_P(ReferenceModel, Float32BitsDoNotDependOnTheInstructionSet) {
   }
 }
 
-TEST_P(ReferenceModel, AStepDoesNotAllocate) {
+class AStep : public testing::TestWithParam<std::tuple<std::string, MicroBatchRule>> {};
+
+TEST_P(AStep, DoesNotAllocate) {
+  auto const& [name, rule] = GetParam();
+  fs::path const dir = model_dir(name);
+  test::GoldenFile const golden(dir / "golden.safetensors");
+  auto const prompt = prompt_of(golden, num_prompts(golden) - 1);
   Model model(dir, DType::bf16, 2, best_isa());
+  model.make_runner(kMaxTokens, rule);
   Scheduler scheduler({.max_num_seqs = 4, .max_num_batched_tokens = kMaxTokens, .max_model_len = 128}, model.groups,
                       model.blocks);
-  Sequence sequence;
-  sequence.tokens.reserve(128);
-  sequence.tokens = prompts.back();
-  sequence.prompt_length = prompts.back().size();
-  sequence.max_length = sequence.prompt_length + 36;
-  scheduler.submit(sequence);
+  std::array<Sequence, 2> sequences;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    Sequence& sequence = sequences[i];
+    sequence.id = SequenceId(i);
+    sequence.tokens.reserve(128);
+    sequence.tokens = prompt;
+    sequence.prompt_length = prompt.size();
+    sequence.max_length = sequence.prompt_length + 36;
+    scheduler.submit(sequence);
+  }
   StageFloors const floors(model.spec, weight_format_of(DType::bf16), DType::bf16, DType::i8,
                            {.bytes_per_second = 1e9});
   model.runner->count_floors(&floors);
   SamplingParams const greedy{.temperature = 0};
-  std::vector<RowWish> const wishes(1, RowWish{.sampling = &greedy, .token_logprobs = {}, .prompt_logprobs = {}});
+  std::vector<RowWish> const wishes(2, RowWish{.sampling = &greedy, .token_logprobs = {}, .prompt_logprobs = {}});
   for (int step = 0; step < 32; ++step) {  // windows move on meanwhile
     std::size_t const before = test::allocations_so_far();
     StepBatch const& batch = scheduler.schedule();
@@ -159,10 +188,19 @@ TEST_P(ReferenceModel, AStepDoesNotAllocate) {
     if (step > 0) {  // in the first one the experts set themselves up
       EXPECT_EQ(during, 0U) << "step " << step;
     }
-    sequence.tokens.push_back(*results[0].token);
+    for (std::size_t i = 0; i < results.size(); ++i)
+      batch.sequences()[batch.logit_rows()[i].sequence]->tokens.push_back(*results[i].token);
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(Cases, AStep,
+                         testing::Combine(testing::ValuesIn(test::kReferenceModels),
+                                          testing::Values(MicroBatchRule::one, MicroBatchRule::two)),
+                         [](auto const& test) {
+                           std::string name = std::get<0>(test.param);
+                           std::ranges::replace(name, '-', '_');
+                           return name + (std::get<1>(test.param) == MicroBatchRule::one ? "_whole" : "_split");
+                         });
 INSTANTIATE_TEST_SUITE_P(Cases, ReferenceModel, testing::ValuesIn(test::kReferenceModels), test::name_of_model);
 
 // ---- what has kernels of its own for every instruction set: plain, biased and clamped, latent

@@ -84,14 +84,21 @@ struct ModelRig {
                                    .device = device});
     groups = kv_cache_specs(spec, numerics.kv);
     kv.emplace(spec, groups, blocks, device);
-    runner.emplace(
-        spec,
-        StepRunnerLimits{
-            .max_tokens = max_tokens, .max_logit_rows = kMaxLogitRows, .record_routing = true, .trace = &trace},
-        exec, *decoder, *kv,
-        resident ? static_cast<Experts&>(*resident)
-        : remote ? static_cast<Experts&>(*remote)
-                 : no_experts);
+    make_runner(max_tokens, MicroBatchRule::one);
+  }
+
+  // Steps run in so many micro-batches from now on.
+  void make_runner(std::size_t max_tokens, MicroBatchRule rule) {
+    runner.emplace(spec,
+                   StepRunnerLimits{.max_tokens = max_tokens,
+                                    .max_logit_rows = kMaxLogitRows,
+                                    .record_routing = true,
+                                    .micro_batches = rule,
+                                    .trace = &trace},
+                   exec, *decoder, *kv,
+                   resident ? static_cast<Experts&>(*resident)
+                   : remote ? static_cast<Experts&>(*remote)
+                            : no_experts);
   }
 
   static StepSizes sizes(std::size_t max_tokens) {

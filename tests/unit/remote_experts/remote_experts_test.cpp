@@ -176,6 +176,38 @@ TEST_P(RemoteExpertsTest, TwoMicroBatchesInFlight) {
   EXPECT_EQ(out, expected);
 }
 
+// One that is complete at once all the same: nobody but this process holds its expert.
+TEST_P(RemoteExpertsTest, MicroBatchesTakeTurnsInTheOrderInWhichTheyBegan) {
+  World world(GetParam());
+  auto held = static_split(num_experts_of(world.model), 2);
+  ASSERT_EQ(std::erase(held[1].back(), std::uint32_t{kExperts - 1}), 1U);
+  auto const experts = world.experts(world.group(std::move(held), 1), 1);
+  std::vector<float> const x(world.hidden, 0.25F);
+  Routing const elsewhere{.experts_per_token = 1, .experts = {0}, .weights = {1}};
+  Routing const here{.experts_per_token = 1, .experts = {kExperts - 1}, .weights = {1}};
+  std::vector<float> out_a(world.hidden);
+  std::vector<float> out_b(world.hidden);
+  FrameArena arena_a(std::size_t{64} << 10);
+  FrameArena arena_b(std::size_t{64} << 10);
+  MatrixView<float const> const in(x.data(), 1, world.hidden);
+  Task a = exchange(arena_a, *experts, 3, in, view(elsewhere), {out_a.data(), 1, world.hidden});
+  Task b = exchange(arena_b, *experts, 3, in, view(here), {out_b.data(), 1, world.hidden});
+  a.start();
+  b.start();
+  EXPECT_FALSE(a.done());
+  EXPECT_FALSE(b.done()) << "before the first";
+  while (!b.done()) {
+    experts->progress();
+    EXPECT_LE(b.done(), a.done());
+  }
+  EXPECT_EQ(out_a, run(*experts, 3, x, world.hidden, elsewhere));
+  EXPECT_EQ(out_b, run(*experts, 3, x, world.hidden, here));
+
+  Task alone = exchange(arena_b, *experts, 3, in, view(here), {out_b.data(), 1, world.hidden});
+  alone.start();
+  EXPECT_TRUE(alone.done());
+}
+
 TEST_P(RemoteExpertsTest, ATokenTravelsOnceToEachWorker) {
   World world(GetParam());
   auto const experts = world.experts(world.group(2, 3), 3);  // experts 0-2 and 3-6

@@ -115,6 +115,13 @@ void gather_rows(Exec const& exec, MatrixView<float const> x, std::span<std::uin
   for (std::size_t i = 0; i < rows.size(); ++i) std::memcpy(out.row(i), x.row(rows[i]), x.cols * sizeof(float));
 }
 
+void copy_rows(Exec const& exec, MatrixView<float const> x, MatrixView<float> out) {
+  EM_CHECK(x.rows == out.rows && x.cols == out.cols,
+           "x [" << x.rows << "," << x.cols << "], out [" << out.rows << "," << out.cols << "]");
+  if (exec.device()) return copy_head_columns(exec, x, {}, 1, x.cols, {}, out);
+  for (std::size_t t = 0; t < x.rows; ++t) std::memcpy(out.row(t), x.row(t), x.cols * sizeof(float));
+}
+
 void copy_head_columns(Exec const& exec, MatrixView<float const> x, HeadRange from, std::size_t num_heads,
                        std::size_t count, HeadRange to, MatrixView<float> out) {
   EM_CHECK(x.rows == out.rows && num_heads > 0 && (num_heads - 1) * from.stride + from.first + count <= x.cols &&

@@ -31,6 +31,8 @@ void embedding(Exec const& exec, std::span<TokenId const> ids, DType type, std::
 // out[i] = x[rows[i]]; rows on the host.
 void gather_rows(Exec const& exec, MatrixView<float const> x, std::span<std::uint32_t const> rows,
                  MatrixView<float> out);
+// out = x; both [T,H].
+void copy_rows(Exec const& exec, MatrixView<float const> x, MatrixView<float> out);
 // Columns of head h: out[t][h * to.stride + to.first + i] = x[t][h * from.stride + from.first + i], i < count.
 void copy_head_columns(Exec const& exec, MatrixView<float const> x, HeadRange from, std::size_t num_heads,
                        std::size_t count, HeadRange to, MatrixView<float> out);

@@ -7,7 +7,9 @@ constexpr std::size_t kEncoderFrameBytes = std::size_t{16} << 10;  // two nested
 
 }  // namespace
 
-EncoderRun::EncoderRun(Encoder& encoder) : encoder_(encoder), frames_(kEncoderFrameBytes) {}
+EncoderRun::EncoderRun(Encoder& encoder, DeviceMemory* device) : encoder_(encoder), frames_(kEncoderFrameBytes) {
+  if (device) inputs_.emplace(*device, StepInputs::most_numbers(encoder.max_rows()));
+}
 
 void EncoderRun::begin(EncoderBatch const& batch, Surroundings const& surroundings) {
   std::size_t const rows = batch.num_tokens();
@@ -30,6 +32,11 @@ void EncoderRun::begin(EncoderBatch const& batch, Surroundings const& surroundin
   context.sequence_of = batch.places().sequences;
   context.sequences = batch.sequences();
   context.places = {&batch.places(), 1};
+  if (inputs_) {
+    inputs_->put(batch.ids(), context.places, 0);
+    context.ids_on_device = inputs_->ids();
+    context.places = inputs_->places();
+  }
   task_.emplace(encoder_.forward(frames_, context, surroundings_->cache, rest_, surroundings_->consumer));
   task_->start();
 }

@@ -8,13 +8,15 @@
 #include "common/base/frame_arena.h"
 #include "common/base/task.h"
 #include "coordinator/model/encoder.h"
+#include "coordinator/model/step_inputs.h"
 #include "coordinator/scheduler/encoder_batch.h"
 
 namespace expertmesh {
 
 class EncoderRun {
  public:
-  explicit EncoderRun(Encoder& encoder);
+  // device: that runs the encoder; null: this host.
+  explicit EncoderRun(Encoder& encoder, DeviceMemory* device = nullptr);
 
   // What stays the same over the steps: all of the context but the rows, whose fields are set here.
   struct Surroundings {
@@ -36,6 +38,7 @@ class EncoderRun {
 
   Encoder& encoder_;
   FrameArena frames_;
+  std::optional<StepInputs> inputs_;  // of the task, with a device
   Rest rest_;
   std::uint64_t batch_id_ = 0;  // of the task
   std::size_t tokens_done_ = 0;

@@ -9,6 +9,7 @@
 #include "coordinator/model/kv_cache.h"
 #include "coordinator/model/rope_table.h"
 #include "coordinator/model/step_inputs.h"
+#include "coordinator/model/token_embedding.h"
 #include "coordinator/sampling/device_sampler.h"
 
 namespace expertmesh {
@@ -35,6 +36,14 @@ std::vector<RopeSpec> different_ropes(ModelSpec const& spec) {
   for (LayerSpec const& layer : spec.decoder().layers)
     if (std::ranges::find(ropes, layer.attention.rope) == ropes.end()) ropes.push_back(layer.attention.rope);
   return ropes;
+}
+
+// Beside what the decoder's steps have, too. Sinusoids are those of both.
+std::size_t encoder_bytes(ModelSpec const& spec, StepSizes const& sizes) {
+  std::size_t const rows = std::max(sizes.length, sizes.tokens);
+  std::size_t const sinusoids = TokenEmbedding::sinusoid_bytes(spec, rows);
+  if (!spec.encoder()) return sinusoids;
+  return sinusoids + rows * spec.hidden * sizeof(float) + StepInputs::most_numbers(rows) * sizeof(std::uint32_t);
 }
 
 // CUDA gives small allocations parts of a page, and whole pages to others.
@@ -72,7 +81,7 @@ std::size_t device_buffer_bytes(ModelSpec const& spec, StepSizes const& sizes, E
   for (RopeSpec const& rope : different_ropes(spec)) RopeTable const table(rope, sizes.tokens, &counted);
   std::size_t const inputs =
       StepInputs::most_bytes(kv_cache_specs(spec, DType::f32).size(), sizes.tokens, sizes.sequences, sizes.length);
-  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + inputs +
+  return Exec::device_bytes(limits) + scratch + resident + counted.bytes() + inputs + encoder_bytes(spec, sizes) +
          DeviceSampler::device_bytes(spec.vocab, sizes.logit_rows);
 }
 

@@ -20,12 +20,19 @@ std::uint32_t num_encoder_moe_layers(ModelSpec const& spec) {
   return static_cast<std::uint32_t>(std::ranges::count(moe_layers(spec), StackKind::encoder, &NumberedLayer::stack));
 }
 
+bool any_mixture(ModelSpec const& spec, auto is_so) {
+  return std::ranges::any_of(moe_layers(spec),
+                             [&](NumberedLayer const& layer) { return is_so(std::get<MoeFfnSpec>(layer.layer->ffn)); });
+}
+
+// Whether the host reads the routing of each layer before its rows go to the experts, whoever they are.
+bool reads_routing(ModelSpec const& spec) {
+  return spec.encoder() || any_mixture(spec, [](MoeFfnSpec const& moe) { return moe.capacity.has_value(); });
+}
+
 // Whether layers do something on the host on their way.
 bool needs_host(ModelSpec const& spec) {
-  return spec.encoder() || std::ranges::any_of(moe_layers(spec), [](NumberedLayer const& layer) {
-           auto const& moe = std::get<MoeFfnSpec>(layer.layer->ffn);
-           return moe.capacity || moe.router.noise;
-         });
+  return reads_routing(spec) || any_mixture(spec, [](MoeFfnSpec const& moe) { return moe.router.noise.has_value(); });
 }
 
 }  // namespace
@@ -41,6 +48,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
       layers_need_host_(needs_host(spec)),
+      reads_routing_(reads_routing(spec)),
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
       micro_batches_(decoder, kv, experts, limits.pause),
@@ -56,7 +64,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
     graphs_.emplace(*exec.device());
   for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
-  if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder);
+  if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder, exec.device());
   if (limits.trace) stages_.tell(&trace_.emplace(*limits.trace));
 }
 
@@ -80,6 +88,7 @@ StepContext StepRunner::context(Experts& experts) {
           .sequence_of = {},
           .sequences = {},
           .places = {},
+          .routing_on_host = reads_routing_ || experts.wants_routing_on_host(),
           .tap = tap_};
 }
 
@@ -190,7 +199,7 @@ void StepRunner::forward(StepBatch const& batch) {
   } else {
     run_layers(step, {.tokens = step.tokens, .decodes_only = step.tokens == batch.num_decodes()});
   }
-  if (exec_.device() && (done || !experts_.wants_routing_on_host())) {
+  if (exec_.device() && (done || !step.routing_on_host)) {
     fetch_routing(batch.num_tokens());
     stages_.end(Stage::fetch);
   }

@@ -104,6 +104,7 @@ class StepRunner {
   std::uint32_t first_routed_;  // of the decoder's, among them
   std::size_t experts_per_token_;
   bool const layers_need_host_;
+  bool const reads_routing_;
   Activations activations_;
   BalanceStatistics balance_;
   StageTimes stages_;

@@ -17,7 +17,8 @@ Decoder::Decoder(ModelSpec const& spec, WeightSource const& source, DecoderOptio
 
 Decoder::Decoder(ModelSpec const& spec, WeightLoader const& loader, DecoderOptions const& options)
     : hidden_(spec.hidden),
-      embedding_(spec, spec.decoder(), loader, options.max_tokens, nullptr),
+      embedding_(spec, spec.decoder(), loader,
+                 {.tokens = options.max_tokens, .positions = std::max(options.max_input, options.max_tokens)}, nullptr),
       logit_multiplier_(spec.logit_multiplier) {
   if (spec.encoder())
     encoder_.emplace(

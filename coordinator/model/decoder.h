@@ -15,7 +15,7 @@ namespace expertmesh {
 
 struct DecoderOptions {
   std::size_t max_tokens = 0;                        // T of the largest step
-  std::size_t max_input = 0;                         // tokens of an encoder's input; at least T are taken
+  std::size_t max_input = 0;                         // with an encoder: tokens of an input, or an answer; T at least
   WeightFormat weights = kFloat32Weights;            // of every GEMM but the routers'
   std::function<void(std::size_t)> on_bytes_loaded;  // hears the bytes read since the last call
   Device* device = nullptr;                          // that runs it; null: this host

@@ -34,6 +34,21 @@ void SharedExpert::forward(Exec const& exec, MatrixView<float const> x, Activati
   scale_rows_by_sigmoid(exec, out, gate);
 }
 
+namespace {
+
+// Where a device keeps the routing of a layer: [T*K].
+struct DeviceRouting {
+  std::span<std::uint32_t> experts;
+  std::span<float> weights;
+};
+DeviceRouting device_routing(Activations& act, Router::Place const& place, std::size_t tokens, std::size_t k) {
+  std::size_t const first = place.moe_index * place.step_tokens * act.max_experts_per_token + place.first_row * k;
+  return {act.device_experts.span().subspan(first, tokens * k),
+          act.device_gate_weights.span().subspan(first, tokens * k)};
+}
+
+}  // namespace
+
 Router::Router(MoeFfnSpec const& spec, std::uint32_t layer, std::size_t hidden, WeightLoader const& loader)
     : spec_(spec.router),
       layer_(layer),
@@ -66,9 +81,7 @@ RoutingView Router::forward(Exec const& exec, MatrixView<float const> x, std::sp
       rows.noise_scale = in.noise->scale_logits;
       rows.noise_eps = in.noise->eps;
     }
-    std::size_t const first = place.moe_index * place.step_tokens * act.max_experts_per_token + first_slot;
-    auto const device_experts = act.device_experts.span().subspan(first, slots);
-    auto const device_weights = act.device_gate_weights.span().subspan(first, slots);
+    auto const [device_experts, device_weights] = device_routing(act, place, tokens, spec_.experts_per_token);
     device->route(spec_, rows, device_experts, device_weights);
     if (!place.on_host) return {{}, {}, spec_.experts_per_token, device_experts, device_weights};
     if (slots > 0) {
@@ -169,10 +182,18 @@ void DecoderLayer::add_to_residual(StepContext const& step, MatrixView<float> bl
   add(step.exec, step.rows(step.act.x), block_out);
 }
 
+Router::Place DecoderLayer::place_of(StepContext const& step) const {
+  return {.moe_index = moe_index_,
+          .first_row = step.first_row,
+          .step_tokens = step.step_tokens(),
+          .on_host = step.routing_on_host};
+}
+
 // Tokens of a sequence come in order of position, whatever the steps: its counts go on from step to step, within an
-// encoder from part to part of its input.
+// encoder from part to part of its input. A device's copy of the routing follows.
 void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t k) const {
-  auto const slots = [&](auto& of_step, std::size_t t) { return of_step.span().subspan((step.first_row + t) * k, k); };
+  auto const experts = step.act.experts.span().subspan(step.first_row * k, step.tokens * k);
+  auto const weights = step.act.gate_weights.span().subspan(step.first_row * k, step.tokens * k);
   for (std::size_t t = 0; t < step.tokens; ++t) {
     auto& [so_far, next] = step.sequences[step.sequence_of[t]]->expert_counts;
     auto const counts = std::span(next).subspan(capacity.first_count, capacity.num_experts);
@@ -180,8 +201,13 @@ void DecoderLayer::hold_to_capacity(StepContext const& step, ExpertCapacity cons
       std::ranges::fill(counts, 0U);
     else if (step.stack == StackKind::decoder && (t == 0 || step.sequence_of[t] != step.sequence_of[t - 1]))
       std::ranges::copy(std::span(so_far).subspan(capacity.first_count, capacity.num_experts), counts.begin());
-    hold_capacity(capacity.tokens, slots(step.act.experts, t), slots(step.act.gate_weights, t), counts);
+    hold_capacity(capacity.tokens, experts.subspan(t * k, k), weights.subspan(t * k, k), counts);
   }
+  Device* const device = step.exec.device();
+  if (!device || std::ranges::find(experts, kNoExpert) == experts.end()) return;
+  DeviceRouting const there = device_routing(step.act, place_of(step), step.tokens, k);
+  device->upload(there.experts.data(), experts.data(), experts.size_bytes());
+  device->upload(there.weights.data(), weights.data(), weights.size_bytes());
 }
 
 void DecoderLayer::write_keys(StepContext const& step, RopeAngles const& angles, LayerCache const& cache) const {
@@ -221,12 +247,7 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   }
 
   auto const& [router, shared, gate_on_input, capacity] = std::get<Mixture>(ffn_);
-  RoutingView const routing = router.forward(step.exec, normed, step.positions,
-                                             {.moe_index = moe_index_,
-                                              .first_row = step.first_row,
-                                              .step_tokens = step.step_tokens(),
-                                              .on_host = step.experts.wants_routing_on_host()},
-                                             act);
+  RoutingView const routing = router.forward(step.exec, normed, step.positions, place_of(step), act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router, number_);
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);

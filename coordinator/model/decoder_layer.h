@@ -47,6 +47,7 @@ struct StepContext {
   std::span<TokenPlaces const> places;            // of the stack: one per KV group, or the encoder's one
   std::uint32_t* routed = nullptr;                // [MoE layers of the decoder][T][K] experts, where asked for
   std::uint32_t first_routed = 0;                 // MoE layers before the decoder's
+  bool routing_on_host = true;                    // what a device has chosen is read there, layer by layer
   LayerTap* tap = nullptr;
   // Of a micro-batch: its tokens are rows [first_row, first_row + T) of the step's. What others of the step may do
   // while it waits for experts leaves these rows of the activations alone, and no others.
@@ -155,6 +156,7 @@ class DecoderLayer {
   ExpertRows rows_for_experts(StepContext const& step, MatrixView<float> normed, RoutingView routing,
                               MatrixView<float> block_out) const;
   void add_to_residual(StepContext const& step, MatrixView<float> block_out) const;
+  [[nodiscard]] Router::Place place_of(StepContext const& step) const;
   void hold_to_capacity(StepContext const& step, ExpertCapacity const& capacity, std::size_t experts_per_token) const;
 
   struct CrossBlock {

@@ -1,9 +1,9 @@
 #include "coordinator/model/encoder.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/base/check.h"
+#include "common/kernels/rows.h"
 
 namespace expertmesh {
 namespace {
@@ -15,19 +15,15 @@ std::vector<DecoderLayer> load_layers(ModelSpec const& spec, WeightLoader const&
   return layers;
 }
 
-void copy_rows(MatrixView<float const> from, MatrixView<float> to) {
-  std::memcpy(to.data, from.data, from.rows * from.cols * sizeof(float));
-}
-
 }  // namespace
 
 Encoder::Encoder(ModelSpec const& spec, WeightLoader const& loader, EncoderLimits const& limits,
                  TokenEmbedding const& decoder)
     : max_chunk_(limits.max_chunk),
-      embedding_(spec, *spec.encoder(), loader, limits.max_chunk, &decoder),
+      embedding_(spec, *spec.encoder(), loader, {.tokens = limits.max_chunk, .positions = limits.max_rows}, &decoder),
       layers_(load_layers(spec, loader)),
       final_norm_(spec.encoder()->final_norm, spec.hidden, loader),
-      x_(limits.max_rows, spec.hidden) {}
+      x_(limits.max_rows, spec.hidden, loader.device()) {}
 
 // Through every layer, for the keys first if there are several parts, and to the decoder.
 std::size_t Encoder::work(std::size_t rows) const {
@@ -53,6 +49,7 @@ Task Encoder::forward(FrameArena& arena, StepContext const& step, KvLayer& cache
               .own = step.act.x.view().first_rows(count)};
     part.step.tokens = count;
     part.step.ids = step.ids.subspan(begin, count);
+    if (step.exec.device()) part.step.ids_on_device = step.ids_on_device.subspan(begin, count);
     part.step.positions = step.positions.subspan(begin, count);
     part.step.prompt_lengths = step.prompt_lengths.subspan(begin, count);
     part.step.sequence_of = step.sequence_of.subspan(begin, count);
@@ -68,23 +65,23 @@ Task Encoder::forward(FrameArena& arena, StepContext const& step, KvLayer& cache
     // A token looks at all of its input: with several parts every one's keys must be there before the first looks.
     for (std::size_t begin = 0; rows > max_chunk_ && begin < rows; begin += max_chunk_) {
       Part const part = part_at(begin);
-      copy_rows(part.x, part.own);
+      copy_rows(step.exec, part.x, part.own);
       layer.write_keys(part.step, {}, {.places = part.places, .kv = cache});
       step.stages.end(Stage::attention);
       co_await rest.after(part.step.tokens);
     }
     for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
       Part const part = part_at(begin);
-      copy_rows(part.x, part.own);
+      copy_rows(step.exec, part.x, part.own);
       co_await layer.forward(arena, part.step, {}, {.places = part.places, .kv = cache});
-      copy_rows(part.own, part.x);
+      copy_rows(step.exec, part.own, part.x);
       co_await rest.after(part.step.tokens);
     }
   }
   for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
     Part const part = part_at(begin);
     final_norm_.forward(step.exec, part.x, part.own);
-    if (step.tap) step.tap->encoder_output(begin, part.own);
+    if (step.tap) step.tap->encoder_output(begin, on_host(step.exec, part.own, step.act.on_host));
     consumer(part.own, part.places);
     step.stages.end(Stage::attention);
     if (begin + max_chunk_ < rows) co_await rest.after(part.step.tokens);

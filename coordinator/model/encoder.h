@@ -50,6 +50,7 @@ class Encoder {
 
   // Rows of all passes over R rows of input: what Rest counts.
   [[nodiscard]] std::size_t work(std::size_t rows) const;
+  [[nodiscard]] std::size_t max_rows() const { return x_.view().rows; }
   [[nodiscard]] std::size_t activation_bytes() const { return x_.size_bytes(); }
 
   // What to do with the encoder's output. encoded: [n,H], at these places.

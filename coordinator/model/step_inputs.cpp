@@ -13,6 +13,11 @@ void each_array(TokenPlaces& p, auto use) {
 
 }  // namespace
 
+StepInputs::StepInputs(DeviceMemory& device, std::size_t most_numbers)
+    : device_(device), memory_(most_numbers, most_numbers > 0 ? &device : nullptr) {
+  packed_.reserve(most_numbers);
+}
+
 void StepInputs::put(std::span<TokenId const> ids, std::span<TokenPlaces const> places, std::size_t most_positions) {
   static_assert(sizeof(TokenId) == sizeof(std::uint32_t));
   packed_.clear();
@@ -48,6 +53,11 @@ std::size_t StepInputs::most_bytes(std::size_t groups, std::size_t tokens, std::
   std::size_t const of_sequences = sequences * (length / kKvBlockTokens + 2);
   // While a buffer takes the place of one that is too small, both are there.
   return (tokens + groups * (of_tokens + of_sequences)) * (kGrowth + 1) * sizeof(std::uint32_t);
+}
+
+std::size_t StepInputs::most_numbers(std::size_t tokens) {
+  std::size_t const sequences = tokens;                                 // at most
+  return 4 * tokens + sequences + tokens / kKvBlockTokens + sequences;  // ids and places; offsets; blocks
 }
 
 }  // namespace expertmesh

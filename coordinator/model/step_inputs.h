@@ -11,7 +11,8 @@ namespace expertmesh {
 
 class StepInputs {
  public:
-  explicit StepInputs(DeviceMemory& device) : device_(device) {}
+  // most_numbers: that there is room for from the start; of more, from the first step that needs it.
+  explicit StepInputs(DeviceMemory& device, std::size_t most_numbers = 0);
   // Puts ids [T] and places [KV groups] there. most_positions: of TokenPlaces::OnDevice. Their addresses depend on the
   // numbers of tokens and sequences, and on where().
   void put(std::span<TokenId const> ids, std::span<TokenPlaces const> places, std::size_t most_positions);
@@ -21,6 +22,8 @@ class StepInputs {
   [[nodiscard]] std::uint32_t const* where() const { return memory_.data(); }    // moves when a step needs more room
   // That the inputs of a step take there, of so many KV groups and sequences up to `length`.
   static std::size_t most_bytes(std::size_t groups, std::size_t tokens, std::size_t sequences, std::size_t length);
+  // Of an encoder's batch of up to so many tokens.
+  static std::size_t most_numbers(std::size_t tokens);
 
  private:
   static constexpr std::size_t kGrowth = 2;  // times what a step needs that finds too little

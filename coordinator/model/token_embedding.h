@@ -14,12 +14,18 @@ namespace expertmesh {
 
 class TokenEmbedding {
  public:
-  // What lies in the mapped file is looked up there: its source must outlive this. max_tokens: T. other: of a stack
-  // that may have the same table, or null.
-  TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, WeightLoader const& loader, std::size_t max_tokens,
+  struct Limits {
+    std::size_t tokens = 0;     // T
+    std::size_t positions = 0;  // of the longest sequence, where the model adds something of them
+  };
+  // What lies in the mapped file is looked up there: its source must outlive this. other: of a stack that may have the
+  // same tables, or null; its positions are at least these.
+  TokenEmbedding(ModelSpec const& spec, StackSpec const& stack, WeightLoader const& loader, Limits const& limits,
                  TokenEmbedding const* other);
-  // The step's ids -> out: [T,H]
+  // The step's ids -> out: [T,H]. Uses act.normed.
   void forward(StepContext const& step, MatrixView<float> out);
+  // Of the sinusoids, where the model has them; beside the weights.
+  static std::size_t sinusoid_bytes(ModelSpec const& spec, std::size_t positions);
 
  private:
   void add_sinusoids(StepContext const& step, MatrixView<float> out);
@@ -28,9 +34,10 @@ class TokenEmbedding {
   std::shared_ptr<StoredTensor const> table_;                     // [V,H] on the host
   std::shared_ptr<AlignedBuffer<std::byte> const> device_table_;  // the same on the device, if there is one
   float multiplier_;
-  std::optional<SinusoidalPositions> sinusoids_;
-  std::vector<float> frequencies_;      // [H/2] e^(-i ln(10000) / (H/2 - 1))
-  std::vector<std::uint32_t> numbers_;  // [T] positions as the sinusoids count them
+  std::optional<SinusoidalPositions> positions_;
+  // [positions + 1, H], where the embedding is computed. Row n: of a sequence's nth token that is no padding; 0: zeros.
+  std::shared_ptr<AlignedBuffer<float> const> sinusoids_;
+  std::vector<std::uint32_t> numbers_;  // [T] rows of it
 };
 
 }  // namespace expertmesh

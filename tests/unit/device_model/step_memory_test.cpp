@@ -5,7 +5,7 @@
 
 #include "coordinator/scheduler/kv_sizing.h"
 #include "tests/unit/device/test_device.h"
-#include "tests/unit/engine/golden_rig.h"
+#include "tests/unit/engine/encoder_decoder_rig.h"
 
 namespace expertmesh {
 namespace {
@@ -17,6 +17,21 @@ class StepMemory : public testing::TestWithParam<std::string> {
  protected:
   std::filesystem::path const dir = test::model_dir(GetParam());
   ModelSpec const spec = read_model_spec(dir, {});
+
+  // Of two sequences.
+  [[nodiscard]] std::shared_ptr<ModelRig const> after_steps(DType dtype, Device& device) const {
+    if (spec.encoder()) {
+      std::vector<TokenId> const first(10, 1);
+      std::vector<TokenId> const second(3, 2);
+      auto model = std::make_shared<encoder_decoder::Model>(dir, dtype, 1, best_isa(), ModelRig::kMaxTokens,
+                                                            encoder_decoder::kBlocks, &device);
+      (void)model->run({{.input = first, .tokens = second}, {.input = second, .tokens = second}}, 32);
+      return model;
+    }
+    auto model = std::make_shared<test::Model>(dir, dtype, 1, best_isa(), &device);
+    (void)model->run({std::vector<TokenId>(40, 1), std::vector<TokenId>(20, 2)}, 32);
+    return model;
+  }
 };
 
 // Of an emulated device, which knows of every byte.
@@ -26,19 +41,20 @@ TEST_P(StepMemory, AModelTakesWhatWasPlanned) {
     auto const experts = expert_model_spec(spec, weight_format_of(dtype), dtype);
     ModelPlan const plan = plan_model(spec, weight_format_of(dtype), dtype, 1);
     std::size_t const before = device->free_bytes();
-    test::Model model(dir, dtype, 1, best_isa(), device.get());
-    model.run({std::vector<TokenId>(40, 1), std::vector<TokenId>(20, 2)}, 32);
+    std::shared_ptr<ModelRig const> const model = after_steps(dtype, *device);
     std::size_t const taken = before - device->free_bytes();
     std::size_t const buffers = device_buffer_bytes(spec, ModelRig::sizes(ModelRig::kMaxTokens), &experts, *device);
     std::size_t const planned =
-        plan.coordinator_bytes + plan.worker_bytes[0] + kv_bytes(model.groups, model.blocks) + buffers;
+        plan.coordinator_bytes + plan.worker_bytes[0] + kv_bytes(model->groups, model->blocks) + buffers;
     EXPECT_LE(taken, planned + planned / 50) << name_of(dtype);  // small allocations are rounded up
     EXPECT_GE(taken, planned - planned / 20) << name_of(dtype);  // and nothing is reserved for nobody
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, StepMemory, testing::Values("deepseek_v3", "gpt_oss", "llama4", "mixtral", "qwen3_moe"),
-                         [](auto const& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Cases, StepMemory,
+                         testing::Values("deepseek_v3", "gpt_oss", "llama4", "mixtral", "nllb-moe", "qwen3_moe",
+                                         "switch_transformers"),
+                         test::name_of_model);
 
 TEST(StepMemory, RowsThatStayOnTheDeviceTakeNoRoomOnTheirWay) {
   ModelSpec const spec = read_model_spec(test::model_dir("mixtral"), {});

@@ -47,7 +47,6 @@ inline std::ostream& operator<<(std::ostream& out, Numerics const& n) {
 
 struct ModelRig {
   static constexpr std::size_t kMaxTokens = 128;
-  static constexpr std::size_t kMaxInput = 320;  // of an encoder
   static constexpr std::size_t kMaxLogitRows = 16;
 
   ModelRig(ModelSpec model, std::filesystem::path const& dir, Numerics numerics, std::size_t threads, Isa isa,
@@ -78,7 +77,7 @@ struct ModelRig {
                                   exec, [](auto, auto) {});
     decoder.emplace(spec, *weights,
                     DecoderOptions{.max_tokens = max_tokens,
-                                   .max_input = kMaxInput,
+                                   .max_input = sizes(max_tokens).length,
                                    .weights = numerics.weights(),
                                    .on_bytes_loaded = [](auto) {},
                                    .device = device});

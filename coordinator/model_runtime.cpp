@@ -149,13 +149,9 @@ std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
   return std::string(control::kCudaKernels);
 }
 
-std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options, ModelSpec const& spec) {
+std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options) {
   auto const index = cuda_index(options.device);
-  if (!index) return nullptr;
-  if (spec.encoder())
-    throw ModelError("config.json: field 'model_type': family '" + spec.family +
-                     "' has an encoder, which runs on processors only (--device cpu)");
-  return options.open_device(*index);
+  return index ? options.open_device(*index) : nullptr;
 }
 
 // The library by which rows go from GPU to GPU; null: they go by the host.
@@ -404,7 +400,7 @@ ModelRuntime::ModelRuntime(ModelRuntimeOptions const& options)
       weight_format_(pick_weight_format(options, dtype_)),
       kv_dtype_(pick_kv_dtype(options, dtype_)),
       isa_(pick_isa(options)),
-      device_(open_device(options, spec_)),
+      device_(open_device(options)),
       nccl_(load_row_library(options, device_.get())),
       experts_spec_(expert_model_spec(spec_, weight_format_, dtype_)),
       weights_(open_weights(options, spec_, weight_format_)),

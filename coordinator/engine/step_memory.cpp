@@ -38,7 +38,7 @@ std::vector<RopeSpec> different_ropes(ModelSpec const& spec) {
   return ropes;
 }
 
-// Beside what the decoder's steps have, too. Sinusoids are those of both.
+// Of the sinusoids of all stacks, and of what an encoder has besides the decoder's buffers, which serve it, too.
 std::size_t encoder_bytes(ModelSpec const& spec, StepSizes const& sizes) {
   std::size_t const rows = std::max(sizes.length, sizes.tokens);
   std::size_t const sinusoids = TokenEmbedding::sinusoid_bytes(spec, rows);

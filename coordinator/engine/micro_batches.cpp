@@ -21,15 +21,9 @@ MicroBatches::MicroBatches(Decoder& decoder, KvCache& kv, Experts& experts, Poll
 void MicroBatches::begin(Part& part, StepContext const& step, std::size_t first, std::size_t count) {
   part.places.clear();
   for (TokenPlaces const& places : step.places) part.places.push_back(places.part(first, count));
-  StepContext& own = part.step.emplace(step);
-  own.tokens = count;
+  StepContext& own = part.step.emplace(step.part(first, count));
   own.first_row = first;
   own.other_tokens = step.tokens - count;
-  own.ids = step.ids.subspan(first, count);
-  if (!step.ids_on_device.empty()) own.ids_on_device = step.ids_on_device.subspan(first, count);
-  own.positions = step.positions.subspan(first, count);
-  own.prompt_lengths = step.prompt_lengths.subspan(first, count);
-  own.sequence_of = step.sequence_of.subspan(first, count);
   own.places = part.places;
   part.task.emplace(decoder_.forward(part.frames, own, kv_));
   part.task->start();

@@ -9,6 +9,17 @@
 
 namespace expertmesh {
 
+StepContext StepContext::part(std::size_t begin, std::size_t count) const {
+  StepContext out = *this;
+  out.tokens = count;
+  out.ids = ids.subspan(begin, count);
+  if (!ids_on_device.empty()) out.ids_on_device = ids_on_device.subspan(begin, count);
+  out.positions = positions.subspan(begin, count);
+  out.prompt_lengths = prompt_lengths.subspan(begin, count);
+  out.sequence_of = sequence_of.subspan(begin, count);
+  return out;
+}
+
 DenseFfn::DenseFfn(DenseFfnSpec const& spec, std::size_t hidden, WeightLoader const& loader)
     : weights_(loader.ffn(spec.tensors, {.hidden = hidden, .intermediate = spec.intermediate}, spec.activation)) {}
 

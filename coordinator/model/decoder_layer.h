@@ -54,6 +54,8 @@ struct StepContext {
   std::size_t first_row = 0;
   std::size_t other_tokens = 0;  // of the step, that are not in this micro-batch
 
+  // Of tokens [begin, begin + count) alone, but for their places.
+  [[nodiscard]] StepContext part(std::size_t begin, std::size_t count) const;
   [[nodiscard]] std::size_t step_tokens() const { return tokens + other_tokens; }
   [[nodiscard]] MatrixView<float> rows(Matrix<float>& of_step) const {
     return of_step.view().row_range(first_row, tokens);  // [T,…]

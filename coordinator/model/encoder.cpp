@@ -43,17 +43,10 @@ Task Encoder::forward(FrameArena& arena, StepContext const& step, KvLayer& cache
   };
   auto const part_at = [&](std::size_t begin) {
     std::size_t const count = std::min(max_chunk_, rows - begin);
-    Part part{.places = step.places.front().part(begin, count),
-              .step = step,
-              .x = x_.view().row_range(begin, count),
-              .own = step.act.x.view().first_rows(count)};
-    part.step.tokens = count;
-    part.step.ids = step.ids.subspan(begin, count);
-    if (step.exec.device()) part.step.ids_on_device = step.ids_on_device.subspan(begin, count);
-    part.step.positions = step.positions.subspan(begin, count);
-    part.step.prompt_lengths = step.prompt_lengths.subspan(begin, count);
-    part.step.sequence_of = step.sequence_of.subspan(begin, count);
-    return part;
+    return Part{.places = step.places.front().part(begin, count),
+                .step = step.part(begin, count),
+                .x = x_.view().row_range(begin, count),
+                .own = step.act.x.view().first_rows(count)};
   };
   for (std::size_t begin = 0; begin < rows; begin += max_chunk_) {
     Part const part = part_at(begin);

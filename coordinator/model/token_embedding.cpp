@@ -87,7 +87,7 @@ void TokenEmbedding::add_sinusoids(StepContext const& step, MatrixView<float> ou
     EM_CHECK(count < table.rows, "position " << step.positions[t]);
     numbers_[t] = counts ? count : 0;
   }
-  MatrixView<float> const rows = step.act.normed.view().first_rows(out.rows);  // [T,H]
+  MatrixView<float> const rows = step.rows(step.act.normed);  // [T,H]
   gather_rows(step.exec, table, std::span(numbers_).first(out.rows), rows);
   add(step.exec, out, rows);
 }

@@ -17,7 +17,7 @@ import report  # noqa: E402
 import routing  # noqa: E402
 import system as systems  # noqa: E402
 from fields import PlanError  # noqa: E402
-from search import MOST_MICRO_BATCHES, Bounds, Limits, Search  # noqa: E402
+from search import MOST_MICRO_BATCHES, MOST_SERVED_MICRO_BATCHES, Bounds, Limits, Search  # noqa: E402
 from serving import Workload  # noqa: E402
 
 BAD_COMMAND = 2
@@ -129,8 +129,8 @@ def _limits(options, parts):
 
 
 def _served(limits):
-    """-> the limits within what this version runs: one micro-batch"""
-    return dataclasses.replace(limits, micro_batches=1)
+    """-> the limits within what this version runs, where more micro-batches would be better"""
+    return dataclasses.replace(limits, micro_batches=MOST_SERVED_MICRO_BATCHES)
 
 
 def make_plan(program, options):
@@ -150,7 +150,7 @@ def make_plan(program, options):
     best = search.best()
     more = search.one_more(best)
     served = None
-    if best.split.micro_batches > 1:
+    if best.split.micro_batches > MOST_SERVED_MICRO_BATCHES:
         served = Search(parts.system, workload, bounds, _served(limits)).best()
     return report.plan(parts, workload, bounds, best, more, served, parts.system.num_steps)
 

@@ -101,7 +101,7 @@ def text(found):
         rows.append((f"one {what} more", "would not be within the bounds" if gain is None else f"{100 * gain:+.1f}% throughput"))
     if found["served_today"]:
         rows.append(("", ""))
-        rows.append(("this version runs", "one micro-batch at a time; so split:"))
+        rows.append(("this version runs", "two micro-batches at most; so split:"))
         if not found["served_today"]["within_bounds"]:
             rows.append(("", f"not within the bounds, limited by: {found['served_today']['limit']}"))
         rows.extend(_lines(found["served_today"]))

@@ -9,6 +9,7 @@ from step import Split
 
 KEEPS = 0.99  # of the throughput, with fewer workers
 MOST_MICRO_BATCHES = 4
+MOST_SERVED_MICRO_BATCHES = 2  # by this version
 STEP_TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 ROUNDS = 3  # of looking at one dimension after the other
 

@@ -450,7 +450,7 @@ class CommandTest(unittest.TestCase):
         split = found["best"]["split"]
         self.assertLessEqual(split["coordinators"] - 1 + split["workers"], 10000)
         self.assertTrue(found["best"]["within_bounds"])
-        self.assertEqual(found["served_today"]["split"]["micro_batches"], 1)
+        self.assertEqual((split["micro_batches"] > 2, found["served_today"]["split"]["micro_batches"]), (True, 2))
 
     def test_gpus(self):
         options = self.usual(CONFIGS / "qwen3-30b-a3b.json", self.gpus(1), costs=None, hardware="h100-sxm")

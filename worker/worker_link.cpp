@@ -11,7 +11,10 @@ namespace expertmesh {
 
 WorkerLink::WorkerLink(std::shared_ptr<RowLink> link, Device& device, std::size_t most_row_bytes,
                        std::size_t most_answer_bytes)
-    : rows_(most_row_bytes, &device), answer_(most_answer_bytes, &device), link_(std::move(link)) {}
+    : rows_(most_row_bytes, &device), answer_(most_answer_bytes, &device), link_(std::move(link)) {
+  link_->share(rows_.span());
+  link_->share(answer_.span());
+}
 
 void WorkerLink::poll() {
   RowLink::State const before = link_->state();

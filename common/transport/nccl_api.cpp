@@ -85,6 +85,7 @@ class LoadedNccl final : public NcclApi {
     library_.need("ncclGroupEnd", group_end_);
     library_.need("ncclCommAbort", abort_);
     library_.need("ncclGetErrorString", error_string_);
+    register_ = library_.find<NcclResult(NcclComm*, void*, std::size_t, void**)>("ncclCommRegister");
     revoke_ = library_.find<NcclResult(NcclComm*, int)>("ncclCommRevoke");
   }
 
@@ -95,6 +96,10 @@ class LoadedNccl final : public NcclApi {
     return init_(comm, num_ranks, id, rank, config);
   }
   NcclResult comm_get_async_error(NcclComm* comm, NcclResult* error) override { return get_async_error_(comm, error); }
+  NcclResult comm_register(NcclComm* comm, void* bytes, std::size_t count) override {
+    void* handle = nullptr;
+    return register_ ? register_(comm, bytes, count, &handle) : NcclResult::success;
+  }
   NcclResult send(void const* bytes, std::size_t count, int peer, NcclComm* comm, void* queue) override {
     return send_(bytes, count, kNcclBytes, peer, comm, queue);
   }
@@ -117,6 +122,7 @@ class LoadedNccl final : public NcclApi {
   NcclResult (*recv_)(void*, std::size_t, int, int, NcclComm*, void*) = nullptr;
   NcclResult (*group_start_)() = nullptr;
   NcclResult (*group_end_)() = nullptr;
+  NcclResult (*register_)(NcclComm*, void*, std::size_t, void**) = nullptr;
   NcclResult (*revoke_)(NcclComm*, int) = nullptr;
   NcclResult (*abort_)(NcclComm*) = nullptr;
   char const* (*error_string_)(NcclResult) = nullptr;

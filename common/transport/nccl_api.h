@@ -67,6 +67,8 @@ class NcclApi {
   virtual NcclResult comm_init_rank_config(NcclComm** comm, int num_ranks, NcclUniqueId const& id, int rank,
                                            NcclConfig* config) = 0;
   virtual NcclResult comm_get_async_error(NcclComm* comm, NcclResult* error) = 0;
+  // Only where the library has it; else nothing happens. It ends with the communicator.
+  virtual NcclResult comm_register(NcclComm* comm, void* bytes, std::size_t count) = 0;
   virtual NcclResult send(void const* bytes, std::size_t count, int peer, NcclComm* comm, void* queue) = 0;
   virtual NcclResult recv(void* bytes, std::size_t count, int peer, NcclComm* comm, void* queue) = 0;
   virtual NcclResult group_start() = 0;

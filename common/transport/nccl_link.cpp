@@ -6,10 +6,12 @@
 #include <charconv>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/base/check.h"
 #include "common/base/hexadecimal.h"
+#include "common/base/log.h"
 
 namespace expertmesh {
 namespace {
@@ -51,8 +53,11 @@ class NcclLink final : public RowLink {
     waited_ += std::min<Time::duration>(now - std::exchange(last_look_, now), kMostBetweenLooks);
     look_for_errors();
     if (failure_.empty() && phase_ != Phase::ready) connect();
+    if (failure_.empty() && phase_ == Phase::ready) register_shared();
     if (failure_.empty() && phase_ == Phase::ready) transfer();
   }
+
+  void share(std::span<std::byte> memory) override { shared_.push_back(memory); }
 
   LinkMark send(std::span<std::byte const> rows) override {
     // What is sent is only read.
@@ -117,7 +122,7 @@ class NcclLink final : public RowLink {
   }
 
   void look_for_errors() {
-    if (phase_ == Phase::ready && done_ == asked_) return;  // nobody waits
+    if (phase_ == Phase::ready && done_ == asked_ && !in_progress_) return;  // nobody waits
     NcclResult error = NcclResult::success;
     NcclResult const result = api_->comm_get_async_error(comm_, &error);
     in_progress_ = false;
@@ -132,6 +137,19 @@ class NcclLink final : public RowLink {
     }
     if (failure_.empty() && phase_ != Phase::ready && waited_ >= options_.connect_time)
       fail("NCCL made no connection within " + std::to_string(options_.connect_time.count()) + " ms");
+  }
+
+  // What cannot be registered is copied.
+  void register_shared() {
+    while (!in_progress_ && num_registered_ < shared_.size()) {
+      std::span<std::byte> const memory = shared_[num_registered_++];
+      NcclResult const result = api_->comm_register(comm_, memory.data(), memory.size());
+      if (result == NcclResult::in_progress)
+        in_progress_ = true;
+      else if (result != NcclResult::success)
+        spdlog::warn("rows are copied once more on their way: ncclCommRegister: {} [{}]", api_->error_text(result),
+                     options_.peer);
+    }
   }
 
   // Something there and back, so that the first rows find all connections made.
@@ -207,6 +225,8 @@ class NcclLink final : public RowLink {
   bool in_progress_ = false;  // of the last call
   bool greeted_ = false;
   std::string failure_;
+  std::vector<std::span<std::byte>> shared_;
+  std::size_t num_registered_ = 0;
 
   std::array<Transfer, LinkQueue::kMarks> transfers_{};  // the n-th at n % kMarks, as its mark
   std::uint64_t asked_ = 0;

@@ -33,6 +33,10 @@ class RowLink {
   [[nodiscard]] virtual std::string failure() const = 0;  // one line; empty unless it has failed
   virtual void poll(Time now) = 0;
 
+  // Rows will be in this memory of the device, which outlives the link: told beforehand, it can be written to and read
+  // from the other end without a copy on the way, where the hardware can do that.
+  virtual void share(std::span<std::byte> memory) = 0;
+
   // On a link that is ready; on one that has failed nothing happens. Rows in the device's memory, not empty, which are
   // the link's until the mark is done. They leave when all that the device has been given until then is done; what is
   // received is there when the mark is done, or after hold_device(). type: of received rows, to look for infinities and

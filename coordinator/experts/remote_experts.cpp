@@ -275,6 +275,8 @@ class RemoteExperts::Impl {
     if (member.link) {
       messages.rows_out = AlignedBuffer<std::byte>(message_limits_.max_rows * layout.row_bytes(), exec_.device());
       messages.rows_back = AlignedBuffer<std::byte>(message_limits_.max_entries * layout.row_bytes(), exec_.device());
+      member.link->share(messages.rows_out.span());
+      member.link->share(messages.rows_back.span());
     }
     return messages;
   }

@@ -56,7 +56,7 @@ void StaticExchange::place(std::span<std::shared_ptr<Member> const> members, std
   std::vector<std::byte const*> rows_back;
   for (auto const& member : members) {
     rows_back.push_back(member->messages.front().rows_back.data());
-    member->shared_rows = out_;
+    if (!std::exchange(member->shared_rows, out_)) member->link->share(out_->span());
   }
   rows_back_ = AlignedBuffer<std::byte const*>(std::span<std::byte const* const>(rows_back), exec_.device());
 }

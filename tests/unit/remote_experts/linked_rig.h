@@ -68,6 +68,7 @@ class MortalLink final : public RowLink {
   [[nodiscard]] State state() const override { return link_->state(); }
   [[nodiscard]] std::string failure() const override { return link_->failure(); }
   void poll(Time now) override { link_->poll(now); }
+  void share(std::span<std::byte> memory) override { link_->share(memory); }
   LinkMark send(std::span<std::byte const> rows) override {
     mortal_.pass(Point::before_answer);
     LinkMark const mark = link_->send(rows);

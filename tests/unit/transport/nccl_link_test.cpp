@@ -30,6 +30,7 @@ class ScriptedNccl final : public NcclApi {
   std::vector<std::string> calls;            // but looks for errors
   std::shared_future<void> transfers_end{};  // none: at once
   std::shared_future<void> abort_ends{};
+  std::vector<std::span<std::byte>> registered;
   std::atomic<int> num_revoked = 0;
   std::atomic<int> num_aborted = 0;
   bool in_group = false;
@@ -53,6 +54,10 @@ class ScriptedNccl final : public NcclApi {
     }
     busy_ = *error == NcclResult::in_progress;
     return NcclResult::success;
+  }
+  NcclResult comm_register(NcclComm* /*comm*/, void* bytes, std::size_t count) override {
+    registered.emplace_back(static_cast<std::byte*>(bytes), count);
+    return called("ncclCommRegister");
   }
   NcclResult send(void const* /*bytes*/, std::size_t /*count*/, int /*peer*/, NcclComm* /*comm*/,
                   void* queue) override {
@@ -142,6 +147,30 @@ TEST_F(NcclLinkTest, GreetsThenSendsAndReceives) {
   EXPECT_EQ(nccl->calls, kCalls);
   link.reset();
   EXPECT_EQ(nccl->num_aborted, 1);
+}
+
+TEST_F(NcclLinkTest, MemoryIsRegisteredOnceAndBeforeRowsAreThere) {
+  for (NcclResult const result : {NcclResult::success, NcclResult::in_progress, NcclResult::invalid_argument}) {
+    nccl = std::make_shared<ScriptedNccl>();
+    nccl->plan[5] = result;  // without it rows take one more copy
+    if (result == NcclResult::in_progress) nccl->async.assign(12, NcclResult::success);
+    auto link = make();
+    link->share(rows.span().first(40));
+    link->share(rows.span().subspan(64, 40));
+    EXPECT_TRUE(nccl->registered.empty()) << "there is no communicator yet";
+    EXPECT_TRUE(send_and_receive(*link)) << link->failure();
+    auto calls = kCalls;
+    calls.insert(calls.begin() + 5, 2, "ncclCommRegister");
+    EXPECT_EQ(nccl->calls, calls);
+    ASSERT_EQ(nccl->registered.size(), 2U);
+    EXPECT_EQ(nccl->registered[1].data(), rows.data() + 64);
+    EXPECT_EQ(nccl->registered[1].size(), 40U);
+
+    link->share(rows.span().subspan(512, 64));
+    link->poll(now);
+    ASSERT_EQ(nccl->registered.size(), 3U) << "while no rows are asked for";
+    EXPECT_EQ(nccl->registered[2].data(), rows.data() + 512);
+  }
 }
 
 TEST_F(NcclLinkTest, AnyCallMayFail) {

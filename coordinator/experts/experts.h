@@ -83,6 +83,8 @@ class Experts {
   // Moves messages and resumes every waiter whose exchange became complete. Never waits for anyone; the engine calls it
   // until its micro-batches are done.
   virtual void progress() = 0;
+  // Moves messages and resumes nobody: between two ops of a micro-batch, for the rows of the other one.
+  virtual void move() {}
   // Between two calls of progress(): a moment, that a message may cut short.
   virtual void pause(PollPause pause) { pause_polling(pause); }
 

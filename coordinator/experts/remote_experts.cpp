@@ -5,7 +5,6 @@
 #include <cstring>
 #include <optional>
 #include <random>
-#include <span>
 #include <utility>
 
 #include "common/base/check.h"
@@ -130,7 +129,7 @@ class RemoteExperts::Impl {
     return static_->begin(shape, id, members_, layers_) ? &*static_ : nullptr;
   }
 
-  void progress() {
+  void move() {
     notice_deaths();
     std::array<Completion, 32> done;
     for (std::size_t count = done.size(); count == done.size();) {
@@ -141,6 +140,10 @@ class RemoteExperts::Impl {
       if (member->link && !member->lost()) progress_link(*member);
     std::erase_if(given_up_, [](auto const& link) { return link->aborted(); });
     std::erase_if(former_, [](auto const& member) { return member->at_rest(); });
+  }
+
+  void progress() {
+    move();
     for (std::uint32_t i = 0; i < kNumSlots; ++i) {
       if (std::ranges::find(slots_[i].legs, Leg::State::lost, &Leg::state) != slots_[i].legs.end()) ask_others(i);
       if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
@@ -596,11 +599,7 @@ class RemoteExperts::Impl {
     recoveries_.rows += recovery.rows;
     recoveries_.seconds += seconds;
     recoveries_.predicted_seconds += recovery.predicted_seconds;
-    spdlog::warn(
-        "{} died owing {} expert rows of layer {}: {} run here, the rest by others; the step went on {:.1f} ms "
-        "after the death was noticed (predicted {:.1f} ms)",
-        recovery.who, recovery.rows, layers_[slot.layer_index].layer, recovery.own_rows, seconds * 1e3,
-        recovery.predicted_seconds * 1e3);
+    log_recovery(recovery, layers_[slot.layer_index].layer, seconds);
   }
 
   static constexpr std::uint32_t kNoLeg = ~std::uint32_t{0};
@@ -653,6 +652,9 @@ StepExperts* RemoteExperts::begin_step(StepShape const& shape) {
 }
 void RemoteExperts::progress() {
   impl_->progress();
+}
+void RemoteExperts::move() {
+  impl_->move();
 }
 void RemoteExperts::pause(PollPause pause) {
   impl_->pause(pause);

@@ -55,6 +55,7 @@ class RemoteExperts final : public Experts {
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
   StepExperts* begin_step(StepShape const& shape) override;
   void progress() override;
+  void move() override;
   void pause(PollPause pause) override;
   void wake() override;
   void idle() override;

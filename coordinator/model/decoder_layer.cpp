@@ -240,7 +240,9 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   MatrixView<float> const block_out = step.rows(act.block_out);  // [T,H]
 
   input_norm_.forward(step.exec, x, normed);
+  step.move_others();
   attention_.forward(step.exec, normed, angles, cache.places, cache.kv, act, block_out);
+  step.move_others();
   add_to_residual(step, block_out);
   if (cross_) {
     cross_->norm.forward(step.exec, x, normed);
@@ -261,6 +263,7 @@ Task DecoderLayer::forward([[maybe_unused]] FrameArena& arena, StepContext const
   RoutingView const routing = router.forward(step.exec, normed, step.positions, place_of(step), act);
   if (capacity) hold_to_capacity(step, *capacity, routing.experts_per_token);
   step.stages.end(Stage::router, number_);
+  step.move_others();
   ExpertRows const rows = rows_for_experts(step, normed, routing, block_out);
   auto const exchange = step.experts.dispatch(number_, rows.in, rows.routing);  // rows leave for their workers
   step.stages.end(step.experts.computes_at_dispatch() ? Stage::experts : Stage::dispatch, number_);

@@ -55,6 +55,10 @@ struct StepContext {
   std::size_t other_tokens = 0;  // of the step, that are not in this micro-batch
 
   // Of tokens [begin, begin + count) alone, but for their places.
+  // Between ops: what other micro-batches wait for moves on.
+  void move_others() const {
+    if (other_tokens > 0) experts.move();
+  }
   [[nodiscard]] StepContext part(std::size_t begin, std::size_t count) const;
   [[nodiscard]] std::size_t step_tokens() const { return tokens + other_tokens; }
   [[nodiscard]] MatrixView<float> rows(Matrix<float>& of_step) const {

@@ -119,9 +119,10 @@ std::uint64_t checksum_of(FfnWeights const& expert) {
   for (PackedLinear const* part : {&expert.gate_up, &expert.down}) {
     // Of the numbers as a processor has them, wherever and in whatever bits they are: so that any two can be compared.
     DeviceMemory* const device = part->w.device();
-    bool const codes = from_codes(part->w.format());
-    PackedMatrix const copy = device ? part->w.copy_to_host() : codes ? part->w.widened() : PackedMatrix();
-    PackedMatrix const& w = device || codes ? copy : part->w;
+    PackedMatrix const downloaded = device ? part->w.copy_to_host() : PackedMatrix();
+    PackedMatrix const& here = device ? downloaded : part->w;
+    PackedMatrix const numbers = from_codes(here.format()) ? here.widened() : PackedMatrix();
+    PackedMatrix const& w = from_codes(here.format()) ? numbers : here;
     sum = checksum_in_pieces(std::span(w.data(), w.size_bytes()), sum);
     std::vector<float> bias(part->bias.size());
     if (device && !bias.empty()) device->download(bias.data(), part->bias.data(), part->bias.size_bytes());

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <vector>
 
 #include "common/base/error.h"
+#include "common/base/log.h"
+#include "common/kernels/device_rows.h"
 
 namespace expertmesh {
 
@@ -48,6 +51,24 @@ std::size_t bias_rows(std::span<LinearPart const> parts) {
   return biased ? total_rows(parts) : 0;
 }
 
+std::size_t weight_bytes(WeightFormat const& packed, std::size_t rows, std::size_t k, Holder holder) {
+  return holder == Holder::device ? device_weight_bytes(packed, rows, k) : packed_bytes(packed, rows, k);
+}
+
+// Says so where codes become numbers without being asked to.
+void log_widened(WeightFormat const& format, WeightFormat const& packed, LinearPart const& part, Holder holder) {
+  bool const codes = part.weight.storage == WeightStorage::fp8_blocks || part.weight.storage == WeightStorage::mxfp4;
+  if (!codes || format != kBfloat16Weights || from_codes(packed)) return;
+  static std::once_flag said[2];
+  std::call_once(said[holder == Holder::device ? 1 : 0], [&] {
+    spdlog::warn(
+        "'{}', with scales of {} numbers, and maybe others are widened to bfloat16: {} multiply FP8 with scales of {} "
+        "numbers or a multiple, and only parts of a matrix that are alike",
+        part.weight.name, scale_width(part.weight), holder == Holder::device ? "GPUs" : "processors",
+        holder == Holder::device ? kDeviceChunk : kFp8GroupStep);
+  });
+}
+
 // The two linears of an FFN.
 struct FfnParts {
   std::vector<LinearPart> gate_up;
@@ -63,7 +84,7 @@ FfnParts parts_of(FfnTensors const& t, FfnShape const& shape) {
 }  // namespace
 
 WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart const> parts, Holder holder) {
-  if (format != kBfloat16Weights || holder == Holder::device || parts.empty()) return format;
+  if (format != kBfloat16Weights || parts.empty()) return format;
   WeightSlice const& first = parts.front().weight;
   if (first.storage != WeightStorage::fp8_blocks && first.storage != WeightStorage::mxfp4) return format;
   bool const alike = std::ranges::all_of(parts, [&](LinearPart const& part) {
@@ -72,15 +93,14 @@ WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart cons
   if (!alike) return format;
   if (first.storage == WeightStorage::mxfp4) return kMxfp4Weights;
   std::size_t const group = scale_width(first);
-  return group != 0 && group % kFp8GroupStep == 0 ? fp8_weights(group) : format;
+  std::size_t const step = holder == Holder::device ? kDeviceChunk : kFp8GroupStep;
+  return group != 0 && group % step == 0 ? fp8_weights(group) : format;
 }
 
 std::size_t packed_linear_bytes(WeightFormat const& format, std::span<LinearPart const> parts, std::size_t k,
                                 Holder holder) {
   std::size_t const rows = total_rows(parts);
-  return (holder == Holder::device ? device_weight_bytes(format, rows, k)
-                                   : packed_bytes(packed_format(format, parts, holder), rows, k)) +
-         bias_rows(parts) * sizeof(float);
+  return weight_bytes(packed_format(format, parts, holder), rows, k, holder) + bias_rows(parts) * sizeof(float);
 }
 
 PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::span<LinearPart const> parts,
@@ -88,7 +108,9 @@ PackedLinear load_linear(WeightReader& reader, WeightFormat const& format, std::
   for (LinearPart const& part : parts)
     if (std::string const problem = problem_of(part.weight, part.rows, k); !problem.empty())
       throw ModelError("tensor '" + part.weight.name + "': " + problem);
-  WeightFormat const packed = packed_format(format, parts, place.home.device ? Holder::device : Holder::processor);
+  Holder const holder = place.home.device ? Holder::device : Holder::processor;
+  WeightFormat const packed = packed_format(format, parts, holder);
+  for (LinearPart const& part : parts) log_widened(format, packed, part, holder);
   PackedLinear out{.w = PackedMatrix(packed, total_rows(parts), k, place.home), .bias = {}};
   std::vector<float> bias(bias_rows(parts));
   std::size_t row = 0;
@@ -123,11 +145,12 @@ FfnBytes bytes_of(FfnWeights const& ffn) {
           std::span(ffn.down.w.data(), ffn.down.w.size_bytes()), std::as_bytes(ffn.down.bias.span())};
 }
 
-std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensors const& t, FfnShape const& shape) {
+std::array<std::size_t, 4> ffn_byte_counts(WeightFormat const& format, FfnTensors const& t, FfnShape const& shape,
+                                           Holder holder) {
   FfnParts const parts = parts_of(t, shape);
   std::span<LinearPart const> const down(&parts.down, 1);
   auto const weights = [&](std::span<LinearPart const> linear, std::size_t k) {
-    return packed_bytes(packed_format(format, linear, Holder::processor), total_rows(linear), k);
+    return weight_bytes(packed_format(format, linear, holder), total_rows(linear), k, holder);
   };
   return {weights(parts.gate_up, shape.hidden), bias_rows(parts.gate_up) * sizeof(float),
           weights(down, shape.intermediate), bias_rows(down) * sizeof(float)};

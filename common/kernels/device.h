@@ -34,18 +34,14 @@ struct RowChosen;
 struct TokenAdjustment;
 struct TokenPlaces;
 
-// A weight [N,K] in device memory: rows of weight_stride(K) elements of storage type, zeros behind the K-th.
+// A weight [N,K] in device memory: rows as in device_rows.h, one behind the other.
 struct DeviceWeight {
-  DType storage = DType::f32;  // f32 or bf16
+  DType storage = DType::f32;  // f32, bf16, f8_e4m3 or f4_e2m1
   ActivationRule activation = ActivationRule::none;
   std::size_t n = 0;
   std::size_t k = 0;
   std::byte const* data = nullptr;
 };
-constexpr std::size_t kWeightStride = 16;  // elements; rows begin at 32 bytes at least
-constexpr std::size_t weight_stride(std::size_t k) {
-  return (k + kWeightStride - 1) / kWeightStride * kWeightStride;
-}
 
 // Keys and values in device memory. keys: [blocks][G][16][key_dim], values: [blocks][G][16][value_dim] of the shape's
 // dtype; no values where they are in the keys.
@@ -65,7 +61,8 @@ struct DeviceExpert {
 // All experts of a layer; they have one shape and one format.
 struct DeviceExperts {
   std::span<DeviceExpert const> experts;  // [E], in device memory
-  DType storage = DType::f32;
+  DType gate_up_storage = DType::f32;     // as of a DeviceWeight; both f32, or none of them
+  DType down_storage = DType::f32;
   ActivationRule activation_rule = ActivationRule::none;
   std::size_t hidden = 0;        // H
   std::size_t intermediate = 0;  // F
@@ -101,7 +98,7 @@ class Device : public DeviceMemory {
   // What is called for from now on begins so much later, so that it then lies ready and runs without a gap.
   virtual void hold(double seconds) = 0;
 
-  // linear.h, headwise_linear.h. bias: [N] or empty. w of headwise_linear: [Q], on the host.
+  // linear.h, headwise_linear.h. bias: [N] or empty. w of headwise_linear: [Q], on the host; f32 or bf16.
   virtual void linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
                       MatrixView<float> y) = 0;
   virtual void headwise_linear(MatrixView<float const> x, std::span<DeviceWeight const> w, HeadColumns const& columns,

@@ -92,7 +92,7 @@ void grouped_ffn_on_device(Exec const& exec, GroupedRows const& rows) {
     auto const alike = [&](FfnWeights const& ffn) {
       return ffn.gate_up.w.n() == first.gate_up.w.n() && ffn.gate_up.w.k() == first.gate_up.w.k() &&
              ffn.down.w.k() == first.down.w.k() && ffn.activation == first.activation &&
-             ffn.gate_up.w.format() == first.gate_up.w.format();
+             ffn.gate_up.w.format() == first.gate_up.w.format() && ffn.down.w.format() == first.down.w.format();
     };
     std::vector<DeviceExpert> experts;
     std::size_t end = g;
@@ -243,7 +243,8 @@ DeviceExpert on_device(FfnWeights const& ffn) {
 
 DeviceExperts layer_on_device(FfnWeights const& any, std::span<DeviceExpert const> table, DType wire) {
   return {.experts = table,
-          .storage = any.gate_up.w.format().storage,
+          .gate_up_storage = any.gate_up.w.format().storage,
+          .down_storage = any.down.w.format().storage,
           .activation_rule = any.gate_up.w.format().activation,
           .hidden = any.down.w.n(),
           .intermediate = any.down.w.k(),

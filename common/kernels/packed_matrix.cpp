@@ -8,6 +8,7 @@
 
 #include "common/base/bf16.h"
 #include "common/base/check.h"
+#include "common/kernels/device_rows.h"
 #include "common/kernels/fp8_panels.h"
 #include "common/kernels/kernel_table.h"
 #include "common/kernels/mxfp4_panels.h"
@@ -74,7 +75,7 @@ void place_fp8_row(std::byte const* codes, std::byte const* scales, std::size_t 
 // As the kernels of a device read them.
 template <class From>
 void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t count, std::size_t k, std::byte* out) {
-  std::size_t const stride = weight_stride(k);
+  std::size_t const stride = device_row(format.storage, k).bytes / size_of(format.storage);
   bool const as_stored = std::is_same_v<From, float>  ? format.storage == DType::f32
                          : std::is_same_v<From, bf16> ? format.storage == DType::bf16
                                                       : false;
@@ -94,6 +95,20 @@ void lay_out_rows(WeightFormat const& format, std::byte const* rows, std::size_t
     }
 }
 
+// Rows on their way to a device, a part at a time so that it stays in the cache. lay_out(first, count, out): writes the
+// same bytes of each row, where there are zeros behind and between them.
+template <class LayOut>
+void upload_rows(DeviceMemory& device, std::size_t num_rows, std::size_t row_bytes, std::byte* to,
+                 LayOut const& lay_out) {
+  std::size_t const at_once = std::clamp<std::size_t>(kUploadBytes / row_bytes, 1, std::max<std::size_t>(num_rows, 1));
+  std::vector<std::byte> part(at_once * row_bytes);
+  for (std::size_t begin = 0; begin < num_rows; begin += at_once) {
+    std::size_t const count = std::min(at_once, num_rows - begin);
+    lay_out(begin, count, part.data());
+    device.upload(to + begin * row_bytes, part.data(), count * row_bytes);
+  }
+}
+
 }  // namespace
 
 std::size_t packed_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
@@ -106,7 +121,7 @@ CodedRowBytes coded_row_bytes(WeightFormat const& format, std::size_t k) {
 }
 
 std::size_t device_weight_bytes(WeightFormat const& format, std::size_t n, std::size_t k) {
-  return n * weight_stride(k) * size_of(format.storage);
+  return n * device_row(format.storage, k).bytes;
 }
 
 PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, WeightHome const& home)
@@ -115,13 +130,13 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, We
       k_(k),
       device_(home.device),
       data_(device_ ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device_) {
-  EM_CHECK((format == kFloat32Weights || format == kBfloat16Weights ||
-            (device_ == nullptr && (format == kInt8Weights || format == kInt4Weights ||
-                                    (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format)))),
+  EM_CHECK(device_ ? device_multiplies(format, k)
+                   : format == kFloat32Weights || format == kBfloat16Weights || format == kInt8Weights ||
+                         format == kInt4Weights || (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format),
            "weight format with storage " << name_of(format.storage) << " has no kernel for K " << k);
   if (!device_ && home.threads && pages_come_when_written(data_.size_bytes()))
     by_regions_ = place_fresh_pages(data_.span(), *home.threads);
-  if (format.storage != DType::f4_e2m1) return;
+  if (device_ || format.storage != DType::f4_e2m1) return;
   // The scale of columns that are padding: one that needs no care.
   for (std::size_t group = 0; group < data_.size(); group += kMxfp4GroupBytes)
     std::fill_n(data_.data() + group, kMxfp4ScaleBytes, std::byte{kMxfp4One});
@@ -147,12 +162,25 @@ PackedMatrix PackedMatrix::copy_to_host() const {
   if (data_.empty()) return out;
   std::vector<std::byte> rows(data_.size());
   device_->download(rows.data(), data_.data(), rows.size());
-  for (std::size_t n = 0; n < n_; ++n)
-    out.set_rows(n, 1, format_.storage, rows.data() + n * weight_stride(k_) * size_of(format_.storage));
+  std::size_t const row_bytes = device_row(format_.storage, k_).bytes;
+  bool const coded = from_codes(format_);
+  CodedRowBytes const coded_row = coded ? coded_row_bytes(format_, k_) : CodedRowBytes{};
+  std::vector<std::byte> codes(coded_row.codes);
+  std::vector<std::byte> scales(coded_row.scales);
+  for (std::size_t n = 0; n < n_; ++n) {
+    std::byte const* const row = rows.data() + n * row_bytes;
+    if (coded) {
+      read_codes(format_, k_, row, codes.data(), scales.data());
+      out.set_codes(n, 1, codes.data(), scales.data());
+    } else {
+      out.set_rows(n, 1, format_.storage, row);
+    }
+  }
   return out;
 }
 
 PackedMatrix PackedMatrix::widened() const {
+  EM_CHECK(device_ == nullptr, "on a device");
   PackedMatrix out(kBfloat16Weights, n_, k_);
   std::size_t const bytes = panel_bytes(format_, k_);
   for (std::size_t panel = 0; panel * kPanelColumns < n_; ++panel) {
@@ -187,6 +215,14 @@ void PackedMatrix::set_codes(std::size_t first_row, std::size_t num_rows, std::b
   bool const mxfp4 = format_.storage == DType::f4_e2m1;
   EM_CHECK(mxfp4 || is_fp8(format_), "codes for weights of " << name_of(format_.storage));
   CodedRowBytes const row = coded_row_bytes(format_, k_);
+  if (device_) {
+    std::size_t const row_bytes = device_row(format_.storage, k_).bytes;
+    return upload_rows(*device_, num_rows, row_bytes, data_.data() + first_row * row_bytes,
+                       [&](std::size_t begin, std::size_t count, std::byte* out) {
+                         for (std::size_t r = begin; r < begin + count; ++r, out += row_bytes)
+                           lay_out_codes(format_, k_, codes + r * row.codes, scales + r * row.scales, out);
+                       });
+  }
   for (std::size_t r = 0; r < num_rows; ++r, codes += row.codes, scales += row.scales) {
     std::size_t const lane = (first_row + r) % kPanelColumns;
     std::byte* const panel = data_.data() + (first_row + r) / kPanelColumns * panel_bytes(format_, k_);
@@ -225,17 +261,13 @@ void PackedMatrix::set_rows(std::size_t first_row, std::size_t num_rows, DType t
         EM_CHECK(false, "cannot pack " << name_of(type));
     }
   };
-  // A part at a time, so that it stays in the cache on its way.
-  std::size_t const row_bytes = weight_stride(k_) * size_of(format_.storage);
-  std::size_t const at_once = std::clamp<std::size_t>(kUploadBytes / row_bytes, 1, std::max<std::size_t>(num_rows, 1));
-  std::vector<std::byte> part(at_once * row_bytes);
-  for (std::size_t begin = 0; begin < num_rows; begin += at_once) {
-    std::size_t const count = std::min(at_once, num_rows - begin);
-    each_type([&](auto from) {
-      lay_out_rows<decltype(from)>(format_, rows + begin * k_ * sizeof from, count, k_, part.data());
-    });
-    device_->upload(data_.data() + (first_row + begin) * row_bytes, part.data(), count * row_bytes);
-  }
+  std::size_t const row_bytes = device_row(format_.storage, k_).bytes;
+  upload_rows(*device_, num_rows, row_bytes, data_.data() + first_row * row_bytes,
+              [&](std::size_t begin, std::size_t count, std::byte* out) {
+                each_type([&](auto from) {
+                  lay_out_rows<decltype(from)>(format_, rows + begin * k_ * sizeof from, count, k_, out);
+                });
+              });
 }
 
 }  // namespace expertmesh

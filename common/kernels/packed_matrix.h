@@ -1,8 +1,8 @@
 // A weight [N,K] in the layout the GEMMs read: panels of 32 output columns, zero-padded.
 //   f32:  [ceil(N/32)][K][32]          bf16: [ceil(N/32)][ceil(K/2)][32][2]  (feeds vdpbf16ps)
 //   int8, int4: see int8_panels.h, int4_panels.h (feed vpdpbusd); not on a device
-//   MXFP4, FP8: see mxfp4_panels.h, fp8_panels.h; not on a device
-// On a device: rows of weight_stride(K) elements (see device.h).
+//   MXFP4, FP8: see mxfp4_panels.h, fp8_panels.h
+// On a device: rows, see device_rows.h.
 // Packing is deterministic: the same numbers give the same bytes.
 #pragma once
 #include <cstddef>
@@ -55,7 +55,8 @@ class PackedMatrix {
   // Whether its pages are where ThreadPlan::node_of() says, by the plan of its home.
   [[nodiscard]] bool lies_by_regions() const { return by_regions_; }
   [[nodiscard]] PackedMatrix copy_to_host() const;  // of one on a device
-  [[nodiscard]] PackedMatrix widened() const;       // of one in MXFP4 or FP8: the bfloat16 numbers it is multiplied as
+  // Of one in MXFP4 or FP8, here: the bfloat16 numbers that processors multiply it as.
+  [[nodiscard]] PackedMatrix widened() const;
   [[nodiscard]] DeviceWeight on_device() const {
     return {.storage = format_.storage, .activation = format_.activation, .n = n_, .k = k_, .data = data()};
   }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/kernels/packed_matrix.h"
+#include "common/experts/packed_weights.h"
 #include "coordinator/experts/resident_experts.h"
 #include "coordinator/model/activations.h"
 #include "coordinator/model/kv_cache.h"
@@ -89,11 +89,9 @@ std::size_t device_expert_bytes(ExpertModelSpec const& experts) {
   std::size_t bytes = 0;
   for (ExpertLayerSpec const& layer : experts.layers)
     for (FfnTensors const& ffn : layer.experts) {
-      std::size_t const rows = (ffn.gate ? 2 : 1) * layer.intermediate;
-      std::size_t const biases = (ffn.gate_bias || ffn.up_bias ? rows : 0) + (ffn.down_bias ? layer.hidden : 0);
-      bytes += in_pages(device_weight_bytes(experts.weights, rows, layer.hidden)) +
-               in_pages(device_weight_bytes(experts.weights, layer.hidden, layer.intermediate)) +
-               biases * sizeof(float);
+      auto const [gate_up, gate_up_bias, down, down_bias] =
+          ffn_byte_counts(experts.weights, ffn, {layer.hidden, layer.intermediate}, Holder::device);
+      bytes += in_pages(gate_up) + gate_up_bias + in_pages(down) + down_bias;
     }
   return bytes;
 }

@@ -141,7 +141,7 @@ void describe_layers(ModelSpec const& spec, Lines& lines) {
 
 // Of the checkpoint's weights, what stays as it is stored.
 std::string codes_text(ModelSpec const& spec, ServedAs const& served, DType dtype) {
-  if (served.holder == Holder::device || weight_format_of(dtype, served.quantization) != kBfloat16Weights) return "";
+  if (weight_format_of(dtype, served.quantization) != kBfloat16Weights) return "";
   auto const stored = [tensors = expected_tensors(spec).required](std::string_view name) {
     return std::ranges::any_of(tensors, [&](TensorInfo const& tensor) { return tensor.name.ends_with(name); });
   };

@@ -1,5 +1,5 @@
 // Products of rows of x with the rows of float32 weights, for linear.cu and experts.cu; tensor_rows.h has those of
-// bf16.
+// other formats.
 //
 // Bits: sum over k of x[m][k] w[n][k] is taken in an order that depends on K alone. Lane l of a warp takes the 128-bit
 // units l, l+32, l+64, … of row n and adds their products to one sum, one fused multiply-add each in order of k; then
@@ -192,7 +192,7 @@ __device__ inline void run_part(Job const& job, DotPart const& part, bool in_sha
   std::size_t const output = (part.tile * kDotWarps + threadIdx.x / kWarp) * (R / job.rows_per_output());
   float const* w[R];
 #pragma unroll
-  for (unsigned r = 0; r < R; ++r) w[r] = job.weight_row(part, output, r);
+  for (unsigned r = 0; r < R; ++r) w[r] = reinterpret_cast<float const*>(job.weight_row(part, output, r));
   float sums[M * R] = {};
 
   auto const units = static_cast<unsigned>((job.k + kUnit - 1) / kUnit);

@@ -153,6 +153,7 @@ struct ExpertJob {
   Groups groups{};
   std::size_t n = 0;  // outputs
   std::size_t k = 0;
+  std::size_t row_bytes = 0;  // of the weight
   std::size_t tiles = 0;
   unsigned chunk_steps = 0;
   bool rounds = false;
@@ -166,11 +167,9 @@ struct ExpertJob {
   }
   __device__ ExpertPass const& pass(DotPart const& part) const { return groups.passes[part.pass]; }
   __device__ unsigned slot(DotPart const& part, unsigned m) const { return groups.slots[pass(part).first + m]; }
-  __device__ std::size_t stride() const { return (k + kWeightStride - 1) / kWeightStride * kWeightStride; }
 };
 
 // Where the output is gated, the rows of the weight that a warp takes are gate, up, gate, up, …
-template <class T>
 struct GateUpJob : ExpertJob {
   float const* x = nullptr;  // [T,H]
   std::size_t x_stride = 0;
@@ -184,8 +183,8 @@ struct GateUpJob : ExpertJob {
     std::size_t const output = first + (gated ? r / 2 : r);
     return (output < n ? output : n - 1) + (gated && r % 2 == 1 ? n : 0);
   }
-  __device__ T const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
-    return reinterpret_cast<T const*>(pass(part).weights.gate_up) + row(output, r) * stride();
+  __device__ std::byte const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
+    return pass(part).weights.gate_up + row(output, r) * row_bytes;
   }
   __device__ float const* x_row(DotPart const& part, unsigned m) const {
     return x + slot(part, m) / experts_per_token * x_stride;
@@ -201,15 +200,14 @@ struct GateUpJob : ExpertJob {
   }
 };
 
-template <class T>
 struct DownJob : ExpertJob {
   std::byte* out = nullptr;  // [S,H] of the wire dtype
   bool to_bf16 = false;
 
   __device__ unsigned rows_per_output() const { return 1; }
-  __device__ T const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
+  __device__ std::byte const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
     std::size_t const row = output + r < n ? output + r : n - 1;
-    return reinterpret_cast<T const*>(pass(part).weights.down) + row * stride();
+    return pass(part).weights.down + row * row_bytes;
   }
   __device__ float const* x_row(DotPart const& part, unsigned m) const {
     return groups.activated + (pass(part).first + m) * k;
@@ -231,38 +229,55 @@ std::size_t tiles_of(std::size_t outputs, std::size_t of_tile) {
   return (outputs + of_tile - 1) / of_tile;
 }
 
-// Shapes of the loops over a type of weights: rows of x and of the weights that are taken at once.
+// Loops over weights: how many rows of x and of the weights are taken at once, and by which kernel.
 template <class Shape, unsigned kGateUpR, unsigned kDownR>
 struct Float32Loop {
-  using T = float;
   static constexpr unsigned kPassRows = Shape::kPassRows;
   static constexpr unsigned kGateUpRows = kDotWarps * kGateUpR;
   static constexpr unsigned kDownRows = kDotWarps * kDownR;
-  static void launch_gate_up(Stream& stream, std::size_t most_parts, unsigned pass_rows, GateUpJob<T> const& job) {
+  static void launch_gate_up(Stream& stream, DType /*storage*/, std::size_t most_parts, unsigned pass_rows,
+                             GateUpJob const& job) {
     launch_dot_rows<Shape, kGateUpR>(stream, "gate and up", most_parts, pass_rows, job);
   }
-  static void launch_down(Stream& stream, std::size_t most_parts, unsigned pass_rows, DownJob<T> const& job) {
+  static void launch_down(Stream& stream, DType /*storage*/, std::size_t most_parts, unsigned pass_rows,
+                          DownJob const& job) {
     launch_dot_rows<Shape, kDownR>(stream, "down", most_parts, pass_rows, job);
   }
 };
-template <class Shape>
+// Shape<W>: for weights of W, the same rows whatever that is.
+template <template <class W> class Shape>
 struct TensorLoop {
-  using T = std::uint16_t;
-  static constexpr unsigned kPassRows = Shape::kPassRows;
-  static constexpr unsigned kGateUpRows = Shape::kRows;
-  static constexpr unsigned kDownRows = Shape::kRows;
-  static void launch_gate_up(Stream& stream, std::size_t most_parts, unsigned pass_rows, GateUpJob<T> const& job) {
-    launch_tensor_rows<Shape>(stream, "gate and up", most_parts, pass_rows, job);
+  static constexpr unsigned kPassRows = Shape<Bf16Weights>::kPassRows;
+  static constexpr unsigned kGateUpRows = Shape<Bf16Weights>::kRows;
+  static constexpr unsigned kDownRows = Shape<Bf16Weights>::kRows;
+  static void launch_gate_up(Stream& stream, DType storage, std::size_t most_parts, unsigned pass_rows,
+                             GateUpJob const& job) {
+    launch_any(stream, "gate and up", storage, most_parts, pass_rows, job);
   }
-  static void launch_down(Stream& stream, std::size_t most_parts, unsigned pass_rows, DownJob<T> const& job) {
-    launch_tensor_rows<Shape>(stream, "down", most_parts, pass_rows, job);
+  static void launch_down(Stream& stream, DType storage, std::size_t most_parts, unsigned pass_rows,
+                          DownJob const& job) {
+    launch_any(stream, "down", storage, most_parts, pass_rows, job);
+  }
+
+ private:
+  template <class Job>
+  static void launch_any(Stream& stream, char const* op, DType storage, std::size_t most_parts, unsigned pass_rows,
+                         Job const& job) {
+    with_format(storage, [&](auto format) {
+      using W = decltype(format);
+      static_assert(Shape<W>::kPassRows == kPassRows && Shape<W>::kRows == kDownRows);
+      launch_tensor_rows<Shape<W>, W>(stream, op, most_parts, pass_rows, job);
+    });
   }
 };
+template <class W>
+using FewOf = Few;
+template <class W>
+using SomeOf = Some;
 
 template <class Loop>
 void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, std::span<std::uint32_t const> experts,
          std::size_t experts_per_token, Groups const& groups, std::byte* out) {
-  using T = typename Loop::T;
   // A token seldom has an expert twice, so that none has more rows than there are tokens; one that has takes a pass
   // more.
   auto const pass_rows = static_cast<unsigned>(std::min<std::size_t>(x.rows, Loop::kPassRows));
@@ -276,10 +291,11 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
   check_launch(stream, "group_slots");
 
   bool const rounds = layer.activation_rule == ActivationRule::round_to_bf16;
-  GateUpJob<T> gate_up{};
+  GateUpJob gate_up{};
   gate_up.groups = groups;
   gate_up.n = layer.intermediate;
   gate_up.k = layer.hidden;
+  gate_up.row_bytes = device_row(layer.gate_up_storage, gate_up.k).bytes;
   gate_up.tiles = tiles_of(gate_up.n, Loop::kGateUpRows / (layer.gated ? 2 : 1));
   gate_up.rounds = rounds || layer.wire == DType::bf16;
   gate_up.x = x.data;
@@ -288,27 +304,28 @@ void run(Stream& stream, DeviceExperts const& layer, MatrixView<float const> x, 
   gate_up.gated = layer.gated;
   gate_up.rounds_output = rounds;
   gate_up.f = layer.activation;
-  Loop::launch_gate_up(stream, experts.size() * gate_up.tiles, pass_rows, gate_up);
+  Loop::launch_gate_up(stream, layer.gate_up_storage, experts.size() * gate_up.tiles, pass_rows, gate_up);
 
-  DownJob<T> down{};
+  DownJob down{};
   down.groups = groups;
   down.n = layer.hidden;
   down.k = layer.intermediate;
+  down.row_bytes = device_row(layer.down_storage, down.k).bytes;
   down.tiles = tiles_of(down.n, Loop::kDownRows);
   down.rounds = rounds;  // a second time, which changes nothing
   down.out = out;
   down.to_bf16 = layer.wire == DType::bf16;
-  Loop::launch_down(stream, experts.size() * down.tiles, pass_rows, down);
+  Loop::launch_down(stream, layer.down_storage, experts.size() * down.tiles, pass_rows, down);
 }
 
 // For so many tokens in so many slots. An expert with a few more than it has on average is to need no second pass. All
-// loops over bf16 weights have the same bits.
+// loops but those over float32 have the same bits.
 auto loop_of(DeviceExperts const& layer, std::size_t tokens, std::size_t num_slots) {
-  if (layer.storage == DType::f32)
+  if (layer.gate_up_storage == DType::f32)
     return tokens <= Thin::kPassRows ? run<Float32Loop<Thin, 2, 1>> : run<Float32Loop<Wide, 4, 4>>;
   std::size_t const of_expert = num_slots / std::max<std::size_t>(layer.experts.size(), 1);
-  if (tokens <= Few::kPassRows || of_expert <= Few::kPassRows / 2) return run<TensorLoop<Few>>;
-  return of_expert <= Some::kPassRows * 3 / 4 ? run<TensorLoop<Some>> : run<TensorLoop<Many>>;
+  if (tokens <= Few::kPassRows || of_expert <= Few::kPassRows / 2) return run<TensorLoop<FewOf>>;
+  return of_expert <= Some::kPassRows * 3 / 4 ? run<TensorLoop<SomeOf>> : run<TensorLoop<ManyOf>>;
 }
 
 }  // namespace
@@ -322,9 +339,10 @@ void CudaDevice::run_experts(DeviceExperts const& layer, MatrixView<float const>
   EM_CHECK(experts.size() == x.rows * experts_per_token && x.cols == layer.hidden,
            "x [" << x.rows << "," << x.cols << "], H " << layer.hidden << ", " << experts.size() << " slots, "
                  << experts_per_token << " a token");
-  EM_CHECK((layer.storage == DType::f32 || layer.storage == DType::bf16) &&
+  EM_CHECK((layer.gate_up_storage == DType::f32) == (layer.down_storage == DType::f32) &&
                (layer.wire == DType::f32 || layer.wire == DType::bf16),
-           "weights " << name_of(layer.storage) << ", wire " << name_of(layer.wire));
+           "weights " << name_of(layer.gate_up_storage) << ", " << name_of(layer.down_storage) << ", wire "
+                      << name_of(layer.wire));
   if (experts.empty()) return;
   Groups const groups =
       groups_in(scratch_.get(groups_bytes(experts.size(), layer.intermediate)), experts.size(), layer.intermediate);

@@ -10,9 +10,10 @@ namespace {
 constexpr std::size_t kHeadsAtOnce = 256;
 
 // y of head h [M,N] = x of head h [M,K] times w[h]^T, plus bias.
-template <class T, std::size_t kHeads>
+template <std::size_t kHeads>
 struct LinearJob {
-  T const* w[kHeads] = {};  // [N][weight_stride(K)]
+  std::byte const* w[kHeads] = {};
+  std::size_t row_bytes = 0;  // of a w
   float const* bias = nullptr;
   float const* x = nullptr;
   float* y = nullptr;
@@ -43,9 +44,9 @@ struct LinearJob {
   __device__ std::size_t row(DotPart const& part, unsigned r) const { return part.pass % passes * pass_rows + r; }
 
   __device__ unsigned rows_per_output() const { return 1; }
-  __device__ T const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
+  __device__ std::byte const* weight_row(DotPart const& part, std::size_t output, unsigned r) const {
     std::size_t const row = output + r < n ? output + r : n - 1;
-    return w[head(part)] + row * ((k + kWeightStride - 1) / kWeightStride * kWeightStride);
+    return w[head(part)] + row * row_bytes;
   }
   __device__ float const* x_row(DotPart const& part, unsigned r) const {
     return x + row(part, r) * x_stride + head(part) * x_head;
@@ -58,8 +59,8 @@ struct LinearJob {
 };
 
 // columns: of a tile.
-template <class Shape, class T, std::size_t kHeads>
-LinearJob<T, kHeads> in_parts(std::size_t columns, LinearJob<T, kHeads> job) {
+template <class Shape, std::size_t kHeads>
+LinearJob<kHeads> in_parts(std::size_t columns, LinearJob<kHeads> job) {
   job.tiles = (job.n + columns - 1) / columns;
   job.pass_rows = static_cast<unsigned>(std::min<std::size_t>(job.m, Shape::kPassRows));
   job.passes = (job.m + job.pass_rows - 1) / job.pass_rows;
@@ -68,7 +69,7 @@ LinearJob<T, kHeads> in_parts(std::size_t columns, LinearJob<T, kHeads> job) {
 
 // A narrow weight leaves most of the device idle unless rows are shared out too.
 template <std::size_t kHeads>
-void launch_linear(Stream& stream, LinearJob<float, kHeads> const& job) {
+void launch_float32(Stream& stream, LinearJob<kHeads> const& job) {
   auto const thin = in_parts<Thin>(kDotWarps, job);
   if (job.m <= Thin::kPassRows || thin.num_parts() <= num_multiprocessors(stream) * Thin::kBlocks) {
     launch_dot_rows<Thin, 1>(stream, "linear", thin.num_parts(), thin.pass_rows, thin);
@@ -78,76 +79,73 @@ void launch_linear(Stream& stream, LinearJob<float, kHeads> const& job) {
   }
 }
 
-template <class Shape, std::size_t kHeads>
-LinearJob<std::uint16_t, kHeads> in_parts_of(LinearJob<std::uint16_t, kHeads> const& job) {
-  return in_parts<Shape>(Shape::kRows, job);
-}
-template <class Shape, std::size_t kHeads>
-void launch_parts(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
-  launch_tensor_rows<Shape>(stream, "linear", job.num_parts(), job.pass_rows, job);
+template <class Shape, class W, std::size_t kHeads>
+void launch_parts(Stream& stream, LinearJob<kHeads> const& job) {
+  launch_tensor_rows<Shape, W>(stream, "linear", job.num_parts(), job.pass_rows, job);
 }
 // The largest tiles that leave no multiprocessor idle, or of the largest so many that what is not read again from L2
 // makes up for those that are.
-template <std::size_t kHeads>
-void launch_linear(Stream& stream, LinearJob<std::uint16_t, kHeads> const& job) {
+template <class W, std::size_t kHeads>
+void launch_tensor(Stream& stream, LinearJob<kHeads> const& job) {
   std::size_t const multiprocessors = num_multiprocessors(stream);
-  auto const few = in_parts_of<Few>(job);
+  auto const few = in_parts<Few>(Few::kRows, job);
   if (job.m <= Few::kPassRows || few.num_parts() <= multiprocessors * Few::kBlocks)
-    return launch_parts<Few>(stream, few);
-  auto const many = in_parts_of<Many>(job);
-  if (job.m > 2 * Some::kPassRows && many.num_parts() * 5 >= multiprocessors) return launch_parts<Many>(stream, many);
-  auto const some = in_parts_of<Some>(job);
-  if (some.num_parts() >= multiprocessors) return launch_parts<Some>(stream, some);
-  launch_parts<Narrow>(stream, in_parts_of<Narrow>(job));
+    return launch_parts<Few, W>(stream, few);
+  auto const many = in_parts<ManyOf<W>>(ManyOf<W>::kRows, job);
+  if (job.m > 2 * Some::kPassRows && many.num_parts() * 5 >= multiprocessors)
+    return launch_parts<ManyOf<W>, W>(stream, many);
+  auto const some = in_parts<Some>(Some::kRows, job);
+  if (some.num_parts() >= multiprocessors) return launch_parts<Some, W>(stream, some);
+  launch_parts<Narrow, W>(stream, in_parts<Narrow>(Narrow::kRows, job));
 }
 
 // heads: at most kHeads.
-template <class T, std::size_t kHeads>
-void linear_of(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight const> heads, float const* bias,
-               HeadColumns const& columns, MatrixView<float> y) {
-  DeviceWeight const& w = heads.front();
-  LinearJob<T, kHeads> job{.bias = bias,
-                           .x = x.data,
-                           .y = y.data,
-                           .x_stride = x.stride,
-                           .y_stride = y.stride,
-                           .x_head = columns.x_stride,
-                           .y_head = columns.y_stride,
-                           .n = w.n,
-                           .k = w.k,
-                           .m = x.rows,
-                           .heads = heads.size(),
-                           .rounds = w.activation == ActivationRule::round_to_bf16};
-  for (std::size_t h = 0; h < heads.size(); ++h) job.w[h] = reinterpret_cast<T const*>(heads[h].data);
-  launch_linear(stream, job);
-}
-
 template <std::size_t kHeads>
-void linear_of_any(Stream& stream, MatrixView<float const> x, std::span<DeviceWeight const> heads, float const* bias,
-                   HeadColumns const& columns, MatrixView<float> y) {
-  EM_CHECK(heads.front().storage == DType::f32 || heads.front().storage == DType::bf16,
-           "weights of " << name_of(heads.front().storage));
-  if (x.rows == 0) return;
-  if (heads.front().storage == DType::bf16)
-    linear_of<std::uint16_t, kHeads>(stream, x, heads, bias, columns, y);
-  else
-    linear_of<float, kHeads>(stream, x, heads, bias, columns, y);
+LinearJob<kHeads> job_of(MatrixView<float const> x, std::span<DeviceWeight const> heads, float const* bias,
+                         HeadColumns const& columns, MatrixView<float> y) {
+  DeviceWeight const& w = heads.front();
+  LinearJob<kHeads> job{.row_bytes = device_row(w.storage, w.k).bytes,
+                        .bias = bias,
+                        .x = x.data,
+                        .y = y.data,
+                        .x_stride = x.stride,
+                        .y_stride = y.stride,
+                        .x_head = columns.x_stride,
+                        .y_head = columns.y_stride,
+                        .n = w.n,
+                        .k = w.k,
+                        .m = x.rows,
+                        .heads = heads.size(),
+                        .rounds = w.activation == ActivationRule::round_to_bf16};
+  for (std::size_t h = 0; h < heads.size(); ++h) job.w[h] = heads[h].data;
+  return job;
 }
 
 }  // namespace
 
 void CudaDevice::linear(MatrixView<float const> x, DeviceWeight const& w, std::span<float const> bias,
                         MatrixView<float> y) {
-  linear_of_any<1>(*stream_, x, {&w, 1}, bias.empty() ? nullptr : bias.data(), {}, y);
+  if (x.rows == 0) return;
+  auto const job = job_of<1>(x, {&w, 1}, bias.empty() ? nullptr : bias.data(), {}, y);
+  if (w.storage == DType::f32) return launch_float32(*stream_, job);
+  with_format(w.storage, [&](auto format) { launch_tensor<decltype(format)>(*stream_, job); });
 }
 
+// What they are made of, the latents of attention, is rearranged when it is loaded: no checkpoint has codes of it.
 void CudaDevice::headwise_linear(MatrixView<float const> x, std::span<DeviceWeight const> w, HeadColumns const& columns,
                                  MatrixView<float> y) {
+  if (x.rows == 0) return;
   for (std::size_t head = 0; head < w.size(); head += kHeadsAtOnce) {
     std::size_t const count = std::min(kHeadsAtOnce, w.size() - head);
     x.data += head == 0 ? 0 : kHeadsAtOnce * columns.x_stride;
     y.data += head == 0 ? 0 : kHeadsAtOnce * columns.y_stride;
-    linear_of_any<kHeadsAtOnce>(*stream_, x, w.subspan(head, count), nullptr, columns, y);
+    auto const job = job_of<kHeadsAtOnce>(x, w.subspan(head, count), nullptr, columns, y);
+    if (w.front().storage == DType::f32) {
+      launch_float32(*stream_, job);
+    } else {
+      EM_CHECK(w.front().storage == DType::bf16, "heads of " << name_of(w.front().storage));
+      launch_tensor<Bf16Weights>(*stream_, job);
+    }
   }
 }
 

@@ -36,6 +36,18 @@ __device__ inline void multiply_span(Words4 const& low, Words4 const& high, Word
   mma_16x8x16(d, low.w[2], high.w[2], low.w[3], high.w[3], x.w[2], x.w[3]);
 }
 
+// Each half of a bfloat16 pair times that of another, rounded to nearest, as bfloat16; subnormal ones as well.
+__device__ inline std::uint32_t two_products(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(0x80008000U));  // -0, which keeps a zero's sign
+  return out;
+#else
+  return bf16_of_float(low_bf16(a) * low_bf16(b)) |
+         static_cast<std::uint32_t>(bf16_of_float(high_bf16(a) * high_bf16(b))) << 16;
+#endif
+}
+
 // 16 bytes into shared memory some time before wait_for_copies: from global memory, or zeros and no access to it.
 __device__ inline void copy_ahead(Words4* shared, void const* global, bool zeros) {
 #if defined(__CUDA_ARCH__)
@@ -45,6 +57,17 @@ __device__ inline void copy_ahead(Words4* shared, void const* global, bool zeros
       : "memory");
 #elif !defined(__CUDACC__)
   copy_later(shared, zeros ? nullptr : global, sizeof *shared);
+#endif
+}
+// The same of a word.
+__device__ inline void copy_word_ahead(std::uint32_t* shared, void const* global) {
+#if defined(__CUDA_ARCH__)
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+      "l"(global)
+      : "memory");
+#elif !defined(__CUDACC__)
+  copy_later(shared, global, sizeof *shared);
 #endif
 }
 // What this thread has asked for since the last call is a group.

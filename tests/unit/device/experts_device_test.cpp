@@ -66,7 +66,8 @@ class Layer {
   Layer(Device& device, LayerShape const& s, Format const& f, Form const& form = {})
       : shape(s), format(f), pointers_(device, make_experts(device, form)) {
     view_ = {.experts = pointers_.span(),
-             .storage = f.weights.storage,
+             .gate_up_storage = f.weights.storage,
+             .down_storage = f.weights.storage,
              .activation_rule = f.weights.activation,
              .hidden = s.hidden,
              .intermediate = s.intermediate,

@@ -1,5 +1,6 @@
 // Weights in a device's memory, in the layout that its kernels read.
 #pragma once
+#include "common/kernels/device_rows.h"
 #include "tests/unit/device/device_rig.h"
 
 namespace expertmesh {
@@ -16,10 +17,11 @@ class WeightOnDevice {
  private:
   static std::vector<std::byte> laid_out(MatrixView<float const> w, DType storage) {
     std::size_t const size = size_of(storage);
-    std::vector<std::byte> bytes(w.rows * weight_stride(w.cols) * size);
+    std::size_t const row_bytes = device_row(storage, w.cols).bytes;
+    std::vector<std::byte> bytes(w.rows * row_bytes);
     for (std::size_t n = 0; n < w.rows; ++n)
       for (std::size_t k = 0; k < w.cols; ++k) {
-        std::byte* const to = bytes.data() + (n * weight_stride(w.cols) + k) * size;
+        std::byte* const to = bytes.data() + n * row_bytes + k * size;
         bf16 const narrow = to_bf16(w.row(n)[k]);
         std::memcpy(to, storage == DType::bf16 ? static_cast<void const*>(&narrow) : w.row(n) + k, size);
       }

@@ -235,8 +235,7 @@ std::variant<ServeOptions, InfoOptions, TokenizeOptions, RenderOptions, ExitNow>
       ->capture_default_str();
   add_dtype_flag(*i, info.dtype);
   add_quantization_flag(*i, info.quantization);
-  i->add_option("--device", info.device,
-                "What holds the weights: cpu or cuda, which has FP8 and MXFP4 weights widened to bfloat16")
+  i->add_option("--device", info.device, "What holds the weights: cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   add_kv_dtype_flag(*i, info.kv_dtype);

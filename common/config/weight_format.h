@@ -33,7 +33,7 @@ constexpr WeightFormat kInt8Weights{
 constexpr WeightFormat kInt4Weights{
     .storage = DType::i4, .group_size = 32, .scale_type = DType::bf16, .activation = ActivationRule::quantise_to_int8};
 // bfloat16 numbers in the bits of a checkpoint that has them so: the products of code and scale, rounded. Multiplied as
-// those numbers are, to the same bits.
+// those numbers are, to the same bits; but devices do not round those of FP8 (cuda/tensor_rows.h).
 constexpr WeightFormat kMxfp4Weights{.storage = DType::f4_e2m1,
                                      .group_size = 32,
                                      .scale_type = DType::f8_e8m0,

@@ -39,7 +39,8 @@ TEST_P(StepMemory, AModelTakesWhatWasPlanned) {
   for (DType const dtype : {DType::f32, DType::bf16}) {
     auto const device = open_device_on_host();
     auto const experts = expert_model_spec(spec, weight_format_of(dtype), dtype);
-    ModelPlan const plan = plan_model(spec, weight_format_of(dtype), dtype, 1);
+    ModelPlan const plan =
+        plan_model(spec, weight_format_of(dtype), dtype, 1, {.coordinator = Holder::device, .experts = Holder::device});
     std::size_t const before = device->free_bytes();
     std::shared_ptr<ModelRig const> const model = after_steps(dtype, *device);
     std::size_t const taken = before - device->free_bytes();
@@ -52,8 +53,8 @@ TEST_P(StepMemory, AModelTakesWhatWasPlanned) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, StepMemory,
-                         testing::Values("deepseek_v3", "gpt_oss", "llama4", "mixtral", "nllb-moe", "qwen3_moe",
-                                         "switch_transformers"),
+                         testing::Values("deepseek_v3", "deepseek_v3-fp8", "gpt_oss", "gpt_oss-mxfp4", "llama4",
+                                         "mixtral", "nllb-moe", "qwen3_moe", "switch_transformers"),
                          test::name_of_model);
 
 TEST(StepMemory, RowsThatStayOnTheDeviceTakeNoRoomOnTheirWay) {
@@ -70,10 +71,10 @@ TEST(StepMemory, RowsThatStayOnTheDeviceTakeNoRoomOnTheirWay) {
 
 // Mixtral 8x7B, Qwen3 30B-A3B: by hand.
 TEST(StepMemory, ExpertsTakeWholePages) {
-  auto const model = [](std::size_t hidden, std::size_t intermediate, std::size_t experts) {
+  auto const model = [](std::size_t hidden, std::size_t intermediate, std::size_t experts,
+                        WeightSlice const& weights = {}) {
     ExpertLayerSpec layer{.layer = 0, .hidden = hidden, .intermediate = intermediate, .activation = {}, .experts = {}};
-    FfnTensors ffn;
-    ffn.gate.emplace();
+    FfnTensors const ffn{.gate = weights, .up = weights, .down = weights};
     layer.experts.assign(experts, ffn);
     return ExpertModelSpec{.layers = {layer}, .weights = kBfloat16Weights, .wire = DType::bf16};
   };
@@ -81,6 +82,8 @@ TEST(StepMemory, ExpertsTakeWholePages) {
   EXPECT_EQ(device_expert_bytes(model(4096, 14336, 8)), 8 * (224 + 112) * kMiB);
   EXPECT_EQ(device_expert_bytes(model(2048, 768, 128)), 128 * (6 + 4) * kMiB);  // 3 MiB of them used
   EXPECT_EQ(device_expert_bytes(model(64, 32, 4)), std::size_t{4} * 3 * 64 * 32 * 2);
+  WeightSlice const fp8{.name = "w", .storage = WeightStorage::fp8_blocks};
+  EXPECT_EQ(device_expert_bytes(model(4096, 14336, 8, fp8)), 8 * (116 + 58) * kMiB);  // 115.5 and 57.8 of them used
 }
 
 }  // namespace

@@ -163,9 +163,29 @@ TEST(PackedWeights, CodesThatAreNotAlikeBecomeNumbers) {
   EXPECT_EQ(format_of_same_numbers(source, {fp8("c", 24)}, 96), kBfloat16Weights) << "scales that would take too much";
   for (WeightFormat const& format : {kFloat32Weights, kInt8Weights, kInt4Weights})
     EXPECT_EQ(packed_format(format, {&by_32, 1}, Holder::processor), format);
-  EXPECT_EQ(packed_format(kBfloat16Weights, {&by_32, 1}, Holder::device), kBfloat16Weights);
-  EXPECT_EQ(packed_linear_bytes(kBfloat16Weights, {&by_32, 1}, 96, Holder::device),
-            device_weight_bytes(kBfloat16Weights, 9, 96));
+}
+
+TEST(PackedWeights, DevicesHaveCodesWhoseScalesTheyMultiplyBy) {
+  auto const fp8 = [](std::size_t columns) {
+    WeightSlice const w{.name = "w", .storage = WeightStorage::fp8_blocks, .block_rows = 4, .block_columns = columns};
+    return LinearPart{w, 9};
+  };
+  LinearPart const mxfp4{{.name = "w", .storage = WeightStorage::mxfp4}, 9};
+  struct Case {
+    LinearPart part;
+    WeightFormat device, processor;
+  };
+  for (Case const& c : {Case{fp8(128), fp8_weights(128), fp8_weights(128)},
+                        {fp8(256), fp8_weights(256), fp8_weights(256)},
+                        {fp8(64), kBfloat16Weights, fp8_weights(64)},
+                        {fp8(192), kBfloat16Weights, fp8_weights(192)},
+                        {mxfp4, kMxfp4Weights, kMxfp4Weights}}) {
+    EXPECT_EQ(packed_format(kBfloat16Weights, {&c.part, 1}, Holder::device), c.device);
+    EXPECT_EQ(packed_format(kBfloat16Weights, {&c.part, 1}, Holder::processor), c.processor);
+    EXPECT_EQ(packed_format(kFloat32Weights, {&c.part, 1}, Holder::device), kFloat32Weights);
+    EXPECT_EQ(packed_linear_bytes(kBfloat16Weights, {&c.part, 1}, 384, Holder::device),
+              device_weight_bytes(c.device, 9, 384));
+  }
 }
 
 // One bias more or less at a time, with and without a gate.

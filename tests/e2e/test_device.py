@@ -50,8 +50,8 @@ def devices_of(server):
 
 @unittest.skipUnless(HAS_DEVICE, "no GPU here")
 class DeviceTest(unittest.TestCase):
-    def serve(self, *options, case=CASE):
-        return Server(MODEL_GOLDENS / case, "--dtype", "float32", *options)
+    def serve(self, *options, case=CASE, dtype="float32"):
+        return Server(MODEL_GOLDENS / case, "--dtype", dtype, *options)
 
     def check_tokens(self, server, case=CASE):
         """Alone and together, prompts of 1, 7 and 40 tokens, of 3 and 20 with an encoder. test_goldens.py holds processors to the same tokens."""
@@ -145,6 +145,32 @@ class DeviceTest(unittest.TestCase):
                 self.check_tokens(server)
                 self.assertEqual(server.metric("worker_deaths_total"), 1)
                 self.assertEqual(server.metric("requests_failed_total"), 0)
+
+    def test_weights_in_codes_have_the_same_bits_everywhere(self):
+        """In bfloat16, where devices multiply FP8 and MXFP4 from their codes: with the experts at hand, in workers, after a
+        worker's death, and in the worker that then loads them."""
+        for case in ("deepseek_v3-fp8", "gpt_oss-mxfp4"):
+            body = body_of(Golden(case).prompts[1]) | {"logprobs": 3}
+
+            def answer(server, victim=None):
+                events = []
+                with server.stream("/v1/completions", body) as stream:
+                    for event in stream:
+                        if victim and not events:
+                            os.kill(victim["pid"], signal.SIGKILL)
+                        events.append([event["choices"][0].get(field) for field in ("token_ids", "logprobs")])
+                return events
+            with self.subTest(case):
+                with self.serve("--device", "cuda", case=case, dtype="bfloat16") as server:
+                    expected = answer(server)
+                self.assertTrue(any(logprobs for _, logprobs in expected))
+                with self.serve("--device", "cuda", "--workers", 2, "--worker-device", "cuda", case=case, dtype="bfloat16") as server:
+                    victim = server.get("/v1/cluster")[1]["workers"][0]
+                    self.assertEqual(answer(server), expected)
+                    self.assertEqual(answer(server, victim), expected)
+                    wait_until(lambda: server.get("/v1/cluster")[1]["workers"][0]["state"] == "serving"
+                               and server.get("/v1/cluster")[1]["workers"][0]["pid"] != victim["pid"], 60, "a new worker serves in its place")
+                    self.assertEqual(answer(server), expected)
 
     @unittest.skipUnless("EXPERTMESH_NCCL" in os.environ, "several processes on one GPU need a library that takes them")
     def test_rows_go_by_nccl(self):

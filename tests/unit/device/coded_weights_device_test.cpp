@@ -67,7 +67,7 @@ TEST_P(DeviceCodesTest, EqualTheReference) {
   struct Size {
     std::size_t n, k;
   };
-  for (Size const size : {Size{1, 1}, {20, 3}, {8, 32}, {301, 64}, {33, 257}, {130, 416}, {5, 2880}})
+  for (Size const size : {Size{1, 1}, {20, 3}, {8, 32}, {301, 64}, {33, 257}, {130, 416}, {180, 1312}, {5, 2880}})
     for (WeightFormat const& format : formats_for(size.k)) {
       Coded const w = with_signs(random_coded(format, size.n, size.k, size.n));
       PackedMatrix const coded = on_device(w);

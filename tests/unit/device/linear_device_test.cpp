@@ -40,7 +40,7 @@ TEST_P(DeviceLinearTest, EqualsTheReference) {
     std::size_t n, k;
   };
   for (WeightFormat const& format : kDeviceFormats)
-    for (Size const size : {Size{1, 1}, {20, 3}, {8, 16}, {301, 72}, {33, 257}, {5, 2880}})
+    for (Size const size : {Size{1, 1}, {20, 3}, {8, 16}, {301, 72}, {33, 257}, {180, 1100}, {5, 2880}})
       for (std::size_t m : {1, 2, 3, 5, 8, 9, 33}) {
         auto const x = random_matrix(m, size.k, 1);
         auto const w = random_matrix(size.n, size.k, 2);

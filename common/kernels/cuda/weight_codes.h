@@ -1,11 +1,13 @@
-// The formats of weights that tensor_rows.h multiplies, each of them a struct with
-//   kStorage       whose rows these are, as device_rows.h has them
-//   kUnitSpans     spans of which 16 bytes have a lane's numbers
-//   kChunksAhead   how many chunks a warp that streams has asked for, so that 64 KB are on their way in two blocks, or
-//   32 kHasScales     a word for each chunk of a row Codes          what a lane has of a row's span
-//   numbers<kPlain>(codes, span, scales)   as bfloat16, exactly; span: of the chunk. kPlain: the
-//                  scales are_plain(), which changes no bit
-//   scaled(sum, scales)   the sum of a chunk of a row, from that of numbers()
+// The formats of weights that tensor_rows.h multiplies. Each is a struct with
+//   - kStorage: whose rows these are, as device_rows.h has them;
+//   - kUnitSpans: the spans of which 16 bytes have a lane's numbers;
+//   - kChunksAhead: of a warp that streams, so that 64 KB are on their way in two blocks, or 32;
+//   - kHasScales: a word of them for each chunk of a row;
+//   - kRounded: x is always rounded to bfloat16, one term;
+//   - Codes: what a lane has of a span of a row;
+//   - numbers<kPlain>(codes, span, scales): as bfloat16, exactly. span: of the chunk. kPlain: only where the scales
+//     are_plain(), to the same bits, and sooner if it kHasPlainScales;
+//   - scaled(sum, scales): the sum of a chunk of a row, from that of its numbers().
 #pragma once
 #include "common/config/weight_format.h"
 #include "common/kernels/cuda/tensor_core.h"

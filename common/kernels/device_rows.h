@@ -4,9 +4,8 @@
 //   f4_e2m1     blocks of 128 numbers, 64 bytes each; then four E8M0 scales for each 128 numbers
 // Blocks of codes are as tensor cores want them (cuda/tensor_core.h): of a span of 32 numbers lane t of four has the
 // unit of numbers 8t … 8t+7, and a block has 16 bytes for each lane, its units of one span after the other:
-//   f8_e4m3     8 bytes, of each four numbers in the order 2, 0, 3, 1. The sign of a checkpoint's scale is in the
-//   codes;
-//               here its sign is a mark: one of the 128 codes is NaN.
+//   f8_e4m3     8 bytes, of each four numbers in the order 2, 0, 3, 1. Signs of scales are in the codes; here a sign is
+//               a mark: one of the 128 codes is NaN.
 //   f4_e2m1     a word. Each half has, from bit 15 down, s0 s2 s3 s1 m3 m0 m1 m2: s is the sign and m the three other
 //               bits of numbers 0, 2, 4, 6 in the lower half, and of 1, 3, 5, 7 in the upper one.
 // Codes that are not there are 0. Rows begin at multiples of 32 bytes.

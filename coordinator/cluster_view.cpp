@@ -95,7 +95,8 @@ std::string to_json(ClusterView const& view) {
               {"prefix_cache", l.prefix_cache},
               {"activation_bytes", l.activation_bytes},
               {"shared_bytes", l.shared_bytes},
-              {"compute_threads", l.compute_threads}}},
+              {"compute_threads", l.compute_threads},
+              {"micro_batches", l.micro_batches}}},
             {"answers", {{"tool_call_parser", view.answers.tool_calls}, {"reasoning_parser", view.answers.reasoning}}},
             {"coordinator", process_json(view.coordinator)},
             {"workers", Json::array()},
@@ -120,8 +121,10 @@ std::vector<std::string> describe(NumericsProfile const& p, ServeLimits const& l
           p.dtype, p.quantization, p.wire_dtype, p.kv_dtype, p.isa, p.expert_isa, p.k_order,
           p.bitwise ? "" : "; mixed numerics: bits depend on who runs what"),
       fmt::format(
-          "limits: {} tokens a sequence, {} sequences, {} tokens a step, {} queued requests, {} log-probabilities",
-          l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.max_queued_requests, l.max_logprobs),
+          "limits: {} tokens a sequence, {} sequences, {} tokens a step (micro-batches: {}), {} queued requests, {} "
+          "log-probabilities",
+          l.max_model_len, l.max_num_seqs, l.max_num_batched_tokens, l.micro_batches, l.max_queued_requests,
+          l.max_logprobs),
       fmt::format("limits: {} connections, {} a request body", l.max_connections, human_bytes(l.max_body_bytes)),
       fmt::format("memory: KV cache {}; blocks of {} tokens, {}{}; activations {}{}", groups, l.kv_block_tokens,
                   human_bytes(l.kv_cache_bytes), l.prefix_cache ? ", kept for requests that begin alike" : "",

@@ -47,6 +47,7 @@ struct ServeLimits {
   std::size_t activation_bytes = 0;
   std::size_t shared_bytes = 0;  // most that messages of one worker of this host take
   std::string compute_threads;   // of the coordinator, and where they run
+  std::string micro_batches;     // of a step: "1", "2", or "auto": whichever has been faster
 };
 
 struct ClusterView {

@@ -441,11 +441,15 @@ void ModelRuntime::load(Cluster::OnChange on_change) {
                                    .max_logit_rows = kMaxLogitRows,
                                    .record_routing = options_.return_routed_experts,
                                    .pause = shares_cores(options_) ? PollPause::sleep : PollPause::yield,
-                                   .micro_batches = micro_batch_rule(options_),
+                                   .micro_batches = micro_batches(),
                                    .graphs = options_.device_graphs,
                                    .trace = engine_lane_},
                   *exec_, *decoder_, *kv_, experts());
   scheduler_.emplace(scheduler_limits(sizes_, spec_), kv_groups_, sizes_.kv_blocks);
+}
+
+MicroBatchRule ModelRuntime::micro_batches() const {
+  return micro_batch_rule(options_);
 }
 
 void ModelRuntime::load_experts(Cluster::OnChange on_change) {

@@ -123,6 +123,7 @@ class ModelRuntime {
     return remote_.get();
   }  // none: a model without experts, or all on the device
   [[nodiscard]] Cluster* cluster() const { return cluster_.get(); }  // none: no workers
+  [[nodiscard]] MicroBatchRule micro_batches() const;                // as steps are run
   [[nodiscard]] StepRunner& runner() { return *runner_; }
   [[nodiscard]] StepRunner const& runner() const { return *runner_; }
   // From now on the runner counts what each step's stages take at least; for that this machine is measured, for some

@@ -81,6 +81,10 @@ std::vector<KvGroupLimits> kv_group_limits(ModelRuntime const& runtime) {
   return limits;
 }
 
+std::string rule_text(MicroBatchRule rule) {
+  return rule == MicroBatchRule::one ? "1" : rule == MicroBatchRule::two ? "2" : "auto";
+}
+
 ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtime) {
   RuntimeSizes const& sizes = runtime.sizes();
   return {.max_model_len = sizes.max_model_len,
@@ -95,7 +99,8 @@ ServeLimits serve_limits(ServeOptions const& options, ModelRuntime const& runtim
           .kv_cache_bytes = sizes.kv_cache_bytes,
           .prefix_cache = sizes.prefix_cache,
           .activation_bytes = 0,
-          .compute_threads = runtime.threads().text()};
+          .compute_threads = runtime.threads().text(),
+          .micro_batches = rule_text(runtime.micro_batches())};
 }
 
 // How the model writes calls and reasoning: as the options say, or as its template and vocabulary show.

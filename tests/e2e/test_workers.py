@@ -85,6 +85,8 @@ class WorkersTest(unittest.TestCase):
             with (self.subTest(option=option, micro_batches=micro_batches),
                   Server(DEMO_MODEL, "--workers", 2, "--transport", option, "--micro-batches", micro_batches) as server):
                 self.assertEqual({worker["transport"] for worker in workers_of(server)}, {transport})
+                runs = server.get("/v1/cluster")[1]["limits"]["micro_batches"]
+                self.assertIn(runs, ("1", "auto") if micro_batches == "auto" else (str(micro_batches),))  # 1: not enough cores
                 text = server.complete(**LONG)["choices"][0]["text"]
                 seen.add(text)
                 victim = workers_of(server)[0]

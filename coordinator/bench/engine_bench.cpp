@@ -13,6 +13,7 @@
 #include "coordinator/bench/config_directory.h"
 #include "coordinator/bench/statistics.h"
 #include "coordinator/bench/step_cost.h"
+#include "coordinator/cluster/link_offer.h"
 
 namespace expertmesh {
 namespace {
@@ -20,6 +21,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kCeilingPasses = 8;
+constexpr std::size_t kFirstReadBytes = std::size_t{1} << 20;  // of a device
+constexpr double kReadSeconds = 500e-6;                        // of a pass over its memory, at least
 constexpr std::size_t kWarmUpSteps = 3;
 constexpr std::size_t kMostTracedSteps = 8;  // of a device
 constexpr std::size_t kUntimedSteps = 2;     // of each batch size; a device has then recorded what a step is
@@ -86,6 +89,7 @@ class Batch {
       step();
     }
     std::size_t const launches_before = runtime_.runner().num_graph_launches();
+    std::size_t const static_before = static_steps();
     for (std::size_t i = 0; i < num_steps; ++i) {
       for (Sequence& sequence : sequences_) {
         add_token(sequence);
@@ -109,6 +113,7 @@ class Batch {
     figures.decode_stages = mean_of(stages);
     Summary const summary = summarise(std::move(seconds));
     figures.share_of_graphs = static_cast<double>(runtime_.runner().num_graph_launches() - launches_before) / steps;
+    figures.share_of_static = static_cast<double>(static_steps() - static_before) / steps;
     figures.step_seconds = summary.median;
     figures.mean_step_seconds = summary.mean;
   }
@@ -119,7 +124,8 @@ class Batch {
     StageMeans stages;
     for (std::size_t i = 0; i < num_steps; ++i) {
       for (Sequence& sequence : sequences_) add_token(sequence);
-      step(kHeldSteps * figures.step_seconds);
+      step(runtime_.cluster() ? 0
+                              : kHeldSteps * figures.step_seconds);  // nothing lies ready for what waits for workers
       add_stages(stages);
     }
     runtime_.runner().time_stages_on_device(false);
@@ -131,6 +137,10 @@ class Batch {
 
  private:
   static constexpr double kHeldSteps = 1.5;  // of a step's time: more than the host takes to call for all of it
+
+  [[nodiscard]] std::size_t static_steps() const {
+    return runtime_.remote_experts() ? runtime_.remote_experts()->static_steps().good : 0;
+  }
 
   // Of the last step.
   void add_stages(StageMeans& sum) const {
@@ -204,8 +214,6 @@ class Batch {
 // Sizes for the largest batch, with one KV block more for each sequence than it needs: none must ever wait.
 ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::path const& model_dir) {
   ModelRuntimeOptions runtime = options.runtime;
-  if (runtime.device != "cpu" && runtime.clustered())
-    throw ModelError("--workers: bench engine measures a GPU with all experts on it (--device cuda without --workers)");
   runtime.model_dir = model_dir;
   runtime.load_format = LoadFormat::dummy;
   runtime.return_routed_experts = true;
@@ -225,11 +233,18 @@ ModelRuntimeOptions sized(EngineBenchOptions const& options, std::filesystem::pa
   return runtime;
 }
 
+// Of more and more bytes, up to so many, until a pass takes long enough to be far more than the caches keep.
+double read_bandwidth(Device& device, std::size_t most) {
+  for (std::size_t bytes = kFirstReadBytes;; bytes *= 2) {
+    double const rate = measure_read_bandwidth(device, std::min(bytes, most), kCeilingPasses);
+    if (bytes >= most || static_cast<double>(bytes) >= kReadSeconds * rate) return rate;
+  }
+}
+
 void measure_ceilings(Device& device, EngineBenchOptions const& options, EngineFigures& figures) {
   spdlog::info("measuring what {} can do", device.name());
   figures.device = device.name();
-  figures.memory_bytes_per_second =
-      measure_read_bandwidth(device, std::min(options.read_bytes, device.free_bytes() / 4), kCeilingPasses);
+  figures.memory_bytes_per_second = read_bandwidth(device, std::min(options.read_bytes, device.free_bytes() / 4));
   figures.flops_per_second = measure_peak_flops(device, PeakKind::fp32, kCeilingPasses).value();
   figures.tensor_flops_per_second = measure_peak_flops(device, PeakKind::bf16_tensor, kCeilingPasses);
 }
@@ -271,7 +286,28 @@ Ceilings ceilings_of(EngineFigures const& figures) {
   return {.bytes_per_second = figures.memory_bytes_per_second, .operations_per_second = figures.flops_per_second};
 }
 
+void refuse_deaths(Cluster const& cluster) {
+  for (WorkerStatus const& worker : cluster.status())
+    if (!worker.death_reason.empty())
+      throw ClusterError("worker " + std::to_string(worker.id.value()) + " died: " + worker.death_reason);
+}
+
+// Rows go by the host until NCCL has connected, or has given up.
+void await_links(ModelRuntime& runtime) {
+  auto const is_awaited = [](WorkerStatus const& worker) { return is_connecting(worker.row_transport); };
+  while (std::ranges::any_of(runtime.cluster()->status(), is_awaited)) {
+    runtime.experts().progress();
+    runtime.experts().pause(PollPause::sleep);
+    refuse_deaths(*runtime.cluster());
+  }
+}
+
 }  // namespace
+
+double BatchFigures::exchange_seconds() const {
+  auto const of = [&](Stage stage) { return decode_stages.seconds[static_cast<std::size_t>(stage)]; };
+  return of(Stage::dispatch) + of(Stage::experts) + of(Stage::combine);
+}
 
 EngineFigures run_engine_bench(EngineBenchOptions const& options) {
   ConfigDirectory const model(options.runtime.model_dir);
@@ -307,6 +343,7 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
     warm_up.prefill(unused);
     warm_up.decode(std::min(kWarmUpSteps, options.output_len), unused);
     if (runtime.device()) warm_up.trace(traced_steps(options), unused);
+    if (runtime.cluster()) await_links(runtime);
   }
   for (std::size_t batch_size : options.batch_sizes) {
     spdlog::info("batch size {}", batch_size);
@@ -316,6 +353,11 @@ EngineFigures run_engine_bench(EngineBenchOptions const& options) {
     batch.prefill(of_batch);
     batch.decode(options.output_len, of_batch);
     if (runtime.device()) batch.trace(traced_steps(options), of_batch);
+  }
+  if (runtime.cluster()) {
+    refuse_deaths(*runtime.cluster());
+    for (WorkerStatus const& worker : runtime.cluster()->status())
+      figures.row_transports.push_back(worker.row_transport);
   }
   runtime.shut_down();
   return figures;

@@ -57,11 +57,15 @@ struct BatchFigures {
   // Of a device. Its stages' times are of other steps, by its own clock, all of whose calls lay ready before the device
   // began: it never waited for the host within a stage, up to the first fetch. The marks are in them, some microseconds
   // a layer.
-  double device_seconds = 0;   // of all stages but fetch: what the kernels take; 0: no device
+  // With workers it waits for them, and for the host that reads the routing in the exact form.
+  double device_seconds = 0;   // of all stages but fetch: without workers what the kernels take; 0: no device
   double share_of_graphs = 0;  // of the decode steps, that were one CUDA graph each
+  double share_of_static = 0;  // of the decode steps, whose exchange took the static form
   [[nodiscard]] double bytes() const { return weight_bytes + kv_bytes; }
   // That the device had nothing to do.
   [[nodiscard]] double gap_seconds() const { return mean_step_seconds - device_seconds; }
+  // Of device_seconds with workers: from a layer's rows packed to its rows combined, the workers' computation included.
+  [[nodiscard]] double exchange_seconds() const;
 };
 
 struct EngineFigures {
@@ -77,11 +81,12 @@ struct EngineFigures {
   std::optional<std::string> device{};  // its name; the figures above are its own then, of no threads
   std::optional<double> tensor_flops_per_second{};  // of its tensor cores, bf16, at best
   std::vector<CeilingsOf> ceilings{};               // of one thread and of all; with --stages
+  std::vector<std::string> row_transports{};        // of each worker: WorkerStatus::row_transport
   std::vector<BatchFigures> batches;                // as EngineBenchOptions::batch_sizes
 };
 
-// Throws ModelError, OutsideError, ClusterError or ExpertsLost. With workers the process must be left by
-// exit_without_finalize().
+// Throws ModelError, OutsideError, ClusterError or ExpertsLost; ClusterError also if a worker died. With workers the
+// process must be left by exit_without_finalize().
 EngineFigures run_engine_bench(EngineBenchOptions const& options);
 
 }  // namespace expertmesh

@@ -27,8 +27,8 @@ double other_seconds(BatchFigures const& b) {
 }
 
 std::string experts_text(ModelRuntimeOptions const& options, EngineFigures const& figures) {
-  if (figures.device) return "on the device";
-  return options.workers == 0 ? "in this process" : fmt::format("in {} workers", options.workers);
+  if (options.workers > 0) return fmt::format("in {} workers on {}", options.workers, options.worker_device);
+  return figures.device ? "on the device" : "in this process";
 }
 
 std::string machine_text(EngineFigures const& figures) {
@@ -40,8 +40,8 @@ std::string machine_text(EngineFigures const& figures) {
                                  ? fmt::format("{:.0f} GFLOP/s", *figures.tensor_flops_per_second / 1e9)
                                  : "not measured";
   return fmt::format(
-      "device     {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s (float32 multiply-adds, as the kernels do)\n"
-      "           tensor cores (bfloat16 by mma.sync, which the kernels do not use): {}\n",
+      "device     {}: reads {:.1f} GB/s, computes {:.0f} GFLOP/s (float32 multiply-adds)\n"
+      "           tensor cores (bfloat16 by mma.sync, as the kernels use them): {}\n",
       *figures.device, figures.memory_bytes_per_second / 1e9, figures.flops_per_second / 1e9, tensor);
 }
 
@@ -50,10 +50,15 @@ bool is_shown(Stage stage, EngineFigures const& figures) {
   return stage != Stage::fetch || figures.device;
 }
 
+// Operations a second at best, of the units that multiply the weights.
+double peak(EngineFigures const& figures) {
+  bool const tensor = figures.weights == DType::bf16 && figures.tensor_flops_per_second;
+  return tensor ? *figures.tensor_flops_per_second : figures.flops_per_second;
+}
+
 // Of the least time a decode step can take: what it has to read, or to compute, whichever is longer.
 double share_of_floor(BatchFigures const& b, EngineFigures const& figures) {
-  double const flops = figures.tensor_flops_per_second.value_or(figures.flops_per_second);
-  return std::max(b.bytes() / figures.memory_bytes_per_second, b.step_flops / flops) / b.step_seconds;
+  return std::max(b.bytes() / figures.memory_bytes_per_second, b.step_flops / peak(figures)) / b.step_seconds;
 }
 
 double share_of_memory(double bytes, double seconds, EngineFigures const& figures) {
@@ -71,6 +76,22 @@ std::string gaps_table(EngineFigures const& figures) {
                        b.mean_step_seconds * 1e3, b.device_seconds * 1e3,
                        100 * share_of_memory(b.bytes(), b.device_seconds, figures), b.gap_seconds() * 1e3,
                        100 * b.gap_seconds() / b.mean_step_seconds, 100 * b.share_of_graphs);
+  return out;
+}
+
+// Of a device's steps with workers: it has nothing to do while it waits for them.
+std::string exchange_table(EngineFigures const& figures) {
+  std::string out = "\nrows by   ";
+  for (std::string const& transport : figures.row_transports) out += " " + transport;
+  out += fmt::format(
+      "\nexchange   ms a step by the device's clock, from rows packed to rows combined, the workers' experts in it;\n"
+      "           static: steps whose exchange took the static form\n"
+      "{:>5}{:>10}{:>10}{:>10}{:>8}{:>8}\n",
+      "B", "step", "device", "exchange", "share", "static");
+  for (BatchFigures const& b : figures.batches)
+    out += fmt::format("{:>5}{:>10.3f}{:>10.3f}{:>10.3f}{:>7.1f}%{:>7.0f}%\n", b.batch_size, b.mean_step_seconds * 1e3,
+                       b.device_seconds * 1e3, b.exchange_seconds() * 1e3,
+                       100 * b.exchange_seconds() / b.device_seconds, 100 * b.share_of_static);
   return out;
 }
 
@@ -132,7 +153,7 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
   for (BatchFigures const& b : figures.batches)
     out += fmt::format("{:>5}{:>10}{:>10.1f}{:>10.1f}{:>7.1f}%\n", b.batch_size, b.prompt_tokens,
                        prefill_tokens_per_second(b), prefill_flops_per_second(b) / 1e9,
-                       100 * prefill_flops_per_second(b) / figures.flops_per_second);
+                       100 * prefill_flops_per_second(b) / peak(figures));
 
   out += fmt::format(
       "\ndecode     {} steps; floor: share of the least time, to read or to compute what it has to\n"
@@ -144,7 +165,7 @@ std::string to_table(EngineBenchOptions const& options, EngineFigures const& fig
                        fmt::format("{:.1f} of {}", b.experts_hit, figures.num_experts), b.weight_bytes / 1e6,
                        b.kv_bytes / 1e6, decode_bytes_per_second(b) / 1e9,
                        100 * share_of_memory(b.bytes(), b.step_seconds, figures), 100 * share_of_floor(b, figures));
-  if (figures.device) out += gaps_table(figures);
+  if (figures.device) out += options.runtime.workers > 0 ? exchange_table(figures) : gaps_table(figures);
 
   out += fmt::format("\nms a step\n{:>5}", "B");
   for (std::size_t s = 0; s < kNumStages; ++s)
@@ -208,6 +229,12 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
     if (figures.tensor_flops_per_second)
       prefill["share_of_tensor_ceiling"] = prefill_flops_per_second(b) / *figures.tensor_flops_per_second;
     auto& decode = results.back()["decode"];
+    if (options.runtime.workers > 0) {
+      decode["device_ms"] = b.device_seconds * 1e3;
+      decode["exchange_ms"] = b.exchange_seconds() * 1e3;
+      decode["share_of_static"] = b.share_of_static;
+      continue;
+    }
     decode["device_busy_ms"] = b.device_seconds * 1e3;
     decode["host_gap_ms"] = b.gap_seconds() * 1e3;
     decode["share_of_graphs"] = b.share_of_graphs;
@@ -230,6 +257,7 @@ std::string to_json(EngineBenchOptions const& options, EngineFigures const& figu
                                 {"isa", name_of(figures.isa)},
                                 {"device", figures.device.value_or("cpu")},
                                 {"workers", r.workers},
+                                {"row_transports", figures.row_transports},
                                 {"input_len", options.input_len},
                                 {"output_len", options.output_len},
                                 {"prefill_tokens", options.prefill_tokens},

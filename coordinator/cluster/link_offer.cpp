@@ -3,6 +3,15 @@
 #include "common/transport/nccl_link.h"
 
 namespace expertmesh {
+namespace {
+
+constexpr char const* kConnecting = "host (nccl is not connected yet)";
+
+}  // namespace
+
+bool is_connecting(std::string const& how) {
+  return how == kConnecting;
+}
 
 LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs) {
   auto const ours = static_cast<std::uint32_t>(nccl.version());
@@ -12,7 +21,7 @@ LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs) {
             .how = "host (the worker has NCCL " + nccl_version_text(static_cast<int>(theirs)) + ", the coordinator " +
                    nccl_version_text(static_cast<int>(ours)) + ")"};
   try {
-    return {.id = make_nccl_id(nccl), .how = "host (nccl is not connected yet)"};
+    return {.id = make_nccl_id(nccl), .how = kConnecting};
   } catch (NcclError const& error) {
     return {.id = {}, .how = std::string("host (") + error.what() + ")"};
   }

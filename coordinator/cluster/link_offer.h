@@ -13,5 +13,7 @@ struct LinkOffer {
 };
 // theirs: control::Hello::nccl of the worker.
 LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs);
+// Whether LinkOffer::how is that of a link that is neither connected nor given up yet.
+bool is_connecting(std::string const& how);
 
 }  // namespace expertmesh

@@ -2,6 +2,7 @@
 there is no GPU, or no CUDA in the build: one line that names the device, and an exit code; never a silent fallback. And
 groups of workers with different kernels, where that is allowed. With EXPERTMESH=build/on_host/bin/expertmesh every GPU is
 an emulated one, and the same tests run anywhere."""
+import json
 import os
 import re
 import secrets
@@ -21,6 +22,10 @@ CASE = CASES[0]
 ENCODER_CASE = "switch_transformers"  # biases by distance; experts take 4 tokens of a sequence
 MANY_TOKENS = 24  # that the reference has
 FEW_TOKENS = 6  # an emulated step takes its time
+TINY_MODEL = {"model_type": "mixtral", "torch_dtype": "bfloat16", "hidden_act": "silu", "vocab_size": 48, "hidden_size": 32,
+              "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "max_position_embeddings": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5,
+              "rope_theta": 1e4, "sliding_window": None, "tie_word_embeddings": False}
 
 
 def serve(*options, model=DEMO_MODEL):
@@ -196,6 +201,28 @@ class DeviceTest(unittest.TestCase):
             self.assertGreater(server.metric("static_steps_total"), before)
             self.assertEqual(server.metric("requests_failed_total"), 0)
             self.assertLessEqual(server.metric("repeated_steps_total"), 1)
+
+    @unittest.skipUnless("EXPERTMESH_NCCL" in os.environ, "several processes on one GPU need a library that takes them")
+    def test_the_benchmark_measures_the_exchange(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config, figures = Path(folder) / "config.json", Path(folder) / "figures.json"
+            config.write_text(json.dumps(TINY_MODEL))
+            few_bytes = 800  # of a layer: more than one row takes, with two workers, and less than three do
+            done = subprocess.run([EXPERTMESH, "bench", "engine", str(config), "--device", "cuda", "--workers", "2",
+                                   "--worker-device", "cuda", "--row-transport", "nccl", "--micro-batches", "1",
+                                   "--static-exchange-bytes", str(few_bytes), "--batch-sizes", "1,3", "--input-len", "9",
+                                   "--output-len", "2", "--prefill-tokens", "16", "--json", str(figures)],
+                                  capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            said = json.loads(figures.read_text())
+        self.assertEqual(said["row_transports"], ["nccl", "nccl"])
+        decodes = [result["decode"] for result in said["results"]]
+        self.assertEqual([decode["share_of_static"] for decode in decodes], [1, 0])
+        for decode in decodes:
+            self.assertGreater(decode["exchange_ms"], 0)
+            self.assertLess(decode["exchange_ms"], decode["device_ms"])
+            self.assertNotIn("host_gap_ms", decode)
+        self.assertRegex(done.stdout, r"(?m)^rows by +nccl nccl$")
 
     def test_what_it_cannot_do_is_refused(self):
         code, line = serve("--device", "cuda:99")

@@ -7,14 +7,18 @@
 #   workers            the same tokens with the experts in 1, 2 and 3 workers on this one GPU (rows by NCCL where it is
 #                      found), with one of them on the processor, and with one killed in the middle of an answer
 #   memcheck           unit_device under compute-sanitizer, where there is one
-#   bench              the engine's benchmark of EM_GPU_BENCH (configurations in launch/bench/configs, qwen3moe-703m)
-# A stage's programs get EM_GPU_STAGE_SECONDS (1200) each. Ends with `N passed, N failed`, and writes results.json.
-# Exit code 1 if anything failed; 77 if there is no GPU.
+#   bench              the engine's benchmark of the models that have room there (EM_GPU_BENCH: names in launch/bench/configs;
+#                      qwen3moe-703m gpt-oss-20b qwen3-30b-a3b mixtral-8x7b), what the exchange with workers on this GPU
+#                      costs (EM_GPU_BENCH_WORKERS: qwen3moe-703m gpt-oss-20b; under MPS where EM_GPU_MPS_CONTROL,
+#                      nvidia-cuda-mps-control, starts it), and the same models in PyTorch where EM_GPU_PYTHON (python3)
+#                      has it
+# A stage's programs get EM_GPU_STAGE_SECONDS (1200) each. Ends with `N passed, N failed`. results.json is written whenever
+# something is known, whole each time. Exit code 1 if anything failed; 77 if there is no GPU.
 set -uo pipefail
 
 here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 usage() {
-  sed -n '2,12s/^# //p' "${BASH_SOURCE[0]}"
+  sed -n '2,16s/^# //p' "${BASH_SOURCE[0]}"
   exit 2
 }
 
@@ -47,12 +51,16 @@ for program in unit_device unit_device_model expertmesh expertmesh-coordinator e
 done
 
 scratch="$(mktemp -d)"
-server_pid=""
+server_pid="" part_pid=""
 clean_up() {
   [[ -z "$server_pid" ]] || kill -KILL "$server_pid" 2>/dev/null
+  [[ -z "$part_pid" ]] || { kill -TERM "$part_pid" 2>/dev/null && wait "$part_pid"; }
+  stop_mps
   rm -rf -- "$scratch"
 }
 trap clean_up EXIT
+# shellcheck source=tests/gpu/bench_stage.sh
+source "$here/bench_stage.sh" || exit 1
 export EM_TEST_DEVICE=cuda EM_DEVICE_ALL=1
 
 # ---- the device
@@ -87,11 +95,30 @@ quoted() { # TEXT as a JSON string
   text="${text//\"/\\\"}"
   printf '"%s"' "${text//[[:cntrl:]]/ }"
 }
+joined() { # SEPARATOR ITEM...
+  local separator="$1" text="${2:-}"
+  (($# < 3)) || printf -v text "%s$separator" "${@:2:$#-2}"
+  (($# < 3)) || text+="${!#}"
+  printf '%s' "$text"
+}
+# write_results WHOLE: all that is known. Whoever reads the file meanwhile, or after this script was killed, finds it whole.
+write_results() {
+  local failure json_failures=()
+  for failure in "${failures[@]}"; do json_failures+=("$(quoted "$failure")"); done
+  {
+    printf '{"gpu": %s, "driver": %s, "date": "%s", "commit": %s, "complete": %s, "passed": %d, "failed": %d,\n' \
+      "$(quoted "$gpu")" "$(quoted "$driver")" "$date" "$(quoted "$commit")" "$1" "$passed" "$failed"
+    printf ' "stages": [%s],\n "failures": [%s],\n' "$(joined ', ' "${json_stages[@]}")" "$(joined ', ' "${json_failures[@]}")"
+    printf ' "bench": {%s},\n "exchange": {%s},\n "torch": {%s}}\n' "$(joined ', ' "${json_bench[@]}")" \
+      "$(joined ', ' "${json_exchange[@]}")" "$(joined ', ' "${json_torch[@]}")"
+  } >"$results.part" && mv -f -- "$results.part" "$results"
+}
 record() { # STAGE PASSED FAILED SKIPPED SECONDS NOTE
   passed=$((passed + $2)) failed=$((failed + $3))
   table+=("$(printf '%-18s %7d %7d %8d %8d  %s' "$@")")
   json_stages+=("$(printf '{"stage": "%s", "passed": %d, "failed": %d, "skipped": %d, "seconds": %d, "note": %s}' \
     "$1" "$2" "$3" "$4" "$5" "$(quoted "$6")")")
+  write_results false
 }
 
 # ---- tests
@@ -275,7 +302,7 @@ workers() {
       mixed) serve "workers.$name" --cluster "$scratch/mixed.json" --allow-mixed-numerics ;;
       *) serve "workers.$name" --device cuda --workers "$name" --worker-device cuda ;;
     esac || { broken+=("workers: no server with $name"); continue; }
-    while cluster_field row_transport | grep -q 'not connected yet' && ((SECONDS - start < limit)); do
+    while cluster_field row_transport | grep 'not connected yet' >/dev/null && ((SECONDS - start < limit)); do
       greedy_tokens "$prompt" >/dev/null  # links come up while there are steps
     done
     rows+="$name: $(cluster_field row_transport | paste -sd,); "
@@ -291,29 +318,6 @@ workers() {
   record workers "$ok" "${#broken[@]}" 0 $((SECONDS - start)) "rows by: ${rows%; }"
 }
 
-# ---- the benchmark
-json_bench=()
-bench() {
-  local start=$SECONDS name file status=0
-  if ! "$bin/expertmesh-bench" engine --help | grep -q -e --device; then
-    record bench 0 0 1 0 "not run: it has no --device"
-    return
-  fi
-  for name in ${EM_GPU_BENCH:-qwen3moe-703m}; do
-    file="$scratch/$name.json" start=$SECONDS
-    echo "--- $name"
-    timeout -k 10 "$limit" "$bin/expertmesh-bench" engine "$share/bench/configs/$name.json" --device cuda --json "$file"
-    status=$?
-    if ((status == 0)) && [[ -s "$file" ]]; then
-      json_bench+=("$(quoted "$name"): $(<"$file")")
-      record bench 1 0 0 $((SECONDS - start)) "$name"
-    else
-      failures+=("bench: $name")
-      record bench 0 1 0 $((SECONDS - start)) "$name: exit code $status"
-    fi
-  done
-}
-
 for stage in "${stages[@]}"; do
   echo "=== $stage"
   case "$stage" in
@@ -322,20 +326,7 @@ for stage in "${stages[@]}"; do
   esac
 done
 
-joined() { # SEPARATOR ITEM...
-  local separator="$1" text="${2:-}"
-  (($# < 3)) || printf -v text "%s$separator" "${@:2:$#-2}"
-  (($# < 3)) || text+="${!#}"
-  printf '%s' "$text"
-}
-json_failures=()
-for failure in "${failures[@]}"; do json_failures+=("$(quoted "$failure")"); done
-{
-  printf '{"gpu": %s, "driver": %s, "date": "%s", "commit": %s, "passed": %d, "failed": %d,\n' \
-    "$(quoted "$gpu")" "$(quoted "$driver")" "$date" "$(quoted "$commit")" "$passed" "$failed"
-  printf ' "stages": [%s],\n' "$(joined ', ' "${json_stages[@]}")"
-  printf ' "failures": [%s],\n "bench": {%s}}\n' "$(joined ', ' "${json_failures[@]}")" "$(joined ', ' "${json_bench[@]}")"
-} >"$results" || failed=$((failed + 1))
+write_results true || failed=$((failed + 1))
 
 ((${#failures[@]} == 0)) || printf 'FAILED  %s\n' "${failures[@]}"
 echo

@@ -13,6 +13,7 @@ mps="" mps_environment=() mps_is_ours="" mps_program="${EM_GPU_MPS_CONTROL:-nvid
 # How rows of workers on one GPU go, the best way first, until one has worked. near: by NCCL within this host,
 # which it allows on one GPU since 2.30; apart: by NCCL as between hosts, by sockets; host: with the messages.
 row_ways=(near apart host)
+read -ra bench_options <<<"${EM_GPU_BENCH_OPTIONS:-}"
 
 # run_part SECONDS COMMAND...: its output is shown when it has ended.
 run_part() {
@@ -44,7 +45,8 @@ figures_of() {
 bench_engine() { # NAME
   local start=$SECONDS file="$scratch/$1.engine.json" status=0 why
   echo "--- $1"
-  run_part "$limit" "$bin/expertmesh" bench engine "$(config_of "$1")" --device cuda --json "$file" || status=$?
+  run_part "$limit" "$bin/expertmesh" bench engine "$(config_of "$1")" --device cuda "${bench_options[@]}" --json "$file" \
+    || status=$?
   if ((status == 0)) && [[ -s "$file" ]]; then
     json_bench+=("$(quoted "$1"): $(<"$file")")
     record bench 1 0 0 $((SECONDS - start)) "$1"
@@ -104,7 +106,7 @@ with_workers() {
     [[ "$way" != near ]] || environment=(-u EXPERTMESH_NCCL_ONE_GPU "${mps_environment[@]}")
     [[ "$way" != host ]] || transport=host
     run_part "$seconds" env "${environment[@]}" "$bin/expertmesh" bench engine "$(config_of "$name")" --device cuda \
-      --worker-device cuda --row-transport "$transport" --json "$file" "$@" || status=$?
+      --worker-device cuda --row-transport "$transport" "${bench_options[@]}" --json "$file" "$@" || status=$?
     if ((status == 0)) && [[ -s "$file" ]]; then
       row_ways=("$way")  # what fails from now on has another reason
       return 0
@@ -131,8 +133,8 @@ bench_workers() { # NAME
     workers="${form%% *}" label="${form// /_}" file="$scratch/$name.${form// /_}.json" status=0 static=0
     echo "--- $name, $form"
     if [[ "$form" == 'no graphs' ]]; then
-      run_part "$limit" "$bin/expertmesh" bench engine "$(config_of "$name")" --device cuda --enforce-eager --json "$file" \
-        || status=$?
+      run_part "$limit" "$bin/expertmesh" bench engine "$(config_of "$name")" --device cuda --enforce-eager \
+        "${bench_options[@]}" --json "$file" || status=$?
     elif [[ "$form" == *static && "${row_ways[0]}" == host ]]; then
       left_out=$((left_out + 1)) notes+=("$form: left out, rows do not go by NCCL")
       continue
@@ -225,7 +227,8 @@ bench_torch() { # NAME
     return
   fi
   echo "--- $name in PyTorch"
-  run_part "$limit" "$python" "$here/torch_bench.py" "$(config_of "$name")" --device cuda --json "$file" || status=$?
+  run_part "$limit" "$python" "$here/torch_bench.py" "$(config_of "$name")" --device cuda "${bench_options[@]}" --json "$file" \
+    || status=$?
   if ((status == 77)); then
     record torch 0 0 1 $((SECONDS - start)) "$name: $(tail -n 1 "$part_log")"
     return
@@ -253,7 +256,8 @@ torch_ratios() {
 }
 
 bench() {
-  local LC_ALL=C models name others
+  local models name others
+  local -x LC_ALL=C
   read -ra models <<<"${EM_GPU_BENCH:-qwen3moe-703m gpt-oss-20b qwen3-30b-a3b mixtral-8x7b}"
   others=("${models[@]:1}")
   bench_engine "${models[0]}"

@@ -80,7 +80,7 @@ strip --strip-unneeded "$out/tree/lib/"*.so*
 
 # ---- what they read
 cp -r -- tests/goldens/models "$out/goldens/"
-cp -- tests/gpu/run.sh "$out/"
+cp -- tests/gpu/run.sh tests/gpu/bench_stage.sh tests/gpu/torch_bench.py "$out/"
 git describe --always --dirty --abbrev=12 >"$out/COMMIT"
 
 # xz: the checkpoints share numbers and the programs code, further apart than gzip looks.

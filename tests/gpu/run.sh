@@ -11,7 +11,7 @@
 #                      qwen3moe-703m gpt-oss-20b qwen3-30b-a3b mixtral-8x7b), what the exchange with workers on this GPU
 #                      costs (EM_GPU_BENCH_WORKERS: qwen3moe-703m gpt-oss-20b; under MPS where EM_GPU_MPS_CONTROL,
 #                      nvidia-cuda-mps-control, starts it), and the same models in PyTorch where EM_GPU_PYTHON (python3)
-#                      has it
+#                      has it; EM_GPU_BENCH_OPTIONS: --batch-sizes, --input-len, --output-len, --prefill-tokens for all
 # A stage's programs get EM_GPU_STAGE_SECONDS (1200) each. Ends with `N passed, N failed`. results.json is written whenever
 # something is known, whole each time. Exit code 1 if anything failed; 77 if there is no GPU.
 set -uo pipefail

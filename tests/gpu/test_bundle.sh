@@ -41,6 +41,8 @@ name="DeviceModel.GivesTheReferencesLogitsRoutingAndHiddenStates/mixtral"
 [[ "$(cd / && env -i EM_GOLDENS_DIR="$there/moved/goldens" "$there/moved/bin/unit_device_model" "--gtest_filter=*$name")" \
   == *"1 test from 1 test suite ran"*"PASSED"* ]] || fail "unit_device_model does not pass with the checkpoints"
 
+[[ "$(python3 "$there/moved/torch_bench.py" --help)" == *--prefill-tokens* ]] || fail "torch_bench.py does not start"
+
 # Without a GPU it says so; with one it is for run.sh itself.
 status=0
 said="$(cd "$there" && "$there/moved/run.sh" unit_device)" || status=$?

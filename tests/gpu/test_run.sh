@@ -57,10 +57,11 @@ SCRIPT
 export FAKES="$there/fakes"
 cat >"$there/bin/bench_engine" <<'SCRIPT'
 #!/usr/bin/env bash
-model="$(basename -- "$3" .json)" workers=0 static=0 rows="" factor=1
+model="$(basename -- "$3" .json)" workers=0 static=0 rows="" factor=1 sizes=""
 while (($#)); do
   case "$1" in
     --json) json="$2" ;;
+    --batch-sizes) sizes="$2" ;;
     --workers) workers="$2" factor=2 ;;
     --static-exchange-bytes) static="$2" ;;
     --row-transport) rows="$2" ;;
@@ -70,7 +71,7 @@ while (($#)); do
 done
 if ((static > 0)); then form=static factor=1.6; else form=exact; fi
 if [[ "$rows" == host ]]; then way=host; elif [[ -z "${EXPERTMESH_NCCL_ONE_GPU:-}" ]]; then way=near; else way=apart; fi
-echo "$model $workers $form $way ${CUDA_MPS_PIPE_DIRECTORY:+ours}" >>"$FAKES/log"
+echo "$model $workers $form $way ${CUDA_MPS_PIPE_DIRECTORY:+ours}$sizes" >>"$FAKES/log"
 case "$model" in
   "${TOO_LARGE:-}")
     echo "expertmesh: not enough memory on cuda:0 Stand-in: 93.4 GB for weights + 1.2 GB for buffers (--max-num-batched-tokens), but 72.0 GB of 80.0 GB free may be used (--gpu-memory-utilization)" >&2
@@ -212,8 +213,10 @@ MPS_BROKEN=1 EM_GPU_MPS_CONTROL="$FAKES/mps" ROW_WAYS=host run 0 bench
 says '^no permission$'
 says '^exchange +3 +0 +2 .*small, MPS: off, it did not start, rows by: host; 1 static: left out, rows do not go by NCCL; 2 static'
 ! grep -q ours "$FAKES/log" || fail "an MPS that did not start was used"
-MPS_WAS_UP=1 EM_GPU_MPS_CONTROL="$FAKES/mps" run 0 bench
+: >"$FAKES/log"
+MPS_WAS_UP=1 EM_GPU_MPS_CONTROL="$FAKES/mps" EM_GPU_BENCH_OPTIONS="--batch-sizes 1,8" run 0 bench
 says 'MPS: on, and was before'
+[[ "$(grep -c ' 1,8$' "$FAKES/log")" == 6 ]] || fail "EM_GPU_BENCH_OPTIONS is not for all"
 [[ "$(grep -c quit "$FAKES/mps_log")" == 1 ]] || fail "ended an MPS that it had not started"
 ROW_WAYS="" run 1 bench
 says '^exchange +1 +2 +2 .*1 exact failed'

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2154  # some variables are run.sh's
 # The stage `bench` of run.sh, which sources this. Its parts, each a line of run.sh's table:
-#   engine   `expertmesh bench engine` with everything in one process
-#   workers  the same with the experts in 1 and 2 workers on the same GPU, in both forms of the exchange, and without
-#            workers and without graphs, which steps with workers have not either: what the exchange costs
-#   torch    torch_bench.py: the same model in PyTorch and transformers
+#   bench     `expertmesh bench engine` with everything in one process
+#   exchange  the same with the experts in 1 and 2 workers on the same GPU, in both forms of the exchange, and without
+#             workers and without graphs, which steps with workers have not either: what the exchange costs
+#   torch     torch_bench.py: the same model in PyTorch and transformers
 # All parts of the first model come first, then the other models in one process, PyTorch, and the other exchanges: where
 # a limit ends the stage, as much is known as can be.
 
@@ -41,6 +41,7 @@ figures_of() {
                 in_prefill && /"tokens_per_second"/ { prefill = $2 + 0 }
                 /"median_step_ms"/ { print batch, $2 + 0, prefill }' "$1"
 }
+
 # ---- in one process
 bench_engine() { # NAME
   local start=$SECONDS file="$scratch/$1.engine.json" status=0 why
@@ -117,6 +118,16 @@ with_workers() {
   done
 }
 
+# As the programs count them: those that may be used, but no more than the container's share of time.
+cores() {
+  local cores quota period
+  cores="$(nproc)"
+  if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [[ "$quota" != max ]] && ((quota / period < cores)); then
+    cores=$((quota / period))
+  fi
+  echo $((cores > 0 ? cores : 1))
+}
+
 # Threads for which there are cores: with more than that processes would sleep where they now poll. Shares are equal: what a
 # worker measures of a GPU that it shares says nothing.
 bench_workers() { # NAME
@@ -139,7 +150,7 @@ bench_workers() { # NAME
       left_out=$((left_out + 1)) notes+=("$form: left out, rows do not go by NCCL")
       continue
     else
-      threads=$(($(nproc) / (workers + 1)))
+      threads=$(($(cores) / (workers + 1)))
       ((threads > 0)) || threads=1
       [[ "$form" != *static ]] || static=$((1 << 40))  # of any size
       with_workers "$name" "$file" --workers "$workers" --threads "$threads" --worker-threads "$threads" --worker-capacity 1000 \

@@ -54,7 +54,10 @@ scratch="$(mktemp -d)"
 server_pid="" part_pid=""
 clean_up() {
   [[ -z "$server_pid" ]] || kill -KILL "$server_pid" 2>/dev/null
-  [[ -z "$part_pid" ]] || { kill -TERM "$part_pid" 2>/dev/null && wait "$part_pid"; }
+  if [[ -n "$part_pid" ]]; then  # a part of the benchmark is under way
+    kill -TERM "$part_pid" 2>/dev/null && wait "$part_pid"
+    cat "$part_log"
+  fi
   stop_mps
   rm -rf -- "$scratch"
 }

@@ -83,8 +83,8 @@ cp -r -- tests/goldens/models "$out/goldens/"
 cp -- tests/gpu/run.sh tests/gpu/bench_stage.sh tests/gpu/torch_bench.py "$out/"
 git describe --always --dirty --abbrev=12 >"$out/COMMIT"
 
-# xz: the checkpoints share numbers and the programs code, further apart than gzip looks.
-tar --sort=name --owner=0 --group=0 -C "$(dirname -- "$out")" -cJf "$out.tar.xz" "$(basename -- "$out")"
+# xz: the checkpoints share numbers and the programs code, further apart than gzip looks, and than xz does by itself.
+XZ_OPT=-9 tar --sort=name --owner=0 --group=0 -C "$(dirname -- "$out")" -cJf "$out.tar.xz" "$(basename -- "$out")"
 bytes="$(stat -c %s "$out.tar.xz")"
 echo "$out.tar.xz: $bytes bytes, for $arch, of $(<"$out/COMMIT"), needs $(ldd --version | sed -n '1s/.* /glibc /p')"
 ((bytes <= 30 << 20)) || { echo "bundle.sh: more than 30 MiB" >&2; exit 1; }

@@ -68,7 +68,8 @@ class Bench:
         self.on_gpu = self.device.type == "cuda"
         with open(options.config, encoding="utf-8") as file:
             fields = json.load(file)
-        fields.pop("quantization_config", None)  # weights are bfloat16 here
+        stored = fields.pop("quantization_config", {}).get("quant_method")
+        self.dtype = "bfloat16" + (f" (not {stored}, as the config has them)" if stored else "")
         family = fields.pop("model_type")
         try:
             self.config = self.transformers.AutoConfig.for_model(family, **fields)
@@ -230,7 +231,7 @@ class Bench:
     def write(self, results):
         if not self.options.json:
             return
-        figures = {"benchmark": "torch", "model": self.options.config, "parameters": self.parameters, "dtype": "bfloat16",
+        figures = {"benchmark": "torch", "model": self.options.config, "parameters": self.parameters, "dtype": self.dtype,
                    "device": self.device_name(), "torch": self.torch.__version__,
                    "transformers": self.transformers.__version__, "attention": self.attention,
                    "input_len": self.options.input_len, "output_len": self.options.output_len,
@@ -258,7 +259,7 @@ class Bench:
 
     def print_table(self, results):
         options = self.options
-        print(f"model      {options.config}: {self.parameters / 1e6:.0f} M parameters, bfloat16\n"
+        print(f"model      {options.config}: {self.parameters / 1e6:.0f} M parameters, {self.dtype}\n"
               f"torch      {self.torch.__version__}, transformers {self.transformers.__version__} on {self.device_name()}, "
               f"attention {self.attention}\n")
         print(f"prefill    {options.input_len} tokens a prompt, {options.prefill_tokens} a step\n"

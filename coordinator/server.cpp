@@ -305,6 +305,7 @@ class Server {
 
   // Engine thread.
   void after_step() {
+    metrics_.set_split_steps(runtime_.runner().num_split_steps());
     if (!runtime_.cluster()) return;
     count_traffic();
     ++num_steps_;
@@ -392,7 +393,6 @@ class Server {
     if (runtime_.nccl()) count("nccl", traffic.link_bytes_sent, traffic.link_bytes_received, counted_by_nccl_);
     auto const steps = runtime_.remote_experts()->static_steps();
     metrics_.set_static_steps(steps.good, steps.lost);
-    metrics_.set_split_steps(runtime_.runner().num_split_steps());
     auto const r = runtime_.remote_experts()->recoveries();
     metrics_.set_recoveries({.exchanges = r.exchanges,
                              .rows = r.rows,

@@ -63,6 +63,7 @@ class [[nodiscard]] Task {
   // Runs until the first suspension or the end. Only for the outermost task; inner ones are awaited.
   void start() { handle_.resume(); }
   [[nodiscard]] bool done() const { return handle_.done(); }
+  [[nodiscard]] bool failed() const { return handle_.promise().failure != nullptr; }
   // After done(): throws what the coroutine threw.
   void rethrow() const {
     if (handle_.promise().failure) std::rethrow_exception(handle_.promise().failure);

@@ -9,6 +9,7 @@
 
 #include "common/base/check.h"
 #include "common/base/checksum.h"
+#include "common/base/error.h"
 #include "common/checkpoint/packed_cache.h"
 #include "common/experts/packed_weights.h"
 
@@ -131,9 +132,29 @@ std::uint64_t checksum_of(FfnWeights const& expert) {
   return sum;
 }
 
+namespace {
+
+// A device's kernels read all experts of a layer in one format.
+void check_alike(ExpertModelSpec const& model) {
+  for (ExpertLayerSpec const& layer : model.layers) {
+    auto const formats = [&](std::size_t expert) {
+      return packed_formats(model.weights, layer.experts[expert], {layer.hidden, layer.intermediate}, Holder::device);
+    };
+    for (std::size_t expert = 1; expert < layer.experts.size(); ++expert)
+      if (formats(expert) != formats(0))
+        throw ModelError("layer " + std::to_string(layer.layer) + ": the checkpoint has expert " +
+                         std::to_string(expert) +
+                         " in another format than expert 0; GPUs take all experts of a layer in one (processors each "
+                         "in its own)");
+  }
+}
+
+}  // namespace
+
 ExpertStore::ExpertStore(ExpertModelSpec const& model, HeldExperts const& held, WeightSource const& source,
                          ThreadPool& pool, OnBytes const& on_bytes, SharedExperts* shared, WeightHome const& home)
     : held_(held) {
+  if (home.device) check_alike(model);
   SharedExperts own;
   SharedExperts& experts = shared ? *shared : own;
   std::vector<Job> const jobs = jobs_for(model, held);

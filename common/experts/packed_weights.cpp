@@ -97,6 +97,12 @@ WeightFormat packed_format(WeightFormat const& format, std::span<LinearPart cons
   return group != 0 && group % step == 0 ? fp8_weights(group) : format;
 }
 
+std::array<WeightFormat, 2> packed_formats(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
+                                           Holder holder) {
+  FfnParts const parts = parts_of(tensors, shape);
+  return {packed_format(format, parts.gate_up, holder), packed_format(format, {&parts.down, 1}, holder)};
+}
+
 std::size_t packed_linear_bytes(WeightFormat const& format, std::span<LinearPart const> parts, std::size_t k,
                                 Holder holder) {
   std::size_t const rows = total_rows(parts);

@@ -43,6 +43,9 @@ struct FfnShape {
   std::size_t hidden = 0;        // H
   std::size_t intermediate = 0;  // F
 };
+// packed_format() of gate_up and of down.
+std::array<WeightFormat, 2> packed_formats(WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
+                                           Holder holder);
 FfnWeights load_ffn(WeightReader& reader, WeightFormat const& format, FfnTensors const& tensors, FfnShape const& shape,
                     ActivationSpec const& activation, PackingPlace const& place = {});
 // Such weights on this host, and as they lie elsewhere: gate_up, its bias, down, its bias.

@@ -268,7 +268,12 @@ void Engine::step() {
     workers_asleep_ = false;
   }
   auto const begin = Clock::now();
-  std::size_t const num_encoded = inputs.empty() ? 0 : encode(inputs);
+  std::size_t num_encoded = 0;
+  if (!inputs.empty()) {
+    auto const encoded = encode(inputs);
+    if (!encoded) return;
+    num_encoded = *encoded;
+  }
   std::size_t const num_decodes = batch.num_decodes();
   if (batch.num_tokens() > 0 && !decode(batch)) return;
   double const seconds = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -279,8 +284,9 @@ void Engine::step() {
   after_step_();
 }
 
-// Returns how many of the inputs' tokens, or as much work on all of them.
-std::size_t Engine::encode(EncoderBatch const& batch) {
+// Returns how many of the inputs' tokens, or as much work on all of them; nothing if the device is lost, and all
+// requests with it.
+std::optional<std::size_t> Engine::encode(EncoderBatch const& batch) {
   auto const begin = Clock::now();
   for (Sequence* sequence : batch.sequences()) count_start(*requests_.at(sequence->id), begin);
   try {
@@ -298,6 +304,9 @@ std::size_t Engine::encode(EncoderBatch const& batch) {
   } catch (ExpertsLost const& lost) {
     fail_step(batch.sequences(), lost.what());
     return 0;
+  } catch (DeviceError const& error) {
+    lose_device(error.what());
+    return std::nullopt;
   }
 }
 

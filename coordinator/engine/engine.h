@@ -69,7 +69,7 @@ class Engine final : public Generator {
   Inbox wait_for_work();
   void take(Inbox inbox);
   void step();
-  std::size_t encode(EncoderBatch const& batch);
+  std::optional<std::size_t> encode(EncoderBatch const& batch);
   bool decode(StepBatch const& batch);
   void deliver(StepBatch const& batch, std::span<RowResult const> results);
   void count_start(RequestState& request, Clock::time_point now);

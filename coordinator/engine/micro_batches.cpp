@@ -25,19 +25,36 @@ void MicroBatches::begin(Part& part, StepContext const& step, std::size_t first,
   own.first_row = first;
   own.other_tokens = step.tokens - count;
   own.places = part.places;
+  own.failed = &failed_;
   part.task.emplace(decoder_.forward(part.frames, own, kv_));
   part.task->start();
+}
+
+bool MicroBatches::all_done() const {
+  return std::ranges::all_of(parts_, [](Part const& part) { return !part.task || part.task->done(); });
+}
+
+// The other part is waited for where its exchange comes to an end, which is after that of the first one has.
+void MicroBatches::look_for_failures() {
+  for (Part const& part : parts_) {
+    if (failed_ || !part.task || !part.task->done() || !part.task->failed()) continue;
+    failed_ = true;
+    try {
+      part.task->rethrow();
+    } catch (ExpertsLost const&) {
+    }
+  }
 }
 
 void MicroBatches::run(StepContext const& step, StepForm form) {
   std::size_t const first = form == StepForm::split ? (step.tokens + 1) / 2 : step.tokens;
   for (Part& part : parts_) part.task.reset();
+  failed_ = false;
   begin(parts_[0], step, 0, first);
-  if (first < step.tokens) begin(parts_[1], step, first, step.tokens - first);
-  auto const all_done = [&] {
-    return std::ranges::all_of(parts_, [](Part const& part) { return !part.task || part.task->done(); });
-  };
+  look_for_failures();
+  if (first < step.tokens && !failed_) begin(parts_[1], step, first, step.tokens - first);
   while (!all_done()) {
+    look_for_failures();
     experts_.progress();
     if (!all_done()) experts_.pause(pause_);
   }

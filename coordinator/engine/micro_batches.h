@@ -22,7 +22,7 @@ class MicroBatches {
   MicroBatches(Decoder& decoder, KvCache& kv, Experts& experts, PollPause pause);
 
   // Runs the layers of a step that decoder.prepare() has seen. Throws ExpertsLost, when nothing of it is in flight any
-  // more. The places of a split step are spans of the step's.
+  // more; of anything else, a broken device say, at once: no step can be run after it.
   void run(StepContext const& step, StepForm form);
 
  private:
@@ -33,12 +33,15 @@ class MicroBatches {
     std::optional<Task> task{};
   };
   void begin(Part& part, StepContext const& step, std::size_t first, std::size_t count);
+  [[nodiscard]] bool all_done() const;
+  void look_for_failures();
 
   Decoder& decoder_;
   KvCache& kv_;
   Experts& experts_;
   PollPause const pause_;
   std::array<Part, 2> parts_;
+  bool failed_ = false;  // one of them, in the step under way
 };
 
 }  // namespace expertmesh

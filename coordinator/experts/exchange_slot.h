@@ -47,17 +47,17 @@ struct LegPlace {
 // back.
 struct Member {
   WorkerPeer peer;
-  std::string lost_reason;          // empty while it lives
-  std::list<LegMessages> messages;  // one for each exchange in flight; more after a death elsewhere
-  std::size_t open_ops = 0;         // posted, not yet reported
-  std::shared_ptr<RowLink> link{};  // null: none, or none any more
-  bool link_is_ready = false;       // and its rows go by it
+  std::string lost_reason;                    // empty while it lives
+  std::list<LegMessages> messages;            // one for each exchange in flight; more after a death elsewhere
+  std::size_t open_ops = 0;                   // posted, not yet reported
+  std::shared_ptr<void const> shared_rows{};  // of the static form, that its link may read
+  std::shared_ptr<RowLink> link{};            // null: none, or none any more; goes before what it reads
+  bool link_is_ready = false;                 // and its rows go by it
   // Legs by the link that have not got so far that their answers were asked for. The rows of the first are under way,
   // the others wait for it: were they sent as well, its answers would queue behind them at this end, and they behind
   // its answers at the other.
   std::deque<LegPlace> turns{};
-  std::shared_ptr<void const> shared_rows{};  // of the static form, that its link may read
-  WorkerClock clock{};                        // of its times in a trace
+  WorkerClock clock{};  // of its times in a trace
 
   // Nothing touches its buffers any more.
   [[nodiscard]] bool at_rest() const { return open_ops == 0 && (!link || link->aborted()); }
@@ -137,6 +137,12 @@ inline bool is_complete(ExchangeSlot const& it, std::span<ExchangeSlot const> al
   auto const owes = [](Leg const& leg) { return leg.state == Leg::State::waiting || leg.state == Leg::State::lost; };
   auto const is_before = [&](ExchangeSlot const& other) { return other.in_use && other.number < it.number; };
   return std::ranges::none_of(it.legs, owes) && std::ranges::none_of(all, is_before);
+}
+// One that is, and somebody waits for; null: there is none.
+inline ExchangeSlot* awaited_and_complete(std::span<ExchangeSlot> all) {
+  auto const found =
+      std::ranges::find_if(all, [&](ExchangeSlot const& slot) { return slot.waiter && is_complete(slot, all); });
+  return found == all.end() ? nullptr : &*found;
 }
 
 }  // namespace expertmesh

@@ -92,7 +92,8 @@ class RemoteExperts::Impl {
     EM_CHECK(x.rows == routing.num_tokens() && x.cols == layers_[layer_index].hidden,
              "x [" << x.rows << "," << x.cols << "], routing of " << routing.num_tokens() << " tokens");
     notice_deaths();
-    if (stale()) adopt();
+    // Not in the middle of a step, whose other micro-batch has rows under way, unless they are to be asked for again.
+    if (!plan_ || any_lost_ || (stale() && std::ranges::none_of(slots_, &ExchangeSlot::in_use))) adopt();
     ExchangeSlot& slot = *free;
     auto const slot_index = static_cast<std::uint32_t>(free - slots_.begin());
     slot.in_use = true;
@@ -144,10 +145,9 @@ class RemoteExperts::Impl {
 
   void progress() {
     move();
-    for (std::uint32_t i = 0; i < kNumSlots; ++i) {
+    for (std::uint32_t i = 0; i < kNumSlots; ++i)
       if (std::ranges::find(slots_[i].legs, Leg::State::lost, &Leg::state) != slots_[i].legs.end()) ask_others(i);
-      if (slots_[i].waiter && complete({.slot = i})) std::exchange(slots_[i].waiter, nullptr).resume();
-    }
+    while (ExchangeSlot* const slot = awaited_and_complete(slots_)) std::exchange(slot->waiter, nullptr).resume();
     if (static_) static_->progress();
   }
 

@@ -62,6 +62,7 @@ Task Decoder::forward(FrameArena& arena, StepContext const& step, KvCache& kv) {
     RopeAngles const angles = ropes_[rope_of_layer_[l]].angles().rows(step.first_row, step.tokens);
     co_await layers_[l].forward(arena, step, angles, cache);
     if (step.tap) step.tap->hidden(l + 1, on_host(step.exec, x, step.act.on_host));
+    if (step.failed && *step.failed) co_return;
   }
 }
 

@@ -53,12 +53,13 @@ struct StepContext {
   // while it waits for experts leaves these rows of the activations alone, and no others.
   std::size_t first_row = 0;
   std::size_t other_tokens = 0;  // of the step, that are not in this micro-batch
+  bool const* failed = nullptr;  // whether another one of the step has: then the rest is of no use
 
-  // Of tokens [begin, begin + count) alone, but for their places.
   // Between ops: what other micro-batches wait for moves on.
   void move_others() const {
     if (other_tokens > 0) experts.move();
   }
+  // Of tokens [begin, begin + count) alone, but for their places.
   [[nodiscard]] StepContext part(std::size_t begin, std::size_t count) const;
   [[nodiscard]] std::size_t step_tokens() const { return tokens + other_tokens; }
   [[nodiscard]] MatrixView<float> rows(Matrix<float>& of_step) const {

@@ -86,6 +86,7 @@ class DeviceTest(unittest.TestCase):
                 self.assertEqual(kernels == "cuda", devices[-1] == "cuda:0")
                 self.assertEqual({worker["isa"] for worker in cluster["workers"]}, {kernels})
                 self.assertEqual(sum(worker["experts"] for worker in cluster["workers"]), self.num_experts())
+                self.assertEqual(server.metric("split_steps_total") > 0, "--micro-batches" in options)
 
     def test_an_encoder_and_what_looks_across_to_it(self):
         for options, devices in (((), ["cuda:0"]),
@@ -189,6 +190,7 @@ class DeviceTest(unittest.TestCase):
             victim = wait_until(all_by_nccl, 60, "both are linked")[1]
             self.check_tokens(server)
             self.assertGreater(server.metric("static_steps_total"), 0)
+            self.assertGreater(server.metric("split_steps_total"), 0)
             self.assertEqual(server.metric("repeated_steps_total"), 0)
             self.check_a_stream_without(server, victim)
 

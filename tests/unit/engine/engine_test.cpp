@@ -21,7 +21,7 @@ class MortalExperts final : public Experts {
  public:
   explicit MortalExperts(std::unique_ptr<RemoteExperts> real) : real_(std::move(real)) {}
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override {
-    if (device_broken) throw DeviceError("cudaLaunchKernel", 700, "an illegal memory access", "cuda:0");
+    if (device_broken) throw_device_error();
     if (dead) throw ExpertsLost("cannot load expert 3");
     return real_->dispatch(layer, x, routing);
   }
@@ -30,15 +30,22 @@ class MortalExperts final : public Experts {
   void idle() override { real_->idle(); }
   std::atomic<bool> dead = false;
   std::atomic<bool> device_broken = false;
+  std::atomic<bool> breaks_in_combine = false;
 
  protected:
   bool complete(Exchange exchange) override { return real_->combine(exchange, {}).await_ready(); }
   void wait(Exchange exchange, std::coroutine_handle<> waiter) override {
     real_->combine(exchange, {}).await_suspend(waiter);
   }
-  void finish(Exchange exchange, MatrixView<float> out) override { real_->combine(exchange, out).await_resume(); }
+  void finish(Exchange exchange, MatrixView<float> out) override {
+    if (breaks_in_combine) throw_device_error();  // its rows are still under way to the real ones
+    real_->combine(exchange, out).await_resume();
+  }
 
  private:
+  [[noreturn]] static void throw_device_error() {
+    throw DeviceError("cudaLaunchKernel", 700, "an illegal memory access", "cuda:0");
+  }
   std::unique_ptr<RemoteExperts> real_;
 };
 
@@ -73,8 +80,11 @@ class EngineTest : public testing::Test {
  protected:
   explicit EngineTest(std::size_t kv_blocks = 64,
                       EngineOptions engine_options = {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}},
-                      std::string const& model = "mixtral")
-      : blocks(kv_blocks), options(std::move(engine_options)), dir(test::goldens_dir() / "models" / model) {
+                      std::string const& model = "mixtral", MicroBatchRule rule = MicroBatchRule::one)
+      : blocks(kv_blocks),
+        options(std::move(engine_options)),
+        dir(test::goldens_dir() / "models" / model),
+        micro_batches(rule) {
     engine.start();
   }
   static constexpr std::size_t kTokens = 64;
@@ -99,6 +109,7 @@ class EngineTest : public testing::Test {
   std::size_t const blocks;
   EngineOptions const options;
   fs::path const dir;
+  MicroBatchRule const micro_batches;
   ModelSpec const spec = read_model_spec(dir, {});
   std::unique_ptr<WeightSource> weights = open_checkpoint(dir);
   ThreadPool pool{2};
@@ -114,7 +125,8 @@ class EngineTest : public testing::Test {
   std::vector<KvCacheSpec> groups = kv_cache_specs(spec, DType::f32);
   std::vector<std::size_t> blocks_of_groups = std::vector<std::size_t>(groups.size(), blocks);
   KvCache kv{spec, groups, blocks_of_groups};
-  StepRunner runner{spec, {.max_tokens = kTokens, .max_logit_rows = 8}, exec, decoder, kv, experts};
+  StepRunner runner{
+      spec, {.max_tokens = kTokens, .max_logit_rows = 8, .micro_batches = micro_batches}, exec, decoder, kv, experts};
   Scheduler scheduler{{.max_num_seqs = 4,
                        .max_num_batched_tokens = kTokens,
                        .max_model_len = 512,
@@ -201,6 +213,47 @@ TEST_F(EngineTest, ABrokenDeviceEndsAllRequestsAndTakesNoMore) {
   EXPECT_NE(engine.not_ready().find("illegal memory access"), std::string::npos) << engine.not_ready();
   Listener late;
   EXPECT_EQ(submit(request({1}, 1), late.sink()).error().status, 503);
+}
+
+// ---- steps in two micro-batches, where one fails while the other's rows are under way
+
+class SplitEngineTest : public EngineTest {
+ protected:
+  SplitEngineTest()
+      : EngineTest(64, {.max_model_len = 512, .max_queued_requests = 6, .eos_ids = {2}}, "mixtral",
+                   MicroBatchRule::two) {}
+  // Of requests that decode together when it happens.
+  std::vector<GenerateEvent> events_of(std::atomic<bool>& failure) {
+    std::vector<Listener> listeners(3);
+    for (auto& listener : listeners) EXPECT_TRUE(submit(request({1, 2}, 500), listener.sink()).ok());
+    for (auto& listener : listeners) listener.wait_for_tokens(2);
+    EXPECT_GT(runner.num_split_steps(), 0U);
+    failure = true;
+    std::vector<GenerateEvent> events;
+    for (auto& listener : listeners) events.push_back(listener.wait());
+    return events;
+  }
+};
+
+TEST_F(SplitEngineTest, LostExpertsEndTheRequestsOfTheStepAndNoOthers) {
+  for (auto const& event : events_of(experts.dead)) {
+    ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+    EXPECT_EQ(std::get<ErrorEvent>(event).error.message, "cannot load expert 3");
+  }
+  experts.dead = false;
+  Listener late;
+  ASSERT_TRUE(submit(request({1, 2, 3}, 3), late.sink()).ok());
+  EXPECT_TRUE(std::holds_alternative<FinishEvent>(late.wait()));
+}
+
+TEST_F(SplitEngineTest, ADeviceThatBreaksAtDispatchEndsAllRequests) {
+  for (auto const& event : events_of(experts.device_broken)) ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+  EXPECT_NE(engine.not_ready().find("illegal memory access"), std::string::npos) << engine.not_ready();
+}
+
+TEST_F(SplitEngineTest, ADeviceThatBreaksInCombineEndsAllRequests) {
+  for (auto const& event : events_of(experts.breaks_in_combine)) ASSERT_TRUE(std::holds_alternative<ErrorEvent>(event));
+  EXPECT_NE(engine.not_ready().find("illegal memory access"), std::string::npos) << engine.not_ready();
 }
 
 TEST_F(EngineTest, DrainWithoutTimeCancelsAndRefuses) {
@@ -414,6 +467,14 @@ TEST_F(EncoderEngineTest, ManyGetTheTokensOfALoneOne) {
     ASSERT_TRUE(std::holds_alternative<FinishEvent>(listener.wait()));
     EXPECT_EQ(listener.tokens, alone.tokens);
   }
+}
+
+TEST_F(EncoderEngineTest, ABrokenDeviceEndsAllRequests) {
+  experts.device_broken = true;  // before anything is decoded
+  std::vector<Listener> listeners(2);
+  for (auto& listener : listeners) ASSERT_TRUE(submit(request({5, 6, 7}, 12), listener.sink()).ok());
+  for (auto& listener : listeners) ASSERT_TRUE(std::holds_alternative<ErrorEvent>(listener.wait()));
+  EXPECT_NE(engine.not_ready().find("illegal memory access"), std::string::npos) << engine.not_ready();
 }
 
 TEST_F(EncoderEngineTest, LostExpertsEndWhoIsBeingEncodedAndNobodyLater) {

@@ -37,6 +37,33 @@ TEST_P(LinkedExpertsTest, TheBitsAreThoseByWayOfTheHost) {
   }
 }
 
+// One that a checkpoint leaves in other bits.
+TEST(ExpertsOfADevice, AreAllInOneFormat) {
+  auto const device = open_device_on_host();
+  ThreadPool pool(1);
+  test::MadeUpWeights const source;
+  ExpertModelSpec model = test::tiny_model(kExperts, DType::bf16);
+  auto const load = [&](DeviceMemory* there) {
+    ExpertStore const store(model, all_experts(model), source, pool, [](auto, auto) {}, nullptr, {.device = there});
+  };
+  load(device.get());
+  for (WeightStorage const storage : {WeightStorage::mxfp4, WeightStorage::fp8_blocks}) {
+    WeightSlice& other = model.layers[1].experts[3].down;
+    WeightSlice const before = other;
+    other.storage = storage;
+    other.block_rows = other.block_columns = 128;
+    try {
+      load(device.get());
+      ADD_FAILURE() << "a layer of two formats";
+    } catch (ModelError const& error) {
+      std::string const text = error.what();
+      EXPECT_NE(text.find("layer 3"), std::string::npos) << text;
+      EXPECT_NE(text.find("expert 3"), std::string::npos) << text;
+    }
+    other = before;
+  }
+}
+
 TEST_P(LinkedExpertsTest, AnExpertTwiceAndSlotsWithoutOne) {
   auto const by_host = group(plans(2, false), 3);
   auto const expected_of = experts(by_host, 3);

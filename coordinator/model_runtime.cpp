@@ -151,6 +151,10 @@ std::string worker_kernels(ModelRuntimeOptions const& options, Isa isa) {
 
 std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options) {
   auto const index = cuda_index(options.device);
+  char const* const for_devices = options.static_exchange_bytes > 0 ? "--static-exchange-bytes"
+                                  : !options.device_graphs          ? "--enforce-eager"
+                                                                    : nullptr;
+  if (!index && for_devices) throw ModelError(std::string(for_devices) + ": the coordinator runs on a processor");
   return index ? options.open_device(*index) : nullptr;
 }
 

@@ -117,7 +117,6 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
                   "Decode steps whose rows by NCCL are at most so many bytes a layer, all workers and both ways "
                   "together, do without the host on their way; 0: none")
       ->check(CLI::Range(std::size_t{0}, std::size_t{1} << 40))
-      ->needs(device)
       ->capture_default_str();
   add_choice<MicroBatchRule>(
       command, "--micro-batches", options.micro_batches,
@@ -126,11 +125,9 @@ void add_runtime_flags(CLI::App& command, ModelRuntimeOptions& options) {
       "been faster so, 1 where experts are in this process or workers on its cores [auto]");
   command.add_flag("--allow-mixed-numerics", options.mixed_numerics,
                    "Workers whose kernels are others than the profile's may take part: bits depend on who runs what");
-  command
-      .add_flag_callback(
-          "--enforce-eager", [&options] { options.device_graphs = false; },
-          "On a GPU, launch every kernel by itself, also where a step could be one CUDA graph")
-      ->needs(device);
+  command.add_flag_callback(
+      "--enforce-eager", [&options] { options.device_graphs = false; },
+      "On a GPU, launch every kernel by itself, also where a step could be one CUDA graph");
   command
       .add_option("--gpu-memory-utilization", options.device_memory_share,
                   "Share of the GPU's free memory that weights and KV cache may take")

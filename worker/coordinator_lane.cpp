@@ -153,11 +153,12 @@ bool CoordinatorLane::next_placement() {
   return true;
 }
 
-// Rows that come by the link are those of the next request: one that was reported before an earlier one waits for it.
+// One that was reported before an earlier one waits for it: placements follow each other in the order of requests, and
+// rows that come by a link are those of the next request.
 bool CoordinatorLane::is_ready(Slot const& slot) const {
-  return slot.stage == Stage::ready && (!options_.link || std::ranges::none_of(slots_, [&](Slot const& other) {
+  return slot.stage == Stage::ready && std::ranges::none_of(slots_, [&](Slot const& other) {
            return other.stage == Stage::receiving && other.posted < slot.posted;
-         }));
+         });
 }
 
 bool CoordinatorLane::is_of(Slot const& slot, ServedPlacement const& placement) const {

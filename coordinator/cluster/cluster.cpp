@@ -22,6 +22,7 @@
 #include "coordinator/cluster/checksum_book.h"
 #include "coordinator/cluster/cluster_transport.h"
 #include "coordinator/cluster/control_server.h"
+#include "coordinator/cluster/leaving_workers.h"
 #include "coordinator/cluster/link_offer.h"
 #include "coordinator/cluster/membership.h"
 #include "coordinator/cluster/static_split.h"
@@ -240,6 +241,13 @@ class Cluster::Impl {
 
   std::uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
+  void adopted(std::uint64_t version) {
+    if (leaving_.is_news(version)) tell([&] { leaving_.adopted(version); });
+  }
+  void set_idle(bool idle) {
+    tell([&] { leaving_.set_idle(idle); });
+  }
+
  private:
   // How the step path reaches the present life of a worker.
   struct Link {
@@ -293,8 +301,9 @@ class Cluster::Impl {
         else if (auto const* hold = std::get_if<Membership::Hold>(&action))
           control_.hold(hold->life, {.held = *hold->share.held, .epoch = hold->share.epoch});
         else if (auto const* let_go = std::get_if<Membership::LetGo>(&action))
-          control_.let_go(let_go->life);
+          leaving_.add(let_go->life, version_);
       }
+      for (Life const life : leaving_.take()) control_.let_go(life);
       if (!actions.empty()) {
         changed_.notify_all();  // the starter
         continue;
@@ -583,10 +592,11 @@ class Cluster::Impl {
   ChecksumBook checksums_;  // monitor thread
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  Membership membership_;  // guarded by mutex_, like the next four
+  Membership membership_;  // guarded by mutex_, like the next five
   CapacityBook capacities_;
   std::vector<Link> links_;  // worker w at w - 1
   std::deque<Membership::Start> to_start_;
+  LeavingWorkers leaving_;
   std::uint32_t next_peer_ = 0;
   std::atomic<std::uint64_t> version_ = 1;  // of membership_
   std::atomic<bool> stopping_ = false;
@@ -667,10 +677,15 @@ std::size_t Cluster::shared_bytes() const {
 std::size_t Cluster::resident_bytes() const {
   return impl_->resident_bytes();
 }
+void Cluster::adopted(std::uint64_t version) {
+  impl_->adopted(version);
+}
 void Cluster::idle() {
+  impl_->set_idle(true);
   impl_->control_.idle();
 }
 void Cluster::wake() {
+  impl_->set_idle(false);
   impl_->control_.wake();
 }
 

@@ -128,6 +128,7 @@ class Cluster final : public WorkerGroup {
   [[nodiscard]] bool dead(WorkerPeer const& member) const override;
   [[nodiscard]] std::string death_reason(WorkerPeer const& member) const override;
   void declare_dead(WorkerPeer const& member, std::string const& reason) override;
+  void adopted(std::uint64_t version) override;
   void set_row_transport(WorkerPeer const& member, std::string const& how) override;
   [[nodiscard]] std::size_t resident_bytes() const override;
   void idle() override;

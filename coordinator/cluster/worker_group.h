@@ -44,6 +44,9 @@ class WorkerGroup {
   [[nodiscard]] virtual std::string death_reason(WorkerPeer const& member) const = 0;
   // The step path met something that only a broken worker does: it is dead from now on, for this reason.
   virtual void declare_dead(WorkerPeer const& member, std::string const& reason) = 0;
+  // The step path goes by this version from now on: it sends nothing more to who is no member in it, and has nothing
+  // under way there. Cheap where it is no news.
+  virtual void adopted(std::uint64_t /*version*/) {}
   // How this member's rows go, for people: "nccl", or "host" and why.
   virtual void set_row_transport(WorkerPeer const& /*member*/, std::string const& /*how*/) {}
   [[nodiscard]] virtual std::size_t resident_bytes() const = 0;  // packed experts, all workers together

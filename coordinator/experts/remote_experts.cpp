@@ -82,8 +82,6 @@ class RemoteExperts::Impl {
     for (auto const& member : members_) group_->keep(member);
     for (auto const& member : former_) group_->keep(member);
   }
-  Impl(Impl const&) = delete;
-  Impl& operator=(Impl const&) = delete;
 
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) {
     std::size_t const layer_index = index_of(layer);
@@ -92,8 +90,10 @@ class RemoteExperts::Impl {
     EM_CHECK(x.rows == routing.num_tokens() && x.cols == layers_[layer_index].hidden,
              "x [" << x.rows << "," << x.cols << "], routing of " << routing.num_tokens() << " tokens");
     notice_deaths();
-    // Not in the middle of a step, whose other micro-batch has rows under way, unless they are to be asked for again.
-    if (!plan_ || any_lost_ || (stale() && std::ranges::none_of(slots_, &ExchangeSlot::in_use))) adopt();
+    // Not while the other micro-batch has rows under way, unless some are to be asked for again.
+    bool const none_under_way = std::ranges::none_of(slots_, &ExchangeSlot::in_use);
+    if (!plan_ || any_lost_ || (none_under_way && stale())) adopt();
+    if (none_under_way) group_->adopted(seen_version_);
     ExchangeSlot& slot = *free;
     auto const slot_index = static_cast<std::uint32_t>(free - slots_.begin());
     slot.in_use = true;
@@ -101,8 +101,7 @@ class RemoteExperts::Impl {
     slot.x = x;
     slot.routing = routing;
     slot.begin = Clock::now();
-    slot.has_wire_rows = false;
-    slot.any_on_device = false;
+    slot.has_wire_rows = slot.any_on_device = false;
     slot.number = ++num_exchanges_;
     // Whoever gets a slot's row says where it lies; a slot without an expert keeps this.
     std::fill_n(slot.answer_rows.begin(), routing.experts.size(), nullptr);
@@ -120,6 +119,7 @@ class RemoteExperts::Impl {
     EM_CHECK(std::ranges::none_of(slots_, &ExchangeSlot::in_use), "a step begins before exchanges have ended");
     notice_deaths();
     if (stale()) adopt();
+    group_->adopted(seen_version_);
     ++num_exchanges_;
     attempt_ = attempt_ % kMaxTag + 1;
     ExchangeId const id{.coordinator_id = coordinator_id_,

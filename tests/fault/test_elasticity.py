@@ -34,7 +34,7 @@ def experts_of(server):
 class ElasticityTest(unittest.TestCase):
     def test_a_storm_of_joins_and_leaves(self):
         rng = random.Random(3)
-        with Server(DEMO_MODEL, "--workers", 2, "--rebalance-interval", 0) as server:
+        with Server(DEMO_MODEL, "--workers", 2, "--rebalance-interval", 0, "--micro-batches", 2) as server:
             expected = quiet_answers(server)
             total = experts_of(server)
             count = 2
@@ -69,6 +69,7 @@ class ElasticityTest(unittest.TestCase):
             self.assertTrue(books_are_closed(metrics))
             self.assertEqual(metrics["expertmesh:requests_failed_total"], 0)
             self.assertEqual(metrics["expertmesh:worker_deaths_total"], 0, "leaving is no death")
+            self.assertEqual(metrics["expertmesh:recoveries_total"], 0, "they go between two steps")
             placement = server.get("/v1/cluster")[1]["placement"]
             print(f"{STORM} joins and leaves, {placement['experts_moved']} experts moved, {crowd.answers} answers, 0 wrong, "
                   f"{rate:.0f} tokens a second")

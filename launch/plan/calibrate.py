@@ -4,7 +4,6 @@ import os
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import trace_file
 from device import Device
 from fields import PlanError
 from routing import Placement
+from scratch import scratch_folder
 from serving import Workload
 from step import Rows, Split, System, kv_work, rest_bytes
 
@@ -49,8 +49,8 @@ class Engine:
     def run(self, threads, batch_sizes, input_len, output_len, workers=0, transport=None, share=UNDISTURBED):
         """-> (ceilings, [step_trace.Steps]), the best of this and of the same before"""
         setup = ["--workers", workers, "--worker-threads", 1, "--transport", transport] if workers else []
-        with tempfile.TemporaryDirectory(prefix="expertmesh-plan-") as folder:
-            figures, steps = Path(folder) / "figures.json", Path(folder) / "trace.json"
+        with scratch_folder() as folder:
+            figures, steps = folder / "figures.json", folder / "trace.json"
             try:
                 programs.run([self._program, "bench", "engine", self.path, "--threads", threads, "--batch-sizes", ",".join(map(str, batch_sizes)),
                                "--input-len", input_len, "--output-len", output_len, *setup, *self._options, "--trace", steps, "--json", figures],

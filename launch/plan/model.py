@@ -2,10 +2,10 @@
 import dataclasses
 import json
 import subprocess
-import tempfile
 from pathlib import Path
 
 from fields import Fields, PlanError
+from scratch import scratch_folder
 
 KV_BLOCK_TOKENS = 16
 
@@ -135,9 +135,9 @@ def read(program, path, options=(), device="cpu"):
             return of_facts(Fields(content, str(path)), name)
     elif not path.is_dir():
         raise PlanError(f"{path}: no such file or directory")
-    with tempfile.TemporaryDirectory(prefix="expertmesh-plan-") as folder:
+    with scratch_folder() as folder:
         if path.is_file():
-            (Path(folder) / "config.json").symlink_to(path.resolve())
+            (folder / "config.json").symlink_to(path.resolve())
         done = subprocess.run([program, "info", str(path if path.is_dir() else folder), "--json", "--device", device, *options], capture_output=True, text=True,
                               stdin=subprocess.DEVNULL, check=False)
     if not done.stdout:

@@ -34,10 +34,11 @@ bool MicroBatches::all_done() const {
   return std::ranges::all_of(parts_, [](Part const& part) { return !part.task || part.task->done(); });
 }
 
-// The other part is waited for where its exchange comes to an end, which is after that of the first one has.
+// After ExpertsLost the other part goes on to the end of its layer, so that its exchange comes to an end. After
+// anything else exchanges may never end: it is thrown at once.
 void MicroBatches::look_for_failures() {
   for (Part const& part : parts_) {
-    if (failed_ || !part.task || !part.task->done() || !part.task->failed()) continue;
+    if (!part.task || !part.task->done() || !part.task->failed()) continue;
     failed_ = true;
     try {
       part.task->rethrow();
@@ -54,8 +55,8 @@ void MicroBatches::run(StepContext const& step, StepForm form) {
   look_for_failures();
   if (first < step.tokens && !failed_) begin(parts_[1], step, first, step.tokens - first);
   while (!all_done()) {
-    look_for_failures();
     experts_.progress();
+    look_for_failures();
     if (!all_done()) experts_.pause(pause_);
   }
   for (Part const& part : parts_)

@@ -306,6 +306,7 @@ class Server {
   // Engine thread.
   void after_step() {
     metrics_.set_split_steps(runtime_.runner().num_split_steps());
+    metrics_.set_graph_steps(runtime_.runner().num_graph_launches());
     if (!runtime_.cluster()) return;
     count_traffic();
     ++num_steps_;

@@ -14,7 +14,7 @@ constexpr std::size_t kMostAhead = 8;
 }  // namespace
 
 StaticStep::StaticStep(ExpertStore const& store, Exec const& exec, ExpertServiceOptions const& options)
-    : store_(store), exec_(exec), options_(options) {
+    : store_(store), exec_(exec), options_(options), graphs_(*exec.device()) {
   for (std::size_t i = 0; i < store.layers().size(); ++i) {
     auto const& held = store.held()[i];  // ascending
     std::vector<DeviceExpert> table(held.empty() ? 0 : held.back() + std::size_t{1});
@@ -22,6 +22,7 @@ StaticStep::StaticStep(ExpertStore const& store, Exec const& exec, ExpertService
     tables_.emplace_back(std::span<DeviceExpert const>(table), exec.device());
   }
   layers_.reserve(store.layers().size());
+  key_.reserve(store.layers().size() + 2);
 }
 
 bool StaticStep::begin(ServiceCall& call) {
@@ -50,7 +51,22 @@ bool StaticStep::begin(ServiceCall& call) {
                           .write_answer(call.answer, request.header.id, WireFault::none, tokens_ * experts_per_token_)
                           .bytes;
   seal(call.answer.first(call.answer_bytes));
+  if ((request.header.id.flags & kFlagComesAgain) != 0) launch_if_known();
   return true;
+}
+
+void StaticStep::launch_if_known() {
+  key_.assign({tokens_, experts_per_token_});
+  key_.insert(key_.end(), layers_.begin(), layers_.end());
+  DeviceGraph* const graph = graphs_.find_or_record(key_, [this] {
+    for (std::size_t const layer : layers_) run(layer);
+    options_.port->hold_device();
+  });
+  if (!graph) return;
+  options_.port->hold_device();
+  graph->launch();
+  options_.port->launched();
+  next_ = layers_.size();
 }
 
 bool StaticStep::advance() {

@@ -22,6 +22,8 @@ class WorkerLink final : public RowPort {
   std::byte const* receive(std::size_t bytes) override;
   std::byte* room() override;
   void send(std::size_t bytes) override;
+  void hold_device() override { link_->hold_device(); }
+  void launched() override { link_->launched(); }
   [[nodiscard]] std::size_t under_way() const override { return link_->under_way(); }
 
  private:

@@ -91,7 +91,7 @@ class Device : public DeviceMemory {
   [[nodiscard]] virtual std::unique_ptr<LinkQueue> make_link_queue() = 0;  // the device must outlive it
   // From now on ops are recorded, with the addresses and sizes that they are called with, and not done, until
   // end_recording() gives what does them, or discard_recording(). Nothing may be allocated, copied or waited for in
-  // between, nor a mark be set.
+  // between, nor a mark be set; what other threads copy or allocate waits until then.
   virtual void begin_recording() = 0;
   [[nodiscard]] virtual std::unique_ptr<DeviceGraph> end_recording() = 0;
   virtual void discard_recording() noexcept = 0;

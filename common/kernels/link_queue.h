@@ -20,6 +20,9 @@ class LinkQueue {
   virtual void follow_device() = 0;
   // And the other way: the device goes on when all that is in this queue is done. The host waits for neither.
   virtual void hold_device() = 0;
+  // Both in a recording of the device, too: what is put into the queue behind follow_device() is recorded then, up to
+  // the last hold_device(), which must not be missing. Nothing else may be asked of the queue meanwhile.
+  [[nodiscard]] virtual bool is_recording() const = 0;
 
   // Looks in `count` numbers of the device's memory for infinities and NaN, when it is its turn; the next mark tells.
   virtual void look_for_infinities(DType type, std::byte const* numbers, std::size_t count) = 0;

@@ -25,7 +25,7 @@ namespace expertmesh {
 
 constexpr std::uint32_t kDispatchMagic = 0x51444d45;  // "EMDQ"
 constexpr std::uint32_t kAnswerMagic = 0x52444d45;    // "EMDR"
-constexpr std::uint32_t kDispatchVersion = 3;
+constexpr std::uint32_t kDispatchVersion = 4;
 constexpr std::uint32_t kDecoderStack = 0;  // the only one: layers are numbered through all stacks of a model
 constexpr std::uint32_t kRequestTag =
     0;  // transport tag of all that goes to workers; answers have their attempt's, never 0
@@ -34,7 +34,8 @@ constexpr std::uint32_t kRequestTag =
 constexpr std::uint32_t kFlagGateOnInput = 1U << 0;  // gate values multiply the rows before the expert
 constexpr std::uint32_t kFlagChecksum = 1U << 1;     // `checksum` covers all that follows it
 constexpr std::uint32_t kFlagRowsApart = 1U << 2;    // no rows in the message, nor in its answer
-constexpr std::uint32_t kImplementedFlags = kFlagChecksum | kFlagRowsApart;
+constexpr std::uint32_t kFlagComesAgain = 1U << 3;   // of a step (step_layout.h): what a device does for it may be kept
+constexpr std::uint32_t kImplementedFlags = kFlagChecksum | kFlagRowsApart | kFlagComesAgain;
 
 // Which exchange a message belongs to. An answer carries its request's, field for field.
 struct ExchangeId {

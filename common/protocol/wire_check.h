@@ -61,6 +61,8 @@ WireError check_receiver(Header const& header, RequestExpectation const& expecte
     return refuse(WireFault::stale_epoch, id.placement_epoch, expected.epoch.value());
   if ((id.flags & kFlagRowsApart) != 0 && !expected.rows_apart)
     return refuse(WireFault::unknown_flags, id.flags, kImplementedFlags & ~kFlagRowsApart);
+  if ((id.flags & kFlagComesAgain) != 0 && header.magic == kDispatchMagic)
+    return refuse(WireFault::unknown_flags, id.flags, kImplementedFlags & ~kFlagComesAgain);
   return refuse(WireFault::none, 0, 0);
 }
 

@@ -49,7 +49,7 @@ class NcclLink final : public RowLink {
   [[nodiscard]] std::string failure() const override { return failure_; }
 
   void poll(Time now) override {
-    if (!failure_.empty()) return;
+    if (!failure_.empty() || queue_->is_recording()) return;
     waited_ += std::min<Time::duration>(now - std::exchange(last_look_, now), kMostBetweenLooks);
     look_for_errors();
     if (failure_.empty() && phase_ != Phase::ready) connect();
@@ -70,6 +70,16 @@ class NcclLink final : public RowLink {
   void hold_device() override {
     EM_CHECK(enqueued(), "transfers that are not in the queue yet");
     if (failure_.empty()) queue_->hold_device();
+  }
+  LinkMark launched() override {
+    EM_CHECK(enqueued() && asked_ - done_ < kMostUnderWay, asked_ - done_ << " transfers under way");
+    if (!failure_.empty()) return LinkMark(asked_ + 1);
+    std::size_t const next = ++asked_ % LinkQueue::kMarks;
+    transfers_[next] = {};
+    queue_->follow_device();
+    queue_->set(next);
+    ++enqueued_;
+    return LinkMark(asked_);
   }
 
   [[nodiscard]] std::size_t under_way() const override { return asked_ - done_; }
@@ -97,7 +107,7 @@ class NcclLink final : public RowLink {
   enum class Phase : std::uint8_t { initialising, greeting, ready };
   struct Transfer {
     bool sends = false;
-    std::span<std::byte> rows;
+    std::span<std::byte> rows;  // empty: a graph with transfers in it
     std::optional<DType> type;
   };
 
@@ -174,24 +184,49 @@ class NcclLink final : public RowLink {
     EM_CHECK(!transfer.rows.empty() && asked_ - done_ < kMostUnderWay,
              transfer.rows.size() << " bytes, " << asked_ - done_ << " transfers under way");
     if (!failure_.empty()) return LinkMark(asked_ + 1);
+    if (queue_->is_recording()) {
+      record(transfer);
+      return LinkMark(asked_);
+    }
     transfers_[++asked_ % LinkQueue::kMarks] = transfer;
     enqueue();
     return LinkMark(asked_);
   }
 
+  void record(Transfer const& transfer) {
+    EM_CHECK(enqueued() && !transfer.type, "recorded behind what is not in the queue, or with a look at its rows");
+    finish_call();
+    if (!failure_.empty()) return;
+    queue_->follow_device();
+    call(transfer);
+    finish_call();
+  }
+  // What is in progress is the work of a thread of the library, which waits for nobody.
+  void finish_call() {
+    auto const deadline = std::chrono::steady_clock::now() + options_.transfer_time;
+    while (in_progress_ && failure_.empty()) {
+      look_for_errors();
+      if (in_progress_ && std::chrono::steady_clock::now() >= deadline)
+        fail("NCCL's call came to no end in a recording");
+    }
+  }
+
+  void call(Transfer const& transfer) {
+    int const peer = 1 - static_cast<int>(options_.end);
+    if (transfer.sends)
+      check("ncclSend", api_->send(transfer.rows.data(), transfer.rows.size(), peer, comm_, queue_->handle()));
+    else
+      check("ncclRecv", api_->recv(transfer.rows.data(), transfer.rows.size(), peer, comm_, queue_->handle()));
+  }
+
   // One behind the other: a call that is in progress has to end before the next one.
   void enqueue() {
-    int const peer = 1 - static_cast<int>(options_.end);
     while (failure_.empty() && !in_progress_ && enqueued_ < asked_) {
       std::size_t const next = (enqueued_ + 1) % LinkQueue::kMarks;
       Transfer const& transfer = transfers_[next];
       if (!std::exchange(called_, true)) {
-        if (transfer.sends) {
-          queue_->follow_device();
-          check("ncclSend", api_->send(transfer.rows.data(), transfer.rows.size(), peer, comm_, queue_->handle()));
-        } else {
-          check("ncclRecv", api_->recv(transfer.rows.data(), transfer.rows.size(), peer, comm_, queue_->handle()));
-        }
+        if (transfer.sends) queue_->follow_device();
+        call(transfer);
         if (!failure_.empty() || in_progress_) return;
       }
       if (transfer.type)
@@ -210,8 +245,13 @@ class NcclLink final : public RowLink {
     if (done_ == asked_ || enqueued_ + done_ != before)
       waited_ = {};
     else if (failure_.empty() && waited_ >= options_.transfer_time)
-      fail("a transfer of " + std::to_string(transfers_[(done_ + 1) % LinkQueue::kMarks].rows.size()) +
-           " bytes was not done within " + std::to_string(options_.transfer_time.count()) + " ms");
+      fail(text_of(transfers_[(done_ + 1) % LinkQueue::kMarks]) + " was not done within " +
+           std::to_string(options_.transfer_time.count()) + " ms");
+  }
+
+  static std::string text_of(Transfer const& transfer) {
+    if (transfer.rows.empty()) return "a step";
+    return "a transfer of " + std::to_string(transfer.rows.size()) + " bytes";
   }
 
   std::shared_ptr<NcclApi> const api_;

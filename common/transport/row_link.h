@@ -48,6 +48,12 @@ class RowLink {
   // What the device is given from now on begins when all that was asked for so far is done.
   virtual void hold_device() = 0;
 
+  // In a recording of the device send() and recv(), without a type, become part of it, and nothing is under way by
+  // them; they may wait for the library, never for the other end. hold_device() comes behind the last of them. poll()
+  // does nothing meanwhile. As long as there is such a graph, abort() is not over. The graph was launched, behind a
+  // hold_device(): the mark is done when the graph is.
+  virtual LinkMark launched() = 0;
+
   static constexpr std::size_t kMostUnderWay = 15;          // transfers; asking for more is a broken invariant
   [[nodiscard]] virtual std::size_t under_way() const = 0;  // asked for and not done; of a link that has failed: any
   [[nodiscard]] virtual bool done(LinkMark mark) const = 0;

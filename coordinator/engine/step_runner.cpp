@@ -48,6 +48,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
       first_routed_(num_encoder_moe_layers(spec)),
       experts_per_token_(layer_maxima(spec).experts_per_token),
       layers_need_host_(needs_host(spec)),
+      can_be_graphs_(exec.device() != nullptr && limits.graphs && !layers_need_host_),
       reads_routing_(reads_routing(spec)),
       activations_(spec, {.tokens = limits.max_tokens, .logit_rows = limits.max_logit_rows}, exec.device()),
       balance_(moe_layers_.size(), layer_maxima(spec).num_experts),
@@ -60,8 +61,7 @@ StepRunner::StepRunner(ModelSpec const& spec, StepRunnerLimits const& limits, Ex
   tasks_.reserve(limits.max_logit_rows);
   results_.reserve(limits.max_tokens);
   if (exec.device()) inputs_.emplace(*exec.device());
-  if (exec.device() && limits.graphs && !experts.wants_routing_on_host() && !layers_need_host_)
-    graphs_.emplace(*exec.device());
+  if (can_be_graphs_ && !experts.wants_routing_on_host()) graphs_.emplace(*exec.device());
   for (auto const& layer : expertmesh::moe_layers(spec))
     experts_of_layer_.push_back(std::get<MoeFfnSpec>(layer.layer->ffn).router.experts_per_token);
   if (Encoder* const encoder = decoder_.encoder()) encoder_run_.emplace(*encoder, exec.device());
@@ -115,7 +115,7 @@ std::optional<std::size_t> StepRunner::positions_of_graph(StepBatch const& batch
   constexpr std::size_t kFewest = 256;           // positions; fewer would be more graphs
   constexpr std::size_t kEmptyAnyhow = 1 << 16;  // positions; more launches take longer
   std::size_t const tokens = batch.num_tokens();
-  if (!graphs_ || tap_ || stages_on_device_ || tokens == 0 || tokens != batch.num_decodes()) return std::nullopt;
+  if (!can_be_graphs_ || tap_ || stages_on_device_ || tokens == 0 || tokens != batch.num_decodes()) return std::nullopt;
   std::size_t sum = 0;
   std::size_t most = kFewest;
   for (std::uint32_t const position : batch.positions()) {
@@ -156,19 +156,27 @@ StepContext StepRunner::context_of(StepBatch const& batch, Experts& experts) {
 }
 
 // For steps in which nothing waits for the device: those of which a device could make a graph.
-StepExperts* StepRunner::begin_step(StepBatch const& batch) {
+StepExperts* StepRunner::begin_step(StepBatch const& batch, bool comes_again) {
   std::size_t const tokens = batch.num_tokens();
   if (!exec_.device() || layers_need_host_ || tap_ || moe_layers_.empty() || tokens == 0 ||
       tokens != batch.num_decodes())
     return nullptr;
   return experts_.begin_step({.tokens = tokens * row_exchange_.rows,
                               .experts_per_token = row_exchange_.experts_per_row,
-                              .layers = moe_layers_});
+                              .layers = moe_layers_,
+                              .comes_again = comes_again});
 }
 
-bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts) {
+// Everything that a step's ops depend on.
+GraphCache::Key StepRunner::graph_key(StepContext const& step, std::size_t most_positions) {
+  graph_key_ = {step.tokens, step.sequences.size(), most_positions, reinterpret_cast<std::uintptr_t>(inputs_->where())};
+  return graph_key_;
+}
+
+bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts, std::size_t most_positions) {
   decoder_.prepare(step);
-  micro_batches_.run(step, StepForm::whole);
+  if (most_positions > 0) kv_.check(step.places);
+  if (experts.run(graph_key(step, most_positions), [&] { micro_batches_.run(step, StepForm::whole); })) ++num_launched_;
   auto outcome = experts.outcome();
   while (outcome == StepExperts::Outcome::under_way) {
     experts_.progress();
@@ -178,24 +186,29 @@ bool StepRunner::run_ahead(StepContext const& step, StepExperts& experts) {
   return outcome == StepExperts::Outcome::good;
 }
 
+void StepRunner::run_as_graph(StepContext const& step, std::size_t most_positions) {
+  kv_.check(step.places);
+  auto const ops = [&] { micro_batches_.run(step, StepForm::whole); };
+  DeviceGraph* const graph = graphs_->find_or_record(graph_key(step, most_positions), ops);
+  if (!graph) return ops();
+  graph->launch();
+  ++num_launched_;
+}
+
 void StepRunner::forward(StepBatch const& batch) {
   stages_.begin();
   balance_.begin_step();
   auto const most_positions = positions_of_graph(batch);
-  if (inputs_) inputs_->put(batch.ids(), batch.places(), most_positions.value_or(0));
-  StepExperts* const ahead = begin_step(batch);
-  bool const done = ahead && run_ahead(context_of(batch, *ahead), *ahead);
+  StepExperts* const ahead = begin_step(batch, most_positions.has_value());
+  std::size_t const room = ahead || graphs_ ? most_positions.value_or(0) : 0;
+  if (inputs_) inputs_->put(batch.ids(), batch.places(), room);
+  bool const done = ahead && run_ahead(context_of(batch, *ahead), *ahead, room);
   StepContext const step = context_of(batch, experts_);
   if (!done) decoder_.prepare(step);
   if (done) {
     stages_.end(Stage::experts);
-  } else if (most_positions) {
-    kv_.check(step.places);
-    graphs_->run({.tokens = step.tokens,
-                  .sequences = batch.sequences().size(),
-                  .most_positions = *most_positions,
-                  .inputs = inputs_->where()},
-                 [&] { micro_batches_.run(step, StepForm::whole); });
+  } else if (graphs_ && most_positions) {
+    run_as_graph(step, *most_positions);
   } else {
     run_layers(step, {.tokens = step.tokens, .decodes_only = step.tokens == batch.num_decodes()});
   }

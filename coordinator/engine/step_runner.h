@@ -1,17 +1,19 @@
 // Runs one step: the decoder over a batch, then logits, sampling and log-probabilities for the rows that need them.
 // Knows no requests, no queue and no clients.
 #pragma once
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "common/base/cores.h"
+#include "common/kernels/graph_cache.h"
 #include "coordinator/engine/encoder_run.h"
 #include "coordinator/engine/generate_request.h"
 #include "coordinator/engine/micro_batches.h"
 #include "coordinator/engine/stage_floors.h"
-#include "coordinator/engine/step_graphs.h"
 #include "coordinator/engine/step_trace.h"
 #include "coordinator/model/decoder.h"
 #include "coordinator/model/step_inputs.h"
@@ -79,7 +81,7 @@ class StepRunner {
   // Whether a device's own clock gives the stages' times, for a microsecond or two of the step each.
   void time_stages_on_device(bool on);
   // Steps so far that were one launch.
-  [[nodiscard]] std::size_t num_graph_launches() const { return graphs_ ? graphs_->num_launched() : 0; }
+  [[nodiscard]] std::size_t num_graph_launches() const { return num_launched_; }
   [[nodiscard]] std::size_t num_split_steps() const { return num_split_; }  // in two micro-batches
   [[nodiscard]] std::size_t activation_bytes() const;
 
@@ -88,8 +90,11 @@ class StepRunner {
   [[nodiscard]] StepContext context(Experts& experts);
   [[nodiscard]] StepContext context_of(StepBatch const& batch, Experts& experts);
   void forward(StepBatch const& batch);
-  [[nodiscard]] StepExperts* begin_step(StepBatch const& batch);
-  bool run_ahead(StepContext const& step, StepExperts& experts);  // whether it counts
+  [[nodiscard]] StepExperts* begin_step(StepBatch const& batch, bool comes_again);
+  // Whether it counts. most_positions: as of a graph, or 0.
+  bool run_ahead(StepContext const& step, StepExperts& experts, std::size_t most_positions);
+  [[nodiscard]] GraphCache::Key graph_key(StepContext const& step, std::size_t most_positions);
+  void run_as_graph(StepContext const& step, std::size_t most_positions);
   void run_layers(StepContext const& step, SplitChoice::Kind const& kind);
   [[nodiscard]] std::optional<std::size_t> positions_of_graph(StepBatch const& batch) const;
   [[nodiscard]] RowTask task_of(StepBatch const& batch, LogitRow const& row, RowWish const& wish) const;
@@ -104,6 +109,7 @@ class StepRunner {
   std::uint32_t first_routed_;  // of the decoder's, among them
   std::size_t experts_per_token_;
   bool const layers_need_host_;
+  bool const can_be_graphs_;
   bool const reads_routing_;
   Activations activations_;
   BalanceStatistics balance_;
@@ -124,7 +130,9 @@ class StepRunner {
   std::vector<std::size_t> experts_of_layer_;  // [MoE layers] K
   ExchangeShape row_exchange_;                 // of one token
   std::optional<StepInputs> inputs_;           // with a device
-  std::optional<StepGraphs> graphs_;           // where steps can be recorded
+  std::optional<GraphCache> graphs_;           // of steps whose experts are on this device
+  std::array<std::uint64_t, 4> graph_key_{};
+  std::size_t num_launched_ = 0;
   bool stages_on_device_ = false;
   std::vector<std::uint32_t> fetched_experts_;
   std::vector<float> fetched_weights_;

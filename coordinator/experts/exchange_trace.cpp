@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "common/base/log.h"
-
 namespace expertmesh {
 namespace {
 
@@ -40,13 +38,6 @@ void trace_loss(TraceLane& lane, Leg const& leg, std::chrono::steady_clock::time
   ExchangeTraced exchange = exchange_of(leg, now);
   exchange.answered = false;
   lane.put(exchange);
-}
-
-void log_recovery(ExchangeSlot::Recovery const& recovery, std::uint32_t layer, double seconds) {
-  spdlog::warn(
-      "{} died owing {} expert rows of layer {}: {} run here, the rest by others; the step went on {:.1f} ms "
-      "after the death was noticed (predicted {:.1f} ms)",
-      recovery.who, recovery.rows, layer, recovery.own_rows, seconds * 1e3, recovery.predicted_seconds * 1e3);
 }
 
 }  // namespace expertmesh

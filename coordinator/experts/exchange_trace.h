@@ -1,4 +1,4 @@
-// What a trace and the log hear of the exchange of rows. Private to coordinator/experts.
+// What a trace hears of the exchange of rows. Private to coordinator/experts.
 #pragma once
 #include "coordinator/experts/exchange_slot.h"
 #include "coordinator/observe/trace_lane.h"
@@ -11,6 +11,5 @@ void trace_answer(TraceLane& lane, Leg const& leg, std::chrono::steady_clock::ti
 // Its worker was found dead, at this time.
 void trace_loss(TraceLane& lane, Leg const& leg, std::chrono::steady_clock::time_point now);
 // In the log: what a death has cost an exchange of this layer.
-void log_recovery(ExchangeSlot::Recovery const& recovery, std::uint32_t layer, double seconds);
 
 }  // namespace expertmesh

@@ -4,12 +4,14 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "common/base/cores.h"
 #include "common/base/error.h"
+#include "common/kernels/graph_cache.h"
 #include "common/moe/routing.h"
 #include "common/tensor/tensor.h"
 
@@ -27,6 +29,7 @@ struct StepShape {
   std::size_t tokens = 0;                   // rows of every dispatch
   std::size_t experts_per_token = 0;        // K of them
   std::span<std::uint32_t const> layers{};  // that dispatch, in this order
+  bool comes_again = false;                 // what it asks of a device may be kept as a graph
 };
 
 class StepExperts;
@@ -108,6 +111,9 @@ class StepExperts : public Experts {
     good,
     lost,  // a worker died in it, or made something up: what came of it is of no worth, and it has to be run again
   };
+  // Has the device do the step: what `ops` asks of it, with the exchanges in it, op by op or, for a step that comes
+  // again, as a graph once its key has been seen before (graph_cache.h). True: that was one launch.
+  virtual bool run(GraphCache::Key key, std::function<void()> const& ops) = 0;
   // When all its layers are combined. good and lost are said once, and the step is over.
   virtual Outcome outcome() = 0;
 };

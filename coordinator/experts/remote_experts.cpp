@@ -27,10 +27,6 @@ std::uint64_t random_id() {
   return static_cast<std::uint64_t>(device()) << 32 | device();
 }
 
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
 }  // namespace
 
 class RemoteExperts::Impl {
@@ -131,6 +127,7 @@ class RemoteExperts::Impl {
   }
 
   void move() {
+    if (static_ && static_->is_recording()) return;
     notice_deaths();
     std::array<Completion, 32> done;
     for (std::size_t count = done.size(); count == done.size();) {
@@ -182,10 +179,7 @@ class RemoteExperts::Impl {
       if (leg.state == Leg::State::answered) leg.messages->in_use = false;
     slot.legs.clear();
     slot.in_use = false;
-    if (slot.recovery.under_way)
-      report(slot);
-    else
-      usual_seconds_ += 0.05 * (seconds_since(slot.begin) - usual_seconds_);
+    recoveries_.ended(slot, layers_[slot.layer_index].layer, Clock::now());
     if (!failure.empty()) throw ExpertsLost(failure);
   }
 
@@ -200,7 +194,7 @@ class RemoteExperts::Impl {
   Traffic const& traffic() const { return traffic_; }
   StaticSteps static_steps() const { return static_ ? static_->steps() : StaticSteps{}; }
   Recoveries recoveries() const {
-    Recoveries out = recoveries_;
+    Recoveries out = recoveries_.sums();
     out.own = own_.loads();
     out.quarantined_bytes = transport_.quarantined_bytes();
     return out;
@@ -217,6 +211,7 @@ class RemoteExperts::Impl {
 
   // Takes in who joined, leaves out who is gone, and gives this process what is left without a holder.
   void adopt() {
+    if (static_) static_->forget_placement();
     seen_version_ = group_->version();  // before members(): what changes in between is seen next time
     auto const serving = group_->members();
     notice_deaths();  // whoever died is no member, and must be known for lost before it is left out
@@ -239,7 +234,6 @@ class RemoteExperts::Impl {
       members.back()->peer = peer;  // with the experts it holds by now
     }
     members_ = std::move(members);
-    if (static_) static_->forget_placement();
 
     auto const self = static_cast<std::uint32_t>(members_.size());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -557,6 +551,7 @@ class RemoteExperts::Impl {
     any_lost_ = true;
     transport_.fence(member.peer.peer);
     if (member.link) member.link->abort(member.lost_reason, nullptr);
+    if (static_) static_->forget_placement();
     member.link_is_ready = false;
     member.turns.clear();
     group_->declare_dead(member.peer, member.lost_reason);
@@ -565,11 +560,7 @@ class RemoteExperts::Impl {
         if (leg.member.get() != &member || leg.state != Leg::State::waiting) continue;
         leg.state = Leg::State::lost;
         if (limits_.trace) trace_loss(*limits_.trace, leg, Clock::now());
-        if (!std::exchange(slot.recovery.under_way, true)) {
-          slot.recovery = {.under_way = true,
-                           .noticed = Clock::now(),
-                           .who = "worker " + std::to_string(member.peer.worker.value())};
-        }
+        recoveries_.noticed(slot, member.peer.worker.value(), Clock::now());
       }
   }
 
@@ -585,21 +576,7 @@ class RemoteExperts::Impl {
     plan_->build(slot.routing, *layers_[slot.layer_index].placement, missing_);
     OwnExperts::Loads const before = own_.loads();
     send_plan(slot_index);
-    slot.recovery.rows += missing_.size();
-    slot.recovery.own_rows += own_.loads().rows - before.rows;
-    double const rate = before.seconds > 0 ? static_cast<double>(before.bytes) / before.seconds : 0;
-    slot.recovery.predicted_seconds +=
-        usual_seconds_ + (rate > 0 ? static_cast<double>(own_.loads().bytes - before.bytes) / rate : 0);
-  }
-
-  void report(ExchangeSlot& slot) {
-    auto const recovery = std::exchange(slot.recovery, {});
-    double const seconds = seconds_since(recovery.noticed);
-    ++recoveries_.exchanges;
-    recoveries_.rows += recovery.rows;
-    recoveries_.seconds += seconds;
-    recoveries_.predicted_seconds += recovery.predicted_seconds;
-    log_recovery(recovery, layers_[slot.layer_index].layer, seconds);
+    recoveries_.asked_again(slot, missing_.size(), before, own_.loads());
   }
 
   static constexpr std::uint32_t kNoLeg = ~std::uint32_t{0};
@@ -628,9 +605,8 @@ class RemoteExperts::Impl {
   std::uint64_t const coordinator_id_ = random_id();
   std::uint64_t num_exchanges_ = 0;
   std::uint32_t attempt_ = 0;
-  double usual_seconds_ = 0;  // of an exchange without a death
   Traffic traffic_;
-  Recoveries recoveries_;
+  RecoveryBook recoveries_;
   PaceMonitor paces_;
   std::optional<StaticExchange> static_;  // if it may ever be used
 };
@@ -671,7 +647,7 @@ RemoteExperts::Traffic const& RemoteExperts::traffic() const {
 RemoteExperts::StaticSteps RemoteExperts::static_steps() const {
   return impl_->static_steps();
 }
-RemoteExperts::Recoveries RemoteExperts::recoveries() const {
+Recoveries RemoteExperts::recoveries() const {
   return impl_->recoveries();
 }
 std::vector<PaceMonitor::Verdict> RemoteExperts::judge_paces() {

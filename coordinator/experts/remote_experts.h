@@ -17,8 +17,8 @@
 #include "coordinator/cluster/cluster.h"
 #include "coordinator/cluster/worker_group.h"
 #include "coordinator/experts/experts.h"
-#include "coordinator/experts/own_experts.h"
 #include "coordinator/experts/pace_monitor.h"
+#include "coordinator/experts/recovery_book.h"
 #include "coordinator/observe/trace_lane.h"
 
 namespace expertmesh {
@@ -76,14 +76,6 @@ class RemoteExperts final : public Experts {
   };
   [[nodiscard]] StaticSteps static_steps() const;
   // What workers' deaths cost, since start; engine thread.
-  struct Recoveries {
-    std::size_t exchanges = 0;          // that met a death
-    std::size_t rows = 0;               // asked for again in them
-    double seconds = 0;                 // from noticing the death to the end of the exchange
-    double predicted_seconds = 0;       // bytes to load over the load rate seen before, and one exchange
-    OwnExperts::Loads own;              // experts and rows of this process, in and after them
-    std::size_t quarantined_bytes = 0;  // buffers that dead workers' messages still hold
-  };
   [[nodiscard]] Recoveries recoveries() const;
   // Whom the last second or so showed to be slow, or no longer; engine thread, about once a second.
   std::vector<PaceMonitor::Verdict> judge_paces();

@@ -24,7 +24,8 @@ StaticExchange::StaticExchange(ExpertModelSpec const& model, StaticExchangeOptio
       wire_(model.wire),
       out_(std::make_shared<AlignedBuffer<std::byte>>(
           buffer_bytes(model, options_.max_tokens, options_.experts_per_token), exec.device())),
-      not_finite_(1, exec.device()) {
+      not_finite_(1, exec.device()),
+      graphs_(*exec.device()) {
   parts_.reserve(8);
   order_.reserve(model.layers.size());
   step_layers_.reserve(model.layers.size());
@@ -70,8 +71,8 @@ std::size_t StaticExchange::bytes_of_a_layer(std::size_t tokens, std::size_t num
   return num_members * most;
 }
 
-bool StaticExchange::begin(StepShape const& shape, ExchangeId const& id,
-                           std::span<std::shared_ptr<Member> const> members, std::span<PlacedLayer const> layers) {
+bool StaticExchange::begin(StepShape const& shape, ExchangeId id, std::span<std::shared_ptr<Member> const> members,
+                           std::span<PlacedLayer const> layers) {
   EM_CHECK(!under_way_, "a step begins in another");
   EM_CHECK(shape.tokens > 0 && shape.tokens <= options_.max_tokens &&
                shape.experts_per_token == options_.experts_per_token && !shape.layers.empty(),
@@ -95,14 +96,25 @@ bool StaticExchange::begin(StepShape const& shape, ExchangeId const& id,
     order_.push_back(static_cast<std::size_t>(found - layers_.begin()));
     step_layers_.push_back(found->step);
   }
-  shape_ = {.tokens = shape.tokens, .experts_per_token = shape.experts_per_token};
+  shape_ = {.tokens = shape.tokens, .experts_per_token = shape.experts_per_token, .comes_again = shape.comes_again};
+  if (shape.comes_again) id.flags |= kFlagComesAgain;
   next_ = 0;
   under_way_ = true;
   std::uint32_t const nothing = 0;
   exec_.device()->upload(not_finite_.data(), &nothing, sizeof nothing);
   parts_.clear();
   for (auto const& member : members) invite(member, id);
+  count_traffic();
   return true;
+}
+
+void StaticExchange::count_traffic() {
+  for (std::size_t const layer : order_) {
+    StepLayout const layout(shape_.tokens, shape_.experts_per_token, layers_[layer].step.hidden, wire_);
+    traffic_.link_bytes_sent += parts_.size() * layout.out_bytes;
+    traffic_.link_bytes_received += parts_.size() * layout.back_bytes;
+    traffic_.rows_sent[layer] += parts_.size() * shape_.tokens;
+  }
 }
 
 void StaticExchange::invite(std::shared_ptr<Member> const& member, ExchangeId id) {
@@ -146,9 +158,6 @@ Experts::Exchange StaticExchange::dispatch(std::uint32_t layer, MatrixView<float
     if (!part.alive()) continue;
     part.member->link->send(out_->span().first(layout.out_bytes));
     part.member->link->recv(part.messages->rows_back.span().first(layout.back_bytes));
-    traffic_.link_bytes_sent += layout.out_bytes;
-    traffic_.link_bytes_received += layout.back_bytes;
-    traffic_.rows_sent[order_[next_]] += shape_.tokens;
   }
   return {};
 }
@@ -180,6 +189,24 @@ void StaticExchange::finish(Exchange /*exchange*/, MatrixView<float> out) {
                                routing_.device_experts, routing_.device_weights, shape_.experts_per_token, out);
   dispatched_ = false;
   ++next_;
+}
+
+bool StaticExchange::run(GraphCache::Key key, std::function<void()> const& ops) {
+  auto const each_link = [this](auto const& use) {
+    for (Part const& part : parts_)
+      if (part.alive()) use(*part.member->link);
+  };
+  DeviceGraph* const graph = shape_.comes_again ? graphs_.find_or_record(key, ops) : nullptr;
+  next_ = 0;
+  if (!graph) {
+    ops();
+    return false;
+  }
+  each_link([](RowLink& link) { link.hold_device(); });
+  graph->launch();
+  each_link([](RowLink& link) { link.launched(); });
+  next_ = order_.size();
+  return true;
 }
 
 // ---- and it ends

@@ -1,7 +1,8 @@
 // The static form of the exchange (step_layout.h), for steps of few rows between a coordinator and workers on devices
 // that are all linked: every worker gets all rows of a layer and the experts of their slots, and gives a row back for
 // every slot that is its own. The host sends each worker one message a step and then asks the device for layer after
-// layer, some of them ahead; it reads no routing and waits for nothing. What passes grows with the number of workers.
+// layer, some of them ahead, or launches the graph of a step like it; it reads no routing and waits for nothing. What
+// passes grows with the number of workers.
 #pragma once
 #include <functional>
 #include <memory>
@@ -40,11 +41,17 @@ class StaticExchange final : public StepExperts {
   // Of the device, beside the buffers that the members have.
   static std::size_t buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens, std::size_t experts_per_token);
 
-  // Members or placement are others from now on.
-  void forget_placement() { placed_ = false; }
+  // Members or placement are others from now on. What was known of them, graphs too, goes at once: a link's abort waits
+  // for the graphs that it is in.
+  void forget_placement() {
+    placed_ = false;
+    graphs_.clear();
+  }
+  // Meanwhile nothing but dispatch() and combine() may touch the device or a link.
+  [[nodiscard]] bool is_recording() const { return graphs_.is_recording(); }
   // Whether the step is taken; then its messages are on their way. Not while rows of anything else are under way.
   // id: of the coordinator, the step and the attempt, with the flags of all messages. layers: of the model.
-  bool begin(StepShape const& shape, ExchangeId const& id, std::span<std::shared_ptr<Member> const> members,
+  bool begin(StepShape const& shape, ExchangeId id, std::span<std::shared_ptr<Member> const> members,
              std::span<PlacedLayer const> layers);
   // Whether it was about a message of this form. member: alive.
   bool take(Member& member, Completion const& completion);
@@ -53,6 +60,7 @@ class StaticExchange final : public StepExperts {
 
   [[nodiscard]] bool wants_routing_on_host() const override { return false; }
   Exchange dispatch(std::uint32_t layer, MatrixView<float const> x, RoutingView routing) override;
+  bool run(GraphCache::Key key, std::function<void()> const& ops) override;
   Outcome outcome() override;
   void progress() override;  // resumes who waits; RemoteExperts moves the messages
   void wake() override {}
@@ -83,6 +91,7 @@ class StaticExchange final : public StepExperts {
   void place(std::span<std::shared_ptr<Member> const> members, std::span<PlacedLayer const> layers);
   [[nodiscard]] std::size_t bytes_of_a_layer(std::size_t tokens, std::size_t num_members) const;
   void invite(std::shared_ptr<Member> const& member, ExchangeId id);
+  void count_traffic();
 
   StaticExchangeOptions const options_;
   Exec const& exec_;
@@ -91,6 +100,7 @@ class StaticExchange final : public StepExperts {
   DType const wire_;
   std::shared_ptr<AlignedBuffer<std::byte>> const out_;  // to all members; theirs, too, until their links are at rest
   AlignedBuffer<std::uint32_t> not_finite_;              // [1] on the device
+  GraphCache graphs_;                                    // of this placement
 
   // Of a placement.
   bool placed_ = false;

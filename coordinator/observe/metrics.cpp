@@ -91,11 +91,12 @@ struct Metrics::Impl {
       counter("expertmesh:coordinator_expert_rows_total", "Expert rows the coordinator ran for want of a worker");
   Counter& own_loads =
       counter("expertmesh:coordinator_expert_loads_total", "Experts the coordinator loaded for want of a worker");
-  std::uint64_t static_seen = 0, repeated_seen = 0, split_seen = 0;
+  std::uint64_t static_seen = 0, repeated_seen = 0, split_seen = 0, graph_seen = 0;
   Counter& static_steps = counter("expertmesh:static_steps_total", "Steps in the static form of the exchange");
   Counter& repeated_steps =
       counter("expertmesh:repeated_steps_total", "Steps begun in the static form and run again, for a worker's death");
   Counter& split_steps = counter("expertmesh:split_steps_total", "Steps that ran as two micro-batches");
+  Counter& graph_steps = counter("expertmesh:graph_steps_total", "Decode steps that were one launch, a CUDA graph");
   Gauge& quarantine = gauge("expertmesh:quarantined_bytes", "Message buffers that dead workers still hold");
   Family<Counter>& http = prometheus::BuildCounter()
                               .Name("expertmesh:http_requests_total")
@@ -265,6 +266,10 @@ void Metrics::set_static_steps(std::uint64_t good, std::uint64_t lost) {
 
 void Metrics::set_split_steps(std::uint64_t since_start) {
   impl_->split_steps.Increment(static_cast<double>(since_start - std::exchange(impl_->split_seen, since_start)));
+}
+
+void Metrics::set_graph_steps(std::uint64_t since_start) {
+  impl_->graph_steps.Increment(static_cast<double>(since_start - std::exchange(impl_->graph_seen, since_start)));
 }
 
 void Metrics::count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received) {

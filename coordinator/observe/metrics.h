@@ -53,6 +53,7 @@ class Metrics {
   // Steps in the static form of the exchange since start: those that counted, and those run again.
   void set_static_steps(std::uint64_t good, std::uint64_t lost);  // one thread
   void set_split_steps(std::uint64_t since_start);                // in two micro-batches; one thread
+  void set_graph_steps(std::uint64_t since_start);                // that were one launch; one thread
   void count_transport_bytes(std::string const& transport, std::size_t sent, std::size_t received);
   // Running sums since start: importance[e] = sum of gate weights, load[e] = number of tokens (Shazeer et al. 2017).
   void set_balance(std::size_t moe_layer_index, std::vector<double> const& importance, std::vector<double> const& load,

@@ -12,10 +12,10 @@
 namespace expertmesh::cuda_on_host {
 namespace {
 
-class ThreadQueue final : public QueueOnHost {
+class Queue final : public ThreadQueue {
  public:
-  explicit ThreadQueue(DeviceArena& memory) : memory_(memory), thread_([this] { run(); }) {}
-  ~ThreadQueue() override {
+  explicit Queue(DeviceArena& memory) : memory_(memory), thread_([this] { run(); }) {}
+  ~Queue() override {
     {
       std::lock_guard const lock(mutex_);
       ending_ = true;
@@ -23,10 +23,13 @@ class ThreadQueue final : public QueueOnHost {
     changed_.notify_all();
     thread_.join();
   }
-  ThreadQueue(ThreadQueue const&) = delete;
-  ThreadQueue& operator=(ThreadQueue const&) = delete;
+  Queue(Queue const&) = delete;
+  Queue& operator=(Queue const&) = delete;
 
+  void record_by(std::function<void(std::function<void()>)> recorder) override { recorder_ = std::move(recorder); }
+  [[nodiscard]] bool is_recording() const override { return recorder_ != nullptr; }
   void push(std::function<void()> work) override {
+    if (recorder_) return recorder_([this, work = std::move(work)] { push(work); });
     {
       std::lock_guard const lock(mutex_);
       work_.push_back(std::move(work));
@@ -68,6 +71,7 @@ class ThreadQueue final : public QueueOnHost {
   }
 
   DeviceArena& memory_;
+  std::function<void(std::function<void()>)> recorder_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> work_;
@@ -77,8 +81,8 @@ class ThreadQueue final : public QueueOnHost {
 
 }  // namespace
 
-std::unique_ptr<QueueOnHost> make_thread_queue(DeviceArena& memory) {
-  return std::make_unique<ThreadQueue>(memory);
+std::unique_ptr<ThreadQueue> make_thread_queue(DeviceArena& memory) {
+  return std::make_unique<Queue>(memory);
 }
 
 }  // namespace expertmesh::cuda_on_host

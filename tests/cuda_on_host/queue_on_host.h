@@ -10,6 +10,8 @@ class QueueOnHost {
  public:
   virtual ~QueueOnHost() = default;  // when all is done
   virtual void push(std::function<void()> work) = 0;
+  // Whether what is pushed becomes part of the device's recording: it is done when that is launched, each time anew.
+  [[nodiscard]] virtual bool is_recording() const = 0;
   virtual void finish() = 0;              // waits
   [[nodiscard]] virtual bool idle() = 0;  // nothing is left to do
   // Copies between the host's memory and the device's, for work that was pushed. Memory that is not allocated aborts.

@@ -323,7 +323,9 @@ class AccessFaults {
 
 void run_kernel(Stream& stream, KernelCall call) {
   if (call.grid_x == 0 || call.grid_y == 0 || call.grid_z == 0) return;
-  if (stream.recording) return stream.recording->push_back(std::move(call));
+  if (stream.recording)
+    return stream.recording->push_back([&stream, call = std::move(call)] { run_kernel(stream, call); });
+  EM_CHECK(!stream.queue || !stream.queue->is_recording(), "a kernel of a stream beside the first in a recording");
   stream.run([&stream, call = std::move(call)] {
     DeviceArena::Access const access(stream.memory);
     AccessFaults const faults;

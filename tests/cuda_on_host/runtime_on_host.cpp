@@ -1,4 +1,5 @@
 // The functions of runtime.h.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <future>
@@ -18,7 +19,23 @@ namespace {
 constexpr std::size_t kNumDevices = 2;
 
 void check_not_recording(Stream const& stream, char const* what) {
-  EM_CHECK(!stream.recording, what << " in a recording");
+  EM_CHECK(!stream.recording && !(stream.queue && stream.queue->is_recording()), what << " in a recording");
+}
+
+// The others go on by themselves.
+void leave_recording(Stream& stream) {
+  stream.recording.reset();
+  for (Stream* const other : std::exchange(stream.in_recording, {})) other->queue->record_by(nullptr);
+}
+
+void join_recording(Stream& other) {
+  Stream& first = *other.first;
+  if (std::ranges::count(first.in_recording, &other) != 0) return;
+  first.in_recording.push_back(&other);
+  other.queue->record_by([&first, &other](std::function<void()> work) {
+    other.is_joined = false;
+    first.recording->push_back(std::move(work));
+  });
 }
 }  // namespace
 
@@ -30,7 +47,7 @@ StreamPointer open_stream(std::size_t device_index) {
   return StreamPointer(new Stream{.device_index = device_index});
 }
 StreamPointer open_side_stream(Stream& stream) {
-  StreamPointer side(new Stream{.device_index = stream.device_index, .arena = stream.arena});
+  StreamPointer side(new Stream{.device_index = stream.device_index, .arena = stream.arena, .first = &stream});
   side->queue = make_thread_queue(side->memory);
   return side;
 }
@@ -94,7 +111,7 @@ void wait(Stream& stream) {
 void hold_back(Stream& /*stream*/, double /*seconds*/) {}  // nothing could be called for in the meantime
 
 struct Recording {
-  std::vector<KernelCall> calls;
+  Stream::Recording work;
 };
 void CloseRecording::operator()(Recording* recording) const {
   delete recording;
@@ -105,16 +122,22 @@ void begin_recording(Stream& stream) {
 }
 RecordingPointer end_recording(Stream& stream) {
   EM_CHECK(stream.recording, "no recording");
-  RecordingPointer recording(new Recording{.calls = std::move(*stream.recording)});
-  stream.recording.reset();
+  bool const joined = std::ranges::all_of(stream.in_recording, &Stream::is_joined);
+  RecordingPointer recording(new Recording{.work = std::move(*stream.recording)});
+  leave_recording(stream);
+  if (!joined)
+    throw DeviceError("end_recording", 904, "the first stream does not wait for another", device_name(stream));
   return recording;
 }
 void discard_recording(Stream& stream) noexcept {
-  stream.recording.reset();
+  leave_recording(stream);
 }
 void launch_recording(Stream& stream, Recording& recording) {
   check_not_recording(stream, "a launch of a recording");
-  for (KernelCall const& call : recording.calls) run_kernel(stream, call);
+  for (auto const& work : recording.work) work();
+}
+bool is_recording(Stream const& stream) {
+  return stream.recording.has_value();
 }
 
 struct Event {
@@ -145,6 +168,19 @@ void wait_for(Stream& later, Event const& event) {
   if (!later.queue && is_past(later, event)) return;
   if (!later.queue && !later.behind) later.behind = make_thread_queue(later.memory);
   (later.queue ? later.queue : later.behind)->push([time = event.time()] { time.wait(); });
+}
+void order_behind(Stream& later, Stream& earlier, Event& by) {
+  Stream& first = later.queue ? earlier : later;
+  if (!first.recording) {
+    record(earlier, by);
+    return wait_for(later, by);
+  }
+  if (later.queue)
+    join_recording(later);
+  else
+    EM_CHECK(earlier.queue->is_recording(), "a recording waits for what is not in it");
+  (later.queue ? later : earlier).is_joined = later.queue == nullptr;
+  first.recording->push_back([&later, &earlier, &by] { order_behind(later, earlier, by); });
 }
 bool is_past(Stream& /*stream*/, Event const& event) {
   return event.time().wait_for(std::chrono::seconds(0)) == std::future_status::ready;

@@ -11,7 +11,7 @@
 
 #include "cuda_on_host.h"
 #include "device_arena.h"
-#include "queue_on_host.h"
+#include "thread_queue.h"
 
 namespace expertmesh::cuda_on_host {
 
@@ -22,9 +22,15 @@ struct Stream {
   std::size_t device_index = 0;
   std::shared_ptr<DeviceArena> arena = std::make_shared<DeviceArena>();
   DeviceArena& memory = *arena;
-  std::unique_ptr<QueueOnHost> queue{};                // null: the first
-  std::unique_ptr<QueueOnHost> behind{};               // of the first: a wait, and what has come behind it
-  std::optional<std::vector<KernelCall>> recording{};  // under way
+  std::unique_ptr<ThreadQueue> queue{};   // null: the first
+  std::unique_ptr<ThreadQueue> behind{};  // of the first: a wait, and what has come behind it
+  Stream* first = nullptr;                // of another
+
+  // Of the first: what is asked for when it is launched.
+  using Recording = std::vector<std::function<void()>>;
+  std::optional<Recording> recording{};  // under way
+  std::vector<Stream*> in_recording{};   // others
+  bool is_joined = true;                 // of another in a recording: the first waits for all that is in it
 
   [[nodiscard]] bool runs_at_once() const { return !queue && (!behind || behind->idle()); }
   // At once, or when it is its turn.

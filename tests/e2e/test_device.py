@@ -190,6 +190,8 @@ class DeviceTest(unittest.TestCase):
             victim = wait_until(all_by_nccl, 60, "both are linked")[1]
             self.check_tokens(server)
             self.assertGreater(server.metric("static_steps_total"), 0)
+            self.assertGreater(server.metric("graph_steps_total"), 0)
+            self.assertLess(server.metric("graph_steps_total"), server.metric("static_steps_total"))
             self.assertGreater(server.metric("split_steps_total"), 0)
             self.assertEqual(server.metric("repeated_steps_total"), 0)
             self.check_a_stream_without(server, victim)
@@ -198,9 +200,10 @@ class DeviceTest(unittest.TestCase):
                 workers = all_by_nccl()
                 return workers and workers[1]["pid"] != victim["pid"]
             wait_until(its_successor_too, 60, "the new worker is linked")
-            before = server.metric("static_steps_total")
+            before = {name: server.metric(name) for name in ("static_steps_total", "graph_steps_total")}
             self.check_tokens(server)
-            self.assertGreater(server.metric("static_steps_total"), before)
+            for name, steps in before.items():
+                self.assertGreater(server.metric(name), steps, name)
             self.assertEqual(server.metric("requests_failed_total"), 0)
             self.assertLessEqual(server.metric("repeated_steps_total"), 1)
 

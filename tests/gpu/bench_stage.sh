@@ -2,7 +2,7 @@
 # The stage `bench` of run.sh, which sources this. Its parts, each a line of run.sh's table:
 #   bench     `expertmesh bench engine` with everything in one process
 #   exchange  the same with the experts in 1 and 2 workers on the same GPU, in both forms of the exchange, and without
-#             workers and without graphs, which steps with workers have not either: what the exchange costs
+#             workers and without graphs, which steps in the exact form have not either: what the exchange costs
 #   torch     torch_bench.py: the same model in PyTorch and transformers
 # All parts of the first model come first, then the other models in one process, PyTorch, and the other exchanges: where
 # a limit ends the stage, as much is known as can be.

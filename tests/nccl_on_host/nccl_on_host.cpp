@@ -130,8 +130,23 @@ class End {
     end();
     if (connector_.joinable()) connector_.join();
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return running_ == 0; });
+    changed_.wait(lock, [this] { return running_ == 0 && num_recorded_ == 0; });
   }
+
+  // While it lives, so does a recording in which this end is: as long abort() does not come to its end, as NCCL's.
+  std::shared_ptr<void> recorded() {
+    std::lock_guard const lock(mutex_);
+    ++num_recorded_;
+    return {nullptr, [this](void*) {
+              std::lock_guard const inner(mutex_);
+              --num_recorded_;
+              changed_.notify_all();
+            }};
+  }
+  // The library's own thread puts it into a recording: the call is in progress until that has been seen once.
+  void begin_call() { in_progress_ = true; }
+  bool end_call() { return in_progress_.exchange(false); }
+  [[nodiscard]] bool in_progress() const { return in_progress_; }
 
  private:
   void fail(NcclResult error) { error_ = error; }
@@ -186,6 +201,7 @@ class End {
   }
 
   std::atomic<NcclResult> error_ = NcclResult::in_progress;
+  std::atomic<bool> in_progress_ = false;
   std::thread connector_;
   int listener_ = -1;
   int socket_ = -1;
@@ -193,6 +209,7 @@ class End {
   std::condition_variable changed_;
   bool ended_ = false;
   std::size_t running_ = 0;
+  std::size_t num_recorded_ = 0;
 };
 
 }  // namespace
@@ -215,7 +232,7 @@ struct Group {
 thread_local Group group;
 
 NcclResult push(NcclComm* comm, void* queue, Transfer const& transfer) {
-  if (comm->end->error() != NcclResult::success) return NcclResult::invalid_usage;
+  if (comm->end->error() != NcclResult::success || comm->end->in_progress()) return NcclResult::invalid_usage;
   if (group.depth > 0) {
     group.end = comm->end;
     group.queue = static_cast<QueueOnHost*>(queue);
@@ -223,8 +240,13 @@ NcclResult push(NcclComm* comm, void* queue, Transfer const& transfer) {
     return NcclResult::success;
   }
   auto* const on = static_cast<QueueOnHost*>(queue);
-  on->push([on, end = comm->end, transfer] { end->run(*on, {transfer}); });
-  return NcclResult::success;
+  bool const records = on->is_recording();
+  on->push([on, end = comm->end, transfer, recorded = records ? comm->end->recorded() : nullptr] {
+    end->run(*on, {transfer});
+  });
+  if (!records) return NcclResult::success;
+  comm->end->begin_call();
+  return NcclResult::in_progress;
 }
 }  // namespace
 
@@ -261,7 +283,7 @@ NcclResult ncclCommInitRankConfig(NcclComm** comm, int num_ranks, NcclUniqueId i
 }
 
 NcclResult ncclCommGetAsyncError(NcclComm* comm, NcclResult* error) {
-  *error = comm->end->error();
+  *error = comm->end->end_call() ? NcclResult::in_progress : comm->end->error();
   return NcclResult::success;
 }
 

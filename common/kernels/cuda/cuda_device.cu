@@ -58,15 +58,19 @@ CudaDevice::CudaDevice(std::size_t index) : index_(index), stream_(open_stream(i
 CudaDevice::~CudaDevice() = default;
 
 void* CudaDevice::allocate(std::size_t bytes) {
+  std::lock_guard const turn(turn_);
   return allocate_bytes(*stream_, bytes);
 }
 void CudaDevice::release(void* memory) noexcept {
+  std::lock_guard const turn(turn_);
   release_bytes(*stream_, memory);
 }
 void CudaDevice::upload(void* to, void const* from, std::size_t bytes) {
+  std::lock_guard const turn(turn_);
   copy_in(*stream_, to, from, bytes);
 }
 void CudaDevice::download(void* to, void const* from, std::size_t bytes) {
+  std::lock_guard const turn(turn_);
   copy_out(*stream_, to, from, bytes);
 }
 
@@ -83,18 +87,23 @@ void CudaDevice::reserve(ExecLimits const& limits) {
   scratch_.reserve(scratch_bytes(limits));
 }
 void CudaDevice::synchronize() {
+  std::lock_guard const turn(turn_);
   wait(*stream_);
 }
 std::unique_ptr<DeviceMarks> CudaDevice::make_marks() {
   return std::make_unique<Marks>(*stream_);
 }
 void CudaDevice::begin_recording() {
+  std::unique_lock turn(turn_);
   EM_DEVICE_NAMESPACE::begin_recording(*stream_);
+  recording_ = std::move(turn);
 }
 std::unique_ptr<DeviceGraph> CudaDevice::end_recording() {
+  auto const turn = std::move(recording_);
   return std::make_unique<Graph>(*stream_, EM_DEVICE_NAMESPACE::end_recording(*stream_));
 }
 void CudaDevice::discard_recording() noexcept {
+  auto const turn = std::move(recording_);
   EM_DEVICE_NAMESPACE::discard_recording(*stream_);
 }
 void CudaDevice::hold(double seconds) {

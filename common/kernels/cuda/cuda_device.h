@@ -1,5 +1,7 @@
 // The Device over CUDA. Its ops are defined file by file beside their kernels.
 #pragma once
+#include <mutex>
+
 #include "common/kernels/cuda/runtime.h"
 #include "common/kernels/device.h"
 
@@ -112,6 +114,9 @@ class CudaDevice final : public Device {
   static std::size_t experts_scratch_bytes(ExecLimits const& limits);
 
   std::size_t index_;
+  // Threads that load take no part in a recording: they wait until it has ended.
+  std::recursive_mutex turn_;
+  std::unique_lock<std::recursive_mutex> recording_;  // while there is one
   StreamPointer stream_;
   Scratch scratch_;
 };

@@ -42,8 +42,7 @@ class SideQueue final : public LinkQueue {
         found_(static_cast<std::uint32_t*>(allocate_bytes(main, sizeof(std::uint32_t)))),
         told_(make_host_words(main, kMarks)) {
     for (EventPointer& mark : marks_) mark = make_event(*side_);
-    record(main_, *device_done_);  // found_ is zero
-    wait_for(*side_, *device_done_);
+    order_behind(*side_, main_, *device_done_);  // found_ is zero
   }
   ~SideQueue() override {
     try {
@@ -56,14 +55,9 @@ class SideQueue final : public LinkQueue {
   SideQueue& operator=(SideQueue const&) = delete;
 
   [[nodiscard]] void* handle() override { return handle_of(*side_); }
-  void follow_device() override {
-    record(main_, *device_done_);
-    wait_for(*side_, *device_done_);
-  }
-  void hold_device() override {
-    record(*side_, *queue_done_);
-    wait_for(main_, *queue_done_);
-  }
+  void follow_device() override { order_behind(*side_, main_, *device_done_); }
+  void hold_device() override { order_behind(main_, *side_, *queue_done_); }
+  [[nodiscard]] bool is_recording() const override { return EM_DEVICE_NAMESPACE::is_recording(main_); }
   void look_for_infinities(DType type, std::byte const* numbers, std::size_t count) override {
     EM_CHECK(type == DType::f32 || type == DType::bf16, "numbers of " << name_of(type));
     std::size_t const blocks = std::min(kMostBlocks, (count + kThreads - 1) / kThreads);

@@ -290,6 +290,10 @@ void launch_recording(Stream& stream, Recording& recording) {
   check(cudaGraphLaunch(recording.graph, stream.queue), "cudaGraphLaunch", stream);
 }
 
+bool is_recording(Stream const& stream) {
+  return stream.recording;
+}
+
 struct Event {
   int device = 0;
   cudaEvent_t event = nullptr;
@@ -313,6 +317,11 @@ void wait_for(Stream& later, Event const& event) {
   check_not_recording(later, "a wait");
   make_current(later);
   check(cudaStreamWaitEvent(later.queue, event.event, 0), "cudaStreamWaitEvent", later);
+}
+void order_behind(Stream& later, Stream& earlier, Event& by) {
+  make_current(later);
+  check(cudaEventRecord(by.event, earlier.queue), "cudaEventRecord", later);
+  check(cudaStreamWaitEvent(later.queue, by.event, 0), "cudaStreamWaitEvent", later);
 }
 bool is_past(Stream& stream, Event const& event) {
   make_current(stream);

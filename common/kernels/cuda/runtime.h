@@ -44,6 +44,7 @@ void begin_recording(Stream& stream);
 RecordingPointer end_recording(Stream& stream);  // throws if there is nothing that could be launched
 void discard_recording(Stream& stream) noexcept;
 void launch_recording(Stream& stream, Recording& recording);
+bool is_recording(Stream const& stream);  // not of one beside the first
 
 // A moment of the device's time: when all that was called for before record() is done.
 struct Event;
@@ -55,6 +56,10 @@ EventPointer make_event(Stream& stream);
 void record(Stream& stream, Event& event);
 // What is called for on `later` from now on begins when `event` is past, which was recorded on another stream.
 void wait_for(Stream& later, Event const& event);
+// What is called for on `later` from now on begins when all is done that `earlier` was asked for. One of the two is the
+// first stream; in its recording, too, which the other is part of from then on: that has to end with the first behind
+// it.
+void order_behind(Stream& later, Stream& earlier, Event& by);
 bool is_past(Stream& stream, Event const& event);                            // waits for nothing
 double seconds_between(Stream& stream, Event const& from, Event const& to);  // waits for `to`
 

@@ -44,7 +44,16 @@ inline std::shared_ptr<RowLink> link_of(std::string const& id, Device& device, L
 }
 
 // Where a worker may die.
-enum class Point : std::uint8_t { never, before_rows, behind_rows, before_answer, behind_answer, before_header };
+enum class Point : std::uint8_t {
+  never,
+  before_rows,
+  behind_rows,
+  before_answer,
+  behind_answer,
+  before_header,
+  before_launch,
+  behind_launch
+};
 struct Died {};
 class Mortal {
  public:
@@ -82,7 +91,15 @@ class MortalLink final : public RowLink {
     return mark;
   }
   [[nodiscard]] bool enqueued() const override { return link_->enqueued(); }
-  void hold_device() override { link_->hold_device(); }
+  void hold_device() override {
+    mortal_.pass(Point::before_launch);
+    link_->hold_device();
+  }
+  LinkMark launched() override {
+    LinkMark const mark = link_->launched();
+    mortal_.pass(Point::behind_launch);
+    return mark;
+  }
   [[nodiscard]] std::size_t under_way() const override { return link_->under_way(); }
   [[nodiscard]] bool done(LinkMark mark) const override { return link_->done(mark); }
   [[nodiscard]] bool found_infinities(LinkMark mark) const override { return link_->found_infinities(mark); }
@@ -139,7 +156,7 @@ class ThreadWorker {
         std::move(store), exec,
         ExpertServiceOptions{
             .incarnation = Incarnation(1), .epoch = kEpoch, .wire = model.wire, .limits = limits, .port = link.get()});
-    WorkerLoop loop(transport, bell_, {});
+    WorkerLoop loop(transport, bell_, {.pause = PollPause::sleep});  // more threads than cores
     loop.add(std::make_shared<CoordinatorLane>(
         CoordinatorLaneOptions{.peer = PeerId(0),
                                .max_requests = kMaxRequests,
@@ -255,7 +272,12 @@ class LinkedRig : public ::testing::TestWithParam<DType> {
   }
   // Until so many links are ready: from then on rows go by them.
   static void connect(RemoteExperts& by, ThreadGroup& workers, std::size_t count) {
-    while (workers.num_by_link() < count) by.progress();
+    while (workers.num_by_link() < count) look(by);
+  }
+  // And gives way: there are more threads than cores.
+  static void look(RemoteExperts& by) {
+    by.progress();
+    pause_polling(PollPause::sleep);
   }
 
   struct Batch {

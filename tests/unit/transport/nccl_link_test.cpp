@@ -257,6 +257,80 @@ TEST_F(NcclLinkTest, ATransferThatHangsIsGivenUp) {
   never.set_value();
 }
 
+// A recording of what a leg does, and its launch.
+TEST_F(NcclLinkTest, TransfersOfARecordingAreUnderWayWhenItIsLaunched) {
+  for (NcclResult const result : {NcclResult::success, NcclResult::in_progress}) {
+    nccl = std::make_shared<ScriptedNccl>();
+    nccl->plan[5] = nccl->plan[6] = result;
+    auto const link = make();
+    ASSERT_TRUE(become_ready(*link));
+    if (result == NcclResult::in_progress)
+      nccl->async = {NcclResult::in_progress, NcclResult::success, NcclResult::in_progress};
+    link->share(rows.span().subspan(512, 64));
+    device->begin_recording();
+    link->send(rows.span().first(40));
+    link->recv(rows.span().subspan(64, 40));
+    link->poll(now + milliseconds(1000));
+    EXPECT_TRUE(nccl->registered.empty()) << "in a recording";
+    link->hold_device();
+    EXPECT_EQ(link->under_way(), 0U);
+    EXPECT_TRUE(link->enqueued());
+    auto const graph = device->end_recording();
+    EXPECT_EQ(nccl->calls, kCalls);
+    std::promise<void> over;
+    nccl->used->push([end = over.get_future().share()] { end.wait(); });
+    link->poll(now);  // registers
+    for (int i = 0; i < 2; ++i) {
+      link->hold_device();
+      graph->launch();
+      link->launched();
+    }
+    EXPECT_EQ(link->under_way(), 2U);
+    EXPECT_EQ(nccl->calls.size(), kCalls.size() + 1) << "the host has nothing to say to the library";
+    over.set_value();
+    EXPECT_TRUE(poll_until(*link, [&] { return link->under_way() == 0; })) << link->failure();
+  }
+}
+
+TEST_F(NcclLinkTest, ACallThatFailsInARecordingEndsTheLinkAndTheRecording) {
+  for (std::size_t const failing : {5U, 6U}) {
+    nccl = std::make_shared<ScriptedNccl>();
+    nccl->plan[failing] = NcclResult::system_error;
+    auto const link = make();
+    ASSERT_TRUE(become_ready(*link));
+    device->begin_recording();
+    link->send(rows.span().first(40));
+    link->recv(rows.span().subspan(64, 40));
+    link->hold_device();
+    EXPECT_THROW(static_cast<void>(device->end_recording()), DeviceError) << "the queue was left in the recording";
+    EXPECT_EQ(link->failure(), kCalls[failing] + ": text 2 (2) [worker 3]");
+    link->launched();
+    EXPECT_EQ(nccl->calls.size(), failing + 1);
+  }
+}
+
+TEST_F(NcclLinkTest, AGraphThatHangsIsGivenUp) {
+  auto const link = make();
+  ASSERT_TRUE(become_ready(*link));
+  device->begin_recording();
+  std::promise<void> never;
+  nccl->transfers_end = never.get_future().share();
+  link->recv(rows.span().first(40));
+  link->hold_device();
+  auto graph = device->end_recording();
+  link->hold_device();
+  graph->launch();
+  LinkMark const mark = link->launched();
+  link->poll(now);
+  link->poll(now + milliseconds(49));
+  EXPECT_EQ(link->state(), RowLink::State::ready);
+  link->poll(now + milliseconds(99));
+  EXPECT_EQ(link->failure(), "a step was not done within 50 ms [worker 3]");
+  EXPECT_FALSE(link->done(mark));
+  graph.reset();  // on its way
+  never.set_value();
+}
+
 // The host was busy elsewhere: what was done in the meantime is no reason to give up.
 TEST_F(NcclLinkTest, WhoLooksLateFindsWhatIsDone) {
   auto const link = make();

@@ -252,6 +252,15 @@ cluster_field() {
   exec {connection}>&-
 }
 
+# metric NAME: its value.
+metric() {
+  local connection
+  exec {connection}<>"/dev/tcp/127.0.0.1/$port" || return 1
+  printf 'GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&"$connection"
+  timeout "$limit" cat <&"$connection" | sed -nE "s/^expertmesh:$1(\{.*\})? ([0-9]+).*/\2/p"
+  exec {connection}>&-
+}
+
 # Each prompt of the demo model's golden.json is a test: alone, and with all others at the same time.
 e2e() {
   local start=$SECONDS prompts=() i ok=0 broken=() note="" waiting
@@ -300,9 +309,13 @@ workers() {
   long="$(streamed_text "$prompt")"
   stop_server
   [[ -n "$expected" && -n "$long" ]] || broken+=("workers: no answer on the processor")
-  for name in 1 2 3 mixed; do
+  for name in 1 2 3 mixed static; do
     case "$name" in
       mixed) serve "workers.$name" --cluster "$scratch/mixed.json" --allow-mixed-numerics ;;
+      static)
+        [[ "$rows" == *nccl* ]] || continue
+        serve "workers.$name" --device cuda --workers 2 --worker-device cuda --static-exchange-bytes 1000000
+        ;;
       *) serve "workers.$name" --device cuda --workers "$name" --worker-device cuda ;;
     esac || { broken+=("workers: no server with $name"); continue; }
     while cluster_field row_transport | grep 'not connected yet' >/dev/null && ((SECONDS - start < limit)); do
@@ -310,9 +323,13 @@ workers() {
     done
     rows+="$name: $(cluster_field row_transport | paste -sd,); "
     if [[ "$(greedy_tokens "$prompt")" == "$expected" ]]; then ok=$((ok + 1)); else broken+=("workers: other tokens with $name"); fi
-    if [[ "$name" == 2 ]]; then
+    if [[ "$name" == 2 || "$name" == static ]]; then
       pid="$(cluster_field pid | tail -n 1)"
       if [[ "$(streamed_text "$prompt" "$pid")" == "$long" ]]; then ok=$((ok + 1)); else broken+=("workers: other text after a worker's death"); fi
+    fi
+    if [[ "$name" == static ]]; then
+      rows+="$(metric static_steps_total) steps in the static form, $(metric graph_steps_total) as graphs; "
+      if (($(metric graph_steps_total) > 0)); then ok=$((ok + 1)); else broken+=("workers: no step was a graph"); fi
     fi
     stop_server || broken+=("workers: the server with $name did not end well")
   done

@@ -168,13 +168,13 @@ TEST_P(StaticExchangeTest, StepsOfBothFormsFollowEachOther) {
 TEST_P(StaticExchangeTest, AStepThatComesAgainIsOneLaunch) {
   auto const by_host = group(plans(2, false), 2);
   auto const expected_of = experts(by_host, 2);
-  for (std::size_t const n : {1U, 2U, 3U}) {
+  for (std::size_t const n : {1U, 3U}) {
     auto const workers = group(plans(n, true), 2);
     auto const linked = experts(workers, 2, kEnough);
     connect(*linked, *workers, n);
     std::vector<std::vector<Batch>> shapes;
     for (std::size_t const tokens : {1U, 7U}) shapes.push_back(batches_of(random_step(tokens, 2)));
-    for (std::size_t round = 0; round < 4; ++round)
+    for (std::size_t round = 0; round < 3; ++round)
       for (auto& batches : shapes) {
         auto const what = std::to_string(n) + " workers, round " + std::to_string(round);
         auto const step = random_step(batches.front().tokens, 2);
@@ -188,7 +188,7 @@ TEST_P(StaticExchangeTest, AStepThatComesAgainIsOneLaunch) {
         StepLayout const layout(batches.front().tokens, 2, hidden, GetParam());
         EXPECT_EQ(linked->traffic().link_bytes_sent - before.link_bytes_sent, n * layers.size() * layout.out_bytes);
         // Rows of the other form go by the same links and memory.
-        if (round == 2) expect_same(exact(*linked, step), expected, what);
+        if (round == 1) expect_same(exact(*linked, step), expected, what);
       }
   }
 }
@@ -301,11 +301,11 @@ TEST_P(StaticExchangeTest, AWorkerMayDieInAGraph) {
   for (Death const& death : deaths) {
     auto const what = "point " + std::to_string(static_cast<int>(death.point)) + ", " + std::to_string(death.passed) +
                       " times passed, step " + std::to_string(death.step) + ", " + std::to_string(victims) + " die";
-    auto const workers = group(replicas(3), 2);
+    auto const workers = group(replicas(victims + 1), 2);
     auto const linked = experts(workers, 2, kEnough);
-    connect(*linked, *workers, 3);
+    connect(*linked, *workers, victims + 1);
     auto batches = batches_of(random_step(6, 2));
-    for (std::size_t i = 0; i < death.step + 4; ++i) {
+    for (std::size_t i = 0; i < death.step + 3; ++i) {
       auto const step = random_step(6, 2);
       put(batches, step);
       if (i == death.step)
@@ -323,7 +323,7 @@ TEST_P(StaticExchangeTest, AWorkerMayDieInAGraph) {
         ASSERT_EQ(ended->outcome, Outcome::lost) << what;
       }
       if (ended->outcome == Outcome::good) expect_same(ended->out, exact(*expected_of, step), what);
-      while (workers->members().size() > 3 - victims) look(*linked);
+      while (workers->members().size() > 1) look(*linked);
       // All of them are known to be dead: the next one is taken by who is left, and recorded anew.
     }
   }

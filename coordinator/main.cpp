@@ -42,8 +42,8 @@ int if_written(int code) {
   return std::cout ? code : fail(1, "standard output cannot be written");
 }
 
-int run_serve(ServeOptions const& options) {
-  return run([&] { return serve(options); });
+int run_serve(ServeOptions const& options, Restart& restart) {
+  return run([&] { return serve(options, restart); });
 }
 
 int run_render(RenderOptions const& options) {
@@ -78,14 +78,14 @@ int run_tokenize(TokenizeOptions const& options) {
 
 int main(int argc, char** argv) {
   using namespace expertmesh;
-  Restart const restart(argc, argv);
+  Restart restart(argc, argv);
   auto const command = parse_command_line(argc, argv);
   if (auto const* exit = std::get_if<ExitNow>(&command)) return exit->code;
   if (auto const* info = std::get_if<InfoOptions>(&command)) return run_info(*info);
   if (auto const* tokenizing = std::get_if<TokenizeOptions>(&command)) return run_tokenize(*tokenizing);
   if (auto const* render = std::get_if<RenderOptions>(&command)) return run_render(*render);
   auto const& options = std::get<ServeOptions>(command);
-  int code = run_serve(options);
+  int code = run_serve(options, restart);
   if (code == kExitRestart) {
     restart.run();
     code = fail(1, "cannot start anew");

@@ -162,6 +162,10 @@ std::unique_ptr<Device> open_device(ModelRuntimeOptions const& options) {
 std::shared_ptr<NcclApi> load_row_library(ModelRuntimeOptions const& options, Device const* device) {
   bool const required = options.row_transport == RowTransport::nccl;
   bool const workers_may = options.clustered() && (options.worker_device != "cpu" || options.mixed_numerics);
+  if (options.static_exchange_bytes > 0 && (!workers_may || options.row_transport == RowTransport::host))
+    throw ModelError(
+        "--static-exchange-bytes: it is for rows that go by NCCL between GPUs (--workers, --worker-device cuda, not "
+        "--row-transport host)");
   if (options.row_transport == RowTransport::host) return nullptr;
   if (!device || !workers_may) {
     if (required)

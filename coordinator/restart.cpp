@@ -33,6 +33,13 @@ Restart::Restart(int argc, char** argv) : arguments_(argv, argv + argc) {
     if (!belongs_to_a_run(*variable)) environment_.emplace_back(*variable);
 }
 
+void Restart::listen_at(std::uint16_t port) {
+  for (std::size_t i = 1; i < arguments_.size(); ++i) {
+    if (arguments_[i] == "--port=0") arguments_[i] = "--port=" + std::to_string(port);
+    if (arguments_[i] == "0" && arguments_[i - 1] == "--port") arguments_[i] = std::to_string(port);
+  }
+}
+
 void Restart::run() const {
   // Open MPI's daemon and name server would stay, since this process does.
   for (auto const& task : std::filesystem::directory_iterator("/proc/self/task")) {

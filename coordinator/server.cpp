@@ -213,8 +213,9 @@ class Server {
 
   [[nodiscard]] std::string address() const {
     std::string const host = options_.host.find(':') == std::string::npos ? options_.host : "[" + options_.host + "]";
-    return "http://" + host + ":" + std::to_string(api_->port());
+    return "http://" + host + ":" + std::to_string(port());
   }
+  [[nodiscard]] std::uint16_t port() const { return api_->port(); }
 
   void drain() {
     spdlog::info("draining: no new requests, up to {} s for those under way", kDrainDeadline.count());
@@ -505,7 +506,7 @@ class Server {
 
 }  // namespace
 
-int serve(ServeOptions const& options) {
+int serve(ServeOptions const& options, Restart& restart) {
   auto const begin = std::chrono::steady_clock::now();
   Server server(options);
   server.start();
@@ -515,6 +516,7 @@ int serve(ServeOptions const& options) {
   std::cout << "ExpertMesh is ready at " << server.address() << std::endl;
   shutdown.wait();
   server.drain();
+  restart.listen_at(server.port());
   return server.wants_restart() ? kExitRestart : 0;
 }
 

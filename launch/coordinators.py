@@ -71,6 +71,9 @@ def parse(arguments, folder, coordinator_program):
         if getattr(options, name) is not None:
             raise CommandError(f"--cluster says what {option(name)} says" if options.cluster else
                                f"{option(name)}: with --coordinators that takes a cluster file (--cluster)")
+    for what in (["--row-transport", "nccl"], ["--static-exchange-bytes"]):
+        if re.search(rf"(^| ){'[ =]'.join(what)}($|[ =])", " ".join(others)):
+            raise CommandError(f"{' '.join(what)}: rows go by NCCL to workers of one coordinator only")
     return options, others
 
 

@@ -101,8 +101,10 @@ bool CoordinatorLane::serve_by_link(ServiceBatch& batch) {
       }
       if (is_step(slot->call.request)) {
         if (present_->step->begin(slot->call)) step_ = &*present_->step;
+        ++by_link_.steps;
       } else {
         present_->service.serve({&slot->call, 1}, batch);
+        ++by_link_.requests;
       }
       post_answer(*slot);
       // Its rows may be in the link all the same, where the next would be taken for them.

@@ -66,6 +66,12 @@ class CoordinatorLane {
   bool admit(ServiceBatch& batch);
   void answer(ServiceBatch const& batch);
   bool serve_by_link(ServiceBatch& batch);
+  // Served by the link so far.
+  struct ByLink {
+    std::size_t requests = 0;
+    std::size_t steps = 0;  // in the static form
+  };
+  [[nodiscard]] ByLink const& by_link() const { return by_link_; }
   // Nothing is to be done until its next message.
   [[nodiscard]] bool quiet() const;
 
@@ -108,6 +114,7 @@ class CoordinatorLane {
   std::shared_ptr<ServedPlacement> present_;
   std::vector<std::shared_ptr<ServedPlacement>> coming_;    // in the order they were offered
   std::vector<std::shared_ptr<ServedPlacement>> replaced_;  // whose last calls are in the batch
+  ByLink by_link_;
   StaticStep* step_ = nullptr;  // of present_, while it is under way: nothing else is served until it is over
 
   std::mutex mutex_;

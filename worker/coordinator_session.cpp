@@ -210,6 +210,8 @@ class SessionLife {
     auto const counts = machine.loop().counts();  // of all coordinators so far
     spdlog::info("served {} requests in {} batches, {} rows in {} groups of one expert", counts.requests,
                  counts.batches, counts.rows, counts.groups);
+    if (link_)
+      spdlog::info("by the link: {} requests, {} steps in the static form", counts.link_requests, counts.steps);
     if (context_.options.longest_wait.count() > 0)
       spdlog::info("{} waits for other coordinators, of which {} met one; {} us in all", counts.waits, counts.meetings,
                    counts.waited.count());

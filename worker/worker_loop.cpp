@@ -24,6 +24,8 @@ WorkerLoop::Counts WorkerLoop::counts() const {
           .batches = num_batches_,
           .rows = num_rows_,
           .groups = num_groups_,
+          .link_requests = num_link_requests_,
+          .steps = num_steps_,
           .waits = num_waits_,
           .meetings = num_meetings_,
           .waited = std::chrono::duration_cast<std::chrono::microseconds>(Rendezvous::Duration(waited_))};
@@ -140,7 +142,12 @@ void WorkerLoop::serve() {
     for (Lane const& lane : lanes_) guarded(lane, [&] { lane->answer(*batch_); });
     transport_.deliver();
   }
-  for (Lane const& lane : lanes_) guarded(lane, [&] { lane->serve_by_link(*batch_); });
+  for (Lane const& lane : lanes_) {
+    auto const before = lane->by_link();
+    guarded(lane, [&] { lane->serve_by_link(*batch_); });
+    num_link_requests_ += lane->by_link().requests - before.requests;
+    num_steps_ += lane->by_link().steps - before.steps;
+  }
 }
 
 void WorkerLoop::drop_stopped() {

@@ -49,9 +49,11 @@ class WorkerLoop {
     std::size_t requests = 0;
     std::size_t batches = 0;  // in which they were served
     std::size_t rows = 0;
-    std::size_t groups = 0;    // of rows for one expert, in all batches
-    std::size_t waits = 0;     // of requests for those of other coordinators
-    std::size_t meetings = 0;  // waits that another's request ended
+    std::size_t groups = 0;         // of rows for one expert, in all batches
+    std::size_t link_requests = 0;  // whose rows came by a link; not in the four above, like
+    std::size_t steps = 0;          // in the static form
+    std::size_t waits = 0;          // of requests for those of other coordinators
+    std::size_t meetings = 0;       // waits that another's request ended
     std::chrono::microseconds waited{0};
   };
   [[nodiscard]] Counts counts() const;
@@ -86,6 +88,8 @@ class WorkerLoop {
   std::atomic<std::size_t> num_batches_ = 0;
   std::atomic<std::size_t> num_rows_ = 0;
   std::atomic<std::size_t> num_groups_ = 0;
+  std::atomic<std::size_t> num_link_requests_ = 0;
+  std::atomic<std::size_t> num_steps_ = 0;
   std::atomic<std::size_t> num_waits_ = 0;
   std::atomic<std::size_t> num_meetings_ = 0;
   std::atomic<Rendezvous::Duration::rep> waited_ = 0;

@@ -292,7 +292,7 @@ class ControlServer::Impl {
     if (std::ranges::find(hello.dtypes, options_.dtype) == hello.dtypes.end())
       return "cannot run weights in " + options_.dtype;
     if (options_.nccl != 0 && hello.nccl != options_.nccl)
-      return hello.nccl == 0 ? "has no NCCL for a GPU of its own (--row-transport nccl)"
+      return hello.nccl == 0 ? "has no NCCL for a GPU of its own, or serves several coordinators (--row-transport nccl)"
                              : "NCCL version " + std::to_string(hello.nccl) + ", the coordinator has " +
                                    std::to_string(options_.nccl);
     if (hello.checkpoint.empty() || options_.checkpoint.empty()) return "";

@@ -15,7 +15,8 @@ bool is_connecting(std::string const& how) {
 
 LinkOffer offer_link(NcclApi& nccl, std::uint32_t theirs) {
   auto const ours = static_cast<std::uint32_t>(nccl.version());
-  if (theirs == 0) return {.id = {}, .how = "host (the worker has no NCCL for a GPU of its own)"};
+  if (theirs == 0)
+    return {.id = {}, .how = "host (the worker has no NCCL for a GPU of its own, or serves several coordinators)"};
   if (theirs != ours)
     return {.id = {},
             .how = "host (the worker has NCCL " + nccl_version_text(static_cast<int>(theirs)) + ", the coordinator " +

@@ -283,6 +283,19 @@ class OptionsTest(unittest.TestCase):
             code, line = serve(*option)
             self.assertEqual(code, 2, line)
 
+    @unittest.skipUnless(HAS_DEVICE, "no GPU here")
+    def test_a_form_of_the_exchange_that_could_never_be_taken_is_refused(self):
+        for options in (("--row-transport", "host", "--workers", "1", "--worker-device", "cuda"), ("--workers", "0")):
+            code, line = serve("--device", "cuda", "--static-exchange-bytes", "1000", *options)
+            self.assertEqual(code, 2, line)
+            self.assertIn("--static-exchange-bytes", line)
+
+    def test_rows_go_by_nccl_to_workers_of_one_coordinator(self):
+        for what in (("--row-transport", "nccl"), ("--row-transport=nccl",), ("--static-exchange-bytes", "1000")):
+            code, line = serve("--coordinators", "2", "--workers", "2", *what)
+            self.assertEqual(code, 2, line)
+            self.assertIn("one coordinator only", line)
+
     def test_the_profile_says_what_runs(self):
         with Server(DEMO_MODEL, "--workers", "1", "--allow-mixed-numerics") as server:
             profile = server.get("/v1/cluster")[1]["profile"]

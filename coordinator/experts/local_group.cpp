@@ -14,7 +14,7 @@ LocalGroup::Part::Part(ExpertModelSpec const& model, HeldExperts const& held, We
       batch(exec, model.wire, store.num_in_model(), {.max_requests = 1, .max_entries = limits.max_entries}) {}
 
 LocalGroup::LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
-                       RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
+                       RemoteExpertsLimits const& limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
                        std::size_t max_lives)
     : wire_(model.wire),
       message_limits_(dispatch_limits(model, limits.max_tokens, limits.experts_per_token)),

@@ -17,7 +17,7 @@ class LocalGroup final : public WorkerGroup {
  public:
   // held: [N]. exec: its ISA and pool are used, with scratch of the experts' own. max_lives: of all workers together.
   LocalGroup(ExpertModelSpec const& model, std::vector<HeldExperts> held, WeightSource const& source,
-             RemoteExpertsLimits limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
+             RemoteExpertsLimits const& limits, Exec const& exec, ExpertStore::OnBytes const& on_bytes,
              std::size_t max_lives = 0);
 
   // A dead worker serves again, as its next incarnation.

@@ -31,7 +31,7 @@ std::uint64_t random_id() {
 
 class RemoteExperts::Impl {
  public:
-  Impl(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits, Exec const& exec,
+  Impl(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits const& limits, Exec const& exec,
        std::shared_ptr<WorkerGroup> group)
       : limits_(limits),
         exec_(exec),
@@ -611,8 +611,8 @@ class RemoteExperts::Impl {
   std::optional<StaticExchange> static_;  // if it may ever be used
 };
 
-RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits,
-                             Exec const& exec, std::shared_ptr<WorkerGroup> group)
+RemoteExperts::RemoteExperts(ExpertModelSpec const& model, WeightSource const& source,
+                             RemoteExpertsLimits const& limits, Exec const& exec, std::shared_ptr<WorkerGroup> group)
     : impl_(std::make_unique<Impl>(model, source, limits, exec, std::move(group))) {}
 RemoteExperts::~RemoteExperts() = default;
 std::size_t RemoteExperts::link_buffer_bytes(ExpertModelSpec const& model, std::size_t max_tokens,
@@ -667,7 +667,7 @@ void RemoteExperts::finish(Exchange exchange, MatrixView<float> out) {
 }
 
 std::unique_ptr<RemoteExperts> make_cluster_experts(Cluster& cluster, ExpertModelSpec const& model,
-                                                    WeightSource const& source, RemoteExpertsLimits limits,
+                                                    WeightSource const& source, RemoteExpertsLimits const& limits,
                                                     Exec const& exec) {
   std::shared_ptr<WorkerGroup> const borrowed(std::shared_ptr<void>(), &cluster);
   return std::make_unique<RemoteExperts>(model, source, limits, exec, borrowed);

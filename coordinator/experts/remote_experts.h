@@ -44,8 +44,8 @@ class RemoteExperts final : public Experts {
 
   // exec: of the engine, for rounding, combining, and for experts without a holder, which are loaded from source.
   // Buffers are allocated here, and again when a worker joins.
-  RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits limits, Exec const& exec,
-                std::shared_ptr<WorkerGroup> group);
+  RemoteExperts(ExpertModelSpec const& model, WeightSource const& source, RemoteExpertsLimits const& limits,
+                Exec const& exec, std::shared_ptr<WorkerGroup> group);
   ~RemoteExperts() override;
 
   // Of the coordinator's device, for one worker with a link.
@@ -93,7 +93,7 @@ class RemoteExperts final : public Experts {
 
 // Experts in worker processes. The cluster must outlive the result.
 std::unique_ptr<RemoteExperts> make_cluster_experts(Cluster& cluster, ExpertModelSpec const& model,
-                                                    WeightSource const& source, RemoteExpertsLimits limits,
+                                                    WeightSource const& source, RemoteExpertsLimits const& limits,
                                                     Exec const& exec);
 
 // Experts in this process, on exec's pool: the same exchange over the in-process transport. Loads every expert.

@@ -7,14 +7,19 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 
 namespace expertmesh {
 namespace {
 
 // Weights are read from end to end in every step, at memory's speed: with pages of 4 KiB, looking up addresses takes a
-// tenth to a fifth of it. Matrices of this size lie side by side, so that huge pages may span several.
+// tenth to a fifth of it.
 constexpr std::size_t kHugePagesFrom = std::size_t{256} << 10;
+
+// Of addresses that lasting buffers are cut from, one behind the other: the system gives a huge page only where all of
+// it may be written when its first byte is. What nobody has written takes no memory.
+constexpr std::size_t kStretchBytes = std::size_t{64} << 20;
 
 // At a time: as long as it takes, the process can map no memory.
 constexpr std::size_t kTouchBytes = std::size_t{2} << 20;
@@ -28,6 +33,29 @@ std::size_t whole_pages(std::size_t bytes) {
   return (bytes + page_bytes() - 1) / page_bytes() * page_bytes();
 }
 
+// bytes: whole pages
+std::byte* map_pages(std::size_t bytes) {
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) throw std::bad_alloc();
+  madvise(data, bytes, MADV_HUGEPAGE);  // a wish: where the system has none, nothing changes
+  return static_cast<std::byte*>(data);
+}
+
+// bytes: whole pages
+std::byte* cut_from_stretch(std::size_t bytes) {
+  static std::mutex mutex;
+  static std::span<std::byte> left;  // of the current stretch
+  std::lock_guard const lock(mutex);
+  if (left.size() < bytes) {
+    std::byte* const next = map_pages(kStretchBytes);
+    if (!left.empty()) munmap(left.data(), left.size());
+    left = {next, kStretchBytes};
+  }
+  std::byte* const data = left.data();
+  left = left.subspan(bytes);
+  return data;
+}
+
 }  // namespace
 
 // Past malloc: fresh pages are zeros. The address sanitizer looks after what malloc gives only.
@@ -39,12 +67,10 @@ bool pages_come_when_written(std::size_t bytes) {
 #endif
 }
 
-void* allocate_zeroed(std::size_t bytes, std::size_t alignment) {
+void* allocate_zeroed(std::size_t bytes, std::size_t alignment, Lifetime lifetime) {
   if (pages_come_when_written(bytes)) {
-    void* const data = mmap(nullptr, whole_pages(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) throw std::bad_alloc();
-    madvise(data, whole_pages(bytes), MADV_HUGEPAGE);  // a wish: where the system has none, nothing changes
-    return data;
+    std::size_t const pages = whole_pages(bytes);
+    return lifetime == Lifetime::lasting && pages < kStretchBytes ? cut_from_stretch(pages) : map_pages(pages);
   }
   void* const data = std::aligned_alloc(alignment, bytes);
   if (!data) throw std::bad_alloc();

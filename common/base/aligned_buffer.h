@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <span>
@@ -13,9 +14,13 @@
 
 namespace expertmesh {
 
+// How long a buffer lives. Lasting ones of a few pages and more lie side by side in stretches of addresses, apart from
+// those that come and go between them: so nearly all of them is in huge pages.
+enum class Lifetime : std::uint8_t { any, lasting };
+
 // For release(), with as many bytes. Asks for huge pages where they pay. bytes: a multiple of alignment, which is at
 // most a page; not 0. Throws std::bad_alloc.
-void* allocate_zeroed(std::size_t bytes, std::size_t alignment);
+void* allocate_zeroed(std::size_t bytes, std::size_t alignment, Lifetime lifetime);
 void release(void* data, std::size_t bytes);
 // Of so many bytes: whether the system gives the pages when they are first written.
 bool pages_come_when_written(std::size_t bytes);
@@ -31,11 +36,12 @@ class AlignedBuffer {
 
   AlignedBuffer() = default;
   // device: must outlive the buffer; null: on the host.
-  explicit AlignedBuffer(std::size_t count, DeviceMemory* device = nullptr) : count_(count) {
+  explicit AlignedBuffer(std::size_t count, DeviceMemory* device = nullptr, Lifetime lifetime = Lifetime::any)
+      : count_(count) {
     if (count == 0) return;
     std::size_t const bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     data_ = Data(nullptr, Free{device, bytes});
-    data_.reset(static_cast<T*>(device ? device->allocate(bytes) : allocate_zeroed(bytes, kAlignment)));
+    data_.reset(static_cast<T*>(device ? device->allocate(bytes) : allocate_zeroed(bytes, kAlignment, lifetime)));
   }
   // A copy of numbers of the host.
   explicit AlignedBuffer(std::span<T const> numbers, DeviceMemory* device = nullptr)

@@ -129,7 +129,7 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::size_t n, std::size_t k, We
       n_(n),
       k_(k),
       device_(home.device),
-      data_(device_ ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device_) {
+      data_(device_ ? device_weight_bytes(format, n, k) : packed_bytes(format, n, k), device_, Lifetime::lasting) {
   EM_CHECK(device_ ? device_multiplies(format, k)
                    : format == kFloat32Weights || format == kBfloat16Weights || format == kInt8Weights ||
                          format == kInt4Weights || (format == kMxfp4Weights && k % kMxfp4GroupK == 0) || is_fp8(format),

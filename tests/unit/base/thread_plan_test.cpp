@@ -5,11 +5,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <vector>
 
 #include "common/base/aligned_buffer.h"
 #include "common/base/cores.h"
@@ -127,6 +129,29 @@ TEST(PlacePages, TouchingLeavesWhatIsThere) {
     std::stop_source stop;
     stop.request_stop();
     EXPECT_FALSE(touch_pages(buffer.span(), plan, stop.get_token()));
+  }
+}
+
+TEST(AlignedBuffers, LastingOnesLieSideBySideWhateverComesAndGoesBetween) {
+  constexpr std::size_t kBytes = std::size_t{1} << 20;
+  if (!pages_come_when_written(kBytes)) GTEST_SKIP() << "the address sanitizer's malloc has the memory";
+
+  std::size_t beside = 0;
+  std::vector<AlignedBuffer<std::byte>> buffers;
+  for (std::size_t i = 0; i < 70; ++i) {  // more than a stretch has room for
+    AlignedBuffer<std::byte> passing(kBytes);
+    passing[0] = std::byte{1};
+    buffers.emplace_back(kBytes, nullptr, Lifetime::lasting);
+    EXPECT_EQ(std::ranges::count(buffers[i].span(), std::byte{}), std::ptrdiff_t{kBytes}) << i;
+    std::ranges::fill(buffers[i].span(), static_cast<std::byte>(i));
+    if (i > 0 && buffers[i].data() == buffers[i - 1].data() + kBytes) ++beside;
+    if (i % 10 == 5) buffers[i - 2] = {};
+  }
+  EXPECT_GE(beside, 67U);
+  for (std::size_t i = 0; i < 70; ++i) {
+    EXPECT_TRUE(buffers[i].empty() ||
+                std::ranges::count(buffers[i].span(), static_cast<std::byte>(i)) == std::ptrdiff_t{kBytes})
+        << i;
   }
 }
 

@@ -128,10 +128,10 @@ constexpr std::size_t ticks_of(std::size_t steps) {
 template <class T>
 struct AttendState {
   using Other = typename Cached<T>::Other;
-  float largest[kRowsPerPart];  // score so far
-  float sum[kRowsPerPart];      // of e^(score - largest)
-  Other const* q;               // [rows][q_stride]
-  std::size_t q_stride;         // whole steps
+  float largest[kRowsPerPart];                          // score so far
+  alignas(kLineBytes) float sum[kRowsPerPart][kLanes];  // of e^(score - largest), lane by lane
+  Other const* q;                                       // [rows][q_stride]
+  std::size_t q_stride;                                 // whole steps
   // Of the current tile:
   float correction[kRowsPerPart];  // of what was added up before
   alignas(kLineBytes) float score[kRowsPerPart][kTilePositions];
@@ -400,8 +400,9 @@ class Attend {
     }
     for (std::size_t row = 0; row < rows_; ++row) {
       float* const out = a_.out + of_[row].token * a_.out_stride + of_[row].head * a_.value_dim;
+      Vec const inverse = broadcast(1.0F / sum_lanes(load(state_.sum[row])));
       for (std::size_t d = 0; d < a_.value_dim; d += kLanes)
-        store_some(out + d, load(accumulator_ + row * padded_ + d) / broadcast(state_.sum[row]), a_.value_dim - d);
+        store_some(out + d, load(accumulator_ + row * padded_ + d) * inverse, a_.value_dim - d);
     }
   }
 
@@ -409,7 +410,8 @@ class Attend {
   void start_row(std::size_t row, std::size_t token, std::size_t head) {
     of_[row] = {.token = token, .head = head};
     state_.largest[row] = a_.sinks ? a_.sinks[head] : kNegativeInfinity;
-    state_.sum[row] = a_.sinks ? 1.0F : 0.0F;
+    store(state_.sum[row], zero());
+    if (a_.sinks) state_.sum[row][0] = 1.0F;
     float const* const q = a_.q + token * a_.q_stride + head * a_.key_dim;
     Other* const to = queries_ + row * state_.q_stride;
     std::size_t d = 0;
@@ -492,7 +494,8 @@ class Attend {
       Vec const sum = lanes == kWhole ? weights<true>(tile, g, row + r, lanes, shift[r])
                                       : weights<false>(tile, g, row + r, lanes, shift[r]);
       state_.correction[row + r] = corrections[r];
-      state_.sum[row + r] = state_.sum[row + r] * corrections[r] + sum_lanes(sum);
+      float* const so_far = state_.sum[row + r];
+      store(so_far, fma(load(so_far), broadcast(corrections[r]), sum));
     }
   }
 
@@ -529,14 +532,27 @@ class Attend {
   template <bool kAll>
   Vec weights(std::size_t tile, std::size_t g, std::size_t row, Lanes lanes, float shift) {
     Vec sum = zero();
-    each_vector<kAll>(
-        lanes, [&](std::size_t b) __attribute__((always_inline)) {
-          Vec weight = exponential(load(state_.score[row] + b * kLanes) - broadcast(shift));
-          sum = sum + weight;
-          if constexpr (kScaled)
-            weight = weight * load(blocks_.scales(tile * kTileBlocks + b, g) + (a_.values_in_keys ? 0 : kLanes));
-          Cached<T>::store_others(state_.weight[row] + b * kLanes, weight);
-        });
+    auto const take = [&](std::size_t b, Vec weight) __attribute__((always_inline)) {
+      sum = sum + weight;
+      if constexpr (kScaled)
+        weight = weight * load(blocks_.scales(tile * kTileBlocks + b, g) + (a_.values_in_keys ? 0 : kLanes));
+      Cached<T>::store_others(state_.weight[row] + b * kLanes, weight);
+    };
+    float const* const score = state_.score[row];
+    if constexpr (kAll) {
+      Vec all[kTileBlocks];
+      each_vector<kAll>(
+          lanes, [&](std::size_t b)
+                     __attribute__((always_inline)) { all[b] = load(score + b * kLanes) - broadcast(shift); });
+      exponential(all);
+      each_vector<kAll>(
+          lanes, [&](std::size_t b) __attribute__((always_inline)) { take(b, all[b]); });
+    } else {
+      each_vector<kAll>(
+          lanes, [&](std::size_t b) __attribute__((always_inline)) {
+            take(b, exponential(load(score + b * kLanes) - broadcast(shift)));
+          });
+    }
     return sum;
   }
 

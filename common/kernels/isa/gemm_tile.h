@@ -3,15 +3,6 @@
 #include "common/kernels/isa/vec_math.h"
 #include "common/kernels/kernel_table.h"
 
-// Before a loop over the sums of a register tile: only when it is unrolled do they stay in registers.
-#if defined(__clang__)
-#define EM_UNROLL _Pragma("unroll")
-#define EM_UNROLL_INT4_STEPS _Pragma("unroll(kInt4StepsUnrolled)")
-#else
-#define EM_UNROLL _Pragma("GCC unroll 32")
-#define EM_UNROLL_INT4_STEPS _Pragma("GCC unroll kInt4StepsUnrolled")
-#endif
-
 namespace expertmesh {
 namespace {
 

@@ -134,7 +134,7 @@ Ahead ahead_in_stream(GemmPart const& g, std::size_t ticks) {
 // Rows in as few tiles as there can be, of nearly the same size: one of few rows would read the weights for little.
 template <class Kernel>
 void gemm(GemmPart const& g) {
-  std::size_t const row_tiles = g.m <= Kernel::kMostRows ? 1 : (g.m + kTileRows - 1) / kTileRows;
+  std::size_t const row_tiles = g.m <= Kernel::kMostRows ? 1 : (g.m + Kernel::kManyRows - 1) / Kernel::kManyRows;
   auto const first_row = [&](std::size_t tile) { return g.m * tile / row_tiles; };
   // Nothing is fetched ahead below Kernel::kAheadFrom rows: where the memory is all that is waited for, the processor's
   // own prefetchers keep more lines under way than instructions can (measured on Zen 5).

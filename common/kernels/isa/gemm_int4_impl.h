@@ -1,5 +1,6 @@
 // The int4 GEMM over Vec and Int4Sums, of whichever ISA was included before. A sum of a group of weights is exact,
-// whatever computes it; scaled, the groups are added in the order of K. So all ISAs have the same bits.
+// whatever computes it; those that meet one group of activations are added in the order of K, each times its scale, and
+// then, times the activations' scale, to the sum of those before. So all ISAs have the same bits.
 #pragma once
 #include "common/kernels/int4_panels.h"
 #include "common/kernels/isa/gemm_impl.h"
@@ -32,9 +33,10 @@ inline void quantise_for_int4(float const* x, std::size_t n, std::byte* out) {
 }
 
 struct GemmInt4 {
-  // Two halves of each vector of weights and of a row's numbers are in registers, too.
-  static constexpr std::size_t kMostSums = kAccumulators < 20 ? kAccumulators : 20;
-  static constexpr std::size_t kMostRows = kFewRows < 10 ? kFewRows : 10;
+  // Each sum has two registers, and two halves of each vector of weights and of a row's numbers are in others.
+  static constexpr std::size_t kMostSums = kAccumulators < 12 ? kAccumulators : 12;
+  static constexpr std::size_t kMostRows = kFewRows < 6 ? kFewRows : 6;
+  static constexpr std::size_t kManyRows = kTileRows < 6 ? kTileRows : 6;
   static constexpr std::size_t kAheadFrom = 1;
   static std::size_t panel_bytes(GemmPart const& g) { return int4_panel_bytes(g.k); }
   static std::size_t ticks(std::size_t k) { return int4_groups(k); }
@@ -54,38 +56,52 @@ struct GemmInt4 {
     EM_UNROLL
     for (std::size_t i = 0; i < MR; ++i) x[i] = static_cast<Int4RowGroup const*>(g.x[row + i]);
     TileSums<MR, NV> sums;
-    for (std::size_t group = 0; group < int4_groups(g.k); ++group) {
-      ahead.tick();
-      std::size_t const part = group % kInt4GroupsAtOnce;  // of a group of activations
-      Int4Sums acc[MR][NV];
+    for (std::size_t first = 0; first < int4_groups(g.k); first += kInt4GroupsAtOnce) {
+      std::size_t const groups =
+          int4_groups(g.k) - first < kInt4GroupsAtOnce ? int4_groups(g.k) - first : kInt4GroupsAtOnce;
+      Vec of_row_group[MR][NV];  // without the row's scale
       EM_UNROLL
       for (std::size_t i = 0; i < MR; ++i) {
         EM_UNROLL
-        for (std::size_t j = 0; j < NV; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
+        for (std::size_t j = 0; j < NV; ++j) of_row_group[i][j] = zero();
       }
-      EM_UNROLL_INT4_STEPS
-      for (std::size_t step = 0; step < kInt4Group / kInt4StepK; ++step) {
-        Int4Weights w[NV];
-        EM_UNROLL
-        for (std::size_t j = 0; j < NV; ++j)
-          w[j] = load_int4(numbers[j] + group * kInt4BlockBytes + step * kInt4StepBytes);
+      for (std::size_t part = 0; part < groups; ++part) {
+        ahead.tick();
+        Int4Sums acc[MR][NV];
         EM_UNROLL
         for (std::size_t i = 0; i < MR; ++i) {
-          Int4Row const xi = broadcast_int4(x[i]->x + part * kInt4Group + step * kInt4StepK);
           EM_UNROLL
-          for (std::size_t j = 0; j < NV; ++j) acc[i][j] = dot_int4(acc[i][j], w[j], xi);
+          for (std::size_t j = 0; j < NV; ++j) acc[i][j] = first_int4_sums(x[i]->start[part]);
+        }
+        EM_UNROLL_INT4_STEPS
+        for (std::size_t step = 0; step < kInt4Group / kInt4StepK; ++step) {
+          Int4Weights w[NV];
+          EM_UNROLL
+          for (std::size_t j = 0; j < NV; ++j) w[j] = load_int4(numbers[j] + step * kInt4StepBytes);
+          EM_UNROLL
+          for (std::size_t i = 0; i < MR; ++i) {
+            Int4Row const xi = broadcast_int4(x[i]->x + part * kInt4Group + step * kInt4StepK);
+            EM_UNROLL
+            for (std::size_t j = 0; j < NV; ++j) acc[i][j] = dot_int4(acc[i][j], w[j], xi);
+          }
+        }
+        EM_UNROLL
+        for (std::size_t j = 0; j < NV; ++j) {
+          Vec const weights = load(reinterpret_cast<std::uint16_t const*>(scales[j]));
+          EM_UNROLL
+          for (std::size_t i = 0; i < MR; ++i)
+            of_row_group[i][j] = fma(to_floats(total(acc[i][j], x[i]->start[part])), weights, of_row_group[i][j]);
+          scales[j] += kInt4BlockBytes;
+          numbers[j] += kInt4BlockBytes;
         }
       }
       EM_UNROLL
-      for (std::size_t j = 0; j < NV; ++j) {
-        Vec const weights = load(reinterpret_cast<std::uint16_t const*>(scales[j] + group * kInt4BlockBytes));
+      for (std::size_t i = 0; i < MR; ++i) {
+        Vec const scale = broadcast(x[i]->scale);
         EM_UNROLL
-        for (std::size_t i = 0; i < MR; ++i)
-          sums.add(i, j, to_floats(total(acc[i][j], x[i]->start[part])), broadcast(x[i]->scale) * weights);
+        for (std::size_t j = 0; j < NV; ++j) sums.add(i, j, of_row_group[i][j], scale);
+        ++x[i];
       }
-      if (part + 1 != kInt4GroupsAtOnce) continue;
-      EM_UNROLL
-      for (std::size_t i = 0; i < MR; ++i) ++x[i];
     }
     sums.store(g, row, vector);
   }

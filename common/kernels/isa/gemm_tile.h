@@ -51,6 +51,7 @@ constexpr std::size_t kPanelVectors = kPanelColumns / kLanes;
 struct RegisterTiles {
   static constexpr std::size_t kMostSums = kAccumulators;  // vectors
   static constexpr std::size_t kMostRows = kFewRows;
+  static constexpr std::size_t kManyRows = kTileRows;  // of a tile where there are more
 };
 
 // Sums of a tile from one group of K to the next: in the nearest cache, since registers hold the groups' own sums.

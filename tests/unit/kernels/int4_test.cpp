@@ -44,12 +44,16 @@ Matrix<float> plain_linear(MatrixView<float const> x, PackedMatrix const& w) {
     for (std::size_t m = 0; m < x.rows; ++m) {
       Quantised const row = reference::quantised(x.row(m), x.cols);
       float sum = 0;
+      float of_row_group = 0;
       for (std::size_t g = 0; g < weights.scales.size(); ++g) {
         long products = 0;
         for (std::size_t k = g * kGroup; k < std::min(x.cols, (g + 1) * kGroup); ++k)
           products += static_cast<long>(row.whole[k]) * weights.whole[k];
-        float const scale = row.scales[g * kGroup / reference::kInt8GroupSize] * weights.scales[g];
-        sum = std::fma(static_cast<float>(products), scale, sum);
+        of_row_group = std::fma(static_cast<float>(products), weights.scales[g], of_row_group);
+        bool const more = g + 1 < weights.scales.size() && (g + 1) * kGroup % reference::kInt8GroupSize != 0;
+        if (more) continue;
+        sum = std::fma(of_row_group, row.scales[g * kGroup / reference::kInt8GroupSize], sum);
+        of_row_group = 0;
       }
       y.view().row(m)[n] = sum;
     }

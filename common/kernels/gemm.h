@@ -25,26 +25,32 @@ struct GemmJob {
 };
 
 // A tile is what a thread takes at a time: 64 columns, enough independent sums to keep the units busy at m = 1, of 64
-// rows, so that narrow weights with many rows are shared out too.
+// rows, so that narrow weights with many rows are shared out too. Where they are but one tile wide, of 16.
 constexpr std::size_t kTilePanels = 2;
 constexpr std::size_t kTileRowsMax = 64;
+constexpr std::size_t kTileRowsMaxOfOne = 16;
+
+inline std::size_t tile_columns(PackedMatrix const& w) {
+  return divided_up(divided_up(w.n(), kPanelColumns), kTilePanels);
+}
 
 // Rows of a job's tiles, but for the last ones: nearly as many in each, since all threads have some of each job. In
 // eights, which is what the fastest kernels take at once.
-inline std::size_t tile_rows(std::size_t m) {
+inline std::size_t tile_rows(GemmJob const& job) {
   constexpr std::size_t kRowStep = 8;
-  return divided_up(divided_up(m, divided_up(m, kTileRowsMax)), kRowStep) * kRowStep;
+  std::size_t const most = tile_columns(job.w) == 1 ? kTileRowsMaxOfOne : kTileRowsMax;
+  return divided_up(divided_up(job.m, divided_up(job.m, most)), kRowStep) * kRowStep;
 }
-inline std::size_t num_row_blocks(std::size_t m) {
-  return m == 0 ? 0 : divided_up(m, tile_rows(m));
+inline std::size_t num_row_blocks(GemmJob const& job) {
+  return job.m == 0 ? 0 : divided_up(job.m, tile_rows(job));
 }
 
 struct GemmTile {
   GemmJob job;
   std::size_t tile;  // of tile_columns(w) x row blocks: row blocks inside, so that the next tile has the same weights
 
-  [[nodiscard]] std::size_t row() const { return tile % num_row_blocks(job.m) * tile_rows(job.m); }  // the first
-  [[nodiscard]] std::size_t panel() const { return tile / num_row_blocks(job.m) * kTilePanels; }     // the first
+  [[nodiscard]] std::size_t row() const { return tile % num_row_blocks(job) * tile_rows(job); }  // the first
+  [[nodiscard]] std::size_t panel() const { return tile / num_row_blocks(job) * kTilePanels; }   // the first
   [[nodiscard]] std::span<std::byte const> weights() const {
     std::size_t const panels = divided_up(job.w.n(), kPanelColumns);
     std::size_t const panel_bytes = job.w.size_bytes() / panels;
@@ -62,7 +68,7 @@ inline void gemm_tile(Exec const& exec, GemmTile const& t, GemmTile const* next)
   if (next != nullptr && next->weights().data() != t.weights().data()) ahead = next->weights();
   GemmPart const part{.x = job.x + row,
                       .y = job.y + row,
-                      .m = std::min(job.m - row, tile_rows(job.m)),
+                      .m = std::min(job.m - row, tile_rows(job)),
                       .n = job.w.n(),
                       .k = job.w.k(),
                       .panels = job.w.data(),
@@ -84,10 +90,6 @@ struct TileStretch {
   std::size_t end = 0;
   std::size_t node = 0;
 };
-
-inline std::size_t tile_columns(PackedMatrix const& w) {
-  return divided_up(divided_up(w.n(), kPanelColumns), kTilePanels);
-}
 
 // From column `begin` on, which is there. Weights that lie by regions are read by the nodes that have them; of others
 // each node has a share that goes by its threads.
@@ -124,7 +126,7 @@ class NodeTiles {
     if (stretch_.end == columns_) {
       GemmJob const job = job_of_(num_jobs_++);
       columns_ = tile_columns(job.w);
-      row_blocks_ = num_row_blocks(job.m);
+      row_blocks_ = num_row_blocks(job);
       stretch_.end = 0;
     }
     stretch_ = stretch_from(stretch_.end, job_of_(num_jobs_ - 1).w, threads_);
@@ -169,7 +171,7 @@ class GemmRun {
       std::size_t const columns = tile_columns(job.w);
       for (TileStretch stretch; stretch.end < columns;) {
         stretch = stretch_from(stretch.end, job.w, threads);
-        totals[stretch.node] += (stretch.end - stretch.begin) * num_row_blocks(job.m);
+        totals[stretch.node] += (stretch.end - stretch.begin) * num_row_blocks(job);
       }
     }
     std::span<TileRun> const runs = exec.scratch().tile_runs;
@@ -212,7 +214,7 @@ void run_gemms(Exec const& exec, std::size_t num_jobs, JobOf job_of) {
 
 // All tiles of a job on the calling thread. next: what it runs after them, or null.
 inline void run_alone(Exec const& exec, GemmJob const& job, GemmTile const* next) {
-  std::size_t const tiles = tile_columns(job.w) * num_row_blocks(job.m);
+  std::size_t const tiles = tile_columns(job.w) * num_row_blocks(job);
   for (std::size_t i = 0; i < tiles; ++i) {
     GemmTile const after{job, i + 1};
     gemm_tile(exec, {job, i}, i + 1 < tiles ? &after : next);

@@ -57,7 +57,7 @@ TEST(NumaNodes, EveryTileIsForOneNode) {
     for (std::size_t i = 0; i < weights.size(); ++i) {
       GemmJob const job = job_of(i);
       std::size_t const columns = tile_columns(job.w);
-      times.emplace_back(columns * num_row_blocks(job.m));
+      times.emplace_back(columns * num_row_blocks(job));
       std::vector<std::size_t> of_node(threads.size());
       for (TileStretch stretch; stretch.end < columns;) {
         std::size_t const before = stretch.end;
@@ -74,7 +74,7 @@ TEST(NumaNodes, EveryTileIsForOneNode) {
         }
       }
       for (std::size_t j = 0; j < threads.size(); ++j) {
-        totals[j] += of_node[j] * num_row_blocks(job.m);
+        totals[j] += of_node[j] * num_row_blocks(job);
         if (!job.w.lies_by_regions()) {
           EXPECT_NEAR(static_cast<double>(of_node[j]),
                       static_cast<double>(columns * threads[j]) / static_cast<double>(plan.num_threads()), 1);

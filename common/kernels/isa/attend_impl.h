@@ -128,8 +128,8 @@ constexpr std::size_t ticks_of(std::size_t steps) {
 template <class T>
 struct AttendState {
   using Other = typename Cached<T>::Other;
+  alignas(kLineBytes) float sum[kRowsPerPart][kLanes];  // of e^(score - largest) so far, lane by lane
   float largest[kRowsPerPart];                          // score so far
-  alignas(kLineBytes) float sum[kRowsPerPart][kLanes];  // of e^(score - largest), lane by lane
   Other const* q;                                       // [rows][q_stride]
   std::size_t q_stride;                                 // whole steps
   // Of the current tile:

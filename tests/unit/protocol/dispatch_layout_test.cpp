@@ -104,6 +104,7 @@ TEST_F(Fixture, EveryHeaderFieldIsChecked) {
   EXPECT_EQ(fault_after([](auto& h) { h.version = kDispatchVersion + 1; }), WireFault::bad_version);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagGateOnInput; }), WireFault::unknown_flags);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagChecksum; }), WireFault::bad_checksum);
+  EXPECT_EQ(fault_after([](auto& h) { h.id.flags = kFlagComesAgain; }), WireFault::unknown_flags) << "it is of steps";
   EXPECT_EQ(fault_after([](auto& h) { h.checksum = 1; }), WireFault::bad_checksum);
   EXPECT_EQ(fault_after([](auto& h) { h.id.stack = 1; }), WireFault::bad_stack);
   EXPECT_EQ(fault_after([](auto& h) { h.id.worker_incarnation = 3; }), WireFault::stale_incarnation);

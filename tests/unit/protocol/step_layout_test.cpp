@@ -80,6 +80,7 @@ TEST_F(StepLayoutTest, EveryHeaderFieldIsChecked) {
   EXPECT_EQ(fault_after([](auto& h) { h.magic = kDispatchMagic; }), WireFault::bad_magic);
   EXPECT_EQ(fault_after([](auto& h) { h.version = kDispatchVersion - 1; }), WireFault::bad_version);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags = 0; }), WireFault::unknown_flags);
+  EXPECT_EQ(fault_after([](auto& h) { h.id.flags |= kFlagComesAgain; }), WireFault::none);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags |= kFlagGateOnInput; }), WireFault::unknown_flags);
   EXPECT_EQ(fault_after([](auto& h) { h.id.flags |= kFlagChecksum; }), WireFault::bad_checksum);
   EXPECT_EQ(fault_after([](auto& h) { h.checksum = 1; }), WireFault::bad_checksum);

@@ -134,8 +134,6 @@ TEST(PlacePages, TouchingLeavesWhatIsThere) {
 
 TEST(AlignedBuffers, LastingOnesLieSideBySideWhateverComesAndGoesBetween) {
   constexpr std::size_t kBytes = std::size_t{1} << 20;
-  if (!pages_come_when_written(kBytes)) GTEST_SKIP() << "the address sanitizer's malloc has the memory";
-
   std::size_t beside = 0;
   std::vector<AlignedBuffer<std::byte>> buffers;
   for (std::size_t i = 0; i < 70; ++i) {  // more than a stretch has room for
@@ -147,7 +145,9 @@ TEST(AlignedBuffers, LastingOnesLieSideBySideWhateverComesAndGoesBetween) {
     if (i > 0 && buffers[i].data() == buffers[i - 1].data() + kBytes) ++beside;
     if (i % 10 == 5) buffers[i - 2] = {};
   }
-  EXPECT_GE(beside, 67U);
+  if (pages_come_when_written(kBytes)) {  // else malloc has the memory: the address sanitizer's
+    EXPECT_GE(beside, 67U);
+  }
   for (std::size_t i = 0; i < 70; ++i) {
     EXPECT_TRUE(buffers[i].empty() ||
                 std::ranges::count(buffers[i].span(), static_cast<std::byte>(i)) == std::ptrdiff_t{kBytes})

@@ -51,7 +51,7 @@ def option(name):
 def parse(arguments, folder, coordinator_program):
     """-> (options that this program has to know, the others)"""
     parser = argparse.ArgumentParser(prog="expertmesh serve", allow_abbrev=False, add_help=False)
-    for name in ("coordinators", "cluster", "host", "port", "threads", "trace", "packed_cache", "bind", "config", *OF_WORKERS, *OF_COORDINATORS, *OF_JOINING, *OF_FRONT):
+    for name in ("coordinators", "cluster", "host", "port", "threads", "trace", "packed_cache", "bind", "config", "row_transport", "static_exchange_bytes", *OF_WORKERS, *OF_COORDINATORS, *OF_JOINING, *OF_FRONT):
         parser.add_argument(option(name))
     options, others = parser.parse_known_args(arguments)
     if options.config:
@@ -71,9 +71,10 @@ def parse(arguments, folder, coordinator_program):
         if getattr(options, name) is not None:
             raise CommandError(f"--cluster says what {option(name)} says" if options.cluster else
                                f"{option(name)}: with --coordinators that takes a cluster file (--cluster)")
-    for what in (["--row-transport", "nccl"], ["--static-exchange-bytes"]):
-        if re.search(rf"(^| ){'[ =]'.join(what)}($|[ =])", " ".join(others)):
-            raise CommandError(f"{' '.join(what)}: rows go by NCCL to workers of one coordinator only")
+    if options.row_transport == "nccl" or (options.static_exchange_bytes or "0") != "0":
+        raise CommandError("--row-transport nccl and --static-exchange-bytes: rows go by NCCL to workers of one coordinator only")
+    if options.row_transport:
+        others += ["--row-transport", options.row_transport]
     return options, others
 
 

@@ -291,10 +291,13 @@ class OptionsTest(unittest.TestCase):
             self.assertIn("--static-exchange-bytes", line)
 
     def test_rows_go_by_nccl_to_workers_of_one_coordinator(self):
-        for what in (("--row-transport", "nccl"), ("--row-transport=nccl",), ("--static-exchange-bytes", "1000")):
-            code, line = serve("--coordinators", "2", "--workers", "2", *what)
-            self.assertEqual(code, 2, line)
-            self.assertIn("one coordinator only", line)
+        with tempfile.NamedTemporaryFile("w", suffix=".conf") as config:
+            config.write("static-exchange-bytes = 1000\n")
+            config.flush()
+            for what in (("--row-transport", "nccl"), ("--row-transport=nccl",), ("--static-exchange-bytes", "1000"), ("--config", config.name)):
+                code, line = serve("--coordinators", "2", "--workers", "2", *what)
+                self.assertEqual(code, 2, line)
+                self.assertIn("one coordinator only", line)
 
     def test_the_profile_says_what_runs(self):
         with Server(DEMO_MODEL, "--workers", "1", "--allow-mixed-numerics") as server:
